@@ -1,0 +1,12 @@
+"""Where the data folders that travel with tourkit are: a checkout's top level, or inside the wheel."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+_INSTALLED = _PACKAGE / "_data"
+_ROOT = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent
+
+MANIFESTS = _ROOT / "manifests"
+MODELS = MANIFESTS / "models"
+TEMPLATES = _ROOT / "templates"
+BUNDLE_SKELETON = _ROOT / "bundle"

@@ -1,0 +1,72 @@
+"""Every error tourkit raises on purpose, each with the exit code the command line ends with.
+
+TourkitError
+├── NotSo              1  the thing asked about is not so: damage found, nothing fits
+├── UsageError         2  wrong argument or input file
+│   └── ManifestError  2  a manifest or a lock is wrong, stale or unresolved
+├── HubError           3  the hub or the network failed
+│   └── WrongContent   3  the bytes received are not the bytes the lock names
+├── LocalError         4  disk full, no permission, a missing stack, a busy port
+├── EngineError        4  the engine or a worker failed
+│   ├── EngineDead     4  the engine thread or the worker process has ended (HTTP 503)
+│   └── QueueFull      4  no room for another request now (HTTP 429)
+└── RequestError       2  a request that cannot be served as written (HTTP 400, or `status`)
+
+A message is one line: what, where: the mend.
+"""
+
+
+class TourkitError(Exception):
+    """Root of the tree; `exit_code` is what the process ends with."""
+
+    exit_code = 4
+
+
+class NotSo(TourkitError):
+    exit_code = 1
+
+
+class UsageError(TourkitError):
+    exit_code = 2
+
+
+class ManifestError(UsageError):
+    pass
+
+
+class HubError(TourkitError):
+    exit_code = 3
+
+
+class WrongContent(HubError):
+    pass
+
+
+class LocalError(TourkitError):
+    exit_code = 4
+
+
+class EngineError(TourkitError):
+    exit_code = 4
+
+
+class EngineDead(EngineError):
+    pass
+
+
+class QueueFull(EngineError):
+    pass
+
+
+class RequestError(TourkitError):
+    """`param` names the offending request field, `code` is OpenAI's machine-readable reason."""
+
+    exit_code = 2
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+        self.status = status
