@@ -1,0 +1,31 @@
+"""Fixtures several test modules share: the tiny random model, and an offline-safe environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Read when huggingface_hub is imported, so before any test module is.
+os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_UPDATE_CHECK="1", DO_NOT_TRACK="1")
+for name in ("HF_TOKEN", "HF_ENDPOINT", "TOURKIT_URL", "TOURKIT_BUNDLE", "TOURKIT_API_KEY"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real GGUF with random weights, made by tourkit itself."""
+    from tourkit.tiny import write_random_gguf
+
+    path = tmp_path_factory.mktemp("tiny") / "tiny-random.gguf"
+    write_random_gguf(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def hub_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep a developer's own token and cache out of the tests."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path_factory.getbasetemp() / "hf-home"))
+    yield

@@ -1,0 +1,118 @@
+"""A Runner that works without a model: the next token is a function of the tokens before it.
+
+Tokens are bytes, 256 ends the text. It keeps real KV books (which position of which slot holds which token, cells
+shared between slots), refuses what llama.cpp would refuse, and can be told to fail or to be short of cells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from tourkit.engine.types import SamplingParams
+
+EOG = 256
+
+
+def hashed(history: tuple[int, ...]) -> int:
+    """Lower-case letters that depend on the whole history, and the end now and then."""
+    digest = hashlib.sha256(bytes(token % 256 for token in history)).digest()
+    return EOG if digest[0] < 8 else 97 + digest[1] % 26
+
+
+class FakeSampler:
+    open = 0  # of all samplers, to see that each is closed
+
+    def __init__(self, runner: FakeRunner) -> None:
+        self._runner = runner
+        self._closed = False
+        FakeSampler.open += 1
+
+    def sample(self, row: int) -> int:
+        assert not self._closed, "sampled after close"
+        return int(self._runner.logits(row).argmax())
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            FakeSampler.open -= 1
+
+
+class FakeRunner:
+    def __init__(
+        self,
+        *,
+        slots: int = 4,
+        n_ctx: int = 4096,
+        n_batch: int = 64,
+        next_token: Callable[[tuple[int, ...]], int] = hashed,
+        fail_at_step: int | None = None,
+        gate: threading.Event | None = None,
+    ) -> None:
+        self.n_slots, self.n_ctx, self.n_batch, self.n_vocab = slots, n_ctx, n_batch, 257
+        self.eog = frozenset({EOG})
+        self._next_token = next_token
+        self._fail_at_step = fail_at_step
+        self._gate = gate
+        self._cells: dict[int, list[object]] = {slot: [] for slot in range(slots)}  # shared cells are one object
+        self._tokens: dict[int, list[int]] = {slot: [] for slot in range(slots)}
+        self._batch: list[tuple[int, int, int, bool]] = []
+        self._rows: dict[int, np.ndarray] = {}
+        self.steps = 0
+        self.batches: list[list[tuple[int, int, int, bool]]] = []
+        self.closed = False
+
+    def add(self, token: int, pos: int, slot: int, *, logits: bool) -> int | None:
+        assert len(self._batch) < self.n_batch, "batch overflow"
+        assert 0 <= slot < self.n_slots
+        expected = len(self._tokens[slot]) + sum(1 for _, _, other, _ in self._batch if other == slot)
+        assert pos == expected, f"slot {slot}: position {pos}, the next free one is {expected}"
+        self._batch.append((token, pos, slot, logits))
+        return len(self._batch) - 1 if logits else None
+
+    def decode(self) -> bool:
+        if self._gate is not None:
+            self._gate.wait()
+        batch, self._batch = self._batch, []
+        self.steps += 1
+        if self.steps == self._fail_at_step:
+            raise RuntimeError("the model broke")
+        used = {id(cell) for cells in self._cells.values() for cell in cells}
+        if len(used) + len(batch) > self.n_ctx:
+            return False
+        self.batches.append(batch)
+        self._rows = {}
+        for row, (token, _, slot, wants_logits) in enumerate(batch):
+            self._tokens[slot].append(token)
+            self._cells[slot].append(object())
+            if wants_logits:
+                logits = np.zeros(self.n_vocab, dtype=np.float32)
+                logits[self._next_token(tuple(self._tokens[slot]))] = 1
+                self._rows[row] = logits
+        return True
+
+    def logits(self, row: int) -> np.ndarray:
+        return self._rows[row]
+
+    def sampler(self, params: SamplingParams, seed: int) -> FakeSampler:
+        return FakeSampler(self)
+
+    def share(self, source: int, target: int, length: int) -> None:
+        assert not self._tokens[target], "share into a slot that is not empty"
+        assert length <= len(self._tokens[source]), "shares cells that are not there"
+        self._tokens[target] = self._tokens[source][:length]
+        self._cells[target] = self._cells[source][:length]
+
+    def truncate(self, slot: int, length: int) -> bool:
+        del self._tokens[slot][length:]
+        del self._cells[slot][length:]
+        return True
+
+    def piece(self, token: int) -> bytes:
+        return b"" if token == EOG else bytes([token])
+
+    def close(self) -> None:
+        self.closed = True

@@ -1,0 +1,256 @@
+"""The engine thread over a runner that needs no model: exact equivalences, and one ending for every sequence."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+from fake_runner import EOG, FakeRunner, hashed
+
+from tourkit.engine.engine import BatchEngine
+from tourkit.engine.types import Delta, Finish, SamplingParams
+from tourkit.errors import EngineDead, QueueFull
+
+
+@dataclass
+class Collected:
+    """The deltas of one submission, gathered until each of its `n` sequences has ended."""
+
+    n: int
+    deltas: queue.SimpleQueue[Delta] = field(default_factory=queue.SimpleQueue)
+
+    def wait(self) -> list[tuple[str, Finish]]:
+        texts, endings = [""] * self.n, [[] for _ in range(self.n)]
+        while not all(endings):
+            delta = self.deltas.get(timeout=60)
+            texts[delta.index] += delta.text
+            if delta.finish:
+                endings[delta.index].append(delta.finish)
+        assert all(len(ending) == 1 for ending in endings)
+        return [(text, ending[0]) for text, ending in zip(texts, endings, strict=True)]
+
+
+def submit(engine: BatchEngine, prompt: str, *, n: int = 1, max_tokens: int = 40, stop: tuple[str, ...] = ()) -> Collected:
+    collected = Collected(n)
+    params = SamplingParams(temperature=0, stop=stop)
+    engine.submit(list(prompt.encode()), params, max_tokens, collected.deltas.put, [None] * n)
+    return collected
+
+
+def alone(prompt: str, max_tokens: int = 40) -> tuple[str, Finish]:
+    """What the fake model writes by definition, with no engine in between."""
+    tokens = list(prompt.encode())
+    text = ""
+    while len(text) < max_tokens:
+        token = hashed(tuple(tokens))
+        if token == EOG:
+            return text, Finish.STOP
+        tokens.append(token)
+        text += chr(token)
+    return text, Finish.LENGTH
+
+
+PROMPTS = ["one", "two " * 30, "three" * 40, "two two two", "five", "six " * 90, "one", "two " * 30 + "more"]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"slots": 1},
+        {"slots": 4},
+        {"slots": 8, "n_batch": 7},
+        {"slots": 3, "n_batch": 512},
+        {"slots": 4, "n_ctx": 450},
+    ],
+    ids=["one slot", "four slots", "tiny batches", "big batches", "short of KV cells"],
+)
+def test_batching_changes_no_answer(shape: dict[str, int]) -> None:
+    """Greedy output is the same alone, batched, in chunks, with shared prefixes and after preemption."""
+    engine = BatchEngine(FakeRunner(**shape))
+
+    answers = [collected.wait()[0] for collected in [submit(engine, prompt) for prompt in PROMPTS]]
+
+    engine.close()
+    assert answers == [alone(prompt) for prompt in PROMPTS]
+
+
+def test_preemption_happens_when_cells_run_out_and_is_counted() -> None:
+    engine = BatchEngine(FakeRunner(slots=4, n_ctx=450))
+
+    for collected in [submit(engine, prompt) for prompt in PROMPTS]:
+        collected.wait()
+
+    stats = engine.stats()
+    engine.close()
+    assert stats.preemptions > 0
+    assert (stats.running, stats.waiting) == (0, 0)
+
+
+def test_n_samples_prefill_their_prompt_once() -> None:
+    runner = FakeRunner(slots=8, n_batch=512)
+    engine = BatchEngine(runner)
+    prompt = "p" * 300
+
+    answers = submit(engine, prompt, n=8).wait()
+
+    engine.close()
+    assert answers == [alone(prompt)] * 8
+    prefilled = sum(1 for batch in runner.batches for _, pos, _, _ in batch if pos < len(prompt))
+    assert prefilled == len(prompt) + 7  # each further sample decodes the last prompt token again, for its logits
+
+
+def test_a_prompt_reuses_the_prefix_of_an_ended_one() -> None:
+    runner = FakeRunner(slots=2, n_batch=512)
+    engine = BatchEngine(runner)
+    shared = "system prompt " * 20
+    submit(engine, shared + "first").wait()
+    before = engine.stats().cached_tokens
+
+    answer = submit(engine, shared + "second").wait()[0]
+
+    cached = engine.stats().cached_tokens - before
+    engine.close()
+    assert answer == alone(shared + "second")
+    assert cached == len(shared)
+
+
+def test_a_long_prompt_does_not_stall_a_running_stream() -> None:
+    """While a 1,000-token prompt is prefilled in chunks, each batch also carries the running sequence's token."""
+    runner = FakeRunner(slots=2, n_batch=32, next_token=lambda history: 97)
+    engine = BatchEngine(runner)
+    running = Collected(1)
+    engine.submit([1, 2, 3], SamplingParams(temperature=0), 400, running.deltas.put)
+    running.deltas.get(timeout=60)
+
+    submit(engine, "x" * 1000, max_tokens=1).wait()
+    running.wait()
+
+    engine.close()
+    chunks = [batch for batch in runner.batches if any(token == ord("x") for token, *_ in batch)]
+    assert len(chunks) >= 1000 // 32
+    assert all(batch[0][0] != ord("x") for batch in chunks[:-1])
+
+
+def test_a_stop_string_ends_the_sequence_and_is_not_given_out() -> None:
+    engine = BatchEngine(FakeRunner(next_token=lambda history: 97 + len(history) % 26))
+
+    text, finish = submit(engine, "abc", stop=("hij",)).wait()[0]
+
+    engine.close()
+    assert (text, finish) == ("defg", Finish.STOP)
+
+
+def test_text_that_only_looks_like_a_stop_string_is_given_out_in_the_end() -> None:
+    engine = BatchEngine(FakeRunner(next_token=lambda history: 97 + len(history) % 26))
+
+    text, finish = submit(engine, "abc", stop=("hijx",), max_tokens=7).wait()[0]
+
+    engine.close()
+    assert (text, finish) == ("defghij", Finish.LENGTH)
+
+
+def test_abort_frees_the_slot_and_ends_the_sequence_once() -> None:
+    engine = BatchEngine(FakeRunner(slots=1, next_token=lambda history: 97))
+    endless = Collected(1)
+    submission = engine.submit([1], SamplingParams(temperature=0), 10**9, endless.deltas.put)
+    endless.deltas.get(timeout=60)
+
+    engine.abort(submission)
+    engine.abort(submission)
+    (_, finish), *_ = endless.wait()
+    after = submit(engine, "next", max_tokens=3).wait()
+
+    engine.close()
+    assert finish is Finish.ABORT
+    assert after == [("aaa", Finish.LENGTH)]
+
+
+def test_an_abort_reaches_a_sequence_that_is_still_waiting() -> None:
+    gate = threading.Event()
+    engine = BatchEngine(FakeRunner(slots=1, gate=gate))
+    first = submit(engine, "first")
+    waiting = Collected(1)
+    submission = engine.submit(list(b"second"), SamplingParams(temperature=0), 5, waiting.deltas.put)
+
+    engine.abort(submission)
+    gate.set()
+
+    assert waiting.wait() == [("", Finish.ABORT)]
+    assert first.wait() == [alone("first")]
+    engine.close()
+
+
+def test_when_the_model_breaks_every_caller_hears_of_it_and_later_ones_are_refused() -> None:
+    engine = BatchEngine(FakeRunner(slots=2, fail_at_step=3, next_token=lambda history: 97))
+
+    endings = [collected.wait()[0][1] for collected in [submit(engine, f"prompt {i}") for i in range(6)]]
+
+    assert endings == [Finish.ERROR] * 6
+    engine.close()
+    with pytest.raises(EngineDead, match="the model broke"):
+        submit(engine, "too late")
+
+
+def test_closing_ends_what_runs_and_what_waits_and_frees_the_model() -> None:
+    runner = FakeRunner(slots=1, next_token=lambda history: 97)
+    engine = BatchEngine(runner)
+    collected = [submit(engine, "endless", max_tokens=10**9) for _ in range(3)]
+    collected[0].deltas.get(timeout=60)
+
+    engine.close()
+
+    assert [each.wait()[0][1] for each in collected] == [Finish.ABORT] * 3
+    assert runner.closed
+    with pytest.raises(EngineDead):
+        submit(engine, "too late")
+
+
+def test_submitting_from_many_threads_while_the_model_breaks_leaves_nobody_without_an_ending() -> None:
+    engine = BatchEngine(FakeRunner(slots=4, fail_at_step=40), max_waiting=10_000)
+    endings: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def keep_submitting() -> None:
+        for i in range(50):
+            try:
+                submit(engine, f"prompt {i}", max_tokens=5).wait()
+            except EngineDead:
+                endings.put(True)
+                return
+            endings.put(True)
+
+    threads = [threading.Thread(target=keep_submitting) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+
+    engine.close()
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_full_queue_refuses_and_says_so() -> None:
+    gate = threading.Event()
+    engine = BatchEngine(FakeRunner(slots=1, gate=gate), max_waiting=2)
+    first = [submit(engine, "a", n=2)]
+    with pytest.raises(QueueFull, match="waiting already"):
+        for _ in range(4):
+            first.append(submit(engine, "b"))
+
+    gate.set()
+    for collected in first:
+        collected.wait()
+    engine.close()
+
+
+def test_a_sequence_that_can_never_fit_ends_with_an_error_that_says_what_to_do() -> None:
+    engine = BatchEngine(FakeRunner(slots=1, n_ctx=50))
+    collected = Collected(1)
+    engine.submit([5] * 60, SamplingParams(temperature=0), 5, collected.deltas.put)
+
+    last = collected.deltas.get(timeout=60)
+
+    engine.close()
+    assert last.finish is Finish.ERROR
+    assert "--context" in str(last.error)

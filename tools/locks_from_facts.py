@@ -1,0 +1,95 @@
+"""Write the locks of role sets from a file of facts about model repositories, without a hub.
+
+    python tools/locks_from_facts.py FACTS.json [MANIFEST]...
+
+FACTS.json is a list of objects with `repo_id`, `revision` (a commit or null) and `files`: objects with `path`,
+`size` and `sha256` (null where not known). MANIFEST defaults to the built-in sets tour-20gb and cpu-16gb.
+A value goes into the lock only where the facts prove it for the very commit that the manifest names; the rest
+stays null until `tourkit lock` asks the hub.
+"""
+
+import fnmatch
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tourkit import lock, manifest
+from tourkit.errors import ManifestError
+
+SETS = ("tour-20gb", "cpu-16gb")
+
+# Hashes that were read somewhere, but not proved to belong to the commit the facts give: repository -> files.
+UNPROVED = {
+    "google/gemma-2-9b-it": ("*",),  # of the upload of June 2024
+    "bartowski/gemma-2-9b-it-GGUF": ("*-Q2_K.*", "*-Q3_K_S.*", "*-Q5_K_S.*", "*-Q6_K.*", "*-Q8_0.*"),
+    "MaziyarPanahi/Mistral-7B-Instruct-v0.3-GGUF": ("*",),  # two generations of hashes, one commit
+    "microsoft/Phi-3-mini-4k-instruct-gguf": ("*-fp16.gguf",),  # seen at a download path only
+}
+
+
+def main(argv: list[str]) -> int:
+    if not argv:
+        print("usage: locks_from_facts.py FACTS.json [MANIFEST]...", file=sys.stderr)
+        return 2
+    facts = {row["repo_id"]: row for row in json.loads(Path(argv[0]).read_text(encoding="utf-8"))}
+    for ref in argv[1:] or SETS:
+        try:
+            wanted = manifest.load(ref)
+            pinned = lock_of(wanted, facts)
+            lock.check_current(wanted, pinned)
+        except ManifestError as exc:
+            print(f"locks_from_facts: {exc}", file=sys.stderr)
+            return exc.exit_code
+        path = lock.path_of(wanted.path)
+        lock.write(path, pinned)
+        resolved = sum(variant.resolved for variant in pinned.variants)
+        print(f"{path}: {resolved} of {len(pinned.variants)} variants resolved")
+    return 0
+
+
+def lock_of(wanted: manifest.Manifest, facts: dict[str, dict[str, Any]]) -> lock.Lock:
+    """The lock of a manifest as far as `facts` (rows by repository) prove it."""
+    variants = [
+        locked_variant(model.id, variant, facts.get(variant.repo, {}))
+        for model in wanted.models.values()
+        for variant in model.variants
+    ]
+    return lock.new(wanted.name, wanted.digest, variants)
+
+
+def locked_variant(model: str, variant: manifest.Variant, row: dict[str, Any]) -> lock.LockedVariant:
+    """One variant; only facts at the manifest's own commit count. Complete when no pattern is left open."""
+    pinned = row.get("revision") is not None and row["revision"] == variant.revision
+    known = row["files"] if pinned else []
+    files = tuple(
+        lock.LockedFile(fact["path"], fact["size"], proved_sha256(row, index))
+        for index, fact in enumerate(known)
+        if any(fnmatch.fnmatchcase(fact["path"], pattern) for pattern in variant.files)
+    )
+    paths = {file.path for file in files}
+    return lock.LockedVariant(
+        model=model,
+        quant=variant.quant,
+        format=variant.format,
+        repo=variant.repo,
+        revision=variant.revision,
+        commit=variant.revision if pinned else None,
+        files=files,
+        complete=paths.issuperset(variant.files),  # a true pattern is no file's name
+    )
+
+
+def proved_sha256(row: dict[str, Any], index: int) -> str | None:
+    """The SHA-256 of a row's file, unless it was read elsewhere or its commit is in doubt."""
+    fact = row["files"][index]
+    elsewhere = "sha256_source" in fact or f"files[{index}].sha256" in row.get("field_sources", {})
+    doubts = UNPROVED.get(row["repo_id"], ())
+    if elsewhere or any(fnmatch.fnmatchcase(fact["path"], doubt) for doubt in doubts):
+        return None
+    sha256: str | None = fact["sha256"]
+    return sha256
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

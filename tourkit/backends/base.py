@@ -1,0 +1,77 @@
+"""The two small protocols between the layers: what the server needs of a backend, what our engine needs of a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tourkit.engine.types import Emit, EngineInfo, EngineStats, Request, SamplingParams, Submission
+
+
+class Engine(Protocol):
+    """What every backend gives the server. Thread-safe; `emit` is called from the engine's own thread."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def submit(self, request: Request, emit: Emit) -> Submission:
+        """Queue a request. Raises RequestError for what cannot be served, QueueFull, EngineDead."""
+        ...
+
+    def abort(self, submission_id: int) -> None:
+        """End the request's sequences with Finish.ABORT; unknown and ended ids are no error."""
+        ...
+
+    def stats(self) -> EngineStats: ...
+
+    def close(self) -> None:
+        """End every sequence and free the model. Idempotent."""
+        ...
+
+
+class Sampler(Protocol):
+    """Draws tokens for one sequence; its random state belongs to that sequence alone."""
+
+    def sample(self, row: int) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class Runner(Protocol):
+    """One loaded model and its context, as our engine drives it from one thread."""
+
+    n_slots: int
+    n_ctx: int  # KV cells, shared by all slots
+    n_batch: int  # tokens a decode call at most
+    n_vocab: int
+    eog: frozenset[int]  # every end-of-generation token
+
+    def add(self, token: int, pos: int, slot: int, *, logits: bool) -> int | None:
+        """Put a token into the batch; the row its logits will have, when asked for."""
+        ...
+
+    def decode(self) -> bool:
+        """Run the batch and empty it; False if the KV cache had no room (state unchanged)."""
+        ...
+
+    def logits(self, row: int) -> np.ndarray:
+        """Float32 view of shape (n_vocab,) of a row of the last decode; writing to it changes sampling."""
+        ...
+
+    def sampler(self, params: SamplingParams, seed: int) -> Sampler: ...
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """Make KV cells [0, length) of slot `source` those of slot `target` too (target must be empty)."""
+        ...
+
+    def truncate(self, slot: int, length: int) -> bool:
+        """Keep KV cells [0, length) of a slot; False if this model cannot keep a part (then all are gone)."""
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token as text; empty for control tokens."""
+        ...
+
+    def close(self) -> None: ...

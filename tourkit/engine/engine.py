@@ -1,0 +1,280 @@
+"""The engine thread: admits sequences into slots, packs batches, samples, and ends every sequence exactly once.
+
+Policy lives in scheduler.py and prefix.py; the model behind a Runner. Text and chat templates are the backend's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tourkit.engine.prefix import Placement, Slot, place
+from tourkit.engine.scheduler import Chunk, next_batch, victim
+from tourkit.engine.sequence import Sequence, Status
+from tourkit.engine.text import TextStream
+from tourkit.engine.types import Emit, EngineStats, Finish, SamplingParams
+from tourkit.errors import EngineDead, EngineError, QueueFull
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as Seq
+
+    from tourkit.backends.base import Runner
+    from tourkit.engine.constraint import Matcher
+
+_ZERO = EngineStats(0, 0, 0, 0, 0, 0, 0, 0)
+
+
+class BatchEngine:
+    """Continuous batching over one Runner. `submit` and `abort` may be called from any thread.
+
+    `max_waiting` sequences may queue for a slot; more raise QueueFull.
+    """
+
+    def __init__(self, runner: Runner, *, max_waiting: int = 256, strip_leading_space: bool = False) -> None:
+        self._runner = runner
+        self._max_waiting = max_waiting
+        self._strip_leading_space = strip_leading_space
+        self._slots = [Slot(i) for i in range(runner.n_slots)]
+        self._ids = itertools.count(1)
+        self._clock = itertools.count(1)
+        self._stats = _ZERO
+        # Shared with other threads, under _gate:
+        self._gate = threading.Condition()
+        self._inbox: deque[Sequence] = deque()
+        self._aborted: set[int] = set()
+        self._closing = False
+        self._dead: EngineDead | None = None
+        # The engine thread's own:
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._short_of_cells = False  # since the last preemption no sequence has ended: admit nobody
+        self._thread = threading.Thread(target=self._run, name="tourkit-engine", daemon=True)
+        self._thread.start()
+
+    # --- called from any thread -----------------------------------------------------------------------------
+
+    def submit(
+        self,
+        tokens: list[int],
+        params: SamplingParams,
+        max_tokens: int,
+        emit: Emit,
+        matchers: Seq[Matcher | None] = (None,),
+    ) -> int:
+        """Queue one sequence per matcher; returns the submission's id. Raises QueueFull, EngineDead."""
+        seed = params.seed if params.seed is not None else random.getrandbits(31)
+        submission = next(self._ids)
+        with self._gate:
+            if self._dead or self._closing:
+                raise self._dead or EngineDead("the engine is shut down")
+            if len(self._inbox) + len(self._waiting) + len(matchers) > self._max_waiting:
+                raise QueueFull(f"{self._max_waiting} sequences are waiting already: try again later")
+            for index, matcher in enumerate(matchers):
+                self._inbox.append(
+                    Sequence(
+                        submission=submission,
+                        index=index,
+                        tokens=list(tokens),
+                        n_prompt=len(tokens),
+                        max_tokens=max_tokens,
+                        emit=emit,
+                        sampler=self._runner.sampler(params, (seed + index) % 2**32),
+                        text=TextStream(params.stop),
+                        greedy=params.temperature <= 0,
+                        matcher=matcher,
+                    )
+                )
+            self._gate.notify()
+        return submission
+
+    def abort(self, submission: int) -> None:
+        with self._gate:
+            self._aborted.add(submission)
+            self._gate.notify()
+
+    def stats(self) -> EngineStats:
+        waiting = len(self._inbox) + len(self._waiting)
+        return replace(self._stats, running=len(self._running), waiting=waiting)
+
+    def close(self) -> None:
+        """End every sequence with ABORT, stop the thread, free the model."""
+        with self._gate:
+            self._closing = True
+            self._gate.notify()
+        self._thread.join()
+
+    # --- the engine thread ----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        error: EngineDead | None = None
+        try:
+            while self._take_inbox():
+                self._admit()
+                self._step()
+        except Exception as exc:  # noqa: BLE001 - thread boundary: every caller must hear of it
+            error = EngineDead(f"the engine thread died: {exc!r}")
+        finally:
+            with self._gate:
+                self._dead = error or EngineDead("the engine is shut down")
+                left = [*self._running, *self._waiting, *self._inbox]
+            for seq in left:
+                seq.finish(Finish.ERROR if error else Finish.ABORT, str(error) if error else None)
+            self._runner.close()
+
+    def _take_inbox(self) -> bool:
+        """Wait for work, take new sequences and aborts in; False when it is time to stop."""
+        with self._gate:
+            self._gate.wait_for(lambda: self._closing or self._inbox or self._aborted or self._running or self._waiting)
+            if self._closing:
+                return False
+            self._waiting.extend(self._inbox)
+            self._inbox.clear()
+            aborted, self._aborted = self._aborted, set()
+        if aborted:
+            for seq in [*self._running, *self._waiting]:
+                if seq.submission in aborted:
+                    self._end(seq, Finish.ABORT)
+            self._waiting = deque(seq for seq in self._waiting if seq.status is Status.WAITING)
+        return True
+
+    def _admit(self) -> None:
+        """Give free slots to waiting sequences in order; one whose prefix is being prefilled now lets others by."""
+        if self._short_of_cells and self._running:
+            return
+        postponed: deque[Sequence] = deque()
+        while self._waiting and any(slot.owner is None for slot in self._slots):
+            seq = self._waiting.popleft()
+            placement = place(self._slots, seq.tokens)
+            if placement is None:
+                postponed.append(seq)
+            else:
+                self._start(seq, placement)
+        self._waiting.extendleft(reversed(postponed))
+
+    def _start(self, seq: Sequence, placement: Placement) -> None:
+        target, length = placement.target, placement.length
+        if placement.source is target:
+            if not self._runner.truncate(target.id, length):
+                length = 0
+        else:
+            self._runner.truncate(target.id, 0)
+            self._runner.share(placement.source.id, target.id, length)
+        target.owner, target.cells, target.used = seq, None, next(self._clock)
+        seq.slot, seq.n_kv, seq.status = target.id, length, Status.RUNNING
+        self._running.append(seq)
+        self._count(prompt_tokens=len(seq.tokens), cached_tokens=length)
+
+    def _step(self) -> None:
+        chunks = next_batch(self._running, self._runner.n_batch)
+        if not chunks:
+            return
+        rows = [self._fill(chunk) for chunk in chunks]
+        if not self._runner.decode():
+            self._make_room()
+            return
+        self._count(decode_steps=1)
+        for chunk in chunks:
+            chunk.sequence.n_kv = chunk.end
+        for chunk, row in zip(chunks, rows, strict=True):
+            if row is not None:
+                self._advance(chunk.sequence, row)
+
+    def _fill(self, chunk: Chunk) -> int | None:
+        seq, row = chunk.sequence, None
+        if seq.slot is None:
+            raise EngineError("a running sequence has no slot")
+        for pos in range(chunk.start, chunk.end):
+            last = pos == chunk.end - 1
+            row = self._runner.add(seq.tokens[pos], pos, seq.slot, logits=last and chunk.sample)
+        return row
+
+    def _make_room(self) -> None:
+        """The KV cache is full: forget idle prefixes first, then preempt the youngest sequence."""
+        idle = [slot for slot in self._slots if slot.owner is None and slot.cells]
+        if idle:
+            oldest = min(idle, key=lambda slot: slot.used)
+            self._runner.truncate(oldest.id, 0)
+            oldest.cells = None
+            return
+        seq = victim(self._running)
+        if seq is None:
+            self._end(self._running[0], Finish.ERROR, "the KV cache is full: serve with a larger --context")
+            return
+        self._release(seq, keep=False)
+        seq.status, seq.n_kv = Status.WAITING, 0
+        self._waiting.appendleft(seq)
+        self._short_of_cells = True
+        self._count(preemptions=1)
+
+    def _advance(self, seq: Sequence, row: int) -> None:
+        """Sample one token, append what the grammar forces after it, give out text, and end if it is time."""
+        try:
+            new = self._next_tokens(seq, row)
+        except EngineError as exc:
+            self._end(seq, Finish.ERROR, str(exc))
+            return
+        for token in new:
+            if token in self._runner.eog:
+                self._end(seq, Finish.STOP)
+                return
+            first = seq.n_generated == 0
+            seq.tokens.append(token)
+            piece = self._runner.piece(token)
+            seq.send(seq.text.feed(piece.removeprefix(b" ") if first and self._strip_leading_space else piece))
+            if seq.text.stopped:
+                self._end(seq, Finish.STOP)
+                return
+        self._count(generated_tokens=len(new), forced_tokens=len(new) - 1)
+        if seq.matcher is not None and seq.matcher.done:
+            self._end(seq, Finish.STOP)
+        elif seq.n_left <= 0:
+            self._end(seq, Finish.LENGTH)
+
+    def _next_tokens(self, seq: Sequence, row: int) -> list[int]:
+        """The sampled token and those the grammar forces after it, at most as many as are left."""
+        matcher = seq.matcher
+        if matcher is None:
+            return [seq.sampler.sample(row)]
+        token = self._sample_constrained(seq, matcher, row)
+        if token in self._runner.eog:
+            return [token]
+        matcher.accept([token])
+        forced = [] if matcher.done else matcher.forced()[: seq.n_left - 1]
+        if forced:
+            matcher.accept(forced)
+        return [token, *forced]
+
+    def _sample_constrained(self, seq: Sequence, matcher: Matcher, row: int) -> int:
+        logits = self._runner.logits(row)
+        if seq.n_left <= matcher.reserve:
+            return matcher.closing_token(logits)
+        if seq.greedy:  # checking the likeliest token is far cheaper than computing the mask, and exact
+            token = int(logits.argmax())
+            if matcher.allows(token):
+                return token
+        matcher.mask(logits)
+        return seq.sampler.sample(row)
+
+    def _end(self, seq: Sequence, reason: Finish, error: str | None = None) -> None:
+        if seq.slot is not None:
+            self._release(seq, keep=True)
+            self._short_of_cells = False
+        seq.finish(reason, error)
+
+    def _release(self, seq: Sequence, *, keep: bool) -> None:
+        """Take the slot back; its cells stay as a prefix for later prompts when `keep`."""
+        slot = self._slots[seq.slot if seq.slot is not None else 0]
+        slot.cells = seq.tokens[: seq.n_kv] if keep else None
+        if not keep:
+            self._runner.truncate(slot.id, 0)
+        slot.owner, slot.used = None, next(self._clock)
+        seq.slot = None
+        self._running.remove(seq)
+
+    def _count(self, **more: int) -> None:
+        now = {name: getattr(self._stats, name) + value for name, value in more.items()}
+        self._stats = replace(self._stats, **now)

@@ -1,0 +1,46 @@
+"""Which tokens the next decode call carries. Pure: no thread, no clock, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tourkit.engine.sequence import Sequence
+
+
+_SHORT = 32  # pending tokens up to which a sequence counts as generating: one sampled and some forced
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """tokens[start:end) of a sequence; `sample` when they end at its last token, so that logits are wanted."""
+
+    sequence: Sequence
+    start: int
+    end: int
+    sample: bool
+
+
+def next_batch(running: Iterable[Sequence], budget: int) -> list[Chunk]:
+    """Pack at most `budget` pending tokens: those that generate first, then prompts, oldest first.
+
+    A long prompt is cut into chunks, so it never stalls the streams that are already running.
+    """
+    ordered = sorted(running, key=lambda seq: (seq.n_pending > _SHORT, seq.submission, seq.index))
+    chunks = []
+    for seq in ordered:
+        take = min(seq.n_pending, budget)
+        if take == 0:
+            continue
+        budget -= take
+        end = seq.n_kv + take
+        chunks.append(Chunk(seq, seq.n_kv, end, sample=end == len(seq.tokens)))
+    return chunks
+
+
+def victim(running: Iterable[Sequence]) -> Sequence | None:
+    """The sequence to preempt when the KV cache is full: the youngest, and never the last one left."""
+    ordered = sorted(running, key=lambda seq: (seq.submission, seq.index))
+    return ordered[-1] if len(ordered) > 1 else None

@@ -1,0 +1,77 @@
+"""One sequence being generated: its tokens, how many of them the KV cache holds, and its one ending."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from tourkit.engine.text import TextStream
+from tourkit.engine.types import Delta, Emit, Finish
+
+if TYPE_CHECKING:
+    from tourkit.backends.base import Sampler
+    from tourkit.engine.constraint import Matcher
+
+
+class Status(Enum):
+    WAITING = auto()
+    RUNNING = auto()
+    DONE = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """State of one sequence. Only the engine thread writes to it.
+
+    tokens[0:n_prompt)          the prompt
+    tokens[n_prompt:)           generated: sampled, or forced by the grammar
+    tokens[0:n_kv)              in the KV cache of `slot`
+    tokens[n_kv:)               pending: the next batches carry them
+    """
+
+    submission: int
+    index: int
+    tokens: list[int]
+    n_prompt: int
+    max_tokens: int
+    emit: Emit
+    sampler: Sampler
+    text: TextStream
+    greedy: bool
+    matcher: Matcher | None = None
+    status: Status = Status.WAITING
+    slot: int | None = None
+    n_kv: int = 0
+    n_sent: int = field(default=0)  # generated tokens that deltas have accounted for
+
+    @property
+    def n_pending(self) -> int:
+        return len(self.tokens) - self.n_kv
+
+    @property
+    def n_generated(self) -> int:
+        return len(self.tokens) - self.n_prompt
+
+    @property
+    def n_left(self) -> int:
+        """Tokens that may still be generated."""
+        return self.max_tokens - self.n_generated
+
+    def send(self, text: str) -> None:
+        """Give out text that became certain; silent when there is none."""
+        if text:
+            self.emit(Delta(self.index, text, self._unsent()))
+
+    def finish(self, reason: Finish, error: str | None = None) -> None:
+        """End the sequence. Only the first call counts, so that every sequence ends exactly once."""
+        if self.status is Status.DONE:
+            return
+        self.status = Status.DONE
+        self.sampler.close()
+        self.emit(Delta(self.index, self.text.close(), self._unsent(), reason, error))
+
+    def _unsent(self) -> int:
+        new = self.n_generated - self.n_sent
+        self.n_sent = self.n_generated
+        return new

@@ -1,0 +1,54 @@
+"""From token bytes to text that may be shown: whole UTF-8 characters, nothing that may begin a stop string."""
+
+from __future__ import annotations
+
+import codecs
+
+
+class TextStream:
+    """Feeds on token bytes, gives text out as soon as it is certain.
+
+    Text that could be the start of a stop string is held back until it is decided; a stop string itself is never
+    given out. Invalid UTF-8 becomes U+FFFD, as in the OpenAI API.
+    """
+
+    def __init__(self, stop: tuple[str, ...] = ()) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stop = stop
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, piece: bytes) -> str:
+        """The text that became certain with these bytes; empty once stopped."""
+        if self.stopped:
+            return ""
+        self._held += self._decoder.decode(piece)
+        return self._release()
+
+    def close(self) -> str:
+        """The rest: nothing more is coming."""
+        if self.stopped:
+            return ""
+        self._held += self._decoder.decode(b"", final=True)
+        text = self._release()
+        text, self._held = text + self._held, ""
+        return text
+
+    def _release(self) -> str:
+        held = self._held
+        hits = [at for at in (held.find(stop) for stop in self._stop) if at >= 0]
+        if hits:
+            self.stopped = True
+            self._held = ""
+            return held[: min(hits)]
+        keep = max((_overlap(held, stop) for stop in self._stop), default=0)
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    for size in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0

@@ -1,0 +1,104 @@
+"""Plain data of generation, shared by every backend and the server. Knows no model and no thread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Finish(StrEnum):
+    """Why a sequence ended. Every sequence ends exactly once."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn. `max_tokens` None means up to the end of the context; temperature 0 is greedy."""
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the text must be: `kind` is json_schema, json_object; `source` the schema as JSON text."""
+
+    kind: str
+    source: str
+
+    @staticmethod
+    def json_schema(schema: dict[str, Any]) -> Constraint:
+        return Constraint("json_schema", json.dumps(schema, ensure_ascii=False))
+
+    @staticmethod
+    def json_object() -> Constraint:
+        return Constraint("json_object", '{"type": "object"}')
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`n` sequences from one prompt: either chat `messages` or a plain `prompt`, never both."""
+
+    messages: tuple[dict[str, str], ...] | None = None
+    prompt: str | None = None
+    params: SamplingParams = SamplingParams()
+    n: int = 1
+    constraint: Constraint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New text of sequence `index`. The last delta of a sequence carries `finish`; `error` says why on ERROR."""
+
+    index: int
+    text: str
+    n_tokens: int
+    finish: Finish | None = None
+    error: str | None = None
+
+
+Emit = Callable[[Delta], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What `submit` hands back: the key to abort with, and the size of the prompt in tokens."""
+
+    id: int
+    n_prompt: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine holds: `max_len` tokens a sequence at most, `slots` sequences at once."""
+
+    stack: str
+    max_len: int
+    slots: int
+    n_vocab: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters since start and the load now."""
+
+    running: int
+    waiting: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    forced_tokens: int
+    decode_steps: int
+    preemptions: int

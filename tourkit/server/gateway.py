@@ -1,0 +1,294 @@
+"""The gateway: the one server people talk to. Routes a role or model id to its worker and passes bytes through.
+
+It holds no model and parses no more of a request than the model's name; the worker checks the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from tourkit.errors import EngineDead, LocalError, RequestError, TourkitError
+from tourkit.server.process import Launch, State, Worker
+from tourkit.server.wire import error_body
+from tourkit.server.worker import SECRET_HEADER
+
+_MAX_BODY = 32 * 1024 * 1024  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """`api_key` None lets everybody in. `unix` False makes workers listen on loopback instead."""
+
+    offline: bool = False
+    api_key: str | None = None
+    unix: bool = hasattr(socket, "AF_UNIX")
+
+
+class Gateway:
+    """Workers by role and model id, and the routes in front of them."""
+
+    def __init__(self, launches: tuple[Launch, ...], options: GatewayOptions) -> None:
+        self._launches = launches
+        self._options = options
+        self._workers: dict[str, Worker] = {}
+        self._sessions: dict[int, aiohttp.ClientSession] = {}
+        self._folder = ""
+
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/v1/chat/completions", _AsgiEndpoint(self.chat), methods=["POST"]),
+                Route("/v1/models", self.models, methods=["GET"]),
+                Route("/v1/models/{name:path}", self.model, methods=["GET"]),
+                Route("/health", self.health, methods=["GET"]),
+            ],
+            exception_handlers={404: _not_found, 405: _not_found},
+            lifespan=self._lifespan,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self._folder = tempfile.mkdtemp(prefix="tourkit-")
+        try:
+            for i, launch in enumerate(self._launches):
+                uds = f"{self._folder}/{i}.sock" if self._options.unix else ""
+                worker = Worker(launch, uds=uds, offline=self._options.offline)
+                worker.start()
+                for name in (launch.model, *launch.roles):
+                    self._workers[name] = worker
+            yield
+        finally:
+            await asyncio.gather(*(worker.stop() for worker in self._distinct()))
+            await asyncio.gather(*(session.close() for session in self._sessions.values()))
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _distinct(self) -> list[Worker]:
+        return list({id(worker): worker for worker in self._workers.values()}.values())
+
+    # --- routes ---------------------------------------------------------------------------------------------------
+
+    async def health(self, request: Request) -> Response:
+        """200 when every worker answers, 503 while one loads or when one has failed."""
+        states = {
+            f"{worker.launch.model} {worker.launch.quant}": {
+                "state": worker.state.name.lower(),
+                "roles": list(worker.launch.roles),
+                "pid": worker.pid,
+                "restarts": worker.restarts,
+                "error": worker.error,
+            }
+            for worker in self._distinct()
+        }
+        ready = all(worker.state is State.READY for worker in self._distinct())
+        return _json(200 if ready else 503, {"status": "ok" if ready else "not ready", "workers": states})
+
+    async def models(self, request: Request) -> Response:
+        try:
+            self._authorize(request.headers.get("authorization"))
+        except RequestError as exc:
+            return _error(exc)
+        return _json(200, {"object": "list", "data": [self._model(name) for name in self._workers]})
+
+    async def model(self, request: Request) -> Response:
+        try:
+            self._authorize(request.headers.get("authorization"))
+            self._find(request.path_params["name"])
+        except RequestError as exc:
+            return _error(exc)
+        return _json(200, self._model(request.path_params["name"]))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        launch = self._workers[name].launch
+        about = {"model": launch.model, "quant": launch.quant, "stack": launch.stack, "roles": list(launch.roles)}
+        return {
+            "id": name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "tourkit",
+            "max_model_len": launch.max_len,
+        } | about
+
+    async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a chat completion to its worker and the worker's bytes back as they come."""
+        request = Request(scope, receive)
+        try:
+            self._authorize(request.headers.get("authorization"))
+            body = await _read_body(request)
+            worker = self._find(_model_name(body))
+        except TourkitError as exc:
+            await _error(exc)(scope, receive, send)
+            return
+        passing = asyncio.create_task(self._pass(worker, body, send))
+        watching = asyncio.create_task(_hang_up(receive))
+        done, pending = await asyncio.wait({passing, watching}, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()  # cancelling the pass closes the worker's connection, which frees its slots
+        await asyncio.gather(*pending, return_exceptions=True)
+        if passing in done:
+            failure = passing.result()
+            if failure is not None:
+                await _error(failure)(scope, receive, send)
+
+    async def _pass(self, worker: Worker, body: bytes, send: Send) -> TourkitError | None:
+        """Forward one request. An error that comes before the first byte is returned, to be answered as JSON."""
+        started = False
+        try:
+            session, base = await self._session(worker)
+            headers = {SECRET_HEADER: worker.secret, "content-type": "application/json"}
+            async with session.post(f"{base}/v1/chat/completions", data=body, headers=headers) as answer:
+                await send(_start(answer, worker.launch))
+                started = True
+                async for block in answer.content.iter_any():
+                    await send({"type": "http.response.body", "body": block, "more_body": True})
+                worker.answered()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except EngineDead as exc:
+            return exc
+        except aiohttp.ClientError as exc:
+            if not started:
+                return EngineDead(f"the worker of {worker.launch.model} went away ({exc}): ask again, it is restarted")
+            await _cut_short(send, worker)
+        return None
+
+    async def _session(self, worker: Worker) -> tuple[aiohttp.ClientSession, str]:
+        """A client of that worker, kept for its connections; and the base URL to use with it."""
+        address = await worker.ready()
+        unix = address.removeprefix("unix:") if address.startswith("unix:") else None
+        session = self._sessions.get(id(worker))
+        if session is None:
+            connector = aiohttp.UnixConnector(unix, limit=0) if unix else aiohttp.TCPConnector(limit=0)
+            timeout = aiohttp.ClientTimeout(total=None)  # a long generation is no fault; a dead worker closes
+            session = aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
+            self._sessions[id(worker)] = session
+        return session, "http://worker" if unix else f"http://{address}"
+
+    def _find(self, name: str) -> Worker:
+        worker = self._workers.get(name)
+        if worker is None:
+            known = ", ".join(self._workers)
+            raise RequestError(
+                f"model {name!r} is not served here: use one of {known}",
+                param="model",
+                code="model_not_found",
+                status=404,
+            )
+        return worker
+
+    def _authorize(self, header: str | None) -> None:
+        key = self._options.api_key
+        given = (header or "").removeprefix("Bearer ")
+        if key is not None and not hmac.compare_digest(given.encode(), key.encode()):
+            raise RequestError("the API key is missing or wrong", code="invalid_api_key", status=401)
+
+
+class _AsgiEndpoint:
+    """A plain ASGI function as a route's endpoint: Starlette would wrap a function in its request/response form."""
+
+    def __init__(self, call: Callable[[Scope, Receive, Send], Any]) -> None:
+        self._call = call
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._call(scope, receive, send)
+
+
+async def _read_body(request: Request) -> bytes:
+    body = bytearray()
+    async for block in request.stream():
+        body += block
+        if len(body) > _MAX_BODY:
+            raise RequestError(f"the body is over {_MAX_BODY >> 20} MiB", code="body_too_large", status=413)
+    return bytes(body)
+
+
+def _model_name(body: bytes) -> str:
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise RequestError(f"the body is not JSON: {exc}", code="invalid_json") from exc
+    name = parsed.get("model") if isinstance(parsed, dict) else None
+    if not isinstance(name, str) or not name:
+        raise RequestError("model is missing: name a role, such as 'tool', or a model id", param="model")
+    return name
+
+
+async def _hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _start(answer: aiohttp.ClientResponse, launch: Launch) -> dict[str, Any]:
+    headers = [(b"x-tourkit-model", f"{launch.model} {launch.quant} {launch.stack}".encode())]
+    for name in ("content-type", "content-length", "retry-after", "cache-control"):
+        if name in answer.headers:
+            headers.append((name.encode(), answer.headers[name].encode()))
+    return {"type": "http.response.start", "status": answer.status, "headers": headers}
+
+
+async def _cut_short(send: Send, worker: Worker) -> None:
+    """The worker died in the middle of an answer: say so in the stream, and end it."""
+    _, body = error_body(EngineDead(f"the worker of {worker.launch.model} went away in the middle of the answer"))
+    await send({"type": "http.response.body", "body": b"data: " + orjson.dumps(body) + b"\n\n", "more_body": False})
+
+
+def _json(status: int, body: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(body), status_code=status, media_type="application/json")
+
+
+def _error(exc: TourkitError) -> Response:
+    status, body = error_body(exc)
+    response = _json(status, body)
+    if status in (429, 503):
+        response.headers["retry-after"] = "1"
+    return response
+
+
+async def _not_found(request: Request, exc: Exception) -> Response:
+    status = getattr(exc, "status_code", 404)
+    return _error(RequestError(f"{request.method} {request.url.path}: no such route", status=status))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket for the gateway; port 0 picks a free one. Raises LocalError when it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as exc:
+        sock.close()
+        raise LocalError(f"cannot listen on {host}:{port} ({exc.strerror}): choose another with --port") from exc
+    return sock
+
+
+def serve(
+    launches: tuple[Launch, ...], options: GatewayOptions, sock: socket.socket, on_ready: Callable[[str], None]
+) -> None:
+    """Run the gateway on `sock` until interrupted; `on_ready` gets its URL once it accepts requests."""
+    import uvicorn
+
+    host, port = sock.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            on_ready(url)
+
+    config = uvicorn.Config(Gateway(launches, options).app(), log_level="warning", access_log=False, lifespan="on")
+    Server(config).run(sockets=[sock])

@@ -1,0 +1,262 @@
+"""OpenAI's JSON to our dataclasses and back. Strict: what is not supported is refused by name, never ignored."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from tourkit.engine.types import Constraint, Delta, Finish, Request, SamplingParams
+from tourkit.errors import EngineDead, QueueFull, RequestError, TourkitError
+
+_SUPPORTED = [
+    *("model", "messages", "stream", "stream_options", "n", "seed", "stop", "max_tokens", "max_completion_tokens"),
+    *("temperature", "top_p", "top_k", "min_p", "response_format", "user"),
+]
+# OpenAI fields that clients send with a value that asks for nothing: accepted with that value only.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0, None),
+    "presence_penalty": (0, None),
+    "logit_bias": ({}, None),
+    "logprobs": (False, None),
+    "top_logprobs": (0, None),
+    "tools": ([], None),
+    "tool_choice": ("none", None),
+    "parallel_tool_calls": (True, False, None),
+    "store": (False, None),
+    "metadata": ({}, None),
+    "service_tier": ("auto", "default", None),
+}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_MAX_N = 128
+_MAX_STOPS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A parsed chat completion request."""
+
+    model: str
+    request: Request
+    stream: bool
+    include_usage: bool
+
+
+def parse_chat(body: Any) -> ChatRequest:
+    """Check and convert the body of POST /v1/chat/completions. Raises RequestError naming the field."""
+    if not isinstance(body, dict):
+        raise RequestError("the body must be a JSON object", code="invalid_json")
+    _refuse_unknown(body)
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise RequestError("model is missing: name a role, such as 'tool', or a model id", param="model")
+    stream = _boolean(body, "stream")
+    return ChatRequest(
+        model=model,
+        request=Request(
+            messages=_messages(body.get("messages")),
+            params=_sampling(body),
+            n=_integer(body, "n", 1, _MAX_N) or 1,
+            constraint=_constraint(body.get("response_format")),
+        ),
+        stream=stream,
+        include_usage=_include_usage(body.get("stream_options"), stream),
+    )
+
+
+def _refuse_unknown(body: dict[str, Any]) -> None:
+    for key, value in body.items():
+        if key in _SUPPORTED:
+            continue
+        if key in _NEUTRAL:
+            if value not in _NEUTRAL[key]:
+                raise RequestError(f"{key} is not supported yet: leave it out", param=key, code="unsupported_parameter")
+            continue
+        near = difflib.get_close_matches(key, [*_SUPPORTED, *_NEUTRAL], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "leave it out"
+        raise RequestError(f"{key!r} is not a supported parameter: {hint}", param=key, code="unsupported_parameter")
+
+
+def _sampling(body: dict[str, Any]) -> SamplingParams:
+    old, new = (_integer(body, key, 1) for key in ("max_tokens", "max_completion_tokens"))
+    if old and new and old != new:
+        raise RequestError("max_tokens and max_completion_tokens differ: give one of them", param="max_tokens")
+    temperature = _number(body, "temperature", 0, 2)
+    top_p = _number(body, "top_p", 0, 1)
+    if top_p == 0:
+        raise RequestError("top_p must be above 0: for greedy decoding set temperature to 0", param="top_p")
+    return SamplingParams(
+        max_tokens=new or old,
+        temperature=1.0 if temperature is None else temperature,
+        top_p=1.0 if top_p is None else top_p,
+        top_k=_integer(body, "top_k", 0) or 0,
+        min_p=_number(body, "min_p", 0, 1) or 0.0,
+        seed=_integer(body, "seed", -(2**63), 2**63 - 1),
+        stop=_stop(body.get("stop")),
+    )
+
+
+def _messages(value: Any) -> tuple[dict[str, str], ...]:
+    if not isinstance(value, list) or not value:
+        raise RequestError("messages must be a list of at least one message", param="messages")
+    return tuple(_message(message, f"messages[{i}]") for i, message in enumerate(value))
+
+
+def _message(message: Any, where: str) -> dict[str, str]:
+    if not isinstance(message, dict):
+        raise RequestError(f"{where} must be an object with role and content", param=where)
+    role = message.get("role")
+    if role not in _ROLES:
+        known = ", ".join(_ROLES)
+        raise RequestError(f"{where}.role {role!r} is not supported: use one of {known}", param=f"{where}.role")
+    for key, content in message.items():
+        if key not in ("role", "content", "name") and content not in (None, [], {}):
+            raise RequestError(f"{where}.{key} is not supported", param=f"{where}.{key}", code="unsupported_parameter")
+    return {"role": _ROLES[role], "content": _content(message.get("content"), f"{where}.content")}
+
+
+def _content(content: Any, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        parts = []
+        for i, part in enumerate(content):
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise RequestError(f"{where}[{i}] must be a text part: only text is served", param=f"{where}[{i}]")
+            parts.append(part["text"])
+        return "".join(parts)
+    raise RequestError(f"{where} must be a string or a list of text parts", param=where)
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    stops = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise RequestError("stop must be a non-empty string or a list of them", param="stop")
+    if len(stops) > _MAX_STOPS:
+        raise RequestError(f"stop has {len(stops)} strings: give at most {_MAX_STOPS}", param="stop")
+    return tuple(stops)
+
+
+def _constraint(value: Any) -> Constraint | None:
+    if value is None:
+        return None
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return Constraint.json_object()
+    if kind != "json_schema":
+        raise RequestError(
+            "response_format.type must be text, json_object or json_schema", param="response_format.type"
+        )
+    holder = value.get("json_schema")
+    schema = holder.get("schema") if isinstance(holder, dict) else None
+    if not isinstance(schema, dict):
+        raise RequestError(
+            "response_format.json_schema.schema must be a JSON Schema object", param="response_format.json_schema"
+        )
+    return Constraint.json_schema(schema)
+
+
+def _include_usage(value: Any, stream: bool) -> bool:
+    if value is None:
+        return False
+    if not stream:
+        raise RequestError("stream_options needs stream: true", param="stream_options")
+    if not isinstance(value, dict) or set(value) - {"include_usage", "include_obfuscation"}:
+        raise RequestError("stream_options takes include_usage only", param="stream_options")
+    return _boolean(value, "include_usage")
+
+
+def _boolean(body: dict[str, Any], key: str) -> bool:
+    value = body.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise RequestError(f"{key} must be true or false", param=key)
+    return bool(value)
+
+
+def _integer(body: dict[str, Any], key: str, low: int, high: int | None = None) -> int | None:
+    value = body.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+        allowed = f"from {low} to {high}" if high is not None else f"of at least {low}"
+        raise RequestError(f"{key} must be a whole number {allowed}", param=key)
+    return value
+
+
+def _number(body: dict[str, Any], key: str, low: float, high: float) -> float | None:
+    value = body.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise RequestError(f"{key} must be a number from {low} to {high}", param=key)
+    if not low <= value <= high:
+        raise RequestError(f"{key} is {value}: it must be from {low} to {high}", param=key)
+    return float(value)
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What all answers to one request share. `created` is in whole seconds since 1970."""
+
+    id: str
+    created: int
+    model: str
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def completion(self, texts: list[str], finishes: list[Finish], usage: dict[str, int]) -> dict[str, Any]:
+        choices = [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": text, "refusal": None},
+                "logprobs": None,
+                "finish_reason": finish.value,
+            }
+            for i, (text, finish) in enumerate(zip(texts, finishes, strict=True))
+        ]
+        return self._head("chat.completion") | {"choices": choices, "usage": usage}
+
+    def opening(self, n: int) -> dict[str, Any]:
+        """The first chunk of a stream: the role of each choice."""
+        delta = {"role": "assistant", "content": ""}
+        return self._chunk([{"index": i, "delta": delta, "finish_reason": None} for i in range(n)])
+
+    def chunk(self, delta: Delta) -> dict[str, Any]:
+        content = {"content": delta.text} if delta.text else {}
+        finish = delta.finish.value if delta.finish else None
+        return self._chunk([{"index": delta.index, "delta": content, "finish_reason": finish}])
+
+    def closing(self, usage: dict[str, int]) -> dict[str, Any]:
+        """The chunk that stream_options.include_usage asks for."""
+        return self._chunk([]) | {"usage": usage}
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return self._head("chat.completion.chunk") | {"choices": choices}
+
+
+def usage(n_prompt: int, n_completion: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_completion,
+        "total_tokens": n_prompt + n_completion,
+    }
+
+
+def error_body(exc: TourkitError) -> tuple[int, dict[str, Any]]:
+    """HTTP status and OpenAI-shaped body for an error of ours."""
+    param, code, status, kind = None, None, 500, "server_error"
+    if isinstance(exc, RequestError):
+        param, code, status = exc.param, exc.code, exc.status
+        kind = "invalid_request_error" if status < 500 else "server_error"
+    elif isinstance(exc, QueueFull):
+        status, kind, code = 429, "rate_limit_error", "queue_full"
+    elif isinstance(exc, EngineDead):
+        status, code = 503, "engine_dead"
+    return status, {"error": {"message": str(exc), "type": kind, "param": param, "code": code}}
