@@ -68,6 +68,7 @@ class FaultyHub:
         self.api_log: list[str] = []
         self.paths: list[str] = []  # the request line's target, of every request
         self.release = threading.Event()  # ends every stall
+        self.send_buffer: int | None = None  # bytes the kernel may hold for a client; None: as much as it likes
         self.on_sent: Callable[[int], None] = lambda total: None
         self.sent_bytes = 0
         self.gate = threading.Lock()
@@ -133,6 +134,8 @@ class _Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self.clients.add(request)
+        if self.hub.send_buffer is not None:
+            request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.hub.send_buffer)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
@@ -287,3 +290,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+def manifest_toml(repo: str, roles: dict[str, str], variants: dict[str, list[str]]) -> str:
+    """A manifest: role → model id, and model id → file patterns of its only variant in `repo`."""
+    lines = ["schema = 1", 'name = "test-set"', "[roles]", *(f'{role} = ["{id_}"]' for role, id_ in roles.items())]
+    for id_, patterns in variants.items():
+        lines += [f"[models.{id_}]", f'repo = "{repo}"', 'license = "apache-2.0"', "context = 4096"]
+        lines += [f"[[models.{id_}.variants]]", 'format = "gguf"', 'quant = "Q4_K_M"', f'repo = "{repo}"']
+        lines += ['revision = "main"', f"files = {json.dumps(patterns)}"]
+    return "\n".join(lines) + "\n"

@@ -32,7 +32,9 @@ class Collected:
         return [(text, ending[0]) for text, ending in zip(texts, endings, strict=True)]
 
 
-def submit(engine: BatchEngine, prompt: str, *, n: int = 1, max_tokens: int = 40, stop: tuple[str, ...] = ()) -> Collected:
+def submit(
+    engine: BatchEngine, prompt: str, *, n: int = 1, max_tokens: int = 40, stop: tuple[str, ...] = ()
+) -> Collected:
     collected = Collected(n)
     params = SamplingParams(temperature=0, stop=stop)
     engine.submit(list(prompt.encode()), params, max_tokens, collected.deltas.put, [None] * n)

@@ -56,7 +56,13 @@ def test_the_youngest_is_preempted_and_never_the_last_one() -> None:
 
 @pytest.mark.parametrize(
     ("a", "b", "end", "expected"),
-    [([], [], 0, 0), ([1], [2], 1, 0), ([1, 2, 3], [1, 2, 4], 3, 2), ([1] * 200, [1] * 150, 200, 150), ([1] * 99, [1] * 99, 70, 70)],
+    [
+        ([], [], 0, 0),
+        ([1], [2], 1, 0),
+        ([1, 2, 3], [1, 2, 4], 3, 2),
+        ([1] * 200, [1] * 150, 200, 150),
+        ([1] * 99, [1] * 99, 70, 70),
+    ],
 )
 def test_common_prefix(a: list[int], b: list[int], end: int, expected: int) -> None:
     assert common_prefix(a, b, end) == expected

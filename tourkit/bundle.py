@@ -312,9 +312,7 @@ def _origin(path: str) -> str:
         return "set aside because its bytes were wrong; safe to delete"
     if name == ".DS_Store" or name.startswith("._") or path.startswith((".Trashes/", ".Spotlight-V100/")):
         return "written by macOS; safe to delete"
-    if name in ("Thumbs.db", "desktop.ini") or path.startswith(
-        ("System Volume Information/", "$RECYCLE.BIN/")
-    ):
+    if name in ("Thumbs.db", "desktop.ini") or path.startswith(("System Volume Information/", "$RECYCLE.BIN/")):
         return "written by Windows; safe to delete"
     return "not in the index"
 

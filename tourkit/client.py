@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_MODEL = "tool"
 BUSY = (429, 503)  # a full queue, a model that is still loading: worth asking again
 PATIENCE = 60.0  # seconds spent waiting for a busy server before its answer becomes an error
 SHORTEST_WAIT = 0.05  # seconds; so that "Retry-After: 0" is no tight loop
@@ -70,8 +71,8 @@ class Reply:
 class Client:
     """Talks to one server; many threads may use it at once, each on a kept-alive connection of its own.
 
-    `url` falls back to $TOURKIT_URL, then http://127.0.0.1:8000; `api_key` to $TOURKIT_API_KEY; `model` is a
-    role or a model id; `timeout` is seconds without a byte from the server, `patience` seconds spent waiting
+    `url` falls back to $TOURKIT_URL, then http://127.0.0.1:8000; `api_key` to $TOURKIT_API_KEY; `model`, a
+    role or a model id, to "tool"; `timeout` is seconds without a byte from the server, `patience` seconds spent waiting
     while it is busy.
     """
 
@@ -79,13 +80,13 @@ class Client:
         self,
         url: str | None = None,
         *,
-        model: str = "tool",
+        model: str | None = None,
         api_key: str | None = None,
         timeout: float = 600,
         patience: float = PATIENCE,
     ) -> None:
         self.url = (url or os.environ.get("TOURKIT_URL") or DEFAULT_URL).rstrip("/")
-        self.model = model
+        self.model = model  # None: nobody chose one, so a batch may ask the template's own role
         self.timeout = timeout
         self.patience = patience
         self._api_key = api_key or os.environ.get("TOURKIT_API_KEY") or ""
@@ -104,11 +105,11 @@ class Client:
     ) -> None:
         self.close()
 
-    def clone(self) -> "Client":
-        """A client with the same settings and connections of its own, to be closed apart from this one."""
+    def clone(self, *, model: str | None = None) -> "Client":
+        """A client with the same settings (or another `model`) and connections of its own."""
         return Client(
             self.url,
-            model=self.model,
+            model=model or self.model,
             api_key=self._api_key,
             timeout=self.timeout,
             patience=self.patience,
@@ -130,7 +131,7 @@ class Client:
 
         Parameters given as None are left out, the others go to the server as they are. Raises ClientError.
         """
-        replies = self._complete(_body(messages, model or self.model, params))
+        replies = self._complete(_body(messages, model or self.model or DEFAULT_MODEL, params))
         return replies[0]
 
     def structured(
@@ -163,7 +164,7 @@ class Client:
         while len(replies) < n:  # ends: a call gives at least one answer or raises
             # The seed moves on with the answers in hand: the same seed again would give the same answers.
             params["seed"] = None if seed is None else seed + len(replies)
-            body = _body(messages, model or self.model, {**params, "n": n - len(replies)})
+            body = _body(messages, model or self.model or DEFAULT_MODEL, {**params, "n": n - len(replies)})
             replies.extend(self._complete(body))
         return replies[:n]
 
@@ -173,7 +174,7 @@ class Client:
         Stopping early hangs up, which frees the server's slot. Raises ClientError, also when the stream
         breaks off.
         """
-        body = _body(messages, model or self.model, {**params, "stream": True})
+        body = _body(messages, model or self.model or DEFAULT_MODEL, {**params, "stream": True})
         connection, response = self._open(body)
         whole = False
         try:
@@ -291,9 +292,7 @@ class Client:
         if self._closed:
             return ClientError(f"the request to {self.url} was given up: its client was closed")
         if isinstance(error, ConnectionRefusedError):
-            return ClientError(
-                f"no tourkit server at {self.url}: start `tourkit serve --bundle DIR --offline`"
-            )
+            return ClientError(f"no tourkit server at {self.url}: start `tourkit serve --bundle DIR --offline`")
         if isinstance(error, TimeoutError):
             return ClientError(
                 f"no answer from {self.url} in {self.timeout:g} s: raise the timeout or ask for fewer tokens"
@@ -359,14 +358,9 @@ def _replies(data: bytes, url: str) -> list[Reply]:
         answer = json.loads(data)
         model, usage = str(answer.get("model") or ""), dict(answer.get("usage") or {})
         choices = sorted(answer["choices"], key=lambda choice: int(choice.get("index", 0)))
-        replies = [
-            Reply(str(c["message"].get("content") or ""), c.get("finish_reason"), model, usage)
-            for c in choices
-        ]
+        replies = [Reply(str(c["message"].get("content") or ""), c.get("finish_reason"), model, usage) for c in choices]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ClientError(
-            f"{url} answered with something that is no chat completion: {_excerpt(data)}"
-        ) from error
+        raise ClientError(f"{url} answered with something that is no chat completion: {_excerpt(data)}") from error
     if not replies:
         raise ClientError(f"{url} answered without a choice")
     return replies

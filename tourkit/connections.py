@@ -5,8 +5,10 @@ Knows nothing of hubs: no redirects, no retries, no tokens. hub.py is its only u
 
 import base64
 import contextlib
+import email.utils
 import http.client
 import ipaddress
+import random
 import socket
 import ssl
 import threading
@@ -15,11 +17,13 @@ import urllib.request
 import weakref
 from dataclasses import dataclass, field
 from email.message import Message
+from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from tourkit.errors import HubError
 
 _TICK_S = 0.25  # a slow line hands over what it has this often: progress moves, Ctrl-C is noticed
+_IDLE_S = 15.0  # after a longer silence a router may have forgotten the connection, without a word to either end
 _DISCARD = 64 << 10  # bytes of an unwanted body that are read so that the connection can be kept
 
 
@@ -32,6 +36,25 @@ class _Link:
     absolute: bool = False  # an http proxy wants the whole URL in the request line
     headers: dict[str, str] = field(default_factory=dict)
     sock: socket.socket | None = None  # http.client lets go of it while the last answer is read
+    idle_since: float = 0.0  # time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How failures that may pass are met; all but `attempts` in seconds."""
+
+    attempts: int = 8  # in a row without one new byte
+    delay_s: float = 1.0  # before the second attempt; doubles from then on
+    longest_s: float = 30.0
+    retry_after_s: float = 300.0  # the most that a server's Retry-After can ask for
+    stall_s: float = 30.0  # a connection that is silent for this long counts as broken
+
+    def pause_s(self, failures: int, asked_s: float | None) -> float:
+        """Seconds to wait after the given number of failures in a row, `asked_s` being the server's wish."""
+        if asked_s is not None:
+            return min(max(asked_s, 0.0), self.retry_after_s)
+        delay = min(self.delay_s * 2.0 ** (failures - 1), self.longest_s)
+        return delay * random.uniform(0.75, 1.25)  # so that threads do not come back all at once
 
 
 class Connections:
@@ -49,7 +72,9 @@ class Connections:
         """Send a GET; the caller closes the answer. Raises OSError or http.client.HTTPException."""
         parts = urlsplit(url)
         kept = self._idle().pop(origin(url), None)
-        if kept is not None:
+        if kept is not None and time.monotonic() - kept.idle_since > _IDLE_S:
+            self.drop(kept)
+        elif kept is not None:
             # A server may have closed it while it was idle, which says nothing of a fresh one.
             with contextlib.suppress(ConnectionError):
                 return self._send(kept, parts, headers)
@@ -72,6 +97,7 @@ class Connections:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not TLS's own, which would say goodbye first
 
     def keep(self, link: _Link) -> None:
+        link.idle_since = time.monotonic()
         self._idle()[link.origin] = link
 
     def drop(self, link: _Link) -> None:
@@ -217,6 +243,34 @@ def proxy_for(parts: SplitResult) -> SplitResult | None:
         mend = f"set {parts.scheme.upper()}_PROXY to an http:// one"
         raise HubError(f"the proxy for {host} is {proxy.scheme}://, which is not supported: {mend}")
     return proxy
+
+
+def retry_after(headers: Any) -> float | None:
+    """Seconds that Retry-After asks for: a number, or an HTTP date."""
+    value = headers.get("Retry-After", "").strip()
+    if value.isdecimal():
+        return float(value)
+    try:
+        return email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+    except ValueError:
+        return None
+
+
+def reason(exc: BaseException) -> str:
+    """A few words; never the URL, which may be signed."""
+    known: list[tuple[type[BaseException], str]] = [
+        (TimeoutError, "no answer in time"),
+        (http.client.RemoteDisconnected, "the connection was closed without an answer"),
+        (ConnectionResetError, "the connection was reset"),
+        (ConnectionRefusedError, "the connection was refused"),
+        (socket.gaierror, "the host name is not known here"),
+    ]
+    for kind, words in known:
+        if isinstance(exc, kind):
+            return words
+    if isinstance(exc, OSError):
+        return exc.strerror or str(exc) or type(exc).__name__
+    return type(exc).__name__
 
 
 def _credentials(proxy: SplitResult) -> dict[str, str]:

@@ -6,14 +6,11 @@ nor resumes them). Where bytes are put is the business of transfer.py.
 """
 
 import contextlib
-import email.utils
 import hashlib
 import http.client
 import logging
 import os
-import random
 import re
-import socket
 import ssl
 import threading
 import time
@@ -24,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 from tourkit import __version__
-from tourkit.connections import Answer, Connections, is_loopback, origin
+from tourkit.connections import Answer, Connections, Patience, is_loopback, origin, reason, retry_after
 from tourkit.errors import HubError, WrongContent
 
 if TYPE_CHECKING:
@@ -38,7 +35,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 T = TypeVar("T")
 
 
-class Passing(HubError):
+class PassingError(HubError):
     """A failure that may pass: worth another attempt, `wait_s` seconds later when the server says so."""
 
     def __init__(self, message: str, wait_s: float | None = None) -> None:
@@ -46,26 +43,8 @@ class Passing(HubError):
         self.wait_s = wait_s
 
 
-class RangeRefused(HubError):
+class RangeRefusedError(HubError):
     """HTTP 416: the file is not as long as what we have of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How failures that may pass are met; all but `attempts` in seconds."""
-
-    attempts: int = 8  # in a row without one new byte
-    delay_s: float = 1.0  # before the second attempt; doubles from then on
-    longest_s: float = 30.0
-    retry_after_s: float = 300.0  # the most that a server's Retry-After can ask for
-    stall_s: float = 30.0  # a connection that is silent for this long counts as broken
-
-    def pause_s(self, failures: int, asked_s: float | None) -> float:
-        """Seconds to wait after the given number of failures in a row, `asked_s` being the server's wish."""
-        if asked_s is not None:
-            return min(max(asked_s, 0.0), self.retry_after_s)
-        delay = min(self.delay_s * 2.0 ** (failures - 1), self.longest_s)
-        return delay * random.uniform(0.75, 1.25)  # so that threads do not come back all at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +76,11 @@ class Stream:
         self._answer = answer
 
     def readinto(self, view: memoryview) -> int:
-        """Bytes put into `view`, 0 at the end. Raises Passing when the line breaks."""
+        """Bytes put into `view`, 0 at the end. Raises PassingError when the line breaks."""
         try:
             return self._answer.readinto(view)
         except (OSError, http.client.HTTPException) as exc:
-            raise Passing(_reason(exc)) from exc
+            raise PassingError(reason(exc)) from exc
 
 
 class Hub:
@@ -142,7 +121,7 @@ class Hub:
                 close_session()
 
     def interrupt(self) -> None:
-        """Wake the threads that wait for bytes; they get Passing."""
+        """Wake the threads that wait for bytes; they get PassingError."""
         self._connections.interrupt()
 
     # ---- what the hub says -------------------------------------------------------------------------
@@ -171,7 +150,7 @@ class Hub:
         # No loop of ours: huggingface_hub itself asks again for a tree.
         try:
             return self._asking(f"{repo}@{commit[:12]}", repo, ask)
-        except Passing as exc:
+        except PassingError as exc:
             raise self.given_up(f"{repo}@{commit[:12]}", exc) from exc
 
     def read(self, repo: str, commit: str, file: HubFile) -> bytes:
@@ -185,7 +164,7 @@ class Hub:
                 while got := stream.readinto(memoryview(data)[filled:]):
                     filled += got
             if filled < file.size and not stream.is_html:
-                raise Passing(f"{filled} bytes instead of {file.size}")
+                raise PassingError(f"{filled} bytes instead of {file.size}")
             _check_read(where, bytes(data[:filled]), file)
             return bytes(data[:filled])
 
@@ -197,7 +176,7 @@ class Hub:
     def open(self, repo: str, commit: str, path: str, *, start: int = 0) -> Iterator[Stream]:
         """The bytes of a file from `start` on; `Stream.start` is 0 when the server cannot start elsewhere.
 
-        Raises Passing for what may pass, RangeRefused, and HubError for what will not change by itself.
+        Raises PassingError for what may pass, RangeRefusedError, and HubError for what will not change by itself.
         """
         self._refuse_offline()
         where = f"{repo}/{path}"
@@ -223,7 +202,7 @@ class Hub:
         finally:
             answer.close()
 
-    def given_up(self, where: str, last: Passing) -> HubError:
+    def given_up(self, where: str, last: PassingError) -> HubError:
         """The error to end with when a failure did not pass."""
         mend = f"check the network and the endpoint {self.endpoint} (HF_ENDPOINT), then run it again"
         return HubError(f"{where}: {last}, no better after several attempts: {mend}")
@@ -236,7 +215,7 @@ class Hub:
         except ssl.SSLCertVerificationError as exc:
             raise self._untrusted(urlsplit(url).hostname, exc.verify_message) from exc
         except (OSError, http.client.HTTPException) as exc:
-            raise Passing(f"{urlsplit(url).hostname}: {_reason(exc)}") from exc
+            raise PassingError(f"{urlsplit(url).hostname}: {reason(exc)}") from exc
 
     def _check_status(self, answer: Answer, repo: str, where: str, *, redirected: bool) -> None:
         """Sort an HTTP status into: fine, may pass, will not pass."""
@@ -244,13 +223,13 @@ class Hub:
         if status in (200, 206):
             return
         if status == 416:
-            raise RangeRefused(f"{where}: HTTP 416")
+            raise RangeRefusedError(f"{where}: HTTP 416")
         if status in (408, 429) or status >= 500:
-            raise Passing(f"HTTP {status}", _retry_after(answer.headers))
+            raise PassingError(f"HTTP {status}", retry_after(answer.headers))
         if code == "GatedRepo":
             raise self._gated(repo)
         if redirected and status in (401, 403, 404, 410) and not code:
-            raise Passing(f"HTTP {status} from the storage behind the hub")  # its link has run out: get a new one
+            raise PassingError(f"HTTP {status} from the storage behind the hub")  # its link has run out: get a new one
         if status in (401, 403):
             raise self._refused(repo, status)
         if status in (404, 410):
@@ -287,7 +266,7 @@ class Hub:
             cause = _root_cause(exc)
             if isinstance(cause, ssl.SSLCertVerificationError):
                 raise self._untrusted(urlsplit(self.endpoint).hostname, cause.verify_message) from exc
-            raise Passing(f"{urlsplit(self.endpoint).hostname}: {_reason(cause)}") from exc
+            raise PassingError(f"{urlsplit(self.endpoint).hostname}: {reason(cause)}") from exc
         except errors.HFValidationError as exc:
             raise HubError(f"{repo!r} is no repository name: correct `repo` in the manifest") from exc
         except (ValueError, TypeError, KeyError, AttributeError) as exc:  # the answer is not what it should be
@@ -296,7 +275,7 @@ class Hub:
 
     def _of_status(self, status: int, headers: Any, repo: str) -> HubError:
         if status in (408, 429) or status >= 500:
-            return Passing(f"HTTP {status}", _retry_after(headers))
+            return PassingError(f"HTTP {status}", retry_after(headers))
         if status in (401, 403):
             return self._refused(repo, status)
         return HubError(f"{repo}: HTTP {status} from the hub: check the endpoint {self.endpoint}")
@@ -306,7 +285,7 @@ class Hub:
         for failures in range(1, self.patience.attempts + 1):
             try:
                 return call()
-            except Passing as exc:
+            except PassingError as exc:
                 if failures == self.patience.attempts:
                     raise self.given_up(where, exc) from exc
                 pause_s = self.patience.pause_s(failures, exc.wait_s)
@@ -410,44 +389,16 @@ def _redirected(url: str, location: str, where: str) -> str:
 
 
 def _extent(answer: Answer, asked: int) -> tuple[int, int | None]:
-    """First byte and size of the whole file as the answer states them. Raises Passing for another range."""
+    """First byte and size of the whole file as the answer states them. Raises PassingError for another range."""
     if answer.status == 200:
         return 0, answer.length
     match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
     if match is None or int(match[1]) != asked:
-        raise Passing("the server answered with another range than the one asked for")
+        raise PassingError("the server answered with another range than the one asked for")
     return asked, None if match[3] == "*" else int(match[3])
-
-
-def _retry_after(headers: Any) -> float | None:
-    """Seconds that Retry-After asks for: a number, or an HTTP date."""
-    value = headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return float(value)
-    try:
-        return email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-    except ValueError:
-        return None
 
 
 def _root_cause(exc: BaseException) -> BaseException:
     while (cause := exc.__cause__ or exc.__context__) is not None:
         exc = cause
     return exc
-
-
-def _reason(exc: BaseException) -> str:
-    """A few words; never the URL, which may be signed."""
-    known: list[tuple[type[BaseException], str]] = [
-        (TimeoutError, "no answer in time"),
-        (http.client.RemoteDisconnected, "the connection was closed without an answer"),
-        (ConnectionResetError, "the connection was reset"),
-        (ConnectionRefusedError, "the connection was refused"),
-        (socket.gaierror, "the host name is not known here"),
-    ]
-    for kind, words in known:
-        if isinstance(exc, kind):
-            return words
-    if isinstance(exc, OSError):
-        return exc.strerror or str(exc) or type(exc).__name__
-    return type(exc).__name__

@@ -136,9 +136,7 @@ def _digest(raw: dict[str, Any]) -> str:
 
 
 def no_bundle(root: Path) -> str:
-    return (
-        f"no {INDEX} in {root}: give a bundle's folder, or run `tourkit prefetch` again if it was cut short"
-    )
+    return f"no {INDEX} in {root}: give a bundle's folder, or run `tourkit prefetch` again if it was cut short"
 
 
 def parse_index(data: bytes, where: str) -> Index:

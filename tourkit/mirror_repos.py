@@ -5,12 +5,12 @@ No HTTP here (mirror.py) and no disk: it works on the index alone.
 
 import hashlib
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from tourkit.errors import UsageError
-from tourkit.index import BundleFile, Index
+from tourkit.index import BundleFile, BundleVariant, Index
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,10 @@ class Repo:
     """`names` maps every revision that is answered (commits too) to its commit."""
 
     id: str
-    tags: tuple[str, ...] = ()
-    license: str | None = None
-    snapshots: dict[str, Snapshot] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
+    tags: tuple[str, ...]
+    license: str | None
+    snapshots: dict[str, Snapshot]
+    names: dict[str, str]
 
     @property
     def default(self) -> Snapshot:
@@ -45,39 +45,42 @@ class Repo:
 
 
 def repos(index: Index) -> dict[str, Repo]:
-    """The repositories of the index; variants of one repository and commit become one snapshot."""
-    models = {model.id: model for model in index.models}
-    found: dict[str, Repo] = {}
-    asked: dict[str, dict[str, set[str]]] = {}  # repo: revision: commits
-    for variant in index.variants:
-        model = models[variant.model]
-        tags = sorted({*found.get(variant.repo, Repo("")).tags, variant.format, f"license:{model.license}"})
-        found.setdefault(variant.repo, Repo(variant.repo, license=model.license))
-        old = found[variant.repo]
-        found[variant.repo] = Repo(old.id, tuple(tags), old.license, old.snapshots, old.names)
-        asked.setdefault(variant.repo, {}).setdefault(variant.revision, set()).add(variant.commit)
-    for file in sorted(index.files, key=lambda file: (file.repo or "", file.source or "")):
-        if file.repo is None or file.commit is None or file.source is None:
-            continue
-        snapshots = found.setdefault(file.repo, Repo(file.repo)).snapshots
-        files = snapshots.setdefault(file.commit, Snapshot(file.commit, {})).files
-        if files.setdefault(file.source, file).sha256 != file.sha256:
+    """The repositories of the index; variants of one repository and commit become one snapshot.
+
+    Raises UsageError when two files claim one place with different content.
+    """
+    by_repo: dict[str, list[BundleFile]] = {}
+    for file in index.files:
+        if file.repo is not None:
+            by_repo.setdefault(file.repo, []).append(file)
+    return {id_: _repo(id_, by_repo[id_], index) for id_ in sorted(by_repo)}
+
+
+def _repo(id_: str, files: list[BundleFile], index: Index) -> Repo:
+    snapshots: dict[str, Snapshot] = {}
+    for file in sorted(files, key=lambda file: (str(file.commit), str(file.source))):
+        assert file.commit is not None  # the index is refused otherwise
+        assert file.source is not None
+        held = snapshots.setdefault(file.commit, Snapshot(file.commit, {})).files
+        if held.setdefault(file.source, file).sha256 != file.sha256:
             raise UsageError(f"bundle.json: {file.path}: another content of {file.source} at one commit")
-    held = {id_: repo for id_, repo in sorted(found.items()) if repo.snapshots}
-    for repo in held.values():
-        _name_revisions(repo, asked.get(repo.id, {}))
-    return held
+    variants = [variant for variant in index.variants if variant.repo == id_]
+    models = {variant.model for variant in variants}
+    licenses = sorted({m.license for m in index.models if m.id in models or m.repo == id_})
+    tags = sorted({variant.format for variant in variants}) + [f"license:{name}" for name in licenses]
+    names = _names(snapshots, variants)
+    return Repo(id_, tuple(tags), licenses[0] if licenses else None, snapshots, names)
 
 
-def _name_revisions(repo: Repo, asked: dict[str, set[str]]) -> None:
-    """A recorded name that two commits claim is dropped; `main` is the only commit where there is one."""
-    if len(repo.snapshots) == 1:
-        repo.names["main"] = next(iter(repo.snapshots))
-    for name, commits in asked.items():
-        here = [commit for commit in commits if commit in repo.snapshots]
-        if len(here) == 1:
-            repo.names[name] = here[0]
-    repo.names.update({commit: commit for commit in repo.snapshots})
+def _names(snapshots: dict[str, Snapshot], variants: list[BundleVariant]) -> dict[str, str]:
+    """Revision: commit. A recorded name that two commits claim is dropped; an only commit is `main` too."""
+    names = {"main": next(iter(snapshots))} if len(snapshots) == 1 else {}
+    asked: dict[str, set[str]] = {}
+    for variant in variants:
+        if variant.commit in snapshots:
+            asked.setdefault(variant.revision, set()).add(variant.commit)
+    names |= {name: next(iter(commits)) for name, commits in asked.items() if len(commits) == 1}
+    return names | {commit: commit for commit in snapshots}
 
 
 def author_of(repo: Repo) -> str | None:

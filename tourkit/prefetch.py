@@ -19,7 +19,7 @@ from tourkit.hub import Hub
 from tourkit.index import Index, variant_dir, write_index
 from tourkit.lock import Lock, LockedFile, LockedVariant, check_current, path_of
 from tourkit.manifest import Manifest, check_path
-from tourkit.transfer import Item, Progress, Silent, Stopped, fetch, is_out_of_space, local_error
+from tourkit.transfer import Item, Progress, Silent, StoppedError, fetch, is_out_of_space, local_error
 
 STACKS = {"llama_cpp": "gguf", "vllm": "safetensors", "transformers": "safetensors", "onnx": "onnx"}
 LOCK_FILE = ".prefetch.lock"
@@ -190,7 +190,7 @@ def _move_all(items: Sequence[Item], hub: Hub, jobs: int, progress: Progress) ->
     def move(item: Item) -> TourkitError | None:
         try:
             fetch(item, hub, progress, stop)
-        except Stopped:
+        except StoppedError:
             return None
         except TourkitError as exc:
             if isinstance(exc, LocalError) and is_out_of_space(exc):

@@ -78,11 +78,14 @@ class Progress:
 
 def size_text(size: int) -> str:
     """Bytes for people: binary units, one decimal."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+    if size < 1024:
+        return f"{size} B"
+    value = size / 1024
+    for unit in ("KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.1f} {unit}"
         value /= 1024
+    return f"{value:.1f} GiB"
 
 
 def _clock(seconds: float) -> str:

@@ -14,13 +14,13 @@ from typing import Protocol
 
 from tourkit.errors import LocalError, WrongContent
 from tourkit.files import fsync_dir, sha256_of
-from tourkit.hub import Hub, Passing, RangeRefused, Stream
+from tourkit.hub import Hub, PassingError, RangeRefusedError, Stream
 
 BLOCK = 1 << 20  # bytes: the most that is held in memory, and lost, when the process is killed
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: somebody asked for it
+class StoppedError(Exception):
     """The transfer was asked to stop; what has arrived stays in the part file."""
 
 
@@ -100,7 +100,7 @@ class _Move:
 
     def check_stop(self) -> None:
         if self.stop.is_set():
-            raise Stopped
+            raise StoppedError
 
     def checked(self, size: int) -> None:
         self.progress.on_bytes(size, "checked")
@@ -110,7 +110,7 @@ class _Move:
 def fetch(item: Item, hub: Hub, progress: Progress, stop: threading.Event) -> None:
     """Have `item` whole at its place: check what is there, else fetch it from where its part file ends.
 
-    Raises HubError, WrongContent (the bytes are set aside as `<dest>.<hash>.bad`), LocalError, and Stopped
+    Raises HubError, WrongContent (the bytes are set aside as `<dest>.<hash>.bad`), LocalError, and StoppedError
     soon after `stop` is set.
     """
     move = _Move(item, hub, progress, stop)
@@ -208,10 +208,11 @@ def _fill(move: _Move, part: _Part) -> None:
     while part.size < item.size:
         try:
             _stream(move, part, block)
-        except RangeRefused as exc:
+        except RangeRefusedError as exc:
             part.restart()
-            problem = Passing(f"the file ends before byte {furthest} ({exc})")
-        except Passing as exc:
+            problem = PassingError(f"the file ends before byte {furthest} ({exc})")
+        except PassingError as exc:
+            move.check_stop()  # an interrupt looks like a broken line
             problem = exc
         else:
             continue
@@ -237,7 +238,7 @@ def _stream(move: _Move, part: _Part, block: memoryview) -> None:
             got = stream.readinto(block[: item.size - part.size])
             move.check_stop()
             if not got:
-                raise Passing(f"the file ended at byte {part.size} of {item.size}")
+                raise PassingError(f"the file ended at byte {part.size} of {item.size}")
             part.append(block[:got])
             move.progress.on_bytes(got, "fetched")
         if stream.total is None and stream.readinto(block[:1]):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import warnings
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,7 +168,9 @@ class LlamaRunner:
         """llguidance's view of this vocabulary; about a second for 128k tokens, so made once."""
         import llguidance.llamacpp
 
-        return llguidance.llamacpp.lltokenizer_from_vocab(self._vocab, eos_token=sorted(self.eog))
+        with warnings.catch_warnings():  # llguidance 1.9 calls a function that llama-cpp-python 0.3.36 deprecates
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return llguidance.llamacpp.lltokenizer_from_vocab(self._vocab, eos_token=sorted(self.eog))
 
     # --- batch and KV cache -------------------------------------------------------------------------------------
 

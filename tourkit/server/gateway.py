@@ -13,6 +13,7 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -24,6 +25,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from tourkit.errors import EngineDead, LocalError, RequestError, TourkitError
+from tourkit.plan import Plan
 from tourkit.server.process import Launch, State, Worker
 from tourkit.server.wire import error_body
 from tourkit.server.worker import SECRET_HEADER
@@ -195,6 +197,23 @@ class Gateway:
         given = (header or "").removeprefix("Bearer ")
         if key is not None and not hmac.compare_digest(given.encode(), key.encode()):
             raise RequestError("the API key is missing or wrong", code="invalid_api_key", status=401)
+
+
+def launches(root: Path, plan: Plan) -> tuple[Launch, ...]:
+    """What to start for a plan over the bundle at `root`."""
+    return tuple(
+        Launch(
+            model=placement.model,
+            quant=placement.quant,
+            roles=placement.roles,
+            path=str((root / placement.path).resolve()),
+            stack=placement.stack,
+            slots=placement.slots,
+            max_len=placement.context,
+            threads=placement.threads,
+        )
+        for placement in plan.placements
+    )
 
 
 class _AsgiEndpoint:

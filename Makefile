@@ -1,0 +1,59 @@
+# Needs: Python 3.11 or newer with venv, a C and C++ compiler, and the Python package index.
+PYTHON ?= python3
+LLAMA  := llama-cpp-python==0.3.36
+RUN    := .venv
+DEV    := .venv-dev
+# llama-cpp-python comes as source: built once, about three minutes on two cores, and used by both environments.
+WHEELS := .wheels
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types format docs bench wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(RUN)/ready ## the whole trip on a tiny model: mirror, lock, prefetch, verify, serve --offline, templates
+	$(RUN)/bin/tourkit demo
+
+test: $(DEV)/ready ## every test; no network, no GPU, no downloaded weights
+	$(DEV)/bin/python -m pytest -n auto
+
+check: lint types test ## what CI runs
+
+lint: $(DEV)/ready ## ruff: rules and formatting
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+
+types: $(DEV)/ready ## mypy --strict on tourkit/
+	$(DEV)/bin/mypy
+
+format: $(DEV)/ready ## rewrite the code in the project's format
+	$(DEV)/bin/ruff format .
+	$(DEV)/bin/ruff check --fix .
+
+docs: $(DEV)/ready ## write docs/cli.md anew from --help
+	$(DEV)/bin/python tools/cli_reference.py docs/cli.md
+
+bench: $(DEV)/ready ## tourkit beside its peers, as ratios of interleaved runs
+	$(DEV)/bin/python bench/prefetch_vs_hf.py
+	$(DEV)/bin/python bench/verify_vs_sha256sum.py
+
+wheel: $(DEV)/ready ## build the wheel into dist/
+	$(DEV)/bin/pip wheel -q --no-deps -w dist .
+
+clean: ## remove what the targets made, but not the wheel cache
+	rm -rf $(RUN) $(DEV) dist build .pytest_cache .mypy_cache .ruff_cache
+
+$(WHEELS)/ready:
+	$(PYTHON) -m pip wheel --no-deps -w $(WHEELS) "$(LLAMA)"
+	touch $@
+
+$(RUN)/ready: pyproject.toml $(WHEELS)/ready
+	$(PYTHON) -m venv $(RUN)
+	$(RUN)/bin/python -m pip install -q --find-links $(WHEELS) -e ".[llama]" "$(LLAMA)"
+	touch $@
+
+$(DEV)/ready: pyproject.toml $(WHEELS)/ready
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/python -m pip install -q --find-links $(WHEELS) -e ".[dev]" "$(LLAMA)"
+	touch $@

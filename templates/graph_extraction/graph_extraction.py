@@ -1,0 +1,237 @@
+"""Graph extraction: entities and the relations between them from each document, with their places in the text.
+
+When: news, reports, biographies; who leads, owns, supplies, founded whom or what, and where.
+Cost: two calls a document (entities, then relations), two a chunk for texts over CHUNK characters. The second call
+begins with the whole of the first, so that the server reads the document once.
+Edit: TYPES and RELATIONS (the model can name nothing else), the prompts, the limits, ROLE.
+Run: `tourkit run graph_extraction --input documents.jsonl --output out.jsonl`, or, with plain Python,
+`python graph_extraction.py documents.jsonl out.jsonl`.
+"""
+
+import argparse
+import json
+import re
+import sys
+import unicodedata
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tourkit.client import Client
+
+ROLE = "graph"  # which model: a role, or a model id
+TYPES = ("person", "organization", "place", "event", "product")
+RELATIONS = {  # label: what it says about `from` and `to`
+    "leads": "a person heads an organization",
+    "works_for": "a person works for an organization",
+    "founded": "a person founded an organization",
+    "owns": "one organization owns or bought another",
+    "part_of": "something is a part of something larger",
+    "located_in": "something is in a place",
+    "partner_of": "two organizations do something together",
+    "supplies": "one organization delivers to another",
+    "funds": "an organization pays for another",
+    "produces": "an organization makes a product",
+    "takes_part_in": "someone takes part in an event",
+    "related_to": "a relation that none of the others names",
+}
+MAX_NODES = 8  # a chunk; bounds on the answer let a small model come to an end
+MAX_EDGES = 8
+MAX_NAME = 40  # characters
+CHUNK = 3000  # characters of text a call: 1,000 to 1,400 tokens
+
+SYSTEM = """You find entities and the relations between them in a text. Answer with JSON only.
+The text stands between the lines `-----Text begins-----` and `-----Text ends-----`.
+Copy each name letter by letter as the text writes it, in full, without quotation marks, each entity once.
+Types of entities: {types}.
+Relations, from one entity to another:
+{relations}"""
+NODES = """-----Text begins-----
+{text}
+-----Text ends-----
+First step: list the most important entities as "nodes", each with "id" (its name) and "type"."""
+EDGES = """Second step: list the relations the text states between these nodes as "edges", each with "from", "to" and
+"label". No relation twice, none of a node to itself."""
+
+
+def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
+    """The record of one document. Raises ClientError when the server fails."""
+    text = document["text"]
+    graph = Graph()
+    for start, end in chunks(text, CHUNK):
+        found, related = ask(text[start:end], client)
+        graph.add(found, related)
+    nodes = [{**node, "mentions": mentions(node, text)} for node in graph.nodes.values()]
+    seen = {node["id"] for node in nodes if node["mentions"]}
+    edges = [{**edge, "grounded": edge["from"] in seen and edge["to"] in seen} for edge in graph.edges]
+    return {"id": document["id"], "ok": True, "nodes": nodes, "edges": edges, "dropped": graph.dropped}
+
+
+def ask(text: str, client: Client) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the model says of one chunk: its nodes, then edges whose ends can only be those nodes."""
+    relations = "\n".join(f"- {label}: {meaning}" for label, meaning in RELATIONS.items())
+    system = SYSTEM.replace("{types}", ", ".join(TYPES)).replace("{relations}", relations)
+    messages = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": NODES.replace("{text}", text)},
+    ]
+    answer = client.structured(messages, nodes_schema(), temperature=0)
+    nodes = answer["nodes"]
+    names = list(dict.fromkeys(node["id"] for node in nodes))
+    if len(names) < 2:
+        return nodes, []
+    messages += [
+        {"role": "assistant", "content": json.dumps(answer, ensure_ascii=False)},
+        {"role": "user", "content": EDGES},
+    ]
+    return nodes, client.structured(messages, edges_schema(names), temperature=0)["edges"]
+
+
+def nodes_schema() -> dict[str, Any]:
+    name = {"type": "string", "minLength": 1, "maxLength": MAX_NAME}
+    return list_of("nodes", MAX_NODES, {"id": name, "type": {"type": "string", "enum": list(TYPES)}})
+
+
+def edges_schema(names: list[str]) -> dict[str, Any]:
+    end = {"type": "string", "enum": names}
+    label = {"type": "string", "enum": list(RELATIONS)}
+    return list_of("edges", MAX_EDGES, {"from": end, "label": label, "to": end})
+
+
+def list_of(key: str, most: int, properties: dict[str, Any]) -> dict[str, Any]:
+    item = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return {
+        "title": key,
+        "type": "object",
+        "properties": {key: {"type": "array", "items": item, "maxItems": most}},
+        "required": [key],
+        "additionalProperties": False,
+    }
+
+
+class Graph:
+    """Nodes by the normal form of their name, and edges between them. What is left out is listed with its reason."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, dict[str, Any]] = {}
+        self.edges: list[dict[str, Any]] = []
+        self.dropped: list[dict[str, Any]] = []
+
+    def add(self, nodes: list[dict[str, Any]], edges: list[dict[str, Any]]) -> None:
+        for node in nodes:
+            key = normal_name(node["id"])
+            if not key or node["type"] not in TYPES:
+                self.dropped.append({"node": node, "why": "unknown type" if key else "no name"})
+                continue
+            known = self.nodes.setdefault(key, {"id": node["id"], "type": node["type"], "aliases": []})
+            if node["id"] not in (known["id"], *known["aliases"]):
+                known["aliases"].append(node["id"])
+        for edge in edges:
+            if why := self._add_edge(edge):
+                self.dropped.append({"edge": edge, "why": why})
+
+    def _add_edge(self, edge: dict[str, Any]) -> str | None:
+        source = self.nodes.get(normal_name(edge["from"]))
+        target = self.nodes.get(normal_name(edge["to"]))
+        if source is None or target is None:
+            return "an end is no node"
+        if edge["label"] not in RELATIONS:
+            return "unknown relation"
+        if source is target:
+            return "from a node to itself"
+        whole = {"from": source["id"], "to": target["id"], "label": edge["label"]}
+        if whole in self.edges:
+            return "said twice"
+        self.edges.append(whole)
+        return None
+
+
+ARTICLES = {"the", "a", "an"}
+LEGAL_FORMS = {"inc", "ltd", "llc", "plc", "corp", "co", "company", "gmbh", "ag", "sa", "nv", "bv", "&"}
+LEGAL_FORMS |= {"ооо", "оао", "зао", "пао", "ао", "ип", "тоо", "муп", "фгуп", "нко"}
+
+
+def normal_name(name: str) -> str:
+    """A name without case, quotes, articles and legal forms: "ООО «Вектра»" and "Вектра" are one entity."""
+    plain = unicodedata.normalize("NFKC", name).casefold().replace("ё", "е")
+    words = re.sub(r"[«»„“”\"'’`.,;()]", " ", plain).split()
+    core = list(words)
+    while len(core) > 1 and core[0] in ARTICLES | LEGAL_FORMS:
+        del core[0]
+    while len(core) > 1 and core[-1] in LEGAL_FORMS:
+        del core[-1]
+    return " ".join(core)
+
+
+def mentions(node: dict[str, Any], text: str) -> list[list[int]]:
+    """Where the text names the node: [start, end) in characters, in order. Inflected forms are not found."""
+    places: set[tuple[int, int]] = set()
+    for name in (node["id"], *node["aliases"]):
+        words = [re.sub("[её]", "[её]", re.escape(word), flags=re.IGNORECASE) for word in name.split()]
+        if words:
+            pattern = r"(?<!\w)" + r"\s+".join(words) + r"(?!\w)"
+            places.update(match.span() for match in re.finditer(pattern, text, re.IGNORECASE))
+    return [list(place) for place in sorted(places)]
+
+
+def chunks(text: str, most: int) -> list[tuple[int, int]]:
+    """[start, end) pieces of at most `most` characters, cut after a sentence where there is one."""
+    ends = [match.end() for match in re.finditer(r"[.!?…][»”\")]*\s+|\n+", text)] + [len(text)]
+    pieces: list[tuple[int, int]] = []
+    start = last = 0
+    for end in ends:
+        if end - start > most and last > start:
+            pieces.append((start, last))
+            start = last
+        while end - start > most:  # one sentence longer than a chunk
+            pieces.append((start, start + most))
+            start += most
+        last = end
+    if start < len(text):
+        pieces.append((start, len(text)))
+    return [(a, b) for a, b in pieces if text[a:b].strip()]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Extract a graph of entities and relations from each document.")
+    parser.add_argument("input", type=Path, help="JSON Lines: id and text")
+    parser.add_argument("output", type=Path, help="JSON Lines: one record a document, in the same order")
+    parser.add_argument("--url", help="the server; default $TOURKIT_URL or http://127.0.0.1:8000")
+    parser.add_argument("--model", default=ROLE, help=f"role or model id; default {ROLE}")
+    parser.add_argument("--workers", type=int, default=8, help="documents at a time; default 8")
+    args = parser.parse_args(argv)
+    lines = args.input.read_text(encoding="utf-8").split("\n")
+    documents = [json.loads(line) for line in lines if line.strip()]
+    failed = 0
+    with (
+        Client(args.url, model=args.model) as client,
+        ThreadPoolExecutor(args.workers) as pool,
+        args.output.open("w", encoding="utf-8") as out,
+    ):
+        for record in pool.map(lambda document: record_of(document, client), documents):
+            failed += not record["ok"]
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+    print(f"{len(documents)} documents, {failed} failed: {args.output}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def record_of(document: dict[str, Any], client: Client) -> dict[str, Any]:
+    """What `run` gives, or a record of how it failed: no document is lost."""
+    try:
+        return run(document, client)
+    except Exception as error:  # noqa: BLE001 - one bad document must not end the others
+        return {
+            "id": document.get("id"),
+            "ok": False,
+            "error": str(error) or repr(error),
+            "type": type(error).__name__,
+        }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

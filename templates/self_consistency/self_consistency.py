@@ -1,0 +1,276 @@
+"""Self-consistency: several samples of one answer, a vote on what they say, and how sure the vote is.
+
+When: short problems with one right answer that a small model gets right more often than not; labels; small objects.
+Cost: CHUNK samples a call, one to CAP / CHUNK calls (4 to 12 samples). The server reads the prompt once for all
+samples of a call, and sampling stops as soon as the vote is decided.
+Edit: the prompts, CHUNK, CAP, SURE, TEMPERATURE, ROLE. A document with `choices` is answered by one of them, `kind`
+"number" by a number, one with `schema` by an object whose fields are voted one by one, any other by a short text.
+Run: `tourkit run self_consistency --input documents.jsonl --output out.jsonl`, or, with plain Python,
+`python self_consistency.py documents.jsonl out.jsonl`.
+"""
+
+import argparse
+import decimal
+import json
+import re
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import comb
+from pathlib import Path
+from typing import Any
+
+from tourkit.client import Client, ClientError, Reply, parse_json
+
+ROLE = "brain"  # which model: a role, or a model id
+CHUNK = 4  # samples a call; best equal to the server's slots
+CAP = 12  # samples a document at most
+SURE = 0.95  # stop when the leader beats the runner-up with this probability
+TEMPERATURE = 0.7  # without it all samples are the same
+SEED = 1
+
+SYSTEM = """You solve short problems. First think in "reasoning", in two or three short sentences, then give the bare
+result in "answer": no unit, no explanation, in the language of the problem."""
+USER = """{text}"""
+WITH_CHOICES = """{text}
+Possible answers: {choices}"""
+
+
+def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
+    """The record of one document. Raises ClientError when the server fails."""
+    schema = document.get("schema") or answer_schema(document)
+    choices = ", ".join(map(str, document.get("choices", ())))
+    prompt = WITH_CHOICES.replace("{choices}", choices) if choices else USER
+    messages = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": prompt.replace("{text}", document["text"])},
+    ]
+    whole = "schema" in document  # the object is the answer, not just its field `answer`
+    samples: list[Any] = []
+    drawn = 0
+    while drawn < CAP:
+        n = min(CHUNK, CAP - drawn)
+        replies = client.sample(messages, n, schema=schema, temperature=TEMPERATURE, seed=SEED + drawn)
+        drawn += n
+        objects = [data for reply in replies if (data := valid(reply, schema)) is not None]
+        samples += objects if whole else [data["answer"] for data in objects]
+        if decided(samples, CAP - drawn):
+            break
+    if not samples:
+        return {"id": document["id"], "ok": False, "error": f"none of {drawn} samples follows the schema"}
+    result = object_vote(samples, schema) if whole else scalar_vote(samples, drawn)
+    if document.get("kind") == "number" and (value := as_number(str(result["answer"]))) is not None:
+        result["answer"] = int(value) if value == int(value) else float(value)
+    return {"id": document["id"], "ok": True, **result, "samples": drawn, "spoiled": drawn - len(samples)}
+
+
+def answer_schema(document: dict[str, Any]) -> dict[str, Any]:
+    answer: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 60}
+    if document.get("choices"):
+        answer = {"type": "string", "enum": list(document["choices"])}
+    elif document.get("kind") == "number":  # a JSON number has no bound on its digits, this has
+        answer = {"type": "string", "pattern": r"^-?[0-9]{1,9}(\.[0-9]{1,4})?$", "maxLength": 15}
+    return {
+        "title": "answer",
+        "type": "object",
+        # The order matters: what is written first is thought first.
+        "properties": {"reasoning": {"type": "string", "maxLength": 300}, "answer": answer},
+        "required": ["reasoning", "answer"],
+        "additionalProperties": False,
+    }
+
+
+def valid(reply: Reply, schema: dict[str, Any]) -> dict[str, Any] | None:
+    """The object of one sample; None for one that was cut off or breaks the schema: it has no vote."""
+    try:
+        data = parse_json(reply)
+    except ClientError:
+        return None
+    return data if isinstance(data, dict) and follows(data, schema) else None
+
+
+def follows(data: dict[str, Any], schema: dict[str, Any]) -> bool:
+    try:
+        import jsonschema
+    except ImportError:  # a copy that runs without it: look at the keys at least
+        return all(key in data for key in schema.get("required", ()))
+    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    return bool(kind(schema, format_checker=kind.FORMAT_CHECKER).is_valid(data))
+
+
+# When to stop
+
+
+def decided(samples: Sequence[Any], left: int) -> bool:
+    """Whether drawing `left` more samples would hardly change any winner; for objects, of any field."""
+    fields = [flat(sample) for sample in samples]
+    for pointer in dict.fromkeys(pointer for field in fields for pointer in field):
+        votes = Counter(field.get(pointer) for field in fields).most_common(2)
+        leader, runner_up = votes[0][1], votes[1][1] if len(votes) > 1 else 0
+        if leader - runner_up <= left and confidence(leader, runner_up) < SURE:
+            return False
+    return bool(samples)
+
+
+def confidence(leader: int, runner_up: int) -> float:
+    """Probability that the leader is the more frequent answer: that a Beta(leader + 1, runner_up + 1) is over 1/2.
+
+    In closed form it is P(Binomial(leader + runner_up + 1, 1/2) <= leader).
+    """
+    n = leader + runner_up + 1
+    return float(sum(comb(n, k) for k in range(leader + 1)) / 2**n)
+
+
+# What counts as the same answer
+
+
+def canonical(value: Any) -> str:
+    """Numbers by value, texts by NFKC, case and white space: "42.", "42.0" and 42 are one answer."""
+    if isinstance(value, bool) or value is None or isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    number = as_number(str(value))
+    if number is not None:
+        return "0" if number == 0 else f"{number.normalize():f}"
+    text = unicodedata.normalize("NFKC", str(value)).casefold().replace("ё", "е")
+    return " ".join(text.split()).rstrip(".!")
+
+
+def as_number(text: str) -> decimal.Decimal | None:
+    """The value of "1 200,5", "1,200.5", "-3." and their like to 12 digits; None for anything else.
+
+    A comma before exactly three digits separates thousands, any other comma decimals.
+    """
+    plain = unicodedata.normalize("NFKC", text).replace("−", "-").strip().removesuffix(".")
+    if re.fullmatch(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", plain):
+        plain = plain.replace(",", "")
+    elif re.fullmatch(r"[-+]?[1-9]\d{0,2}( \d{3})+([.,]\d+)?", plain):
+        plain = plain.replace(" ", "")
+    if not re.fullmatch(r"[-+]?\d{1,24}([.,]\d{1,24})?", plain):
+        return None
+    return decimal.Context(prec=12).create_decimal(plain.replace(",", "."))
+
+
+# Votes
+
+
+def scalar_vote(samples: list[Any], drawn: int) -> dict[str, Any]:
+    """The most frequent answer in its first spelling; spoiled samples count against its share."""
+    votes = Counter(canonical(sample) for sample in samples)
+    winner, count = votes.most_common(1)[0]
+    answer = next(sample for sample in samples if canonical(sample) == winner)
+    return {"answer": answer, "share": round(count / drawn, 3), "votes": dict(votes.most_common())}
+
+
+def object_vote(samples: list[dict[str, Any]], schema: dict[str, Any]) -> dict[str, Any]:
+    """Each field by its own vote; if the parts make no valid whole, the sample that agrees most with the others."""
+    votes: dict[str, float] = {}
+    answer, method = consensus(samples, "", votes), "fields"
+    if not follows(answer, schema):
+        answer, method = medoid(samples), "medoid"
+    share = sum(votes.values()) / len(votes) if votes else 1.0
+    return {"answer": answer, "share": round(share, 3), "votes": votes, "method": method}
+
+
+ABSENT = object()
+
+
+def consensus(values: Sequence[Any], pointer: str, votes: dict[str, float]) -> Any:
+    """The winner among `values`, part by part; `votes` receives each leaf's share. A missing key is a vote too."""
+    shape = Counter(shape_of(value) for value in values).most_common(1)[0][0]
+    alike = [value for value in values if shape_of(value) == shape]
+    if shape == "object":
+        keys = dict.fromkeys(key for value in alike for key in value)
+        parts = {k: consensus([v.get(k, ABSENT) for v in alike], f"{pointer}/{k}", votes) for k in keys}
+        return {key: part for key, part in parts.items() if part is not ABSENT}
+    if shape == "array":
+        return array_consensus(alike, pointer, votes)
+    forms = ["" if shape == "absent" else canonical(value) for value in alike]
+    winner, count = Counter(forms).most_common(1)[0]
+    votes[pointer] = round(count / len(values), 3)
+    return alike[forms.index(winner)]
+
+
+def array_consensus(lists: Sequence[list[Any]], pointer: str, votes: dict[str, float]) -> list[Any]:
+    """The items that at least half of the lists hold; objects are matched by their first text, others by value."""
+    groups: dict[tuple[str, int], list[Any]] = {}
+    for items in lists:
+        seen: Counter[str] = Counter()
+        for item in items:
+            name = next((v for v in item.values() if isinstance(v, str)), item) if shape_of(item) == "object" else item
+            key = canonical(name)
+            groups.setdefault((key, seen[key]), []).append(item)
+            seen[key] += 1
+    kept = [group for group in groups.values() if 2 * len(group) >= len(lists)]
+    result = [consensus(group, f"{pointer}/{index}", votes) for index, group in enumerate(kept)]
+    for index, group in enumerate(kept):
+        votes[f"{pointer}/{index}"] = round(len(group) / len(lists), 3)  # the item's support
+    return result
+
+
+def shape_of(value: Any) -> str:
+    if value is ABSENT:
+        return "absent"
+    return "object" if isinstance(value, dict) else "array" if isinstance(value, list) else "leaf"
+
+
+def flat(value: Any, pointer: str = "") -> dict[str, str]:
+    """Leaves by pointer, in canonical form; a list is one leaf, in any order."""
+    if isinstance(value, dict):
+        parts = (flat(part, f"{pointer}/{key}") for key, part in value.items())
+        return {path: leaf for part in parts for path, leaf in part.items()}
+    if isinstance(value, list):
+        return {pointer: json.dumps(sorted(json.dumps(flat(item), sort_keys=True) for item in value))}
+    return {pointer: canonical(value)}
+
+
+def medoid(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """A real sample, the one whose leaves agree most with those of the others."""
+    fields = [flat(sample) for sample in samples]
+
+    def agreement(index: int) -> float:
+        mine = set(fields[index].items())
+        return sum(len(mine & set(other.items())) / (len(mine | set(other.items())) or 1) for other in fields)
+
+    return samples[max(range(len(samples)), key=agreement)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Answer each problem by a vote of several samples.")
+    parser.add_argument("input", type=Path, help="JSON Lines: id, text, and kind, choices or schema")
+    parser.add_argument("output", type=Path, help="JSON Lines: one record a document, in the same order")
+    parser.add_argument("--url", help="the server; default $TOURKIT_URL or http://127.0.0.1:8000")
+    parser.add_argument("--model", default=ROLE, help=f"role or model id; default {ROLE}")
+    parser.add_argument("--workers", type=int, default=2, help="documents at a time; default 2")
+    args = parser.parse_args(argv)
+    lines = args.input.read_text(encoding="utf-8").split("\n")
+    documents = [json.loads(line) for line in lines if line.strip()]
+    failed = 0
+    with (
+        Client(args.url, model=args.model) as client,
+        ThreadPoolExecutor(args.workers) as pool,
+        args.output.open("w", encoding="utf-8") as out,
+    ):
+        for record in pool.map(lambda document: record_of(document, client), documents):
+            failed += not record["ok"]
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+    print(f"{len(documents)} documents, {failed} failed: {args.output}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def record_of(document: dict[str, Any], client: Client) -> dict[str, Any]:
+    """What `run` gives, or a record of how it failed: no document is lost."""
+    try:
+        return run(document, client)
+    except Exception as error:  # noqa: BLE001 - one bad document must not end the others
+        return {
+            "id": document.get("id"),
+            "ok": False,
+            "error": str(error) or repr(error),
+            "type": type(error).__name__,
+        }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""A bundle with the tiny random model, and `tourkit serve` running on it as a real process."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tourkit.bundle import BundleModel, BundleVariant, build_index, variant_dir, write_index
+
+ROLES = {"brain": ["tiny-random"], "fast": ["tiny-random"], "tool": ["tiny-random"], "graph": ["tiny-random"]}
+
+
+def make_bundle(root: Path, gguf: Path, *, quants: Sequence[str] = ("F16",)) -> Path:
+    """A bundle whose only model is `gguf`, once for each quant name; all four roles are on it."""
+    for quant in quants:
+        folder = root / variant_dir("tiny-random", quant)
+        folder.mkdir(parents=True)
+        (folder / "tiny-random.gguf").write_bytes(gguf.read_bytes())
+    model = BundleModel("tiny-random", "tourkit/tiny-random", "apache-2.0", 8192, None, False)
+    variants = [
+        BundleVariant("tiny-random", quant, "gguf", "tourkit/tiny-random", "main", "1" * 40) for quant in quants
+    ]
+    write_index(root, build_index(root, "tests", ROLES, [model], variants))
+    return root
+
+
+@dataclass
+class Serving:
+    url: str
+    process: subprocess.Popen[str]
+    log: Path
+
+
+@contextmanager
+def serving(bundle: Path, log: Path, *options: str, prefix: Sequence[str] = ()) -> Iterator[Serving]:
+    """`tourkit serve` on a free port, ended by its own process id when the block ends."""
+    arguments = ["serve", "--bundle", str(bundle), "--port", "0", *options]
+    command = [*prefix, sys.executable, "-m", "tourkit", *arguments]
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ)
+    try:
+        yield Serving(_url(process, log), process, log)
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def _url(process: subprocess.Popen[str], log: Path) -> str:
+    for line in process.stdout or ():
+        found = re.search(r"(http://\S+)/v1", line)
+        if found:
+            return found[1]
+    raise AssertionError(f"tourkit serve did not start: {log.read_text()}")

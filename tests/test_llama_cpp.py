@@ -1,0 +1,155 @@
+"""The llama.cpp boundary and the engine on it, with a real (tiny, random) GGUF."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tourkit.backends.llama_cpp import LlamaEngine, LlamaRunner
+from tourkit.engine.types import Delta, Finish, Request, SamplingParams
+from tourkit.errors import EngineError, LocalError, RequestError
+
+
+@pytest.fixture
+def runner(tiny_gguf: Path) -> Iterator[LlamaRunner]:
+    runner = LlamaRunner(tiny_gguf, slots=2, max_len=128, n_batch=32, threads=1)
+    yield runner
+    runner.close()
+
+
+@pytest.fixture
+def engine(tiny_gguf: Path) -> Iterator[LlamaEngine]:
+    engine = LlamaEngine(LlamaRunner(tiny_gguf, slots=4, max_len=512, threads=1))
+    yield engine
+    engine.close()
+
+
+def ask(engine: LlamaEngine, request: Request) -> list[tuple[str, Finish]]:
+    deltas: queue.SimpleQueue[Delta] = queue.SimpleQueue()
+    engine.submit(request, deltas.put)
+    texts, endings = [""] * request.n, {}
+    while len(endings) < request.n:
+        delta = deltas.get(timeout=60)
+        texts[delta.index] += delta.text
+        if delta.finish:
+            endings[delta.index] = delta.finish
+    return [(texts[i], endings[i]) for i in range(request.n)]
+
+
+def greedy(text: str, max_tokens: int = 20, n: int = 1) -> Request:
+    params = SamplingParams(max_tokens=max_tokens, temperature=0)
+    return Request(messages=({"role": "user", "content": text},), params=params, n=n)
+
+
+@pytest.mark.parametrize("text", ["", "the name and the date", "Счёт № 42 на сумму 1 200,50 ₽", "emoji 🙂", "a\x00b"])
+def test_text_survives_tokens(runner: LlamaRunner, text: str) -> None:
+    tokens = runner.tokenize(text, add_special=False, parse_special=False)
+
+    assert b"".join(runner.piece(token) for token in tokens).decode() == text
+
+
+def test_control_tokens_in_a_plain_prompt_are_only_text(runner: LlamaRunner) -> None:
+    plain = runner.tokenize("<|end|>", add_special=False, parse_special=False)
+    special = runner.tokenize("<|end|>", add_special=False, parse_special=True)
+
+    assert len(plain) > 1
+    assert special == sorted(runner.eog)
+
+
+def test_a_batch_is_never_written_past_its_end(runner: LlamaRunner) -> None:
+    """llama.cpp itself does not check: it would write past its arrays."""
+    for pos in range(32):
+        runner.add(5, pos, 0, logits=False)
+
+    with pytest.raises(EngineError, match="holds 32 tokens"):
+        runner.add(5, 32, 0, logits=False)
+
+
+@pytest.mark.parametrize(("token", "slot"), [(5, 2), (5, -1), (10**6, 0), (-1, 0)])
+def test_a_token_or_slot_out_of_range_is_refused(runner: LlamaRunner, token: int, slot: int) -> None:
+    with pytest.raises(EngineError, match="out of range"):
+        runner.add(token, 0, slot, logits=False)
+
+
+def test_no_room_in_the_kv_cache_is_an_answer_not_an_error(runner: LlamaRunner) -> None:
+    filled = 0
+    while True:
+        for pos in range(filled, filled + 32):
+            runner.add(5, pos, 0, logits=False)
+        if not runner.decode():
+            break
+        filled += 32
+
+    assert filled == runner.n_ctx
+    assert runner.truncate(0, filled - 32)
+    runner.add(5, filled - 32, 0, logits=True)
+    assert runner.decode()
+
+
+def test_shared_cells_give_the_logits_of_cells_of_ones_own(runner: LlamaRunner) -> None:
+    prompt = runner.tokenize("the name and the date", add_special=False, parse_special=False)
+    for pos, token in enumerate(prompt):
+        runner.add(token, pos, 0, logits=pos == len(prompt) - 1)
+    runner.decode()
+    own = runner.logits(len(prompt) - 1).copy()
+
+    runner.share(0, 1, len(prompt) - 1)
+    runner.add(prompt[-1], len(prompt) - 1, 1, logits=True)
+    runner.decode()
+
+    # One row and many rows go through different kernels, which round float16 weights differently.
+    assert abs(runner.logits(0) - own).max() < 0.01 * abs(own).max()
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"not a model at all"], ids=["empty", "cut", "other"])
+def test_a_file_that_is_no_model_is_named_with_the_mend(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(content)
+
+    with pytest.raises(LocalError, match=r"broken\.gguf: .*tourkit verify") as failed:
+        LlamaRunner(path)
+
+    assert "\n" not in str(failed.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LocalError, match="no such file"):
+        LlamaRunner(tmp_path / "gone.gguf")
+
+
+def test_a_greedy_answer_is_the_same_alone_in_a_batch_and_from_the_prefix_cache(engine: LlamaEngine) -> None:
+    first = ask(engine, greedy("the name"))
+
+    again = ask(engine, greedy("the name"))
+    batched = ask(engine, greedy("the name", n=4))
+
+    assert again == first
+    assert batched == first * 4
+    assert engine.stats().cached_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "max_tokens", "param"),
+    [("x", 600, "max_tokens"), ("long " * 600, None, "messages")],
+    ids=["answer", "prompt"],
+)
+def test_what_does_not_fit_the_context_is_refused_not_cut(
+    engine: LlamaEngine, text: str, max_tokens: int | None, param: str
+) -> None:
+    request = Request(messages=({"role": "user", "content": text},), params=SamplingParams(max_tokens=max_tokens))
+
+    with pytest.raises(RequestError) as refused:
+        engine.submit(request, lambda delta: None)
+
+    assert (refused.value.param, refused.value.code) == (param, "context_length_exceeded")
+
+
+def test_without_max_tokens_the_answer_may_fill_the_context(engine: LlamaEngine) -> None:
+    request = Request(messages=({"role": "user", "content": "x"},), params=SamplingParams(temperature=0, stop=()))
+
+    (_, finish), *_ = ask(engine, request)
+
+    assert finish in (Finish.LENGTH, Finish.STOP)

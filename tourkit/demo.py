@@ -1,0 +1,171 @@
+"""`tourkit demo`: the whole trip on a tiny model made on the spot, each step by the command a person would type.
+
+The model has random weights: what it answers is well-formed nonsense. The trip is the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tourkit.errors import EngineError
+
+Say = Callable[[str], None]
+
+_MODEL = "tiny-random"
+_REPO = "tourkit/tiny-random"
+_COMMIT = "0" * 39 + "1"  # the demo's upstream has one made-up commit
+_QUANT = "F16"
+_CONTEXT = 8192  # tokens
+_MANIFEST = f"""\
+schema = 1
+name = "demo"
+summary = "All roles on a tiny model with random weights"
+[roles]
+brain = ["{_MODEL}"]
+fast = ["{_MODEL}"]
+tool = ["{_MODEL}"]
+graph = ["{_MODEL}"]
+[models.{_MODEL}]
+repo = "{_REPO}"
+license = "apache-2.0"
+context = {_CONTEXT}
+[[models.{_MODEL}.variants]]
+format = "gguf"
+quant = "{_QUANT}"
+repo = "{_REPO}"
+revision = "main"
+files = ["*.gguf"]
+"""
+TEMPLATES = ("json_extraction", "graph_extraction", "self_consistency")
+
+
+def run(say: Say, *, keep: Path | None = None, documents: int = 6) -> None:
+    """Make the trip in `keep`, or in a temporary folder. Raises EngineError when a step fails."""
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        _trip(say, keep.resolve(), documents)
+        say(f"\nThe bundle and the results are in {keep}")
+        return
+    with tempfile.TemporaryDirectory(prefix="tourkit-demo-") as folder:
+        _trip(say, Path(folder), documents)
+
+
+def _trip(say: Say, work: Path, documents: int) -> None:
+    """The steps, each with `work` as its folder, so that its paths are those that a person would type."""
+    started = time.monotonic()
+    with _step(say, "An upstream hub to fetch from: a tiny model with random weights, made now"):
+        _make_upstream(work / "upstream")
+        (work / "demo.toml").write_text(_MANIFEST)
+    with _server(say, work, ["mirror", "upstream", "--host", "127.0.0.1", "--port", "0"]) as endpoint:
+        hub = {"HF_ENDPOINT": endpoint}
+        _command(say, work, "Pin every file: commit, size, SHA-256", ["lock", "demo.toml"], hub)
+        fetch = ["prefetch", "demo.toml", "--to", "bundle"]
+        _command(say, work, "Mirror what the lock names into a bundle", fetch, hub)
+    _command(say, work, "The hub is gone; check every byte of the bundle", ["verify", "bundle"])
+    serve = ["serve", "--bundle", "bundle", "--offline", "--port", "0", "--context", str(_CONTEXT)]
+    with _server(say, work, serve) as url:
+        for name in TEMPLATES:
+            _template(say, work, name, url, documents)
+    say(f"\nThe whole trip: {time.monotonic() - started:.1f} s")
+
+
+def _make_upstream(root: Path) -> None:
+    from tourkit.bundle import BundleModel, BundleVariant, build_index, variant_dir, write_index
+    from tourkit.tiny import write_random_gguf
+
+    folder = root / variant_dir(_MODEL, _QUANT)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_random_gguf(folder / f"{_MODEL}.gguf")
+    model = BundleModel(_MODEL, _REPO, "apache-2.0", _CONTEXT, None, False)
+    variant = BundleVariant(_MODEL, _QUANT, "gguf", _REPO, "main", _COMMIT)
+    write_index(root, build_index(root, "upstream", {"tool": [_MODEL]}, [model], [variant]))
+
+
+def _template(say: Say, work: Path, name: str, url: str, documents: int) -> None:
+    """Run a template of the bundle over some of its sample documents and show what came out."""
+    source = work / "bundle" / "templates" / name / "documents.jsonl"
+    chosen = _spread(source.read_text(encoding="utf-8").splitlines(), documents)
+    docs, out = f"{name}.docs.jsonl", f"{name}.out.jsonl"
+    (work / docs).write_text("".join(f"{line}\n" for line in chosen), encoding="utf-8")
+    (work / out).unlink(missing_ok=True)
+    title = f"{len(chosen)} documents through the template {name}"
+    _command(say, work, title, ["run", name, "--input", docs, "--output", out], {"TOURKIT_URL": url})
+    records = (work / out).read_text(encoding="utf-8").splitlines()
+    for document, record in zip(chosen, records, strict=True):
+        _show(say, json.loads(document), json.loads(record))
+
+
+def _spread(lines: list[str], count: int) -> list[str]:
+    """`count` documents evenly over the file, so that every kind and language is met."""
+    count = min(count, len(lines))
+    return [lines[i * len(lines) // count] for i in range(count)]
+
+
+def _show(say: Say, document: dict[str, Any], record: dict[str, Any]) -> None:
+    text = " ".join(str(document.get("text", "")).split())
+    say(f"    {document['id']}: {text[:90]}{'…' if len(text) > 90 else ''}")
+    shown = {key: value for key, value in record.items() if key not in ("id", "ok")}
+    found = json.dumps(shown, ensure_ascii=False)
+    say(f"      {'→' if record.get('ok') else '✗'} {found[:220]}{'…' if len(found) > 220 else ''}")
+
+
+@contextmanager
+def _step(say: Say, title: str) -> Iterator[None]:
+    say(f"\n▸ {title}")
+    started = time.monotonic()
+    yield
+    say(f"  done in {time.monotonic() - started:.1f} s")
+
+
+def _command(say: Say, work: Path, title: str, arguments: list[str], environment: dict[str, str] | None = None) -> None:
+    with _step(say, title):
+        say(f"  $ tourkit {' '.join(arguments)}")
+        done = subprocess.run(
+            [sys.executable, "-m", "tourkit", *arguments],
+            cwd=work,
+            env=os.environ | (environment or {}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for line in done.stdout.splitlines():
+            say(f"  {line}")
+        if done.returncode != 0:
+            raise EngineError(f"`tourkit {arguments[0]}` ended with {done.returncode}: {_last_line(done.stderr)}")
+
+
+@contextmanager
+def _server(say: Say, work: Path, arguments: list[str]) -> Iterator[str]:
+    """Run a server command until the block ends; gives the URL that it prints."""
+    say(f"\n▸ In the background: $ tourkit {' '.join(arguments)}")
+    log = work / f"{arguments[0]}.log"
+    with log.open("w", encoding="utf-8") as errors:
+        command = [sys.executable, "-m", "tourkit", *arguments]
+        process = subprocess.Popen(command, cwd=work, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            yield _url(process, log)
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+def _url(process: subprocess.Popen[str], log: Path) -> str:
+    for line in process.stdout or ():
+        found = re.search(r"http://[^\s/)]+", line)
+        if found:
+            return found[0]
+    raise EngineError(f"the server did not start: {_last_line(log.read_text(encoding='utf-8'))}")
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it said nothing"])[-1]

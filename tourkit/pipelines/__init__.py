@@ -1,0 +1,1 @@
+"""Templates as files to list, copy and load, and the batch runner that puts documents through them."""

@@ -1,0 +1,218 @@
+"""Batch: a file of documents through a template to a file of records, line for line, whatever happens on the way.
+
+It owns the order, the failures, the deadline and the resuming; what is asked of a model is the template's business.
+"""
+
+import json
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from tourkit.client import Client
+from tourkit.errors import LocalError, UsageError
+from tourkit.files import fsync_dir
+from tourkit.pipelines.journal import Journal, encoded
+from tourkit.pipelines.journal import path_of as journal_of
+from tourkit.pipelines.lines import Line, read_lines
+from tourkit.pipelines.templates import Run
+from tourkit.pipelines.templates import load_template as load_template
+
+CONCURRENCY = 8  # documents at a time
+_TICK = 1.0  # seconds; the longest wait without a look at the keyboard (Ctrl-C on Windows)
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What became of the lines: total = ok + failed. `late` of the failed were not finished by the deadline,
+    `resumed` of the good ones come from an earlier run."""
+
+    total: int
+    ok: int
+    failed: int
+    late: int
+    resumed: int
+
+    def __str__(self) -> str:
+        text = f"{self.total} lines: {self.ok} ok"
+        if self.resumed:
+            text += f" ({self.resumed} of them from an earlier run)"
+        if self.failed:
+            text += f", {self.failed} failed"
+        if self.late:
+            text += f" ({self.late} of them not finished by the deadline)"
+        return text + ("; --resume runs the failed ones again" if self.failed else "")
+
+
+def run_batch(
+    name: str | Path,
+    input_path: Path,
+    output_path: Path,
+    *,
+    client: Client,
+    concurrency: int = CONCURRENCY,
+    resume: bool = False,
+    force: bool = False,
+    deadline_s: float | None = None,
+    on_progress: OnProgress | None = None,
+) -> Summary:
+    """Run template `name` over a JSON Lines file; each input line gives exactly one output line, in order.
+
+    A client for which nobody chose a model asks the template's own role. `deadline_s` is seconds from now: what is
+    not finished by then is given up and recorded as such. `on_progress` gets lines done and lines in all. A line that
+    fails is the record {"id", "ok": false, "error", "type"}. Raises UsageError (the template, the input as a whole,
+    an output that exists) and LocalError (the disk). KeyboardInterrupt leaves the journal for `resume`.
+    """
+    ends = None if deadline_s is None else time.monotonic() + deadline_s
+    if concurrency < 1:
+        raise UsageError(f"concurrency {concurrency}: it must be at least 1")
+    template = load_template(name)
+    lines = read_lines(input_path)
+    progress = on_progress or (lambda done, total: None)
+    if _finished_earlier(input_path, lines, output_path, resume=resume, force=force):
+        progress(len(lines), len(lines))
+        return Summary(len(lines), ok=len(lines), failed=0, late=0, resumed=len(lines))
+    own = client.clone(model=client.model or template.role)
+    try:
+        with own, Journal(journal_of(output_path), lines, keep=resume) as journal:
+            summary = _work(template.run, lines, journal, own, concurrency, ends, progress)
+            _write_output(output_path, lines, journal)
+        if not summary.failed:  # kept otherwise: it is what --resume goes by
+            journal_of(output_path).unlink()
+    except OSError as error:
+        where = error.filename or output_path
+        raise LocalError(f"cannot write {where} ({error.strerror}): make room, or name another output") from error
+    return summary
+
+
+def _finished_earlier(input_path: Path, lines: list[Line], output: Path, *, resume: bool, force: bool) -> bool:
+    """Whether there is nothing left to do. Raises UsageError rather than touch the results of an earlier run."""
+    if output.exists() and output.samefile(input_path):
+        raise UsageError(f"{output} is the input: name another output")
+    journal = journal_of(output)
+    if force:
+        return False
+    if resume:
+        if journal.exists() or not output.exists():
+            return False
+        if _ids_of(output) != [line.id for line in lines]:
+            raise UsageError(f"{output} is the whole result of other documents: name another output, or remove it")
+        return True
+    if journal.exists():
+        raise UsageError(f"{journal} holds the finished lines of an earlier run: go on with --resume, or remove it")
+    if output.exists():
+        raise UsageError(f"{output} exists already: name another output, or remove it")
+    return False
+
+
+def _ids_of(output: Path) -> list[Any] | None:
+    """The ids of a result file; None when it is none."""
+    try:
+        return [json.loads(line)["id"] for line in output.read_bytes().splitlines()]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _work(
+    run: Run,
+    lines: list[Line],
+    journal: Journal,
+    client: Client,
+    concurrency: int,
+    ends: float | None,
+    progress: OnProgress,
+) -> Summary:
+    """Put every line that is not in the journal through `run`; this thread alone writes."""
+    todo = deque(line for line in lines if line.number not in journal)
+    resumed = ok = len(lines) - len(todo)
+    done, failed = ok, 0
+    progress(done, len(lines))
+    results: queue.SimpleQueue[tuple[Line, dict[str, Any]]] = queue.SimpleQueue()
+    stop = threading.Event()
+    # Daemons, not a pool: a template that hangs must not keep the process from ending after the deadline.
+    for _ in range(min(concurrency, len(todo))):
+        threading.Thread(target=_worker, args=(run, client, todo, results, stop, ends), daemon=True).start()
+    try:
+        while done < len(lines):
+            wait = _TICK if ends is None else min(_TICK, max(0.0, ends - time.monotonic()))
+            try:
+                line, record = results.get(timeout=wait)
+            except queue.Empty:
+                if ends is not None and time.monotonic() >= ends:
+                    break
+                continue
+            journal.append(line, record)
+            done, ok, failed = done + 1, ok + (record["ok"] is True), failed + (record["ok"] is not True)
+            progress(done, len(lines))
+    finally:
+        stop.set()
+        client.close()  # wakes the threads whose request is under way, and frees the server's slots
+    late = len(lines) - done
+    return Summary(len(lines), ok=ok, failed=failed + late, late=late, resumed=resumed)
+
+
+def _worker(
+    run: Run,
+    client: Client,
+    todo: "deque[Line]",
+    results: "queue.SimpleQueue[tuple[Line, dict[str, Any]]]",
+    stop: threading.Event,
+    ends: float | None,
+) -> None:
+    while not stop.is_set() and (ends is None or time.monotonic() < ends):
+        try:
+            line = todo.popleft()
+        except IndexError:
+            return
+        results.put((line, _record(run, line, client)))
+
+
+def _record(run: Run, line: Line, client: Client) -> dict[str, Any]:
+    """What the template makes of a line, or how it failed: a record in any case."""
+    if line.problem is not None:
+        return _failure(line, line.problem, "input")
+    try:
+        given = run(line.document(), client)
+        if not isinstance(given, dict):
+            return _failure(line, f"run returned {type(given).__name__}, not an object", "TypeError")
+        record = {"id": line.id, "ok": True, **given} | {"id": line.id}
+        encoded(record)
+    except BaseException as error:  # noqa: BLE001 - thread boundary: one line must not end the others, nor hang them
+        said = f"no field {error}" if isinstance(error, KeyError) else str(error) or repr(error)
+        return _failure(line, " ".join(said.split()), type(error).__name__)
+    return record
+
+
+def _failure(line: Line, error: str, kind: str) -> dict[str, Any]:
+    return {"id": line.id, "ok": False, "error": error, "type": kind}
+
+
+def _write_output(output: Path, lines: list[Line], journal: Journal) -> None:
+    """Put the records under the output's name at once, whole; OSError leaves what was there."""
+    temp = output.with_name(f"{output.name}.{uuid4().hex[:8]}.part")
+    try:
+        with temp.open("xb") as file:
+            file.writelines(_records(lines, journal))
+            file.flush()
+            os.fsync(file.fileno())
+        temp.replace(output)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+    fsync_dir(output.parent)
+
+
+def _records(lines: list[Line], journal: Journal) -> Iterator[bytes]:
+    for line in lines:
+        if line.number in journal:
+            yield encoded(journal.record(line.number))
+        else:
+            yield encoded(_failure(line, "not finished by the deadline", "deadline"))

@@ -1,0 +1,92 @@
+"""The journal of a batch: finished records, appended as they come, so that a killed run loses none of them.
+
+One JSON line a record, with the number and hash of the input line it answers. It outlives the process (kill -9), not
+necessarily a power cut; a line that is torn or damaged counts as not there.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tourkit.pipelines.lines import Line
+
+
+def path_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}.journal")
+
+
+class Journal:
+    """Finished records on disk, found by line number. `keep` takes over what an earlier run finished well.
+
+    Only one thread may use it. Raises OSError.
+    """
+
+    def __init__(self, path: Path, lines: Iterable[Line], *, keep: bool) -> None:
+        self._places: dict[int, tuple[int, int]] = {}  # line number -> [start, end) in the file
+        self._file = path.open("r+b" if keep and path.exists() else "w+b")
+        try:
+            self._take_over({line.number: line.sha256 for line in lines} if keep else {})
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._places
+
+    def append(self, line: Line, record: dict[str, Any]) -> None:
+        """Write the record of a line; it is with the operating system when this returns."""
+        entry = {"line": line.number, "sha256": line.sha256, "ok": record["ok"], "record": record}
+        data = encoded(entry)
+        start = self._file.seek(0, os.SEEK_END)
+        self._file.write(data)
+        self._file.flush()
+        self._places[line.number] = (start, start + len(data))
+
+    def record(self, number: int) -> dict[str, Any]:
+        """The record of a line that is in the journal."""
+        start, end = self._places[number]
+        self._file.seek(start)
+        record: dict[str, Any] = json.loads(self._file.read(end - start))["record"]
+        return record
+
+    def _take_over(self, hashes: dict[int, str]) -> None:
+        """Find the records that still answer their line and were good; cut off a torn end."""
+        start = 0
+        for data in self._file:
+            if not data.endswith(b"\n"):
+                break
+            number = _answers(data, hashes)
+            if number is not None:
+                self._places[number] = (start, start + len(data))
+            start += len(data)
+        self._file.truncate(start)
+
+
+def _answers(data: bytes, hashes: dict[int, str]) -> int | None:
+    """The number of the input line that a journal line answers; None for any that does not."""
+    try:
+        entry = json.loads(data)
+        number, good = entry["line"], entry["ok"] is True and isinstance(entry["record"], dict)
+        return number if good and hashes.get(number) == entry["sha256"] else None
+    except (ValueError, KeyError, TypeError):  # damaged by a power cut, or no journal at all
+        return None
+
+
+def encoded(record: dict[str, Any]) -> bytes:
+    """A record as one line of UTF-8. Raises ValueError or TypeError for what JSON cannot say."""
+    try:
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:  # half of a surrogate pair: only an escape can say it
+        return json.dumps(record, allow_nan=False).encode() + b"\n"

@@ -1,0 +1,76 @@
+"""The lines of an input file: which documents there are, by number and id. Parsing a line never raises."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tourkit.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One document as it stands in the file; `problem` is why it cannot be used, None when it can."""
+
+    number: int  # from 1, as editors count
+    raw: bytes
+    id: str | int  # the line's number where the document gives none
+    problem: str | None
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.raw).hexdigest()
+
+    def document(self) -> dict[str, Any]:
+        """The document with its id; only for a line without a problem."""
+        return {**json.loads(self.raw), "id": self.id}
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Every line of a JSON Lines file but blank ones; the bad ones too, each with its problem.
+
+    Raises UsageError when the file cannot be read or an id comes twice.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path} ({error.strerror}): name a file of JSON lines") from error
+    lines = list(_lines(path, data.removeprefix(b"\xef\xbb\xbf")))
+    first: dict[str, int] = {}
+    for line in lines:
+        key = json.dumps(line.id)
+        if key in first:
+            raise UsageError(
+                f"{path} line {line.number}: the id {line.id!r} is that of line {first[key]} already: make ids unique"
+            )
+        first[key] = line.number
+    return lines
+
+
+def _lines(path: Path, data: bytes) -> Iterator[Line]:
+    for number, raw in enumerate(data.split(b"\n"), start=1):
+        text = raw.strip()
+        if text:
+            given, problem = _parsed(text)
+            where = None if problem is None else f"{path} line {number}: {problem}"
+            yield Line(number, text, number if given is None else given, where)
+
+
+def _parsed(raw: bytes) -> tuple[str | int | None, str | None]:
+    """The id a line gives, and what is wrong with the line."""
+    try:
+        document = json.loads(raw.decode("utf-8"))
+    except RecursionError:
+        return None, "not JSON that can be read: nested too deeply"
+    except UnicodeDecodeError as error:
+        return None, f"not UTF-8 at byte {error.start + 1}: save the file as UTF-8"
+    except json.JSONDecodeError as error:
+        return None, f"not JSON ({error.msg} at column {error.colno})"
+    if not isinstance(document, dict):
+        return None, "not a JSON object: write one document a line, in braces"
+    given = document.get("id")
+    if given is not None and (isinstance(given, bool) or not isinstance(given, (str, int))):
+        return None, f"the id {given!r} is neither text nor a whole number"
+    return given, None

@@ -1,0 +1,156 @@
+"""The templates that travel with tourkit: list them, show one, copy one into a solution, load one to run it.
+
+A template is a folder with one Python file that has `run(document, client)`; what it does is its own business.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import tourkit.client
+from tourkit.client import Client
+from tourkit.data import TEMPLATES
+from tourkit.errors import LocalError, UsageError
+from tourkit.files import write_atomic
+
+Run = Callable[[dict[str, Any], Client], dict[str, Any]]
+
+_VENDORED_INIT = '"""The client of tourkit, copied so that this folder runs with plain Python."""\n'
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One built-in template: its name, what it is for, the role it asks, its folder."""
+
+    name: str
+    summary: str
+    role: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A loaded template. `role` is the model it asks unless the caller chooses another."""
+
+    name: str
+    path: Path
+    role: str
+    run: Run
+
+
+def available() -> tuple[Listed, ...]:
+    """Every built-in template by name; their files are read, not run."""
+    files = sorted(path for path in TEMPLATES.glob("*/*.py") if path.stem == path.parent.name)
+    return tuple(_listed(path) for path in files)
+
+
+def readme(name: str) -> str:
+    """The README of a built-in template. Raises UsageError for an unknown name."""
+    return (_builtin(name) / "README.md").read_text(encoding="utf-8")
+
+
+def copy(name: str, dest: Path, *, standalone: bool = False, force: bool = False) -> tuple[Path, ...]:
+    """Copy a template's files into the folder `dest`, and give their paths; with `standalone` the client too.
+
+    Raises UsageError when a file is there already (all of them are named) unless `force`, LocalError when the
+    folder cannot be written.
+    """
+    source = _builtin(name)
+    files = {dest / path.relative_to(source): path.read_bytes() for path in _files(source)}
+    if standalone:
+        files[dest / "tourkit" / "__init__.py"] = _VENDORED_INIT.encode()
+        files[dest / "tourkit" / "client.py"] = Path(tourkit.client.__file__).read_bytes()
+    taken = [str(path.relative_to(dest)) for path in files if path.exists()]
+    if taken and not force:
+        raise UsageError(f"{dest} already holds {', '.join(taken)}: choose another folder, or --force")
+    try:
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, data)
+    except OSError as error:
+        raise LocalError(f"cannot write to {dest} ({error.strerror}): choose another folder") from error
+    return tuple(files)
+
+
+def load_template(name_or_path: str | Path) -> Template:
+    """Load a built-in template by name, or a copied one by the path of its folder or file.
+
+    Raises UsageError when there is no such template, when its file does not load, or has no `run`.
+    """
+    path = _file_of(name_or_path)
+    module = _imported(path)
+    run = getattr(module, "run", None)
+    if not callable(run):
+        raise UsageError(f"{path} has no function run(document, client): add one, as the built-in templates do")
+    return Template(path.stem, path, str(getattr(module, "ROLE", "tool")), run)
+
+
+def _files(folder: Path) -> list[Path]:
+    """What belongs to a template: every file, but nothing Python compiled or an editor hid."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not any(part == "__pycache__" or part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
+def _builtin(name: str) -> Path:
+    names = [listed.name for listed in available()]
+    if name not in names:
+        raise UsageError(f"no template {name!r}: there are {', '.join(names)}")
+    return TEMPLATES / name
+
+
+def _listed(path: Path) -> Listed:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    summary = (ast.get_docstring(tree) or "").partition("\n")[0]
+    role = "tool"
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            role = str(node.value.value) if "ROLE" in names else role
+    return Listed(path.stem, summary, role, path.parent)
+
+
+def _file_of(name_or_path: str | Path) -> Path:
+    """The Python file that a name, a folder or a path means."""
+    text = str(name_or_path)
+    if re.fullmatch(r"\w+", text) and any(listed.name == text for listed in available()):
+        return TEMPLATES / text / f"{text}.py"
+    path = Path(name_or_path)
+    if path.is_file():
+        return path.resolve()
+    if not path.is_dir():
+        names = ", ".join(listed.name for listed in available())
+        raise UsageError(f"no template {text!r}: name one of {names}, or the path of a copy")
+    files = [file for file in sorted(path.glob("*.py")) if not file.name.startswith("_")]
+    named = [file for file in files if file.stem == path.resolve().name]
+    if len(named or files) != 1:
+        raise UsageError(f"{path} holds {len(files)} Python files: name the file of the template")
+    return (named or files)[0].resolve()
+
+
+def _imported(path: Path) -> ModuleType:
+    """Run the file as a module of its own, whose name no other module has."""
+    name = f"tourkit_template_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is no Python file: name the file of the template")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look a module up by its name
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # at the end: its siblings can be imported, and shadow nothing
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UsageError(f"{path} does not load ({type(error).__name__}: {error}): mend it") from error
+    return module
