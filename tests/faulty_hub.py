@@ -91,6 +91,15 @@ class FaultyHub:
         self.server.server_close()
         self.thread.join()
 
+    def settle(self) -> None:
+        """Wait until every connection that was opened has ended, so that the log is final. The clients must be gone."""
+        with socket.create_connection(self.server.server_address[:2]) as last:  # accepted after all others
+            last.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            while last.recv(4096):
+                pass
+        with self.server.ended:
+            self.server.ended.wait_for(lambda: not self.server.clients)
+
     def fault_for(self, path: str) -> Fault | None:
         """The fault due now for a file, counted."""
         with self.gate:
@@ -130,17 +139,21 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, *args: Any) -> None:
         self.clients: set[socket.socket] = set()
+        self.ended = threading.Condition()
         super().__init__(*args)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        self.clients.add(request)
+        with self.ended:
+            self.clients.add(request)
         if self.hub.send_buffer is not None:
             request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.hub.send_buffer)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        self.clients.discard(request)
         super().shutdown_request(request)
+        with self.ended:
+            self.clients.discard(request)
+            self.ended.notify_all()
 
     def close_clients(self) -> None:
         for client in list(self.clients):

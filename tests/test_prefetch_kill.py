@@ -101,6 +101,7 @@ def run_until(server: FaultyHub, path: Path, root: Path, target: int | None) -> 
     with subprocess.Popen(command) as child:
         server.on_sent = lambda total: child.kill() if target is not None and total - begin >= target else None
         code = child.wait()
+    server.settle()
     server.on_sent = lambda total: None
     assert code == (0 if target is None else -signal.SIGKILL)
     return list(server.log)

@@ -6,6 +6,8 @@ import http.client
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -319,6 +321,97 @@ def test_a_killed_worker_is_started_again(tiny_gguf: Path, tmp_path: Path) -> No
 
         assert status == 200
         assert get(running, "/health")[1]["workers"]["tiny-random F16"]["pid"] != before["pid"]
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_stream_is_told_of_in_the_stream(tiny_gguf: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", tiny_gguf)
+    body = json.dumps({"model": "tool", "messages": HELLO, "max_tokens": 7000, "n": 8, "stream": True, "seed": 1})
+    with serving(bundle, tmp_path / "log", "--context", "8192") as running:
+        connection = http.client.HTTPConnection(urlsplit(running.url).netloc, timeout=60)
+        connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        answer.readline()
+        os.kill(get(running, "/health")[1]["workers"]["tiny-random F16"]["pid"], signal.SIGKILL)
+        rest = answer.read().decode()
+        connection.close()
+
+    last = [line for line in rest.splitlines() if line.startswith("data: ")][-1]
+    assert "went away" in json.loads(last.removeprefix("data: "))["error"]["message"]
+    assert "[DONE]" not in rest
+
+
+def test_a_full_queue_answers_429_with_retry_after(tiny_gguf: Path, tmp_path: Path) -> None:
+    """A worker lets 256 sequences wait; three requests of 128 are more than that and the slots hold."""
+    bundle = make_bundle(tmp_path / "bundle", tiny_gguf)
+    body = {"model": "tool", "messages": HELLO, "max_tokens": 1000, "n": 128, "stream": True}
+    with serving(bundle, tmp_path / "log", "--context", "2048", "--slots", "2") as running:
+        connections = []
+        for _ in range(3):
+            connection = http.client.HTTPConnection(urlsplit(running.url).netloc, timeout=60)
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+            connections.append((connection, connection.getresponse()))
+        statuses = [answer.status for _, answer in connections]
+        last = connections[-1][1]
+        retry_after, error = last.getheader("retry-after"), json.loads(last.read())["error"]
+        for connection, _ in connections:
+            connection.close()
+
+    assert statuses == [200, 200, 429]
+    assert (retry_after, error["code"]) == ("1", "queue_full")
+
+
+def test_stopping_the_server_does_not_wait_for_long_answers(tiny_gguf: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", tiny_gguf)
+    body = json.dumps({"model": "tool", "messages": HELLO, "max_tokens": 8000, "n": 64, "stream": True})
+    with serving(bundle, tmp_path / "log", "--context", "8192") as running:
+        connection = http.client.HTTPConnection(urlsplit(running.url).netloc, timeout=60)
+        connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+        connection.getresponse().readline()
+        pid = get(running, "/health")[1]["workers"]["tiny-random F16"]["pid"]
+
+        running.process.terminate()
+        running.process.wait()
+        connection.close()
+
+    assert not Path(f"/proc/{pid}").exists()
+    assert "Traceback" not in running.log.read_text()
+
+
+def test_workers_listen_on_loopback_with_a_secret_where_there_are_no_unix_sockets(
+    tiny_gguf: Path, tmp_path: Path
+) -> None:
+    """As on Windows: the gateway reaches the worker, somebody else on the machine does not."""
+    code = (
+        "import sys; from pathlib import Path; from tourkit import bundle, hardware, plan; from tourkit.server import gateway\n"
+        f"root = Path({str(tmp_path / 'bundle')!r})\n"
+        "made = plan.plan(bundle.read_index(root), hardware.probe(), context=512)\n"
+        "options = gateway.GatewayOptions(unix=False)\n"
+        "gateway.serve(gateway.launches(root, made), options, gateway.bind('127.0.0.1', 0), lambda url: print(url, flush=True))"
+    )
+    make_bundle(tmp_path / "bundle", tiny_gguf)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        running = Serving(process.stdout.readline().strip(), process, tmp_path / "log")
+        body = json.dumps({"model": "tool", "messages": HELLO, "max_tokens": 2}).encode()
+        through_gateway, _, _ = post(running, body)
+        pid = get(running, "/health")[1]["workers"]["tiny-random F16"]["pid"]
+        directly, _, _ = post(Serving(listening_url(pid), process, tmp_path / "log"), body)
+    finally:
+        process.terminate()
+        process.communicate()
+
+    assert (through_gateway, directly) == (200, 403)
+
+
+def listening_url(pid: int) -> str:
+    """Where a process listens on loopback, as the kernel tells."""
+    inodes = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+            return f"http://127.0.0.1:{int(fields[1].split(':')[1], 16)}"
+    raise AssertionError("the worker listens nowhere")
 
 
 def test_workers_end_when_their_gateway_is_killed(tiny_gguf: Path, tmp_path: Path) -> None:

@@ -349,7 +349,7 @@ def serve(
             click.echo(f"{', '.join(placement.roles)}: {placement.model} {placement.quant} on {placement.stack}")
         click.echo(f"tourkit serves at {url}/v1" + (" (offline)" if offline else ""))
 
-    options = gateway.GatewayOptions(offline=offline, api_key=api_key)
+    options = gateway.GatewayOptions(offline=offline, api_key=api_key, say=_note)
     gateway.serve(gateway.launches(bundle, made), options, gateway.bind(host, port), ready)
 
 

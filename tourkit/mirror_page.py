@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from urllib.parse import quote
 
+from tourkit.progress import size_text
+
 Listing = Sequence[tuple[str, str | None, Sequence[tuple[str, dict[str, int]]]]]
 
 _STYLE = """
@@ -30,7 +32,7 @@ vllm serve {example}            # so does whatever loads models through huggingf
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>tourkit mirror</title><style>{_STYLE}</style></head><body>
 <h1>tourkit mirror</h1>
-<p>A bundle on this network, answering as a Hugging Face hub: {len(repos)} repositories, {_size(total)}.
+<p>A bundle on this network, answering as a Hugging Face hub: {len(repos)} repositories, {size_text(total)}.
 No token is needed.</p>
 <h2>Use it</h2>
 <pre>{escape(commands)}</pre>
@@ -46,21 +48,11 @@ def _repo(base: str, id_: str, license_: str | None, commits: Sequence[tuple[str
     parts = [f"<h3>{escape(id_)}</h3><p>Licence: {escape(license_ or 'unknown')}</p>"]
     for commit, files in commits:
         rows = "\n".join(_row(f"{base}/{id_}/resolve/{commit}/", path, size) for path, size in files.items())
-        summary = f"commit {commit}: {len(files)} files, {_size(sum(files.values()))}"
+        summary = f"commit {commit}: {len(files)} files, {size_text(sum(files.values()))}"
         parts.append(f"<details><summary>{summary}</summary><table>{rows}</table></details>")
     return "\n".join(parts)
 
 
 def _row(folder: str, path: str, size: int) -> str:
     link = escape(folder + quote(path))
-    return f'<tr><td><a href="{link}">{escape(path)}</a></td><td class="size">{_size(size)}</td></tr>'
-
-
-def _size(size: int) -> str:
-    """Bytes for people, in powers of 1024."""
-    amount = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"
+    return f'<tr><td><a href="{link}">{escape(path)}</a></td><td class="size">{size_text(size)}</td></tr>'

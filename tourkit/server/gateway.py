@@ -11,6 +11,7 @@ import hmac
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,18 +29,19 @@ from tourkit.errors import EngineDead, LocalError, RequestError, TourkitError
 from tourkit.plan import Plan
 from tourkit.server.process import Launch, State, Worker
 from tourkit.server.wire import error_body
-from tourkit.server.worker import SECRET_HEADER
+from tourkit.server.worker import SECRET_HEADER, EndingServer
 
 _MAX_BODY = 32 * 1024 * 1024  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """`api_key` None lets everybody in. `unix` False makes workers listen on loopback instead."""
+    """`api_key` None lets everybody in. `unix` False makes workers listen on loopback. `say` hears of workers."""
 
     offline: bool = False
     api_key: str | None = None
     unix: bool = hasattr(socket, "AF_UNIX")
+    say: Callable[[str], None] = lambda text: None
 
 
 class Gateway:
@@ -67,18 +69,37 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self._folder = tempfile.mkdtemp(prefix="tourkit-")
+        announcements = []
         try:
             for i, launch in enumerate(self._launches):
                 uds = f"{self._folder}/{i}.sock" if self._options.unix else ""
                 worker = Worker(launch, uds=uds, offline=self._options.offline)
                 worker.start()
+                announcements.append(asyncio.create_task(self._announce(worker)))
                 for name in (launch.model, *launch.roles):
                     self._workers[name] = worker
             yield
         finally:
-            await asyncio.gather(*(worker.stop() for worker in self._distinct()))
+            for announcement in announcements:
+                announcement.cancel()
+            await self.stop()
             await asyncio.gather(*(session.close() for session in self._sessions.values()))
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def stop(self) -> None:
+        """End every worker, and with it every answer under way. Idempotent."""
+        await asyncio.gather(*(worker.stop() for worker in self._distinct()))
+
+    async def _announce(self, worker: Worker) -> None:
+        """Say when a worker is ready, or why it will not be."""
+        started = time.monotonic()
+        try:
+            await worker.ready()
+        except EngineDead as exc:
+            self._options.say(f"failed: {exc}")
+            return
+        names = ", ".join(worker.launch.roles)
+        self._options.say(f"ready: {names} ({worker.launch.model}) after {time.monotonic() - started:.1f} s")
 
     def _distinct(self) -> list[Worker]:
         return list({id(worker): worker for worker in self._workers.values()}.values())
@@ -165,7 +186,7 @@ class Gateway:
         except aiohttp.ClientError as exc:
             if not started:
                 return EngineDead(f"the worker of {worker.launch.model} went away ({exc}): ask again, it is restarted")
-            await _cut_short(send, worker)
+            await _cut_short(send, worker, streaming=answer.content_type == "text/event-stream")
         return None
 
     async def _session(self, worker: Worker) -> tuple[aiohttp.ClientSession, str]:
@@ -259,8 +280,10 @@ def _start(answer: aiohttp.ClientResponse, launch: Launch) -> dict[str, Any]:
     return {"type": "http.response.start", "status": answer.status, "headers": headers}
 
 
-async def _cut_short(send: Send, worker: Worker) -> None:
-    """The worker died in the middle of an answer: say so in the stream, and end it."""
+async def _cut_short(send: Send, worker: Worker, *, streaming: bool) -> None:
+    """The worker died in the middle of an answer: say so in a stream; a plain answer just stops short of its length."""
+    if not streaming:
+        return
     _, body = error_body(EngineDead(f"the worker of {worker.launch.model} went away in the middle of the answer"))
     await send({"type": "http.response.body", "body": b"data: " + orjson.dumps(body) + b"\n\n", "more_body": False})
 
@@ -299,15 +322,13 @@ def serve(
     launches: tuple[Launch, ...], options: GatewayOptions, sock: socket.socket, on_ready: Callable[[str], None]
 ) -> None:
     """Run the gateway on `sock` until interrupted; `on_ready` gets its URL once it accepts requests."""
-    import uvicorn
-
     host, port = sock.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    gateway = Gateway(launches, options)
 
-    class Server(uvicorn.Server):
+    class Server(EndingServer):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             on_ready(url)
 
-    config = uvicorn.Config(Gateway(launches, options).app(), log_level="warning", access_log=False, lifespan="on")
-    Server(config).run(sockets=[sock])
+    Server(gateway.app(), gateway.stop).run(sockets=[sock])

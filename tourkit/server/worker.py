@@ -14,13 +14,14 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from tourkit.backends.base import Engine
 
 SECRET_HEADER = "x-tourkit-secret"
+_GRACE_SECONDS = 3  # for answers under way when the server is told to stop
 _HUNG_UP = 499  # what nginx logs for a client that went away; nobody reads it
 
 
@@ -241,19 +243,28 @@ def _end_with_gateway() -> None:
 
 async def serve(spec: WorkerSpec) -> None:
     """Load, say so, and serve until told to stop."""
-    import uvicorn
-
     engine = await asyncio.to_thread(partial(load_engine, spec))
     sock, address = _listen(spec)
-    config = uvicorn.Config(
-        ChatServer(engine, spec.secret).app(), log_level="warning", access_log=False, lifespan="off"
-    )
+    server = EndingServer(ChatServer(engine, spec.secret).app(), partial(asyncio.to_thread, engine.close))
     threading.Thread(target=_end_with_gateway, daemon=True).start()
     _tell({"ready": True, "address": address, **asdict(engine.info)})
     try:
-        await uvicorn.Server(config).serve(sockets=[sock])
+        await server.serve(sockets=[sock])
     finally:
         engine.close()
+
+
+class EndingServer(uvicorn.Server):
+    """A uvicorn server that first ends what runs when it is told to stop, so that no client waits for nothing."""
+
+    def __init__(self, app: Starlette, end: Callable[[], Awaitable[None]]) -> None:
+        options: dict[str, Any] = {"log_level": "warning", "access_log": False, "lifespan": "on"}
+        super().__init__(uvicorn.Config(app, timeout_graceful_shutdown=_GRACE_SECONDS, **options))
+        self._end = end
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._end()
+        await super().shutdown(sockets)
 
 
 def main() -> int:
