@@ -315,13 +315,13 @@ def test_a_damaged_journal_costs_its_damaged_lines_alone(tmp_path: Path, templat
 
 def test_a_killed_run_goes_on_and_recomputes_no_finished_line(tmp_path: Path, template: Path) -> None:
     """kill -9 while half of the documents wait for the server: the other half is on disk for good."""
-    half_done, let_go = threading.Event(), threading.Event()
+    arrived, let_go = threading.Semaphore(0), threading.Event()
     docs, out = write_documents(tmp_path / "docs.jsonl", 12), tmp_path / "out.jsonl"
 
     def answer(body: dict[str, Any], index: int) -> str:
         text = echo(body, index)
         if int(text.split()[1]) >= 6:
-            half_done.set()
+            arrived.release()
             let_go.wait(timeout=60)
         return text
 
@@ -339,7 +339,8 @@ def test_a_killed_run_goes_on_and_recomputes_no_finished_line(tmp_path: Path, te
             for line in child.stdout:  # ends with the process, should it fail
                 if int(line) == 6:
                     break
-            assert half_done.wait(timeout=30)
+            for _ in range(2):  # both threads wait: no request of theirs arrives after the count is taken
+                assert arrived.acquire(timeout=30)
             os.kill(child.pid, signal.SIGKILL)
         assert child.returncode == -signal.SIGKILL
         assert not out.exists()

@@ -12,7 +12,8 @@ HELLO = [{"role": "user", "content": "Привет <b>"}]
 
 
 def test_messages_special_tokens_and_the_assistants_turn_are_rendered() -> None:
-    source = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m['content'] }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    turns = "{% for m in messages %}[{{ m.role }}]{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    source = "{{ bos_token }}" + turns + "{% if add_generation_prompt %}>{% endif %}"
 
     assert ChatTemplate(source, TOKENS).render(HELLO) == "<s>[user]Привет <b></s>>"
 

@@ -46,6 +46,13 @@ def tourkit(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPro
         (["templates", "show", "poetry"], 2, "json_extraction"),
         (["run", "poetry", "--input", "a", "--output", "b"], 2, "json_extraction"),
         (["models", "--stack", "x"], 2, "llama_cpp"),
+        (
+            ["run", "json_extraction", "--input", "a", "--output", "b", "--url", "http://127.0.0.1:9"],
+            4,
+            "tourkit serve",
+        ),
+        (["run", "json_extraction", "--input", "a", "--output", "b", "--url", "ftp://x"], 4, "ftp"),
+        (["run", "json_extraction", "--input", "a", "--output", "b", "--deadline", "soon"], 2, "90s"),
     ],
     ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else None,
 )

@@ -1,4 +1,4 @@
-"""The trip on real input: a bundle that came through mirror, lock and prefetch, served offline, asked by real clients."""
+"""The trip on real input: a bundle from mirror, lock and prefetch, served offline, asked by real clients."""
 
 from __future__ import annotations
 

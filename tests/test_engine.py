@@ -235,13 +235,13 @@ def test_submitting_from_many_threads_while_the_model_breaks_leaves_nobody_witho
 def test_a_full_queue_refuses_and_says_so() -> None:
     gate = threading.Event()
     engine = BatchEngine(FakeRunner(slots=1, gate=gate), max_waiting=2)
-    first = [submit(engine, "a", n=2)]
+    accepted = [submit(engine, "a", n=2)]
+
     with pytest.raises(QueueFull, match="waiting already"):
-        for _ in range(4):
-            first.append(submit(engine, "b"))
+        submit(engine, "b", n=3)
 
     gate.set()
-    for collected in first:
+    for collected in accepted:
         collected.wait()
     engine.close()
 

@@ -382,11 +382,12 @@ def test_workers_listen_on_loopback_with_a_secret_where_there_are_no_unix_socket
 ) -> None:
     """As on Windows: the gateway reaches the worker, somebody else on the machine does not."""
     code = (
-        "import sys; from pathlib import Path; from tourkit import bundle, hardware, plan; from tourkit.server import gateway\n"
+        "from pathlib import Path; from tourkit import bundle, hardware, plan; from tourkit.server import gateway\n"
         f"root = Path({str(tmp_path / 'bundle')!r})\n"
         "made = plan.plan(bundle.read_index(root), hardware.probe(), context=512)\n"
         "options = gateway.GatewayOptions(unix=False)\n"
-        "gateway.serve(gateway.launches(root, made), options, gateway.bind('127.0.0.1', 0), lambda url: print(url, flush=True))"
+        "launches, sock = gateway.launches(root, made), gateway.bind('127.0.0.1', 0)\n"
+        "gateway.serve(launches, options, sock, lambda url: print(url, flush=True))"
     )
     make_bundle(tmp_path / "bundle", tiny_gguf)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -406,7 +407,7 @@ def test_workers_listen_on_loopback_with_a_secret_where_there_are_no_unix_socket
 
 def listening_url(pid: int) -> str:
     """Where a process listens on loopback, as the kernel tells."""
-    inodes = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
+    inodes = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
@@ -430,7 +431,7 @@ def test_a_model_file_that_cannot_be_loaded_is_named_to_the_caller(tiny_gguf: Pa
     broken.write_bytes(tiny_gguf.read_bytes()[:5000])
     bundle = make_bundle(tmp_path / "bundle", broken)
     with serving(bundle, tmp_path / "log") as running:
-        status, headers, answer = post(running, json.dumps({"model": "tool", "messages": HELLO}).encode())
+        status, _, answer = post(running, json.dumps({"model": "tool", "messages": HELLO}).encode())
 
     assert status == 503
     assert "tiny-random.gguf" in answer["error"]["message"]

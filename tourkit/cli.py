@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tourkit import __version__
-from tourkit.errors import NotSo, TourkitError, UsageError
-from tourkit.progress import Progress, size_text
+from tourkit.errors import LocalError, NotSo, TourkitError, UsageError
+from tourkit.progress import Progress, counted, size_text
 
 if TYPE_CHECKING:
     from tourkit.lock import Lock
@@ -112,7 +112,7 @@ def lock(manifest_ref: str) -> None:
     for line in locks.changes(old, new):
         click.echo(line)
     size = sum(file.size or 0 for variant in new.variants for file in variant.files)
-    click.echo(f"{path}: {len(new.variants)} variants, {size_text(size)}")
+    click.echo(f"{path}: {counted(len(new.variants), 'variant')}, {size_text(size)}")
 
 
 def _load_locked(manifest_ref: str) -> tuple[Manifest, Lock]:
@@ -172,9 +172,8 @@ def prefetch(
             manifest, locked, root, Hub(), roles=roles, stacks=stacks, jobs=jobs, progress=progress
         )
     size = sum(file.size for file in index.files)
-    click.echo(
-        f"{root}: whole: {len(index.files)} files, {size_text(size)}; check it again with `tourkit verify {root}`"
-    )
+    click.echo(f"{root}: whole: {counted(len(index.files), 'file')}, {size_text(size)}")
+    click.echo(f"Check it again where it arrives: tourkit verify {root}")
 
 
 class _PrefetchProgress:
@@ -204,7 +203,8 @@ def _show_prefetch_plan(plan: Any, as_json: bool) -> None:
         return
     for row in rows:
         click.echo(f"{size_text(row['size']):>10}  {row['path']}")
-    click.echo(f"{size_text(plan.total_bytes)} in {len(rows)} files, {size_text(plan.to_fetch_bytes)} to fetch")
+    total = f"{size_text(plan.total_bytes)} in {counted(len(rows), 'file')}"
+    click.echo(f"{total}, {size_text(plan.to_fetch_bytes)} to fetch")
 
 
 @cli.command()
@@ -230,13 +230,12 @@ def verify(root: Path, quick: bool, as_json: bool) -> None:
         for problem in report.problems:
             click.echo(f"{problem.kind}: {problem.path}" + (f" ({problem.detail})" if problem.detail else ""))
     if not report.ok:
-        count = len(report.problems)
-        raise NotSo(
-            f"{root}: {count} file{'s are' if count > 1 else ' is'} not as locked: run `tourkit prefetch` again"
-        )
+        broken = report.missing or report.damaged
+        mend = "run `tourkit prefetch` again" if broken else "delete what does not belong there"
+        raise NotSo(f"{root}: {counted(len(report.problems), 'file is', 'files are')} not as indexed: {mend}")
     if not as_json:
         how = "present, of the right size" if quick else f"right, {size_text(report.checked_bytes)} read"
-        click.echo(f"{root}: {report.checked_files} files {how}")
+        click.echo(f"{root}: {counted(report.checked_files, 'file')} {how}")
 
 
 def _known_files(root: Path) -> tuple[Any, ...]:
@@ -371,7 +370,7 @@ def list_templates(as_json: bool) -> None:
     """
     from tourkit.pipelines import templates as shelf
 
-    found = shelf.listing()
+    found = shelf.available()
     if as_json:
         _print_json([{"name": each.name, "summary": each.summary, "role": each.role} for each in found])
         return
@@ -389,7 +388,7 @@ def show_template(name: str) -> None:
     """
     from tourkit.pipelines import templates as shelf
 
-    click.echo(shelf.show(name))
+    click.echo(shelf.readme(name))
 
 
 @templates.command("copy")
@@ -439,27 +438,35 @@ def run(
     \b
     Example: tourkit run json_extraction --input docs.jsonl --output out.jsonl
     """
-    from tourkit.client import Client
+    from tourkit.client import Client, ClientError
     from tourkit.pipelines import batch
 
+    deadline_s = _seconds(deadline)
     template = batch.load_template(name)
+    try:
+        client = Client(url, model=model)
+        client.models()
+    except ClientError as exc:
+        raise LocalError(str(exc)) from exc
     with Progress(template.name, unit="documents") as bar:
 
-        def on_progress(summary: batch.Summary) -> None:
-            bar.total = summary.total
-            bar.advance(summary.done - bar.done)
+        def on_progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.advance(done - bar.done)
 
         summary = batch.run_batch(
             name,
             input_path,
             output_path,
-            client=Client(url, model=model or template.role),
+            client=client,
             concurrency=concurrency,
             resume=resume,
             force=force,
-            deadline_s=_seconds(deadline),
+            deadline_s=deadline_s,
             on_progress=on_progress,
         )
+    if summary.failed:
+        raise NotSo(f"{output_path}: {summary}")
     click.echo(f"{output_path}: {summary}")
 
 

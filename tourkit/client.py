@@ -126,6 +126,23 @@ class Client:
         for connection in live:
             _wake(connection)
 
+    def models(self) -> list[str]:
+        """The roles and model ids the server has. Raises ClientError, so it tells whether a server is there."""
+        connection = self._connection()
+        try:
+            connection.request("GET", f"{self._prefix}/v1/models", headers=self._headers)
+            response = connection.getresponse()
+            data = response.read()
+            if response.status != 200:
+                raise _error_of(data, response.status)
+            return [str(model["id"]) for model in json.loads(data)["data"]]
+        except (http.client.HTTPException, OSError) as error:
+            raise self._trouble(error) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ClientError(f"{self.url}/v1/models gives no list of models: is it a tourkit server?") from error
+        finally:
+            self._drop(connection)
+
     def chat(self, messages: Messages, *, model: str | None = None, **params: Any) -> Reply:
         """One answer to `messages` (a list of role/content objects, or a string for one user message).
 

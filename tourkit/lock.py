@@ -24,6 +24,7 @@ from tourkit.manifest import (
     raise_problems,
     schema_problems,
 )
+from tourkit.progress import counted
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -203,7 +204,7 @@ def changes(old: Lock | None, new: Lock) -> list[str]:
         if key not in after:
             lines.append(f"{name}: removed")
         elif key not in before:
-            lines.append(f"{name}: added at {_short(after[key].commit)}, {len(after[key].files)} files")
+            lines.append(f"{name}: added at {_short(after[key].commit)}, {counted(len(after[key].files), 'file')}")
         else:
             lines.extend(f"{name}: {line}" for line in _variant_changes(before[key], after[key]))
     return lines
@@ -228,7 +229,7 @@ class _Asked(Generic[F]):
             if moved or not _COMMIT.fullmatch(commit):
                 raise HubError(f"{repo}@{revision}: the hub answered with commit {commit!r}: check the endpoint")
             files = self.hub.tree(repo, commit)
-            self.progress(f"{repo}@{revision}: commit {commit}, {len(files)} files")
+            self.progress(f"{repo}@{revision}: commit {commit}, {counted(len(files), 'file')}")
             self.trees[repo, revision] = commit, files
         return self.trees[repo, revision]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from urllib.parse import quote
 
-from tourkit.progress import size_text
+from tourkit.progress import counted, size_text
 
 Listing = Sequence[tuple[str, str | None, Sequence[tuple[str, dict[str, int]]]]]
 
@@ -22,17 +22,21 @@ def page(base: str, repos: Listing) -> str:
     """HTML for a mirror at `base`; `repos` is (id, licence, [(commit, {path: bytes})]) each."""
     example = repos[0][0] if repos else "org/name"
     total = sum(size for _, _, commits in repos for _, files in commits for size in files.values())
-    commands = f"""export HF_ENDPOINT={base}      # Windows: $env:HF_ENDPOINT = "{base}"
+    commands = f"""export HF_ENDPOINT={base}
+# Windows: $env:HF_ENDPOINT = "{base}"
 export HF_HUB_DISABLE_TELEMETRY=1
+
+tourkit prefetch MANIFEST --to bundle       # the lock decides what; every byte is checked
 hf download {example} --local-dir ./model
-vllm serve {example}            # so does whatever loads models through huggingface_hub"""
-    check = f"cd ./model && curl -s {base}/api/models/{example}/sha256sums/main | sha256sum -c"
+vllm serve {example}                        # as does whatever loads models through huggingface_hub"""
+    check = f"cd ./model\ncurl -s {base}/api/models/{example}/sha256sums/main | sha256sum -c"
+    holds = f"{counted(len(repos), 'repository', 'repositories')}, {size_text(total)}"
     sections = "\n".join(_repo(base, *repo) for repo in repos)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>tourkit mirror</title><style>{_STYLE}</style></head><body>
 <h1>tourkit mirror</h1>
-<p>A bundle on this network, answering as a Hugging Face hub: {len(repos)} repositories, {size_text(total)}.
+<p>A bundle on this network, answering as a Hugging Face hub: {holds}.
 No token is needed.</p>
 <h2>Use it</h2>
 <pre>{escape(commands)}</pre>
@@ -48,7 +52,7 @@ def _repo(base: str, id_: str, license_: str | None, commits: Sequence[tuple[str
     parts = [f"<h3>{escape(id_)}</h3><p>Licence: {escape(license_ or 'unknown')}</p>"]
     for commit, files in commits:
         rows = "\n".join(_row(f"{base}/{id_}/resolve/{commit}/", path, size) for path, size in files.items())
-        summary = f"commit {commit}: {len(files)} files, {size_text(sum(files.values()))}"
+        summary = f"commit {commit}: {counted(len(files), 'file')}, {size_text(sum(files.values()))}"
         parts.append(f"<details><summary>{summary}</summary><table>{rows}</table></details>")
     return "\n".join(parts)
 

@@ -88,6 +88,11 @@ def size_text(size: int) -> str:
     return f"{value:.1f} GiB"
 
 
+def counted(n: int, one: str, many: str | None = None) -> str:
+    """A number with its noun: 1 file, 2 files."""
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

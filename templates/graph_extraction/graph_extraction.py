@@ -1,4 +1,4 @@
-"""Graph extraction: entities and the relations between them from each document, with their places in the text.
+"""Graph extraction: entities and their relations from each document, with their places in the text.
 
 When: news, reports, biographies; who leads, owns, supplies, founded whom or what, and where.
 Cost: two calls a document (entities, then relations), two a chunk for texts over CHUNK characters. The second call

@@ -39,7 +39,17 @@ _PLACE_FORMS = {
     "ru": ["{}", "{}", "{}", "Новый {}", "{}-на-Рее"],
 }
 _VENUE_FORMS = {
-    "en": ["{} Hall", "{} Library", "{} Street", "{} Square", "{} House", "{} Bridge", "{} Park", "{} School", "{} Lane"],
+    "en": [
+        "{} Hall",
+        "{} Library",
+        "{} Street",
+        "{} Square",
+        "{} House",
+        "{} Bridge",
+        "{} Park",
+        "{} School",
+        "{} Lane",
+    ],
     "ru": ["дом культуры {}", "библиотека {}", "улица {}", "площадь {}", "зал {}", "парк {}", "школа {}", "мост {}"],
 }
 _ORG_FORMS = {
@@ -99,12 +109,22 @@ def venue(rng: Random, lang: str) -> str:
 def product(rng: Random, lang: str) -> str:
     word, thing = stem(rng, lang, 2), rng.choice(_PRODUCTS[lang].split("|"))
     code = f"{word[:2].upper()}-{rng.randint(10, 999)}"
-    return rng.choice([f"{thing} {code}", f"{thing} {word}", f"{word} {thing}" if lang == "en" else f"{thing} «{word}»"])
+    return rng.choice(
+        [f"{thing} {code}", f"{thing} {word}", f"{word} {thing}" if lang == "en" else f"{thing} «{word}»"]
+    )
 
 
 def title(rng: Random, lang: str) -> str:
     forms = {
-        "en": ["{} Days", "Voices of {}", "The {} Evening", "Night of {}", "{} and the Sea", "Letters from {}", "{} Cup"],
+        "en": [
+            "{} Days",
+            "Voices of {}",
+            "The {} Evening",
+            "Night of {}",
+            "{} and the Sea",
+            "Letters from {}",
+            "{} Cup",
+        ],
         "ru": ["Дни {}", "Голоса {}", "Вечер {}", "Ночь и {}", "{} и море", "Письма: {}", "Кубок {}"],
     }
     return rng.choice(forms[lang]).format(stem(rng, lang))
@@ -120,7 +140,9 @@ def code(rng: Random, lang: str) -> str:
 def phone(rng: Random, lang: str) -> str:
     digits = [str(rng.randint(0, 9)) for _ in range(8)]
     text = "".join(digits)
-    return rng.choice([f"0{text[:4]} {text[4:]}", f"8 ({text[:3]}) {text[3:6]}-{text[6:]}", f"{text[:3]}-{text[3:6]}-{text[6:]}"])
+    return rng.choice(
+        [f"0{text[:4]} {text[4:]}", f"8 ({text[:3]}) {text[3:6]}-{text[6:]}", f"{text[:3]}-{text[3:6]}-{text[6:]}"]
+    )
 
 
 def email(rng: Random, lang: str) -> str:

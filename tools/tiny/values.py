@@ -24,7 +24,9 @@ def date_text(day: date, rng: Random, lang: str) -> str:
         forms = [f"{day.day} {month} {day.year}", f"{month} {day.day}, {day.year}", day.isoformat()]
         return rng.choice([*forms, f"{day.day:02}.{day.month:02}.{day.year}", forms[0], forms[1]])
     words = f"{day.day} {month} {day.year}"
-    return rng.choice([words, f"{words} года", f"{words} г.", f"{day.day:02}.{day.month:02}.{day.year}", day.isoformat()])
+    return rng.choice(
+        [words, f"{words} года", f"{words} г.", f"{day.day:02}.{day.month:02}.{day.year}", day.isoformat()]
+    )
 
 
 def a_time(rng: Random) -> str:
