@@ -32,7 +32,8 @@ def commands(command: click.Command, context: click.Context) -> Iterator[tuple[s
 
 def render() -> str:
     """The whole page."""
-    context = click.Context(cli, info_name="tourkit", terminal_width=100, max_content_width=100)
+    settings = cli.context_settings | {"terminal_width": 100, "max_content_width": 100}
+    context = click.Context(cli, info_name="tourkit", **settings)
     sections = [f"## {path}\n\n```\n{text}\n```\n" for path, text in commands(cli, context)]
     return "\n".join([_HEAD, *sections])
 
