@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from serving import make_bundle
 
-from tourkit.cli import _seconds, main
+from tourkit.cli import main
+from tourkit.commands.pipelines import _seconds
 from tourkit.errors import UsageError
 from tourkit.progress import Progress, size_text
 

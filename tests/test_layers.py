@@ -19,7 +19,7 @@ LAYERS = [
     {"files", "hardware", "manifest", "engine", "backends", "offline", "tiny", "connections"},
     {"index", "lock", "hub", "transfer", "server.wire"},
     {"bundle", "plan", "assemble", "prefetch", "mirror", "mirror_repos", "mirror_page", "pipelines", "server"},
-    {"demo", "cli", "__main__"},
+    {"demo", "commands", "cli", "__main__"},
 ]
 
 

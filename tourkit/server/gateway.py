@@ -28,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 from tourkit.errors import EngineDead, LocalError, RequestError, TourkitError
 from tourkit.plan import Plan
 from tourkit.server.process import Launch, State, Worker
+from tourkit.server.respond import error_response, json_response
 from tourkit.server.wire import error_body
 from tourkit.server.worker import SECRET_HEADER, EndingServer
 
@@ -119,22 +120,22 @@ class Gateway:
             for worker in self._distinct()
         }
         ready = all(worker.state is State.READY for worker in self._distinct())
-        return _json(200 if ready else 503, {"status": "ok" if ready else "not ready", "workers": states})
+        return json_response(200 if ready else 503, {"status": "ok" if ready else "not ready", "workers": states})
 
     async def models(self, request: Request) -> Response:
         try:
             self._authorize(request.headers.get("authorization"))
         except RequestError as exc:
-            return _error(exc)
-        return _json(200, {"object": "list", "data": [self._model(name) for name in self._workers]})
+            return error_response(exc)
+        return json_response(200, {"object": "list", "data": [self._model(name) for name in self._workers]})
 
     async def model(self, request: Request) -> Response:
         try:
             self._authorize(request.headers.get("authorization"))
             self._find(request.path_params["name"])
         except RequestError as exc:
-            return _error(exc)
-        return _json(200, self._model(request.path_params["name"]))
+            return error_response(exc)
+        return json_response(200, self._model(request.path_params["name"]))
 
     def _model(self, name: str) -> dict[str, Any]:
         launch = self._workers[name].launch
@@ -155,7 +156,7 @@ class Gateway:
             body = await _read_body(request)
             worker = self._find(_model_name(body))
         except TourkitError as exc:
-            await _error(exc)(scope, receive, send)
+            await error_response(exc)(scope, receive, send)
             return
         passing = asyncio.create_task(self._pass(worker, body, send))
         watching = asyncio.create_task(_hang_up(receive))
@@ -166,7 +167,7 @@ class Gateway:
         if passing in done:
             failure = passing.result()
             if failure is not None:
-                await _error(failure)(scope, receive, send)
+                await error_response(failure)(scope, receive, send)
 
     async def _pass(self, worker: Worker, body: bytes, send: Send) -> TourkitError | None:
         """Forward one request. An error that comes before the first byte is returned, to be answered as JSON."""
@@ -288,21 +289,9 @@ async def _cut_short(send: Send, worker: Worker, *, streaming: bool) -> None:
     await send({"type": "http.response.body", "body": b"data: " + orjson.dumps(body) + b"\n\n", "more_body": False})
 
 
-def _json(status: int, body: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(body), status_code=status, media_type="application/json")
-
-
-def _error(exc: TourkitError) -> Response:
-    status, body = error_body(exc)
-    response = _json(status, body)
-    if status in (429, 503):
-        response.headers["retry-after"] = "1"
-    return response
-
-
 async def _not_found(request: Request, exc: Exception) -> Response:
     status = getattr(exc, "status_code", 404)
-    return _error(RequestError(f"{request.method} {request.url.path}: no such route", status=status))
+    return error_response(RequestError(f"{request.method} {request.url.path}: no such route", status=status))
 
 
 def bind(host: str, port: int) -> socket.socket:

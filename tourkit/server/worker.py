@@ -29,6 +29,7 @@ from starlette.routing import Route
 
 from tourkit.engine.types import Delta, Finish
 from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError
+from tourkit.server.respond import error_response, json_response
 from tourkit.server.wire import ChatRequest, Reply, error_body, parse_chat, usage
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class ChatServer:
         from tourkit import offline
 
         refused = {"offline_refused": len(offline.attempts())}
-        return _json(200, asdict(self._engine.info) | asdict(self._engine.stats()) | refused)
+        return json_response(200, asdict(self._engine.info) | asdict(self._engine.stats()) | refused)
 
     async def chat(self, request: HttpRequest) -> Response:
         try:
@@ -82,7 +83,7 @@ class ChatServer:
             chat = parse_chat(_loads(await request.body()))
             generation = await Generation.start(self._engine, chat)
         except TourkitError as exc:
-            return _failure(exc)
+            return error_response(exc)
         reply = Reply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), chat.model)
         if chat.stream:
             events = _stream(generation, reply, chat, request)
@@ -151,11 +152,11 @@ async def _complete(generation: Generation, reply: Reply, chat: ChatRequest, req
         if delta.finish:
             failure = _sequence_failure(delta)
             if failure:
-                return _failure(failure)
+                return error_response(failure)
             finishes[delta.index] = delta.finish
     if not generation.complete:
         return Response(status_code=_HUNG_UP)
-    return _json(200, reply.completion(texts, finishes, generation.usage()))
+    return json_response(200, reply.completion(texts, finishes, generation.usage()))
 
 
 async def _stream(
@@ -191,18 +192,6 @@ def _loads(raw: bytes) -> Any:
 
 def _event(body: dict[str, Any]) -> bytes:
     return b"data: " + orjson.dumps(body) + b"\n\n"
-
-
-def _json(status: int, body: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(body), status_code=status, media_type="application/json")
-
-
-def _failure(exc: TourkitError) -> Response:
-    status, body = error_body(exc)
-    response = _json(status, body)
-    if status in (429, 503):
-        response.headers["retry-after"] = "1"
-    return response
 
 
 # --- the process --------------------------------------------------------------------------------------------------

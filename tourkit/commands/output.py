@@ -1,0 +1,37 @@
+"""Options and output that several commands share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+_Command = Callable[..., Any]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+roles_option = click.option("--role", "roles", multiple=True, metavar="R", help="Only this role; may be repeated.")
+
+
+def bundle_option(command: _Command) -> _Command:
+    """--bundle DIR, which falls back to $TOURKIT_BUNDLE, then ./bundle."""
+    option = click.option(
+        "--bundle",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=lambda: os.environ.get("TOURKIT_BUNDLE") or "bundle",
+        show_default="$TOURKIT_BUNDLE, then ./bundle",
+        help="The bundle folder.",
+    )
+    return option(command)
+
+
+def note(text: str) -> None:
+    """A line that is not the command's result."""
+    click.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2))

@@ -1,0 +1,141 @@
+"""Templates into a solution, and batch runs over files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tourkit.commands.output import json_option, print_json
+from tourkit.errors import LocalError, NotSo, UsageError
+from tourkit.progress import Progress
+
+
+@click.group()
+def templates() -> None:
+    """Pipelines made to be copied into a solution."""
+
+
+@templates.command("list")
+@json_option
+def list_templates(as_json: bool) -> None:
+    """List the templates.
+
+    \b
+    Example: tourkit templates list
+    """
+    from tourkit.pipelines import templates as shelf
+
+    found = shelf.available()
+    if as_json:
+        print_json([{"name": each.name, "summary": each.summary, "role": each.role} for each in found])
+        return
+    for each in found:
+        click.echo(f"{each.name:20} {each.summary}")
+
+
+@templates.command("show")
+@click.argument("name")
+def show_template(name: str) -> None:
+    """Print what a template does and how to adapt it.
+
+    \b
+    Example: tourkit templates show json_extraction
+    """
+    from tourkit.pipelines import templates as shelf
+
+    click.echo(shelf.readme(name))
+
+
+@templates.command("copy")
+@click.argument("name")
+@click.argument("dest", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--standalone", is_flag=True, help="Copy the client too, so that it runs without tourkit installed.")
+@click.option("--force", is_flag=True, help="Overwrite files of the same name.")
+def copy_template(name: str, dest: Path, standalone: bool, force: bool) -> None:
+    """Copy a template into a folder of your solution.
+
+    \b
+    Example: tourkit templates copy json_extraction solution/extract --standalone
+    """
+    from tourkit.pipelines import templates as shelf
+
+    for path in shelf.copy(name, dest, standalone=standalone, force=force):
+        click.echo(path)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--input", "input_path", required=True, type=click.Path(path_type=Path, dir_okay=False), help="JSONL in.")
+@click.option(
+    "--output", "output_path", required=True, type=click.Path(path_type=Path, dir_okay=False), help="JSONL out."
+)
+@click.option("--url", envvar="TOURKIT_URL", default="http://127.0.0.1:8000", show_default=True, help="The server.")
+@click.option("--model", "model", default=None, metavar="ROLE", help="Role or model id, instead of the template's own.")
+@click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Documents at once.")
+@click.option("--resume", is_flag=True, help="Go on where an earlier run was cut short.")
+@click.option("--force", is_flag=True, help="Overwrite the output of an earlier run.")
+@click.option("--deadline", metavar="TIME", help="Stop by then, such as 25m or 90s; the rest become records too.")
+def run(
+    name: str,
+    input_path: Path,
+    output_path: Path,
+    url: str,
+    model: str | None,
+    concurrency: int,
+    resume: bool,
+    force: bool,
+    deadline: str | None,
+) -> None:
+    """Run a template over a file of documents: one line in, one line out, order kept, failures recorded.
+
+    NAME is a built-in template, or the path of a copied one.
+
+    \b
+    Example: tourkit run json_extraction --input docs.jsonl --output out.jsonl
+    """
+    from tourkit.client import Client, ClientError
+    from tourkit.pipelines import batch
+
+    deadline_s = _seconds(deadline)
+    template = batch.load_template(name)
+    try:
+        client = Client(url, model=model)
+        client.models()
+    except ClientError as exc:
+        raise LocalError(str(exc)) from exc
+    with Progress(template.name, unit="documents") as bar:
+
+        def on_progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.advance(done - bar.done)
+
+        summary = batch.run_batch(
+            name,
+            input_path,
+            output_path,
+            client=client,
+            concurrency=concurrency,
+            resume=resume,
+            force=force,
+            deadline_s=deadline_s,
+            on_progress=on_progress,
+        )
+    if summary.failed:
+        raise NotSo(f"{output_path}: {summary}")
+    click.echo(f"{output_path}: {summary}")
+
+
+def _seconds(text: str | None) -> float | None:
+    """A length of time such as 90s, 25m or 1.5h in seconds. Raises UsageError."""
+    if text is None:
+        return None
+    number, unit = text[:-1], text[-1:]
+    factor = {"s": 1, "m": 60, "h": 3600}.get(unit)
+    try:
+        seconds = float(number) * factor if factor else float(text)
+    except ValueError:
+        raise UsageError(f"--deadline {text!r} is no length of time: write 90s, 25m or 1.5h") from None
+    if seconds <= 0:
+        raise UsageError(f"--deadline {text!r} is over already: give a length of time from now")
+    return seconds

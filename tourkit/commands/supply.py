@@ -1,0 +1,227 @@
+"""From the catalogue to a whole bundle: models, lock, prefetch, verify, mirror."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tourkit.commands.output import json_option, note, print_json, roles_option
+from tourkit.errors import NotSo, TourkitError, UsageError
+from tourkit.progress import Progress, counted, size_text
+
+if TYPE_CHECKING:
+    from tourkit.lock import Lock
+    from tourkit.manifest import Manifest
+
+
+@click.command()
+@click.option("--license", "license_", metavar="TEXT", help="Only licences whose name contains this.")
+@click.option("--stack", metavar="S", help="Only models with a variant for this stack.")
+@json_option
+def models(license_: str | None, stack: str | None, as_json: bool) -> None:
+    """List the models tourkit knows.
+
+    \b
+    Example: tourkit models --stack llama_cpp
+    """
+    from tourkit import manifest, prefetch
+
+    if stack is not None and stack not in prefetch.STACKS:
+        raise UsageError(f"--stack {stack!r}: there are {', '.join(prefetch.STACKS)}")
+    formats = {prefetch.STACKS[stack]} if stack else set(manifest.FORMATS)
+    found = [
+        model
+        for model in manifest.catalogue().values()
+        if (license_ or "").lower() in model.license.lower() and any(v.format in formats for v in model.variants)
+    ]
+    if as_json:
+        rows = [
+            {"id": m.id, "repo": m.repo, "license": m.license, "gated": m.gated, "context": m.context}
+            | {"variants": [{"quant": v.quant, "format": v.format, "repo": v.repo} for v in m.variants]}
+            for m in found
+        ]
+        print_json(rows)
+        return
+    for model in found:
+        gated = ", gated" if model.gated else ""
+        click.echo(f"{model.id}  {model.repo}  {model.license}{gated}, {model.context} tokens")
+        click.echo(f"    {', '.join(f'{variant.quant} ({variant.format})' for variant in model.variants)}")
+
+
+@click.command()
+@click.argument("manifest_ref", metavar="MANIFEST")
+def lock(manifest_ref: str) -> None:
+    """Resolve a manifest against the hub and pin it: commit, size and SHA-256 of every file.
+
+    MANIFEST is a TOML file, or the name of a built-in set. The lock is written beside it. The hub is $HF_ENDPOINT;
+    gated repositories use your token ($HF_TOKEN, or the one `hf auth login` stored).
+
+    \b
+    Example: tourkit lock manifests/tour-20gb.toml
+    """
+    from tourkit import lock as locks
+    from tourkit import manifest as manifests
+    from tourkit.hub import Hub
+
+    manifest = manifests.load(manifest_ref)
+    path = locks.path_of(manifest.path)
+    old = locks.read(path) if path.exists() else None
+    new = locks.resolve(manifest, Hub(note=note), progress=note, known=old)
+    locks.write(path, new)
+    for line in locks.changes(old, new):
+        click.echo(line)
+    size = sum(file.size or 0 for variant in new.variants for file in variant.files)
+    click.echo(f"{path}: {counted(len(new.variants), 'variant')}, {size_text(size)}")
+
+
+def _load_locked(manifest_ref: str) -> tuple[Manifest, Lock]:
+    """A manifest and its lock, which must exist and be of this manifest."""
+    from tourkit import lock as locks
+    from tourkit import manifest as manifests
+
+    manifest = manifests.load(manifest_ref)
+    path = locks.path_of(manifest.path)
+    if not path.exists():
+        raise UsageError(f"{path}: there is no lock yet: run `tourkit lock {manifest_ref}`")
+    found = locks.read(path)
+    locks.check_current(manifest, found)
+    return manifest, found
+
+
+@click.command()
+@click.argument("manifest_ref", metavar="MANIFEST")
+@click.option(
+    "--to", "root", required=True, type=click.Path(path_type=Path, file_okay=False), help="The bundle folder."
+)
+@roles_option
+@click.option("--stack", "stacks", multiple=True, metavar="S", help="Only variants for this stack; may be repeated.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=4, show_default=True, help="Transfers at once.")
+@click.option("--dry-run", is_flag=True, help="Show what would be fetched, and fetch nothing.")
+@json_option
+def prefetch(
+    manifest_ref: str,
+    root: Path,
+    roles: tuple[str, ...],
+    stacks: tuple[str, ...],
+    jobs: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Mirror what a lock names into a bundle: resumable, hashed while it streams, never half-written.
+
+    Run it again after anything went wrong: it goes on at the byte where it stopped.
+
+    \b
+    Examples: tourkit prefetch tour-20gb --to /media/usb/bundle --stack llama_cpp
+              tourkit prefetch tour-20gb --to /media/usb/bundle --dry-run
+    """
+    from tourkit import prefetch as fetching
+    from tourkit.hub import Hub
+
+    manifest, locked = _load_locked(manifest_ref)
+    if dry_run:
+        _show_prefetch_plan(fetching.plan(manifest, locked, root, roles=roles, stacks=stacks), as_json)
+        return
+    progress = _PrefetchProgress()
+    with progress.bar:
+        index = fetching.prefetch(
+            manifest, locked, root, Hub(), roles=roles, stacks=stacks, jobs=jobs, progress=progress
+        )
+    size = sum(file.size for file in index.files)
+    click.echo(f"{root}: whole: {counted(len(index.files), 'file')}, {size_text(size)}")
+    click.echo(f"Check it again where it arrives: tourkit verify {root}")
+
+
+class _PrefetchProgress:
+    """What prefetch reports, onto the terminal."""
+
+    def __init__(self) -> None:
+        self.bar = Progress("prefetch")
+
+    def on_start(self, total_bytes: int, to_fetch: int) -> None:
+        self.bar.total = total_bytes
+        self.bar.note(f"{size_text(total_bytes)} in all, {size_text(to_fetch)} to fetch")
+
+    def on_bytes(self, n: int, kind: str) -> None:
+        self.bar.advance(n)
+
+    def on_note(self, text: str) -> None:
+        self.bar.note(text)
+
+
+def _show_prefetch_plan(plan: Any, as_json: bool) -> None:
+    rows = [
+        {"path": wanted.dest, "repo": wanted.variant.repo, "commit": wanted.variant.commit, "size": wanted.file.size}
+        for wanted in plan.files
+    ]
+    if as_json:
+        print_json({"files": rows, "total_bytes": plan.total_bytes, "to_fetch_bytes": plan.to_fetch_bytes})
+        return
+    for row in rows:
+        click.echo(f"{size_text(row['size']):>10}  {row['path']}")
+    total = f"{size_text(plan.total_bytes)} in {counted(len(rows), 'file')}"
+    click.echo(f"{total}, {size_text(plan.to_fetch_bytes)} to fetch")
+
+
+@click.command()
+@click.argument("root", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--quick", is_flag=True, help="Presence and sizes only; a flipped bit goes unnoticed.")
+@json_option
+def verify(root: Path, quick: bool, as_json: bool) -> None:
+    """Check every byte of a bundle, without a network: missing, damaged and extra files.
+
+    \b
+    Example: tourkit verify /media/usb/bundle
+    """
+    from tourkit import bundle
+
+    with Progress("verify") as bar:
+        if not quick:
+            bar.total = sum(file.size for file in _known_files(root))
+        report = bundle.verify(root, quick=quick, progress=bar.advance)
+    if as_json:
+        kinds = {kind: list(getattr(report, kind)) for kind in ("missing", "damaged", "extra")}
+        print_json(kinds | {"checked_files": report.checked_files, "checked_bytes": report.checked_bytes})
+    else:
+        for problem in report.problems:
+            click.echo(f"{problem.kind}: {problem.path}" + (f" ({problem.detail})" if problem.detail else ""))
+    if not report.ok:
+        broken = report.missing or report.damaged
+        mend = "run `tourkit prefetch` again" if broken else "delete what does not belong there"
+        raise NotSo(f"{root}: {counted(len(report.problems), 'file is', 'files are')} not as indexed: {mend}")
+    if not as_json:
+        how = "present, of the right size" if quick else f"right, {size_text(report.checked_bytes)} read"
+        click.echo(f"{root}: {counted(report.checked_files, 'file')} {how}")
+
+
+def _known_files(root: Path) -> tuple[Any, ...]:
+    """The files of the index, for the progress total alone: verify itself says what is wrong with the index."""
+    from tourkit import bundle
+
+    try:
+        return bundle.read_index(root).files
+    except TourkitError:
+        return ()
+
+
+@click.command()
+@click.argument("root", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--host", default="0.0.0.0", show_default=True, help="Address to listen on; the default is the whole LAN."
+)
+@click.option("--port", default=8090, show_default=True, help="Port; 0 takes a free one.")
+def mirror(root: Path, host: str, port: int) -> None:
+    """Serve a bundle as a Hugging Face-compatible hub, so that one machine can feed a closed room.
+
+    \b
+    Example: tourkit mirror /media/usb/bundle
+             on the others: HF_ENDPOINT=http://ORGANISER:8090 tourkit prefetch tour-20gb --to bundle
+    """
+    from tourkit import mirror as mirroring
+
+    def ready(url: str) -> None:
+        click.echo(f"mirror of {root} at {url}  (on the clients: HF_ENDPOINT={url})")
+
+    mirroring.serve(root, host, port, ready)
