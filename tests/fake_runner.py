@@ -35,6 +35,9 @@ class FakeSampler:
         assert not self._closed, "sampled after close"
         return int(self._runner.logits(row).argmax())
 
+    def accept(self, token: int) -> None:
+        assert not self._closed, "accepted after close"
+
     def close(self) -> None:
         if not self._closed:
             self._closed = True

@@ -17,7 +17,7 @@ LIBRARIES = HEAVY | {"huggingface_hub", "jinja2", "jsonschema", "starlette", "uv
 LAYERS = [
     {"errors", "data", "progress", "client", "engine.types", "tourkit"},
     {"files", "hardware", "manifest", "engine", "backends", "offline", "tiny", "connections"},
-    {"index", "lock", "hub", "transfer", "server.wire"},
+    {"index", "lock", "hub", "transfer", "server.wire", "server.replies"},
     {"bundle", "plan", "assemble", "prefetch", "mirror", "mirror_repos", "mirror_page", "pipelines", "server"},
     {"demo", "commands", "cli", "__main__"},
 ]

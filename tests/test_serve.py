@@ -147,6 +147,74 @@ def test_json_object_gives_an_object(client: openai.OpenAI) -> None:
     assert isinstance(json.loads(answer.choices[0].message.content or ""), dict)
 
 
+def test_logprobs_cover_every_token_and_are_probabilities(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"model": "tool", "messages": HELLO, "max_tokens": 10, "temperature": 0}
+    choice = client.chat.completions.create(**options, logprobs=True, top_logprobs=3).choices[0]
+
+    assert choice.logprobs is not None
+    tokens = choice.logprobs.content or []
+    assert len(tokens) == 10
+    for token in tokens:
+        assert token.logprob <= 0
+        assert [top.logprob for top in token.top_logprobs] == sorted(
+            (t.logprob for t in token.top_logprobs), reverse=True
+        )
+        assert token.logprob == token.top_logprobs[0].logprob  # greedy: the chosen one is the likeliest
+    spelled = b"".join(bytes(token.bytes or []) for token in tokens)
+    assert spelled.decode(errors="replace") == choice.message.content
+
+
+def test_streamed_logprobs_are_those_of_the_whole_answer(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"model": "tool", "messages": HELLO, "max_tokens": 12, "temperature": 0, "logprobs": True}
+    whole = client.chat.completions.create(**options).choices[0].logprobs
+    chunks = list(client.chat.completions.create(**options, stream=True))
+
+    streamed = [
+        token.token
+        for chunk in chunks
+        for choice in chunk.choices
+        if choice.logprobs
+        for token in choice.logprobs.content or []
+    ]
+    assert whole is not None
+    assert streamed == [token.token for token in whole.content or []]
+
+
+def test_logprobs_under_a_schema_are_the_models_own_and_the_answer_is_still_valid(client: openai.OpenAI) -> None:
+    choice = client.chat.completions.create(
+        model="tool", messages=HELLO, response_format=FORMAT, max_tokens=300, temperature=0, logprobs=True
+    ).choices[0]
+
+    jsonschema.validate(json.loads(choice.message.content or ""), SCHEMA)
+    assert choice.logprobs is not None
+    assert len(choice.logprobs.content or []) > 10
+
+
+def test_a_bias_of_minus_100_keeps_a_token_out(client: openai.OpenAI) -> None:
+    """The greedy answer's own first token, forbidden by id, does not come first any more."""
+    options: dict[str, Any] = {"model": "tool", "messages": HELLO, "max_tokens": 1, "temperature": 0, "logprobs": True}
+    first = client.chat.completions.create(**options).choices[0]
+    bias = {str(token): -100 for token in range(299)}
+    del bias["100"]
+
+    only = client.chat.completions.create(**options, logit_bias=bias).choices[0]
+
+    assert only.logprobs is not None
+    assert first.logprobs is not None
+    assert (only.logprobs.content or [])[0].token != (first.logprobs.content or [])[0].token
+
+
+def test_penalties_make_repetition_rarer(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"model": "tool", "messages": HELLO, "max_tokens": 60, "temperature": 0, "logprobs": True}
+
+    def distinct(**penalty: float) -> int:
+        choice = client.chat.completions.create(**options, **penalty).choices[0]
+        assert choice.logprobs is not None
+        return len({token.token for token in choice.logprobs.content or []})
+
+    assert distinct(frequency_penalty=2, presence_penalty=2) > distinct()
+
+
 def post(served: Serving, body: bytes, **headers: str) -> tuple[int, dict[str, str], Any]:
     connection = http.client.HTTPConnection(urlsplit(served.url).netloc, timeout=60)
     connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json", **headers})
@@ -160,8 +228,13 @@ def post(served: Serving, body: bytes, **headers: str) -> tuple[int, dict[str, s
     ("extra", "param"),
     [
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"logprobs": True}, "logprobs"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"logit_bias": {"the": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias"),
         ({"temprature": 0}, "temprature"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "hot"}, "temperature"),

@@ -36,6 +36,10 @@ class Sampler(Protocol):
 
     def sample(self, row: int) -> int: ...
 
+    def accept(self, token: int) -> None:
+        """Take note of a token that was not sampled, such as one the grammar forced; penalties count it."""
+        ...
+
     def close(self) -> None: ...
 
 

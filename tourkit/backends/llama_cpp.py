@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _DECODE_MEANING = {2: "aborted", -1: "invalid batch", -2: "could not allocate", -3: "compute failed"}
+_PENALTY_WINDOW = 1 << 16  # tokens: OpenAI's penalties look at the whole answer
 _SPM_VOCAB = 1  # LLAMA_VOCAB_TYPE_SPM: SentencePiece, where text naturally starts with a space
 
 _log_tail: deque[str] = deque(maxlen=20)
@@ -213,7 +214,7 @@ class LlamaRunner:
         return False
 
     def sampler(self, params: SamplingParams, seed: int) -> LlamaSampler:
-        return LlamaSampler(self._lib, self._context, params, seed)
+        return LlamaSampler(self._lib, self._context, params, seed, self.n_vocab)
 
     def close(self) -> None:
         if self._model is None:
@@ -225,19 +226,25 @@ class LlamaRunner:
 
 
 class LlamaSampler:
-    """llama.cpp's sampler chain of one sequence, in llama.cpp's own order: top-k, top-p, min-p, temperature."""
+    """llama.cpp's sampler chain of one sequence, in llama.cpp's own order: bias, penalties, top-k, top-p, min-p,
+    temperature."""
 
-    def __init__(self, lib: Any, context: Any, params: SamplingParams, seed: int) -> None:
-        self._lib, self._context = lib, context
+    def __init__(self, lib: Any, context: Any, params: SamplingParams, seed: int, n_vocab: int) -> None:
+        self._lib, self._context, self._n_vocab = lib, context, n_vocab
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         for link in self._links(params, seed):
             lib.llama_sampler_chain_add(self._chain, link)
 
     def _links(self, params: SamplingParams, seed: int) -> list[Any]:
-        lib = self._lib
+        lib, links = self._lib, []
+        if params.logit_bias:
+            biases = (lib.llama_logit_bias * len(params.logit_bias))(*params.logit_bias)
+            links.append(lib.llama_sampler_init_logit_bias(self._n_vocab, len(biases), biases))
+        if params.frequency_penalty or params.presence_penalty:
+            penalties = (params.frequency_penalty, params.presence_penalty)
+            links.append(lib.llama_sampler_init_penalties(self._n_vocab, _PENALTY_WINDOW, 1.0, *penalties))
         if params.temperature <= 0:
-            return [lib.llama_sampler_init_greedy()]
-        links = []
+            return [*links, lib.llama_sampler_init_greedy()]
         if params.top_k > 0:
             links.append(lib.llama_sampler_init_top_k(params.top_k))
         if params.top_p < 1:
@@ -250,6 +257,9 @@ class LlamaSampler:
 
     def sample(self, row: int) -> int:
         return int(self._lib.llama_sampler_sample(self._chain, self._context, row))
+
+    def accept(self, token: int) -> None:
+        self._lib.llama_sampler_accept(self._chain, token)
 
     def close(self) -> None:
         if self._chain is not None:
@@ -283,6 +293,7 @@ class LlamaEngine:
                 param="messages" if room < 1 else "max_tokens",
                 code="context_length_exceeded",
             )
+        self._check_bias(request.params)
         matchers = [self._matcher(request.constraint) for _ in range(request.n)]
         submission = self._batches.submit(tokens, request.params, wanted or room, emit, matchers)
         return Submission(submission, len(tokens))
@@ -295,6 +306,13 @@ class LlamaEngine:
 
     def close(self) -> None:
         self._batches.close()
+
+    def _check_bias(self, params: SamplingParams) -> None:
+        for token, _ in params.logit_bias:
+            if token >= self._runner.n_vocab:
+                raise RequestError(
+                    f"logit_bias names token {token}: this model has {self._runner.n_vocab}", param="logit_bias"
+                )
 
     def _prompt_tokens(self, request: Request) -> list[int]:
         if request.prompt is not None:

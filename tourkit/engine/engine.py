@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tourkit.engine.logprobs import log_softmax, token_logprob
 from tourkit.engine.prefix import Placement, Slot, place
 from tourkit.engine.scheduler import Chunk, next_batch, victim
 from tourkit.engine.sequence import Sequence, Status
@@ -84,8 +85,9 @@ class BatchEngine:
                         emit=emit,
                         sampler=self._runner.sampler(params, (seed + index) % 2**32),
                         text=TextStream(params.stop),
-                        greedy=params.temperature <= 0,
+                        argmax=params.is_argmax,
                         matcher=matcher,
+                        top_logprobs=params.top_logprobs,
                     )
                 )
             self._gate.notify()
@@ -237,22 +239,26 @@ class BatchEngine:
     def _next_tokens(self, seq: Sequence, row: int) -> list[int]:
         """The sampled token and those the grammar forces after it, at most as many as are left."""
         matcher = seq.matcher
-        if matcher is None:
-            return [seq.sampler.sample(row)]
-        token = self._sample_constrained(seq, matcher, row)
-        if token in self._runner.eog:
+        raw = log_softmax(self._runner.logits(row)) if seq.top_logprobs is not None else None
+        token = seq.sampler.sample(row) if matcher is None else self._sample_constrained(seq, matcher, row)
+        if raw is not None and token not in self._runner.eog:
+            seq.logprobs.append(token_logprob(raw, token, seq.top_logprobs or 0, self._runner.piece))
+        if matcher is None or token in self._runner.eog:
             return [token]
         matcher.accept([token])
-        forced = [] if matcher.done else matcher.forced()[: seq.n_left - 1]
+        # A forced token is never looked at by the model, so it has no probability to report.
+        forced = [] if matcher.done or raw is not None else matcher.forced()[: seq.n_left - 1]
         if forced:
             matcher.accept(forced)
+            for follower in forced:
+                seq.sampler.accept(follower)
         return [token, *forced]
 
     def _sample_constrained(self, seq: Sequence, matcher: Matcher, row: int) -> int:
         logits = self._runner.logits(row)
         if seq.n_left <= matcher.reserve:
             return matcher.closing_token(logits)
-        if seq.greedy:  # checking the likeliest token is far cheaper than computing the mask, and exact
+        if seq.argmax:  # checking the likeliest token is far cheaper than computing the mask, and exact
             token = int(logits.argmax())
             if matcher.allows(token):
                 return token

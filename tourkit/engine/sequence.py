@@ -7,7 +7,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from tourkit.engine.text import TextStream
-from tourkit.engine.types import Delta, Emit, Finish
+from tourkit.engine.types import Delta, Emit, Finish, TokenLogprob
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Sampler
@@ -38,12 +38,14 @@ class Sequence:
     emit: Emit
     sampler: Sampler
     text: TextStream
-    greedy: bool
+    argmax: bool  # the next token is the likeliest one, whatever came before
     matcher: Matcher | None = None
+    top_logprobs: int | None = None
     status: Status = Status.WAITING
     slot: int | None = None
     n_kv: int = 0
-    n_sent: int = field(default=0)  # generated tokens that deltas have accounted for
+    n_sent: int = 0  # generated tokens that deltas have accounted for
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # not yet sent
 
     @property
     def n_pending(self) -> int:
@@ -61,7 +63,7 @@ class Sequence:
     def send(self, text: str) -> None:
         """Give out text that became certain; silent when there is none."""
         if text:
-            self.emit(Delta(self.index, text, self._unsent()))
+            self.emit(Delta(self.index, text, self._unsent(), logprobs=self._unsent_logprobs()))
 
     def finish(self, reason: Finish, error: str | None = None) -> None:
         """End the sequence. Only the first call counts, so that every sequence ends exactly once."""
@@ -69,9 +71,13 @@ class Sequence:
             return
         self.status = Status.DONE
         self.sampler.close()
-        self.emit(Delta(self.index, self.text.close(), self._unsent(), reason, error))
+        self.emit(Delta(self.index, self.text.close(), self._unsent(), reason, error, self._unsent_logprobs()))
 
     def _unsent(self) -> int:
         new = self.n_generated - self.n_sent
         self.n_sent = self.n_generated
         return new
+
+    def _unsent_logprobs(self) -> tuple[TokenLogprob, ...]:
+        sent, self.logprobs = tuple(self.logprobs), []
+        return sent

@@ -27,8 +27,18 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit)
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None  # None: no logprobs at all; 0: of the chosen tokens only
+
+    @property
+    def is_argmax(self) -> bool:
+        """True when sampling is nothing but taking the likeliest token."""
+        penalties = self.frequency_penalty or self.presence_penalty
+        return self.temperature <= 0 and not penalties and not self.logit_bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +69,27 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural logarithm of a token's probability by the model alone, before temperature, truncation and grammar."""
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()  # the likeliest tokens of this position, best first
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """New text of sequence `index`. The last delta of a sequence carries `finish`; `error` says why on ERROR."""
+    """New text of sequence `index`. The last delta of a sequence carries `finish`; `error` says why on ERROR.
+
+    `logprobs` are those of the tokens since the last delta; their text may still be held back.
+    """
 
     index: int
     text: str
     n_tokens: int
     finish: Finish | None = None
     error: str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 Emit = Callable[[Delta], None]

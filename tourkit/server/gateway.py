@@ -28,8 +28,8 @@ from starlette.types import Receive, Scope, Send
 from tourkit.errors import EngineDead, LocalError, RequestError, TourkitError
 from tourkit.plan import Plan
 from tourkit.server.process import Launch, State, Worker
+from tourkit.server.replies import error_body
 from tourkit.server.respond import error_response, json_response
-from tourkit.server.wire import error_body
 from tourkit.server.worker import SECRET_HEADER, EndingServer
 
 _MAX_BODY = 32 * 1024 * 1024  # bytes

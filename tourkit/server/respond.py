@@ -8,7 +8,7 @@ import orjson
 from starlette.responses import Response
 
 from tourkit.errors import TourkitError
-from tourkit.server.wire import error_body
+from tourkit.server.replies import error_body
 
 
 def json_response(status: int, body: dict[str, Any]) -> Response:

@@ -7,20 +7,16 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from tourkit.engine.types import Constraint, Delta, Finish, Request, SamplingParams
-from tourkit.errors import EngineDead, QueueFull, RequestError, TourkitError
+from tourkit.engine.types import Constraint, Request, SamplingParams
+from tourkit.errors import RequestError
 
 _SUPPORTED = [
     *("model", "messages", "stream", "stream_options", "n", "seed", "stop", "max_tokens", "max_completion_tokens"),
-    *("temperature", "top_p", "top_k", "min_p", "response_format", "user"),
+    *("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "logit_bias"),
+    *("logprobs", "top_logprobs", "response_format", "user"),
 ]
 # OpenAI fields that clients send with a value that asks for nothing: accepted with that value only.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0, None),
-    "presence_penalty": (0, None),
-    "logit_bias": ({}, None),
-    "logprobs": (False, None),
-    "top_logprobs": (0, None),
     "tools": ([], None),
     "tool_choice": ("none", None),
     "parallel_tool_calls": (True, False, None),
@@ -31,6 +27,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _MAX_N = 128
 _MAX_STOPS = 16
+_MAX_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +90,39 @@ def _sampling(body: dict[str, Any]) -> SamplingParams:
         top_k=_integer(body, "top_k", 0) or 0,
         min_p=_number(body, "min_p", 0, 1) or 0.0,
         seed=_integer(body, "seed", -(2**63), 2**63 - 1),
+        frequency_penalty=_number(body, "frequency_penalty", -2, 2) or 0.0,
+        presence_penalty=_number(body, "presence_penalty", -2, 2) or 0.0,
+        logit_bias=_logit_bias(body.get("logit_bias")),
         stop=_stop(body.get("stop")),
+        top_logprobs=_top_logprobs(body),
     )
+
+
+def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
+    """Token ids come as JSON keys, hence as strings; a bias is from -100 (never) to 100 (nothing else)."""
+    if value is None:
+        return ()
+    if not isinstance(value, dict):
+        raise RequestError("logit_bias must be an object of token ids and biases", param="logit_bias")
+    pairs = []
+    for key in value:
+        if not key.isdecimal():
+            raise RequestError(f"logit_bias: {key!r} is no token id", param="logit_bias")
+        try:
+            bias = _number(value, key, -100, 100)
+        except RequestError as exc:
+            raise RequestError(f"logit_bias: {exc}", param="logit_bias") from exc
+        pairs.append((int(key), bias or 0.0))
+    return tuple(pairs)
+
+
+def _top_logprobs(body: dict[str, Any]) -> int | None:
+    top = _integer(body, "top_logprobs", 0, _MAX_TOP_LOGPROBS)
+    if not _boolean(body, "logprobs"):
+        if top:
+            raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+        return None
+    return top or 0
 
 
 def _messages(value: Any) -> tuple[dict[str, str], ...]:
@@ -195,68 +223,3 @@ def _number(body: dict[str, Any], key: str, low: float, high: float) -> float | 
     if not low <= value <= high:
         raise RequestError(f"{key} is {value}: it must be from {low} to {high}", param=key)
     return float(value)
-
-
-# --- answers ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What all answers to one request share. `created` is in whole seconds since 1970."""
-
-    id: str
-    created: int
-    model: str
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-
-    def completion(self, texts: list[str], finishes: list[Finish], usage: dict[str, int]) -> dict[str, Any]:
-        choices = [
-            {
-                "index": i,
-                "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": finish.value,
-            }
-            for i, (text, finish) in enumerate(zip(texts, finishes, strict=True))
-        ]
-        return self._head("chat.completion") | {"choices": choices, "usage": usage}
-
-    def opening(self, n: int) -> dict[str, Any]:
-        """The first chunk of a stream: the role of each choice."""
-        delta = {"role": "assistant", "content": ""}
-        return self._chunk([{"index": i, "delta": delta, "finish_reason": None} for i in range(n)])
-
-    def chunk(self, delta: Delta) -> dict[str, Any]:
-        content = {"content": delta.text} if delta.text else {}
-        finish = delta.finish.value if delta.finish else None
-        return self._chunk([{"index": delta.index, "delta": content, "finish_reason": finish}])
-
-    def closing(self, usage: dict[str, int]) -> dict[str, Any]:
-        """The chunk that stream_options.include_usage asks for."""
-        return self._chunk([]) | {"usage": usage}
-
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return self._head("chat.completion.chunk") | {"choices": choices}
-
-
-def usage(n_prompt: int, n_completion: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": n_prompt,
-        "completion_tokens": n_completion,
-        "total_tokens": n_prompt + n_completion,
-    }
-
-
-def error_body(exc: TourkitError) -> tuple[int, dict[str, Any]]:
-    """HTTP status and OpenAI-shaped body for an error of ours."""
-    param, code, status, kind = None, None, 500, "server_error"
-    if isinstance(exc, RequestError):
-        param, code, status = exc.param, exc.code, exc.status
-        kind = "invalid_request_error" if status < 500 else "server_error"
-    elif isinstance(exc, QueueFull):
-        status, kind, code = 429, "rate_limit_error", "queue_full"
-    elif isinstance(exc, EngineDead):
-        status, code = 503, "engine_dead"
-    return status, {"error": {"message": str(exc), "type": kind, "param": param, "code": code}}

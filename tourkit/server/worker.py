@@ -27,10 +27,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from tourkit.engine.types import Delta, Finish
+from tourkit.engine.types import Delta, Finish, TokenLogprob
 from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError
+from tourkit.server.replies import Choice, Reply, error_body, usage
 from tourkit.server.respond import error_response, json_response
-from tourkit.server.wire import ChatRequest, Reply, error_body, parse_chat, usage
+from tourkit.server.wire import ChatRequest, parse_chat
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
@@ -84,7 +85,8 @@ class ChatServer:
             generation = await Generation.start(self._engine, chat)
         except TourkitError as exc:
             return error_response(exc)
-        reply = Reply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), chat.model)
+        wants_logprobs = chat.request.params.top_logprobs is not None
+        reply = Reply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), chat.model, wants_logprobs)
         if chat.stream:
             events = _stream(generation, reply, chat, request)
             return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
@@ -145,10 +147,12 @@ class Generation:
 
 
 async def _complete(generation: Generation, reply: Reply, chat: ChatRequest, request: HttpRequest) -> Response:
-    texts = [""] * chat.request.n
-    finishes = [Finish.STOP] * chat.request.n
+    n = chat.request.n
+    texts, finishes = [""] * n, [Finish.STOP] * n
+    logprobs: list[tuple[TokenLogprob, ...]] = [()] * n
     async for delta in generation.deltas(request):
         texts[delta.index] += delta.text
+        logprobs[delta.index] += delta.logprobs
         if delta.finish:
             failure = _sequence_failure(delta)
             if failure:
@@ -156,7 +160,8 @@ async def _complete(generation: Generation, reply: Reply, chat: ChatRequest, req
             finishes[delta.index] = delta.finish
     if not generation.complete:
         return Response(status_code=_HUNG_UP)
-    return json_response(200, reply.completion(texts, finishes, generation.usage()))
+    choices = map(Choice, texts, finishes, logprobs)
+    return json_response(200, reply.completion(choices, generation.usage()))
 
 
 async def _stream(
