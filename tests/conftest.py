@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
+from serving import Serving, make_bundle, serving
 
 # Read when huggingface_hub is imported, so before any test module is.
 os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_UPDATE_CHECK="1", DO_NOT_TRACK="1")
@@ -21,6 +24,22 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "tiny-random.gguf"
     write_random_gguf(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def served(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """`tourkit serve --offline` on a bundle of the tiny random model."""
+    folder = tmp_path_factory.mktemp("served")
+    bundle = make_bundle(folder / "bundle", tiny_gguf)
+    with serving(bundle, folder / "log", "--offline", "--context", "2048") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(served: Serving) -> Iterator[openai.OpenAI]:
+    """The official client, unmodified, of that server."""
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture(autouse=True)

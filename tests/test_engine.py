@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -41,12 +42,12 @@ def submit(
     return collected
 
 
-def alone(prompt: str, max_tokens: int = 40) -> tuple[str, Finish]:
+def alone(prompt: str, max_tokens: int = 40, model: Callable[[tuple[int, ...]], int] = hashed) -> tuple[str, Finish]:
     """What the fake model writes by definition, with no engine in between."""
     tokens = list(prompt.encode())
     text = ""
     while len(text) < max_tokens:
-        token = hashed(tuple(tokens))
+        token = model(tuple(tokens))
         if token == EOG:
             return text, Finish.STOP
         tokens.append(token)
@@ -57,7 +58,17 @@ def alone(prompt: str, max_tokens: int = 40) -> tuple[str, Finish]:
 PROMPTS = ["one", "two " * 30, "three" * 40, "two two two", "five", "six " * 90, "one", "two " * 30 + "more"]
 
 
-@pytest.mark.parametrize(
+def copying(history: tuple[int, ...]) -> int:
+    """Goes on as after the same two tokens earlier, mostly; now and then something else."""
+    digest = hashed(history)
+    if digest < 97 + 22:
+        for at in range(len(history) - 3, 0, -1):
+            if history[at - 1 : at + 1] == history[-2:]:
+                return history[at + 1]
+    return digest
+
+
+SHAPES = pytest.mark.parametrize(
     "shape",
     [
         {"slots": 1},
@@ -68,6 +79,51 @@ PROMPTS = ["one", "two " * 30, "three" * 40, "two two two", "five", "six " * 90,
     ],
     ids=["one slot", "four slots", "tiny batches", "big batches", "short of KV cells"],
 )
+
+
+@SHAPES
+def test_guessing_changes_no_answer_and_saves_steps(shape: dict[str, int]) -> None:
+    """Prompt lookup on a model that copies: the same text, token for token, in fewer calls of the model."""
+    steps = []
+    for speculate in (False, True):
+        runner = FakeRunner(**shape, next_token=copying)
+        engine = BatchEngine(runner, speculate=speculate)
+
+        answers = [collected.wait()[0] for collected in [submit(engine, prompt) for prompt in PROMPTS]]
+
+        steps.append(engine.stats().decode_steps)
+        accepted = engine.stats().accepted_tokens
+        engine.close()
+        assert answers == [alone(prompt, model=copying) for prompt in PROMPTS]
+    assert accepted > 0
+    assert steps[1] < steps[0]
+
+
+def test_a_guess_that_never_comes_true_stops_being_made() -> None:
+    """A model that never repeats itself, on a prompt full of repetition: few guesses, no step more."""
+    runner = FakeRunner(slots=1, next_token=lambda history: 97 + len(history) % 3 if len(history) % 2 else 120)
+    engine = BatchEngine(runner)
+
+    submit(engine, "abcx" * 50, max_tokens=200).wait()
+
+    stats = engine.stats()
+    engine.close()
+    assert stats.decode_steps <= 204
+
+
+def test_a_guess_does_not_run_past_max_tokens_or_a_stop_string() -> None:
+    engine = BatchEngine(FakeRunner(next_token=lambda history: history[-8]))
+    prompt = "abcdefgh" * 4
+
+    limited = submit(engine, prompt, max_tokens=13).wait()
+    stopped = submit(engine, prompt, max_tokens=50, stop=("fg",)).wait()
+
+    engine.close()
+    assert limited == [("abcdefghabcde", Finish.LENGTH)]
+    assert stopped == [("abcde", Finish.STOP)]
+
+
+@SHAPES
 def test_batching_changes_no_answer(shape: dict[str, int]) -> None:
     """Greedy output is the same alone, batched, in chunks, with shared prefixes and after preemption."""
     engine = BatchEngine(FakeRunner(**shape))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tourkit.backends.llama_cpp import LlamaEngine, LlamaRunner
-from tourkit.engine.types import Delta, Finish, Request, SamplingParams
+from tourkit.engine.types import Constraint, Delta, Finish, Request, SamplingParams
 from tourkit.errors import EngineError, LocalError, RequestError
 
 
@@ -129,6 +129,26 @@ def test_a_greedy_answer_is_the_same_alone_in_a_batch_and_from_the_prefix_cache(
     assert again == first
     assert batched == first * 4
     assert engine.stats().cached_tokens > 0
+
+
+def test_guessing_changes_no_greedy_answer_under_a_schema(tiny_gguf: Path) -> None:
+    """The likeliest token of the tiny model has no rival within rounding here, so the texts are equal to the byte."""
+    schema = {
+        "type": "object",
+        "properties": {"names": {"type": "array", "items": {"type": "string", "maxLength": 12}, "maxItems": 8}},
+        "required": ["names"],
+    }
+    texts, stats = [], []
+    for speculate in (False, True):
+        engine = LlamaEngine(LlamaRunner(tiny_gguf, slots=2, max_len=512, threads=1), speculate=speculate)
+        params = SamplingParams(max_tokens=200, temperature=0)
+        messages = ({"role": "user", "content": "the name and the date and the name and the date"},)
+        texts.append(ask(engine, Request(messages=messages, params=params, constraint=Constraint.json_schema(schema))))
+        stats.append(engine.stats())
+        engine.close()
+
+    assert texts[0] == texts[1]
+    assert stats[1].drafted_tokens > 0
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from tourkit.engine.prefix import Slot, common_prefix, place
 from tourkit.engine.scheduler import next_batch, victim
 from tourkit.engine.sequence import Sequence
+from tourkit.engine.speculation import PromptLookup
 from tourkit.engine.text import TextStream
 
 
@@ -44,6 +45,46 @@ def test_next_batch(
     chunks = next_batch([sequence(*each) for each in running], budget)
 
     assert [(c.sequence.submission, c.start, c.end, c.sample) for c in chunks] == expected
+
+
+def test_guesses_get_what_is_left_of_the_budget() -> None:
+    generating, prompt = sequence(1, 11, 10), sequence(2, 40, 0)
+    generating.draft, prompt.draft = [1, 2, 3, 4, 5], [9]
+
+    tight = next_batch([generating, prompt], 44)
+    roomy = next_batch([generating, prompt], 100)
+
+    assert [chunk.draft for chunk in tight] == [(1, 2, 3), ()]
+    assert [chunk.draft for chunk in roomy] == [(1, 2, 3, 4, 5), (9,)]
+
+
+def test_a_chunk_that_does_not_reach_the_end_has_no_guesses() -> None:
+    prompt = sequence(1, 100, 0)
+    prompt.draft = [1]
+
+    assert next_batch([prompt], 50)[0].draft == ()
+
+
+def test_lookup_guesses_what_followed_the_last_tokens_before() -> None:
+    lookup = PromptLookup()
+
+    assert lookup.propose([1, 2, 3, 4, 5, 6, 1, 2, 3], 16) == [4, 5, 6, 1]
+    assert PromptLookup().propose([1, 2, 3, 4], 16) == []
+    assert PromptLookup().propose([1, 2], 16) == []
+    assert PromptLookup().propose([1, 2, 3, 4, 5, 1, 2, 3], 2) == [4, 5]
+
+
+def test_guesses_grow_with_success_and_rest_after_failure() -> None:
+    lookup, tokens = PromptLookup(), [1, 2, 3, *range(10, 40), 1, 2, 3]
+
+    first = lookup.propose(tokens, 99)
+    lookup.learn(len(first), len(first), len(tokens))
+    second = lookup.propose(tokens, 99)
+    for _ in range(8):
+        lookup.learn(8, 0, len(tokens))
+
+    assert (len(first), len(second)) == (4, 8)
+    assert lookup.propose(tokens, 99) == []
 
 
 def test_the_youngest_is_preempted_and_never_the_last_one() -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,20 +33,6 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "record", "schema": SCHEMA, "strict": True}}
-
-
-@pytest.fixture(scope="module")
-def served(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    folder = tmp_path_factory.mktemp("served")
-    bundle = make_bundle(folder / "bundle", tiny_gguf)
-    with serving(bundle, folder / "log", "--offline", "--context", "2048") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(served: Serving) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="unused", max_retries=0) as client:
-        yield client
 
 
 def test_models_lists_every_role_and_the_model(client: openai.OpenAI) -> None:

@@ -24,6 +24,14 @@ class Engine(Protocol):
         """End the request's sequences with Finish.ABORT; unknown and ended ids are no error."""
         ...
 
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """Token ids of plain text; `add_special` puts before it what the model starts every prompt with."""
+        ...
+
+    def detokenize(self, tokens: list[int]) -> str:
+        """The text of token ids. Raises RequestError for an id the model does not have."""
+        ...
+
     def stats(self) -> EngineStats: ...
 
     def close(self) -> None:

@@ -270,13 +270,15 @@ class LlamaSampler:
 class LlamaEngine:
     """The Engine of GGUF variants: chat template, tokens and grammar here, batching in engine.BatchEngine."""
 
-    def __init__(self, runner: LlamaRunner, *, max_waiting: int = 256) -> None:
+    def __init__(self, runner: LlamaRunner, *, max_waiting: int = 256, speculate: bool = True) -> None:
         self._runner = runner
         source = runner.chat_template
         self._template = ChatTemplate(source, runner.special_tokens) if source else None
         self._grammars: GrammarCompiler | None = None
         self._grammars_lock = threading.Lock()
-        self._batches = BatchEngine(runner, max_waiting=max_waiting, strip_leading_space=runner.starts_with_space)
+        self._batches = BatchEngine(
+            runner, max_waiting=max_waiting, strip_leading_space=runner.starts_with_space, speculate=speculate
+        )
 
     @property
     def info(self) -> EngineInfo:
@@ -300,6 +302,15 @@ class LlamaEngine:
 
     def abort(self, submission_id: int) -> None:
         self._batches.abort(submission_id)
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        return self._runner.tokenize(text, add_special=add_special, parse_special=False)
+
+    def detokenize(self, tokens: list[int]) -> str:
+        for token in tokens:
+            if token >= self._runner.n_vocab:
+                raise RequestError(f"token {token}: this model has {self._runner.n_vocab}", param="tokens")
+        return b"".join(self._runner.piece(token) for token in tokens).decode(errors="replace")
 
     def stats(self) -> EngineStats:
         return self._batches.stats()

@@ -13,9 +13,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tourkit.engine.logprobs import log_softmax, token_logprob
-from tourkit.engine.prefix import Placement, Slot, place
+from tourkit.engine.prefix import Placement, Slot, common_prefix, place
 from tourkit.engine.scheduler import Chunk, next_batch, victim
 from tourkit.engine.sequence import Sequence, Status
+from tourkit.engine.speculation import PromptLookup
 from tourkit.engine.text import TextStream
 from tourkit.engine.types import Emit, EngineStats, Finish, SamplingParams
 from tourkit.errors import EngineDead, EngineError, QueueFull
@@ -26,17 +27,25 @@ if TYPE_CHECKING:
     from tourkit.backends.base import Runner
     from tourkit.engine.constraint import Matcher
 
-_ZERO = EngineStats(0, 0, 0, 0, 0, 0, 0, 0)
+_ZERO = EngineStats()
 
 
 class BatchEngine:
     """Continuous batching over one Runner. `submit` and `abort` may be called from any thread.
 
-    `max_waiting` sequences may queue for a slot; more raise QueueFull.
+    `max_waiting` sequences may queue for a slot; more raise QueueFull. `speculate`: guess by prompt lookup.
     """
 
-    def __init__(self, runner: Runner, *, max_waiting: int = 256, strip_leading_space: bool = False) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        max_waiting: int = 256,
+        strip_leading_space: bool = False,
+        speculate: bool = True,
+    ) -> None:
         self._runner = runner
+        self._speculate = speculate
         self._max_waiting = max_waiting
         self._strip_leading_space = strip_leading_space
         self._slots = [Slot(i) for i in range(runner.n_slots)]
@@ -52,7 +61,7 @@ class BatchEngine:
         # The engine thread's own:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
-        self._short_of_cells = False  # since the last preemption no sequence has ended: admit nobody
+        self._short_of_cells = False  # until a sequence ends: admit nobody, guess nothing
         self._thread = threading.Thread(target=self._run, name="tourkit-engine", daemon=True)
         self._thread.start()
 
@@ -88,6 +97,7 @@ class BatchEngine:
                         argmax=params.is_argmax,
                         matcher=matcher,
                         top_logprobs=params.top_logprobs,
+                        lookup=PromptLookup() if self._speculate else None,
                     )
                 )
             self._gate.notify()
@@ -171,28 +181,42 @@ class BatchEngine:
         self._count(prompt_tokens=len(seq.tokens), cached_tokens=length)
 
     def _step(self) -> None:
-        chunks = next_batch(self._running, self._runner.n_batch)
-        if not chunks:
+        if not self._running:
             return
+        for seq in self._running:
+            seq.draft = self._guess(seq)
+        chunks = next_batch(self._running, self._runner.n_batch)
         rows = [self._fill(chunk) for chunk in chunks]
         if not self._runner.decode():
-            self._make_room()
+            if any(chunk.draft for chunk in chunks):
+                self._short_of_cells = True  # the same again without guesses, which are the first to go
+            else:
+                self._make_room()
             return
         self._count(decode_steps=1)
         for chunk in chunks:
             chunk.sequence.n_kv = chunk.end
-        for chunk, row in zip(chunks, rows, strict=True):
-            if row is not None:
-                self._advance(chunk.sequence, row)
+        for chunk, logits in zip(chunks, rows, strict=True):
+            if logits:
+                self._advance(chunk, logits)
 
-    def _fill(self, chunk: Chunk) -> int | None:
-        seq, row = chunk.sequence, None
+    def _guess(self, seq: Sequence) -> list[int]:
+        """Tokens that may come next, when the next batch reaches the end of the sequence and guessing is on."""
+        if seq.lookup is None or self._short_of_cells or seq.n_pending > self._runner.n_batch:
+            return []
+        return seq.lookup.propose(seq.tokens, seq.n_left - 1)
+
+    def _fill(self, chunk: Chunk) -> list[int]:
+        """Put a chunk into the batch; the rows of the logits it gets: of its last token, then of each guess."""
+        seq, rows = chunk.sequence, []
         if seq.slot is None:
             raise EngineError("a running sequence has no slot")
-        for pos in range(chunk.start, chunk.end):
-            last = pos == chunk.end - 1
-            row = self._runner.add(seq.tokens[pos], pos, seq.slot, logits=last and chunk.sample)
-        return row
+        tokens = [*seq.tokens[chunk.start : chunk.end], *chunk.draft]
+        for pos, token in enumerate(tokens, chunk.start):
+            row = self._runner.add(token, pos, seq.slot, logits=chunk.sample and pos >= chunk.end - 1)
+            if row is not None:
+                rows.append(row)
+        return rows
 
     def _make_room(self) -> None:
         """The KV cache is full: forget idle prefixes first, then preempt the youngest sequence."""
@@ -212,29 +236,51 @@ class BatchEngine:
         self._short_of_cells = True
         self._count(preemptions=1)
 
-    def _advance(self, seq: Sequence, row: int) -> None:
-        """Sample one token, append what the grammar forces after it, give out text, and end if it is time."""
+    def _advance(self, chunk: Chunk, rows: list[int]) -> None:
+        """Sample along the rows for as long as the guesses were right, then forget the cells of the wrong ones."""
+        seq, draft, right = chunk.sequence, chunk.draft, 0
+        ending = None
+        while ending is None:
+            before = len(seq.tokens)
+            ending = self._extend(seq, rows[right])
+            new = seq.tokens[before:]
+            known = common_prefix(new, list(draft[right:]), len(new))
+            right += known
+            seq.n_kv += known
+            if known < len(new):
+                break
+        if draft:
+            self._check_draft(seq, len(draft), right)
+        if ending is not None:
+            self._end(seq, *ending)
+
+    def _check_draft(self, seq: Sequence, guessed: int, right: int) -> None:
+        """Drop the cells of wrong guesses, and let the next guess be as long as this one was right."""
+        self._count(drafted_tokens=guessed, accepted_tokens=right)
+        if seq.lookup is not None:
+            seq.lookup.learn(guessed, right, len(seq.tokens))
+        if right < guessed and seq.slot is not None and not self._runner.truncate(seq.slot, seq.n_kv):
+            seq.n_kv, seq.lookup = 0, None  # this model keeps all of its cells or none: no more guesses
+
+    def _extend(self, seq: Sequence, row: int) -> tuple[Finish, str | None] | None:
+        """Sample one token, append it and what the grammar forces after it, give out text; why it ends, if it does."""
         try:
             new = self._next_tokens(seq, row)
         except EngineError as exc:
-            self._end(seq, Finish.ERROR, str(exc))
-            return
+            return Finish.ERROR, str(exc)
+        self._count(generated_tokens=len(new), forced_tokens=len(new) - 1)
         for token in new:
             if token in self._runner.eog:
-                self._end(seq, Finish.STOP)
-                return
+                return Finish.STOP, None
             first = seq.n_generated == 0
             seq.tokens.append(token)
             piece = self._runner.piece(token)
             seq.send(seq.text.feed(piece.removeprefix(b" ") if first and self._strip_leading_space else piece))
             if seq.text.stopped:
-                self._end(seq, Finish.STOP)
-                return
-        self._count(generated_tokens=len(new), forced_tokens=len(new) - 1)
+                return Finish.STOP, None
         if seq.matcher is not None and seq.matcher.done:
-            self._end(seq, Finish.STOP)
-        elif seq.n_left <= 0:
-            self._end(seq, Finish.LENGTH)
+            return Finish.STOP, None
+        return (Finish.LENGTH, None) if seq.n_left <= 0 else None
 
     def _next_tokens(self, seq: Sequence, row: int) -> list[int]:
         """The sampled token and those the grammar forces after it, at most as many as are left."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,18 +15,23 @@ _SHORT = 32  # pending tokens up to which a sequence counts as generating: one s
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """tokens[start:end) of a sequence; `sample` when they end at its last token, so that logits are wanted."""
+    """tokens[start:end) of a sequence; `sample` when they end at its last token, so that logits are wanted.
+
+    `draft` are guessed tokens to check behind them, each with logits of its own.
+    """
 
     sequence: Sequence
     start: int
     end: int
     sample: bool
+    draft: tuple[int, ...] = ()
 
 
 def next_batch(running: Iterable[Sequence], budget: int) -> list[Chunk]:
     """Pack at most `budget` pending tokens: those that generate first, then prompts, oldest first.
 
-    A long prompt is cut into chunks, so it never stalls the streams that are already running.
+    A long prompt is cut into chunks, so it never stalls the streams that are already running. Guesses get what is
+    left of the budget.
     """
     ordered = sorted(running, key=lambda seq: (seq.n_pending > _SHORT, seq.submission, seq.index))
     chunks = []
@@ -37,7 +42,16 @@ def next_batch(running: Iterable[Sequence], budget: int) -> list[Chunk]:
         budget -= take
         end = seq.n_kv + take
         chunks.append(Chunk(seq, seq.n_kv, end, sample=end == len(seq.tokens)))
-    return chunks
+    return _with_drafts(chunks, budget)
+
+
+def _with_drafts(chunks: list[Chunk], budget: int) -> list[Chunk]:
+    drafted = []
+    for chunk in chunks:
+        draft = tuple(chunk.sequence.draft[:budget]) if chunk.sample else ()
+        budget -= len(draft)
+        drafted.append(replace(chunk, draft=draft) if draft else chunk)
+    return drafted
 
 
 def victim(running: Iterable[Sequence]) -> Sequence | None:

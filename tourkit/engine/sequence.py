@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from tourkit.engine.speculation import PromptLookup
 from tourkit.engine.text import TextStream
 from tourkit.engine.types import Delta, Emit, Finish, TokenLogprob
 
@@ -45,6 +46,8 @@ class Sequence:
     slot: int | None = None
     n_kv: int = 0
     n_sent: int = 0  # generated tokens that deltas have accounted for
+    lookup: PromptLookup | None = None
+    draft: list[int] = field(default_factory=list)  # guessed to follow `tokens`; the next batch checks them
     logprobs: list[TokenLogprob] = field(default_factory=list)  # not yet sent
 
     @property

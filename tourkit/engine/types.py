@@ -115,13 +115,15 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counters since start and the load now."""
+    """The load now, and counters since start, in tokens unless they say otherwise."""
 
-    running: int
-    waiting: int
-    prompt_tokens: int
-    cached_tokens: int
-    generated_tokens: int
-    forced_tokens: int
-    decode_steps: int
-    preemptions: int
+    running: int = 0  # sequences
+    waiting: int = 0  # sequences
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompts, found in the KV cache
+    generated_tokens: int = 0
+    forced_tokens: int = 0  # of those generated, not sampled because the grammar left no choice
+    drafted_tokens: int = 0  # guessed by prompt lookup
+    accepted_tokens: int = 0  # of those, guessed right
+    decode_steps: int = 0  # calls of the model
+    preemptions: int = 0  # sequences computed again because the KV cache was full

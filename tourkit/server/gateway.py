@@ -21,17 +21,20 @@ import aiohttp
 import orjson
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from tourkit.errors import EngineDead, LocalError, RequestError, TourkitError
 from tourkit.plan import Plan
+from tourkit.server.metrics import exposition
 from tourkit.server.process import Launch, State, Worker
 from tourkit.server.replies import error_body
 from tourkit.server.respond import error_response, json_response
 from tourkit.server.worker import SECRET_HEADER, EndingServer
 
+# What a worker answers for its model.
+_FORWARDED = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
 _MAX_BODY = 32 * 1024 * 1024  # bytes
 
 
@@ -58,10 +61,11 @@ class Gateway:
     def app(self) -> Starlette:
         return Starlette(
             routes=[
-                Route("/v1/chat/completions", _AsgiEndpoint(self.chat), methods=["POST"]),
+                *(Route(path, _AsgiEndpoint(self.forward), methods=["POST"]) for path in _FORWARDED),
                 Route("/v1/models", self.models, methods=["GET"]),
                 Route("/v1/models/{name:path}", self.model, methods=["GET"]),
                 Route("/health", self.health, methods=["GET"]),
+                Route("/metrics", self.metrics, methods=["GET"]),
             ],
             exception_handlers={404: _not_found, 405: _not_found},
             lifespan=self._lifespan,
@@ -122,6 +126,19 @@ class Gateway:
         ready = all(worker.state is State.READY for worker in self._distinct())
         return json_response(200 if ready else 503, {"status": "ok" if ready else "not ready", "workers": states})
 
+    async def metrics(self, request: Request) -> Response:
+        """Counters of every worker that is up, in Prometheus' text format."""
+        up = [worker for worker in self._distinct() if worker.state is State.READY]
+        return PlainTextResponse(exposition([(worker.launch, await self._stats(worker)) for worker in up]))
+
+    async def _stats(self, worker: Worker) -> dict[str, Any]:
+        try:
+            session, base = await self._session(worker)
+            async with session.get(f"{base}/stats") as answer:
+                return dict(orjson.loads(await answer.read()))
+        except (EngineDead, aiohttp.ClientError):  # it went down meanwhile: it has no figures now
+            return {}
+
     async def models(self, request: Request) -> Response:
         try:
             self._authorize(request.headers.get("authorization"))
@@ -148,8 +165,8 @@ class Gateway:
             "max_model_len": launch.max_len,
         } | about
 
-    async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a chat completion to its worker and the worker's bytes back as they come."""
+    async def forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request to the worker of its model, and the worker's bytes back as they come."""
         request = Request(scope, receive)
         try:
             self._authorize(request.headers.get("authorization"))
@@ -158,7 +175,7 @@ class Gateway:
         except TourkitError as exc:
             await error_response(exc)(scope, receive, send)
             return
-        passing = asyncio.create_task(self._pass(worker, body, send))
+        passing = asyncio.create_task(self._pass(worker, scope["path"], body, send))
         watching = asyncio.create_task(_hang_up(receive))
         done, pending = await asyncio.wait({passing, watching}, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
@@ -169,13 +186,13 @@ class Gateway:
             if failure is not None:
                 await error_response(failure)(scope, receive, send)
 
-    async def _pass(self, worker: Worker, body: bytes, send: Send) -> TourkitError | None:
+    async def _pass(self, worker: Worker, path: str, body: bytes, send: Send) -> TourkitError | None:
         """Forward one request. An error that comes before the first byte is returned, to be answered as JSON."""
         started = False
         try:
             session, base = await self._session(worker)
             headers = {SECRET_HEADER: worker.secret, "content-type": "application/json"}
-            async with session.post(f"{base}/v1/chat/completions", data=body, headers=headers) as answer:
+            async with session.post(f"{base}{path}", data=body, headers=headers) as answer:
                 await send(_start(answer, worker.launch))
                 started = True
                 async for block in answer.content.iter_any():

@@ -20,8 +20,8 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What all answers to one request share. `created` is in whole seconds since 1970."""
+class ChatReply:
+    """The answers to one chat request. `created` is in whole seconds since 1970."""
 
     id: str
     created: int
@@ -70,6 +70,35 @@ class Reply:
             for each in logprobs
         ]
         return {"content": content, "refusal": None}
+
+
+@dataclass(frozen=True, slots=True)
+class TextReply:
+    """The answers to one request of the plain completions API."""
+
+    id: str
+    created: int
+    model: str
+
+    def completion(self, choices: Iterable[Choice], usage: dict[str, int]) -> dict[str, Any]:
+        shown = [self._choice(i, choice.text, choice.finish) for i, choice in enumerate(choices)]
+        return self._body(shown) | {"usage": usage}
+
+    def opening(self, n: int) -> None:
+        """A plain stream has no first chunk of its own."""
+
+    def chunk(self, delta: Delta) -> dict[str, Any]:
+        return self._body([self._choice(delta.index, delta.text, delta.finish)])
+
+    def closing(self, usage: dict[str, int]) -> dict[str, Any]:
+        return self._body([]) | {"usage": usage}
+
+    def _choice(self, index: int, text: str, finish: Finish | None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish.value if finish else None}
+
+    def _body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        head = {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
+        return head | {"choices": choices}
 
 
 def _shown(token: bytes, logprob: float) -> dict[str, Any]:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tourkit.engine.types import Constraint, Request, SamplingParams
 from tourkit.errors import RequestError
 
-_SUPPORTED = [
-    *("model", "messages", "stream", "stream_options", "n", "seed", "stop", "max_tokens", "max_completion_tokens"),
+_COMMON = [
+    *("model", "stream", "stream_options", "n", "seed", "stop", "max_tokens", "max_completion_tokens"),
     *("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "logit_bias"),
-    *("logprobs", "top_logprobs", "response_format", "user"),
+    *("response_format", "user"),
 ]
 # OpenAI fields that clients send with a value that asks for nothing: accepted with that value only.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "logprobs": (False, None),
+    "echo": (False, None),
+    "suffix": ("", None),
+    "best_of": (1, None),
     "tools": ([], None),
     "tool_choice": ("none", None),
     "parallel_tool_calls": (True, False, None),
@@ -31,8 +35,8 @@ _MAX_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """A parsed chat completion request."""
+class Generate:
+    """A parsed request for text, by messages or by a plain prompt."""
 
     model: str
     request: Request
@@ -40,42 +44,81 @@ class ChatRequest:
     include_usage: bool
 
 
-def parse_chat(body: Any) -> ChatRequest:
+def parse_chat(body: Any) -> Generate:
     """Check and convert the body of POST /v1/chat/completions. Raises RequestError naming the field."""
-    if not isinstance(body, dict):
-        raise RequestError("the body must be a JSON object", code="invalid_json")
-    _refuse_unknown(body)
-    model = body.get("model")
-    if not isinstance(model, str) or not model:
-        raise RequestError("model is missing: name a role, such as 'tool', or a model id", param="model")
+    model = _model_of(body, [*_COMMON, "messages", "logprobs", "top_logprobs"])
+    messages, top = _messages(body.get("messages")), _top_logprobs(body)
+    return _generate(model, body, Request(messages=messages, params=_sampling(body, top)))
+
+
+def parse_completion(body: Any) -> Generate:
+    """The same for POST /v1/completions: `prompt` is one string."""
+    model = _model_of(body, [*_COMMON, "prompt"])
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str) or not prompt:
+        raise RequestError("prompt must be one string that is not empty", param="prompt")
+    return _generate(model, body, Request(prompt=prompt, params=_sampling(body, None)))
+
+
+def parse_tokenize(body: Any) -> tuple[str, bool]:
+    """The body of POST /tokenize: the text, and whether to add what the model starts every prompt with."""
+    _model_of(body, ["model", "prompt", "add_special_tokens"])
+    if not isinstance(body.get("prompt"), str):
+        raise RequestError("prompt must be a string", param="prompt")
+    return body["prompt"], _boolean(body, "add_special_tokens")
+
+
+def parse_detokenize(body: Any) -> list[int]:
+    """The body of POST /detokenize: token ids."""
+    _model_of(body, ["model", "tokens"])
+    tokens = body.get("tokens")
+    whole = isinstance(tokens, list) and all(isinstance(t, int) and not isinstance(t, bool) and t >= 0 for t in tokens)
+    if not whole:
+        raise RequestError("tokens must be a list of token ids", param="tokens")
+    return list(tokens)
+
+
+def _generate(model: str, body: dict[str, Any], request: Request) -> Generate:
+    """What chat and plain completions have in common."""
     stream = _boolean(body, "stream")
-    return ChatRequest(
+    n = _integer(body, "n", 1, _MAX_N) or 1
+    return Generate(
         model=model,
-        request=Request(
-            messages=_messages(body.get("messages")),
-            params=_sampling(body),
-            n=_integer(body, "n", 1, _MAX_N) or 1,
-            constraint=_constraint(body.get("response_format")),
-        ),
+        request=replace(request, n=n, constraint=_constraint(body.get("response_format"))),
         stream=stream,
         include_usage=_include_usage(body.get("stream_options"), stream),
     )
 
 
-def _refuse_unknown(body: dict[str, Any]) -> None:
+def _model_of(body: Any, supported: list[str]) -> str:
+    """The model a request names, once it is an object with supported keys only."""
+    if not isinstance(body, dict):
+        raise RequestError("the body must be a JSON object", code="invalid_json")
+    _refuse_unknown(body, supported)
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise RequestError("model is missing: name a role, such as 'tool', or a model id", param="model")
+    return model
+
+
+def _refuse_unknown(body: dict[str, Any], supported: list[str]) -> None:
     for key, value in body.items():
-        if key in _SUPPORTED:
+        if key in supported:
             continue
         if key in _NEUTRAL:
             if value not in _NEUTRAL[key]:
-                raise RequestError(f"{key} is not supported yet: leave it out", param=key, code="unsupported_parameter")
+                raise RequestError(
+                    f"{key} is not supported here: leave it out", param=key, code="unsupported_parameter"
+                )
             continue
-        near = difflib.get_close_matches(key, [*_SUPPORTED, *_NEUTRAL], n=1)
+        near = difflib.get_close_matches(key, [*supported, *_NEUTRAL], n=1)
         hint = f"did you mean {near[0]!r}?" if near else "leave it out"
         raise RequestError(f"{key!r} is not a supported parameter: {hint}", param=key, code="unsupported_parameter")
 
 
-def _sampling(body: dict[str, Any]) -> SamplingParams:
+def _sampling(body: dict[str, Any], top_logprobs: int | None) -> SamplingParams:
     old, new = (_integer(body, key, 1) for key in ("max_tokens", "max_completion_tokens"))
     if old and new and old != new:
         raise RequestError("max_tokens and max_completion_tokens differ: give one of them", param="max_tokens")
@@ -94,7 +137,7 @@ def _sampling(body: dict[str, Any]) -> SamplingParams:
         presence_penalty=_number(body, "presence_penalty", -2, 2) or 0.0,
         logit_bias=_logit_bias(body.get("logit_bias")),
         stop=_stop(body.get("stop")),
-        top_logprobs=_top_logprobs(body),
+        top_logprobs=top_logprobs,
     )
 
 

@@ -29,9 +29,9 @@ from starlette.routing import Route
 
 from tourkit.engine.types import Delta, Finish, TokenLogprob
 from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError
-from tourkit.server.replies import Choice, Reply, error_body, usage
+from tourkit.server.replies import ChatReply, Choice, TextReply, error_body, usage
 from tourkit.server.respond import error_response, json_response
-from tourkit.server.wire import ChatRequest, parse_chat
+from tourkit.server.wire import Generate, parse_chat, parse_completion, parse_detokenize, parse_tokenize
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
@@ -56,7 +56,7 @@ class WorkerSpec:
     offline: bool
 
 
-class ChatServer:
+class ModelServer:
     """The HTTP routes over one engine."""
 
     def __init__(self, engine: Engine, secret: str) -> None:
@@ -67,8 +67,12 @@ class ChatServer:
         return Starlette(
             routes=[
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
+                Route("/v1/completions", self.complete, methods=["POST"]),
+                Route("/tokenize", self.tokenize, methods=["POST"]),
+                Route("/detokenize", self.detokenize, methods=["POST"]),
                 Route("/stats", self.stats, methods=["GET"]),
-            ]
+            ],
+            exception_handlers={TourkitError: _answer_error},
         )
 
     async def stats(self, request: HttpRequest) -> Response:
@@ -78,19 +82,44 @@ class ChatServer:
         return json_response(200, asdict(self._engine.info) | asdict(self._engine.stats()) | refused)
 
     async def chat(self, request: HttpRequest) -> Response:
+        asked = parse_chat(await self._body(request))
+        logprobs = asked.request.params.top_logprobs is not None
+        reply = ChatReply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), asked.model, logprobs)
+        return await self._generate(asked, reply, request)
+
+    async def complete(self, request: HttpRequest) -> Response:
+        asked = parse_completion(await self._body(request))
+        reply = TextReply(f"cmpl-{uuid.uuid4().hex}", int(time.time()), asked.model)
+        return await self._generate(asked, reply, request)
+
+    async def tokenize(self, request: HttpRequest) -> Response:
+        text, special = parse_tokenize(await self._body(request))
+        tokens = self._engine.tokenize(text, add_special=special)
+        about = {"count": len(tokens), "max_model_len": self._engine.info.max_len}
+        return json_response(200, {"tokens": tokens} | about)
+
+    async def detokenize(self, request: HttpRequest) -> Response:
+        return json_response(200, {"prompt": self._engine.detokenize(parse_detokenize(await self._body(request)))})
+
+    async def _body(self, request: HttpRequest) -> Any:
+        if request.headers.get(SECRET_HEADER) != self._secret:
+            raise RequestError("this is a worker: talk to the gateway", status=403)
         try:
-            if request.headers.get(SECRET_HEADER) != self._secret:
-                raise RequestError("this is a worker: talk to the gateway", status=403)
-            chat = parse_chat(_loads(await request.body()))
-            generation = await Generation.start(self._engine, chat)
-        except TourkitError as exc:
-            return error_response(exc)
-        wants_logprobs = chat.request.params.top_logprobs is not None
-        reply = Reply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), chat.model, wants_logprobs)
-        if chat.stream:
-            events = _stream(generation, reply, chat, request)
+            return orjson.loads(await request.body())
+        except orjson.JSONDecodeError as exc:
+            raise RequestError(f"the body is not JSON: {exc}", code="invalid_json") from exc
+
+    async def _generate(self, asked: Generate, reply: ChatReply | TextReply, request: HttpRequest) -> Response:
+        generation = await Generation.start(self._engine, asked)
+        if asked.stream:
+            events = _stream(generation, reply, asked, request)
             return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-        return await _complete(generation, reply, chat, request)
+        return await _complete(generation, reply, asked, request)
+
+
+async def _answer_error(request: HttpRequest, exc: Exception) -> Response:
+    assert isinstance(exc, TourkitError)
+    return error_response(exc)
 
 
 class Generation:
@@ -106,9 +135,9 @@ class Generation:
         self.n_completion = 0
 
     @staticmethod
-    async def start(engine: Engine, chat: ChatRequest) -> Generation:
-        generation = Generation(engine, chat.request.n)
-        submission = await asyncio.to_thread(engine.submit, chat.request, generation._emit)
+    async def start(engine: Engine, asked: Generate) -> Generation:
+        generation = Generation(engine, asked.request.n)
+        submission = await asyncio.to_thread(engine.submit, asked.request, generation._emit)
         generation._submission, generation.n_prompt = submission.id, submission.n_prompt
         return generation
 
@@ -146,8 +175,10 @@ class Generation:
         return usage(self.n_prompt, self.n_completion)
 
 
-async def _complete(generation: Generation, reply: Reply, chat: ChatRequest, request: HttpRequest) -> Response:
-    n = chat.request.n
+async def _complete(
+    generation: Generation, reply: ChatReply | TextReply, asked: Generate, request: HttpRequest
+) -> Response:
+    n = asked.request.n
     texts, finishes = [""] * n, [Finish.STOP] * n
     logprobs: list[tuple[TokenLogprob, ...]] = [()] * n
     async for delta in generation.deltas(request):
@@ -165,9 +196,11 @@ async def _complete(generation: Generation, reply: Reply, chat: ChatRequest, req
 
 
 async def _stream(
-    generation: Generation, reply: Reply, chat: ChatRequest, request: HttpRequest
+    generation: Generation, reply: ChatReply | TextReply, asked: Generate, request: HttpRequest
 ) -> AsyncIterator[bytes]:
-    yield _event(reply.opening(chat.request.n))
+    opening = reply.opening(asked.request.n)
+    if opening is not None:
+        yield _event(opening)
     async for delta in generation.deltas(request):
         failure = _sequence_failure(delta)
         if failure:
@@ -175,7 +208,7 @@ async def _stream(
             return
         yield _event(reply.chunk(delta))
     if generation.complete:
-        if chat.include_usage:
+        if asked.include_usage:
             yield _event(reply.closing(generation.usage()))
         yield b"data: [DONE]\n\n"
 
@@ -186,13 +219,6 @@ def _sequence_failure(delta: Delta) -> TourkitError | None:
     if delta.finish is Finish.ABORT:
         return EngineDead("the server is shutting down")
     return None
-
-
-def _loads(raw: bytes) -> Any:
-    try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError as exc:
-        raise RequestError(f"the body is not JSON: {exc}", code="invalid_json") from exc
 
 
 def _event(body: dict[str, Any]) -> bytes:
@@ -239,7 +265,7 @@ async def serve(spec: WorkerSpec) -> None:
     """Load, say so, and serve until told to stop."""
     engine = await asyncio.to_thread(partial(load_engine, spec))
     sock, address = _listen(spec)
-    server = EndingServer(ChatServer(engine, spec.secret).app(), partial(asyncio.to_thread, engine.close))
+    server = EndingServer(ModelServer(engine, spec.secret).app(), partial(asyncio.to_thread, engine.close))
     threading.Thread(target=_end_with_gateway, daemon=True).start()
     _tell({"ready": True, "address": address, **asdict(engine.info)})
     try:

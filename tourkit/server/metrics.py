@@ -1,0 +1,39 @@
+"""Worker figures as Prometheus' text exposition format, version 0.0.4."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tourkit.server.process import Launch
+
+_GAUGES = {
+    "running": "sequences_running Sequences being generated.",
+    "waiting": "sequences_waiting Sequences waiting for a slot.",
+}
+_COUNTERS = {
+    "prompt_tokens": "prompt_tokens_total Tokens of prompts.",
+    "cached_tokens": "prompt_tokens_cached_total Prompt tokens found in the KV cache.",
+    "generated_tokens": "generated_tokens_total Tokens generated.",
+    "forced_tokens": "generated_tokens_forced_total Generated tokens that the grammar forced.",
+    "drafted_tokens": "draft_tokens_total Tokens guessed by prompt lookup.",
+    "accepted_tokens": "draft_tokens_accepted_total Guessed tokens that were right.",
+    "decode_steps": "decode_steps_total Calls of the model.",
+    "preemptions": "preemptions_total Sequences computed again because the KV cache was full.",
+    "offline_refused": "offline_refused_total Connections that the offline guard refused.",
+}
+
+
+def exposition(workers: Iterable[tuple[Launch, dict[str, Any]]]) -> str:
+    """Every figure of every worker, one family after the other."""
+    rows = list(workers)
+    lines: list[str] = []
+    for kind, families in (("gauge", _GAUGES), ("counter", _COUNTERS)):
+        for key, text in families.items():
+            name, _, about = text.partition(" ")
+            lines += [f"# HELP tourkit_{name} {about}", f"# TYPE tourkit_{name} {kind}"]
+            for launch, figures in rows:
+                if key in figures:
+                    labels = f'model="{launch.model}",quant="{launch.quant}",stack="{launch.stack}"'
+                    lines.append(f"tourkit_{name}{{{labels}}} {figures[key]}")
+    return "\n".join(lines) + "\n"
