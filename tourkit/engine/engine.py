@@ -8,8 +8,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-from collections import deque
-from dataclasses import replace
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 from tourkit.engine.logprobs import log_softmax, token_logprob
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
     from tourkit.backends.base import Runner
     from tourkit.engine.constraint import Matcher
-
-_ZERO = EngineStats()
 
 
 class BatchEngine:
@@ -51,7 +48,7 @@ class BatchEngine:
         self._slots = [Slot(i) for i in range(runner.n_slots)]
         self._ids = itertools.count(1)
         self._clock = itertools.count(1)
-        self._stats = _ZERO
+        self._counts: Counter[str] = Counter()  # of EngineStats, by field
         # Shared with other threads, under _gate:
         self._gate = threading.Condition()
         self._inbox: deque[Sequence] = deque()
@@ -110,7 +107,7 @@ class BatchEngine:
 
     def stats(self) -> EngineStats:
         waiting = len(self._inbox) + len(self._waiting)
-        return replace(self._stats, running=len(self._running), waiting=waiting)
+        return EngineStats(running=len(self._running), waiting=waiting, **self._counts)
 
     def close(self) -> None:
         """End every sequence with ABORT, stop the thread, free the model."""
@@ -328,5 +325,4 @@ class BatchEngine:
         self._running.remove(seq)
 
     def _count(self, **more: int) -> None:
-        now = {name: getattr(self._stats, name) + value for name, value in more.items()}
-        self._stats = replace(self._stats, **now)
+        self._counts.update(more)

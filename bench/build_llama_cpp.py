@@ -1,0 +1,64 @@
+"""Build llama-server and llama-batched-bench from the very sources llama-cpp-python is made of.
+
+`python bench/build_llama_cpp.py [FOLDER]` prints the folder of the binaries. Needs cmake, a C++ compiler and the
+package index; takes about ten minutes on two cores, once.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+from importlib.metadata import version
+from pathlib import Path
+
+FOLDER = Path("build/llama.cpp")
+TARGETS = ("llama-server", "llama-batched-bench")
+_OFF = ("LLAMA_BUILD_UI", "LLAMA_USE_PREBUILT_UI", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES")
+
+
+def build(folder: Path = FOLDER) -> Path:
+    """Download, unpack, compile what is not there yet; the folder of the binaries."""
+    binaries = folder / "build" / "bin"
+    if all((binaries / target).is_file() for target in TARGETS):
+        return binaries
+    folder.mkdir(parents=True, exist_ok=True)
+    source = _sources(folder)
+    configure = ["cmake", "-S", str(source), "-B", str(folder / "build"), "-DCMAKE_BUILD_TYPE=Release"]
+    _run([*configure, *(f"-D{option}=OFF" for option in _OFF)])
+    _run(["cmake", "--build", str(folder / "build"), "--parallel", "--target", *TARGETS])
+    return binaries
+
+
+def _sources(folder: Path) -> Path:
+    """llama.cpp out of the sdist of the llama-cpp-python that is installed here."""
+    name = f"llama_cpp_python-{version('llama-cpp-python')}"
+    source = folder / name / "vendor" / "llama.cpp"
+    if not source.is_dir():
+        spec = name.replace("llama_cpp_python-", "llama-cpp-python==")
+        _run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "-q",
+                "--no-deps",
+                "--no-binary",
+                ":all:",
+                "-d",
+                str(folder),
+                spec,
+            ]
+        )
+        with tarfile.open(folder / f"{name}.tar.gz") as archive:
+            archive.extractall(folder, filter="data")
+    return source
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, stdout=sys.stderr)
+
+
+if __name__ == "__main__":
+    print(build(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER))

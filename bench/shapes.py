@@ -1,0 +1,141 @@
+"""Models of real shapes with random weights, for measuring speed: `python bench/shapes.py 205m OUT.gguf`.
+
+Llama architecture, Q8_0, a 32k byte-level BPE vocabulary of made-up syllables, so that constrained decoding meets
+tokens of the lengths real vocabularies have.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    feed_forward: int
+
+
+SHAPES = {"205m": Shape(1024, 10, 16, 8, 3520), "1.1b": Shape(2048, 22, 32, 4, 5632)}
+N_VOCAB = 32_000
+CONTEXT = 16_384
+TEMPLATE = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+def byte_alphabet() -> dict[int, str]:
+    """GPT-2's byte-to-character table."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {byte: chr(byte) for byte in printable}
+    for byte in range(256):
+        if byte not in table:
+            table[byte] = chr(256 + len(table) - len(printable))
+    return table
+
+
+def vocabulary() -> tuple[list[str], list[int], list[str]]:
+    """Tokens, types and merges: bytes, then syllables, syllables after a space, and pairs of syllables."""
+    alphabet = byte_alphabet()
+    tokens = ["<|begin|>", "<|start|>", "<|end|>"]
+    types = [gguf.TokenType.CONTROL] * 3
+    tokens += [alphabet[byte] for byte in range(256)]
+    merges: list[str] = []
+    seen = set(tokens)
+
+    def merge(left: str, right: str) -> None:
+        if left + right not in seen and len(tokens) < N_VOCAB:
+            merges.append(f"{left} {right}")
+            tokens.append(left + right)
+            seen.add(left + right)
+
+    space = alphabet[32]
+    for piece in ('": ', '", ', '"}', '"]', "], ", "}, "):
+        letters = [alphabet[ord(c)] for c in piece]
+        for end in range(2, len(letters) + 1):
+            merge("".join(letters[: end - 1]), letters[end - 1])
+    syllables = ["".join(pair) for pair in itertools.product("bcdfghjklmnprstvwz", "aeiouy")]
+    for syllable in syllables:
+        merge(syllable[0], syllable[1])
+    for syllable in syllables:
+        merge(space, syllable)
+    for first, second in itertools.product(syllables, syllables):
+        merge(first, second)
+    for first, second in itertools.product(syllables, syllables):
+        merge(space + first, second)
+    for first, second, third in itertools.product(syllables[:20], syllables, syllables):
+        merge(first + second, third)
+    types += [gguf.TokenType.NORMAL] * (len(tokens) - 3)
+    return tokens, types, merges
+
+
+def write(shape: Shape, path: Path, seed: int = 0) -> int:
+    """Write the model; returns its number of parameters."""
+    rng = np.random.default_rng(seed)
+    tokens, types, merges = vocabulary()
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(shape.width)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(shape.width // shape.heads)
+    writer.add_vocab_size(len(tokens))
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(TEMPLATE)
+    count = 0
+
+    def matrix(name: str, rows: int, columns: int) -> None:
+        nonlocal count
+        weights = rng.standard_normal((rows, columns), dtype=np.float32) * columns**-0.5
+        quantised = gguf.quants.quantize(weights, gguf.GGMLQuantizationType.Q8_0)
+        writer.add_tensor(name, quantised, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        count += rows * columns
+
+    kv = shape.width // shape.heads * shape.kv_heads
+    ones = np.ones(shape.width, dtype=np.float32)
+    matrix("token_embd.weight", len(tokens), shape.width)
+    matrix("output.weight", len(tokens), shape.width)
+    writer.add_tensor("output_norm.weight", ones)
+    for i in range(shape.layers):
+        writer.add_tensor(f"blk.{i}.attn_norm.weight", ones)
+        writer.add_tensor(f"blk.{i}.ffn_norm.weight", ones)
+        for name, rows, columns in (
+            ("attn_q", shape.width, shape.width),
+            ("attn_k", kv, shape.width),
+            ("attn_v", kv, shape.width),
+            ("attn_output", shape.width, shape.width),
+            ("ffn_gate", shape.feed_forward, shape.width),
+            ("ffn_up", shape.feed_forward, shape.width),
+            ("ffn_down", shape.width, shape.feed_forward),
+        ):
+            matrix(f"blk.{i}.{name}.weight", rows, columns)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return count
+
+
+if __name__ == "__main__":
+    made = write(SHAPES[sys.argv[1]], Path(sys.argv[2]))
+    print(f"{sys.argv[2]}: {made / 1e6:.0f} M parameters")
