@@ -3,11 +3,12 @@ PYTHON ?= python3
 LLAMA  := llama-cpp-python==0.3.36
 RUN    := .venv
 DEV    := .venv-dev
+TINY   := .venv-tiny
 # llama-cpp-python comes as source: built once, about three minutes on two cores, and used by both environments.
 WHEELS := .wheels
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types format docs bench wheel clean
+.PHONY: help demo test check tiny-model tiny-quick tiny-eval lint types format docs bench wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,11 +39,20 @@ bench: $(DEV)/ready ## tourkit beside its peers, as ratios of interleaved runs
 	$(DEV)/bin/python bench/prefetch_vs_hf.py
 	$(DEV)/bin/python bench/verify_vs_sha256sum.py
 
+tiny-model: $(TINY)/ready ## train the tiny model from its seeds, export and score it: an hour or more on two cores
+	$(TINY)/bin/python -m tools.tiny.make --out build/tiny-model
+
+tiny-quick: $(TINY)/ready ## the same pipeline on a smaller model, for some steps: it proves the pipeline only
+	$(TINY)/bin/python -m tools.tiny.make --out build/tiny-quick --quick
+
+tiny-eval: $(DEV)/ready ## score the shipped weights on held-out documents, as the model card has it
+	$(DEV)/bin/python -m tools.tiny.evaluate weights/tiny/gguf/tiny-f16.gguf
+
 wheel: $(DEV)/ready ## build the wheel into dist/
 	$(DEV)/bin/pip wheel -q --no-deps -w dist .
 
 clean: ## remove what the targets made, but not the wheel cache
-	rm -rf $(RUN) $(DEV) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(RUN) $(DEV) $(TINY) dist build .pytest_cache .mypy_cache .ruff_cache
 
 $(WHEELS)/ready:
 	$(PYTHON) -m pip wheel --no-deps -w $(WHEELS) "$(LLAMA)"
@@ -56,4 +66,9 @@ $(RUN)/ready: pyproject.toml $(WHEELS)/ready
 $(DEV)/ready: pyproject.toml $(WHEELS)/ready
 	$(PYTHON) -m venv $(DEV)
 	$(DEV)/bin/python -m pip install -q --find-links $(WHEELS) -e ".[dev]" "$(LLAMA)"
+	touch $@
+
+$(TINY)/ready: tools/tiny/requirements.txt pyproject.toml $(WHEELS)/ready
+	$(PYTHON) -m venv $(TINY)
+	$(TINY)/bin/python -m pip install -q --find-links $(WHEELS) -r tools/tiny/requirements.txt -e ".[llama]" "$(LLAMA)"
 	touch $@

@@ -24,7 +24,7 @@ class Shape:
     feed_forward: int
 
 
-SHAPES = {"205m": Shape(1024, 10, 16, 8, 3520), "1.1b": Shape(2048, 22, 32, 4, 5632)}
+SHAPES = {"12m": Shape(192, 4, 4, 2, 512), "205m": Shape(1024, 10, 16, 8, 3520), "1.1b": Shape(2048, 22, 32, 4, 5632)}
 N_VOCAB = 32_000
 CONTEXT = 16_384
 TEMPLATE = (

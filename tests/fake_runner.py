@@ -54,9 +54,11 @@ class FakeRunner:
         next_token: Callable[[tuple[int, ...]], int] = hashed,
         fail_at_step: int | None = None,
         gate: threading.Event | None = None,
+        partial_kv: bool = True,
     ) -> None:
         self.n_slots, self.n_ctx, self.n_batch, self.n_vocab = slots, n_ctx, n_batch, 257
         self.eog = frozenset({EOG})
+        self.partial_kv = partial_kv
         self._next_token = next_token
         self._fail_at_step = fail_at_step
         self._gate = gate
@@ -104,15 +106,18 @@ class FakeRunner:
         return FakeSampler(self)
 
     def share(self, source: int, target: int, length: int) -> None:
+        assert self.partial_kv, "shares cells of a model that keeps all or none"
         assert not self._tokens[target], "share into a slot that is not empty"
         assert length <= len(self._tokens[source]), "shares cells that are not there"
         self._tokens[target] = self._tokens[source][:length]
         self._cells[target] = self._cells[source][:length]
 
     def truncate(self, slot: int, length: int) -> bool:
+        if not self.partial_kv and 0 < length < len(self._tokens[slot]):
+            length = 0
         del self._tokens[slot][length:]
         del self._cells[slot][length:]
-        return True
+        return self.partial_kv or not length
 
     def piece(self, token: int) -> bytes:
         return b"" if token == EOG else bytes([token])

@@ -54,6 +54,15 @@ def close_out(runner: LlamaRunner, matcher: Matcher, tokens: list[int], limit: i
     return tokens
 
 
+def accepts(runner: LlamaRunner, matcher: Matcher, text: str) -> bool:
+    """Does the grammar take all of the text, and is it complete then?"""
+    for token in runner.tokenize(text, add_special=False, parse_special=False):
+        if not matcher.allows(token):
+            return False
+        matcher.accept([token])
+    return matcher.done or any(matcher.allows(token) for token in runner.eog)
+
+
 RICH: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -75,6 +84,19 @@ RICH: dict[str, Any] = {
     "required": ["title", "kind", "total", "date", "people"],
     "additionalProperties": False,
 }
+
+
+def test_a_model_that_begins_with_a_space_may(runner: LlamaRunner) -> None:
+    """SentencePiece models begin with a token that has one; what no document can meet is refused for them too."""
+    spaced = GrammarCompiler(
+        runner.grammar_tokenizer(), runner.n_vocab, runner.eog, runner.piece, len, leading_space=True
+    )
+    circle = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
+
+    assert accepts(runner, start(spaced, {"type": "object"}), ' {"a": 1}')
+    assert accepts(runner, start(spaced, {"type": "array", "uniqueItems": True}), " [1]")
+    with pytest.raises(RequestError, match="no document"):
+        start(spaced, circle)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -136,20 +158,46 @@ def test_each_matcher_of_a_compiled_schema_stands_for_itself(runner: LlamaRunner
 
 
 @pytest.mark.parametrize(
-    ("schema", "reason"),
+    ("schema", "reason", "code"),
     [
-        ({"type": "object", "properties": {"a": {"not": {"enum": [1]}}}, "required": ["a"]}, "not"),
-        ({"type": "strnig"}, "strnig"),
-        ({"$ref": "#/$defs/missing"}, "missing"),
+        ({"type": "strnig"}, "strnig", "invalid_schema"),
+        ({"type": "object", "properties": []}, "properties", "invalid_schema"),
+        ({"type": "string", "minLength": "5"}, "'5'", "invalid_schema"),
+        ({"$ref": "#/$defs/missing"}, "missing", "invalid_schema"),
+        ({"$ref": "https://example.org/elsewhere.json"}, "elsewhere", "invalid_schema"),
+        ({"type": "array", "items": {"pattern": "(a"}}, "regular expression", "invalid_schema"),
+        ({"enum": []}, "no document", "unsupported_schema"),
+        ({"type": "string", "minLength": 5, "maxLength": 3}, "minLength", "unsupported_schema"),
+        ({"type": "object", "properties": {"a": False}, "required": ["a"]}, "'a'", "unsupported_schema"),
+        ({"type": "object", "properties": {"a": {}}, "required": ["a"], "not": {"required": ["a"]}}, "'a'", None),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "no document", "unsupported_schema"),
     ],
+    ids=str,
 )
-def test_a_schema_that_cannot_be_enforced_is_refused_with_a_reason(
-    compiler: GrammarCompiler, schema: dict[str, Any], reason: str
+def test_a_schema_no_document_can_meet_is_refused_with_a_reason(
+    compiler: GrammarCompiler, schema: dict[str, Any], reason: str, code: str | None
 ) -> None:
     with pytest.raises(RequestError, match=reason) as refused:
         start(compiler, schema)
 
     assert "\n" not in str(refused.value)
+    assert refused.value.param == "response_format"
+    assert code is None or refused.value.code == code
+
+
+def test_a_schema_too_large_is_refused_before_it_is_compiled(compiler: GrammarCompiler) -> None:
+    with pytest.raises(RequestError, match="characters"):
+        start(compiler, {"enum": ["x" * 1_000_001]})
+
+
+def test_an_object_with_thousands_of_optional_keys_can_be_begun(runner: LlamaRunner, compiler: GrammarCompiler) -> None:
+    """llguidance's limit for such an object is met only once the object is open."""
+    matcher = start(compiler, {"type": "object", "properties": {f"key{i}": {"type": "null"} for i in range(2500)}})
+
+    matcher.accept(runner.tokenize("{", add_special=False, parse_special=False))
+
+    assert matcher.forced() or matcher.allows(runner.tokenize("}", add_special=False, parse_special=False)[0])
+    assert matcher.level == "strict"
 
 
 def test_a_schema_nested_too_deep_is_refused_before_it_is_compiled(compiler: GrammarCompiler) -> None:
@@ -176,13 +224,156 @@ def test_a_schema_nested_too_deep_is_refused_before_it_is_compiled(compiler: Gra
         (True, True),
         (
             {"properties": {"type": {"type": "string"}}},
-            {"properties": {"type": {"type": "string", "maxLength": MAX_LENGTH}}},
+            {"properties": {"type": {"type": "string", "maxLength": MAX_LENGTH}}, "additionalProperties": False},
         ),
     ],
     ids=str,
 )
 def test_limits_are_added_only_where_a_schema_sets_none(schema: Any, expected: Any) -> None:
     assert bounded(schema) == expected
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {}},
+        {"properties": {"a": {}}, "additionalProperties": {"type": "null"}},
+        {"properties": {"a": {}}, "patternProperties": {"^x-": {}}},
+        {"properties": {"a": {}}, "required": ["b"]},
+        {"properties": {"a": {}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
+        {"$ref": "#/$defs/base", "properties": {"b": {}}, "$defs": {"base": {"properties": {"a": {}}}}},
+    ],
+    ids=str,
+)
+def test_an_object_that_may_need_other_keys_stays_open(schema: dict[str, Any]) -> None:
+    assert bounded(schema) == schema
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "takes"),
+    [
+        ("date", "2024-02-29", True),
+        ("date", "2023-02-29", False),
+        ("date", "2023-04-31", False),
+        ("date", "0000-01-01", False),
+        ("time", "23:59:60Z", False),
+        ("date-time", "2024-12-31T23:59:59+03:00", True),
+    ],
+)
+def test_dates_and_times_are_those_that_exist(
+    runner: LlamaRunner, compiler: GrammarCompiler, kind: str, text: str, takes: bool
+) -> None:
+    matcher = start(compiler, {"type": "string", "format": kind})
+
+    assert accepts(runner, matcher, json.dumps(text)) is takes
+
+
+@pytest.mark.parametrize(
+    ("constraint", "taken", "refused"),
+    [
+        (Constraint("regex", "[0-9]{3}-[a-z]+"), "123-ab", "12-ab"),
+        (Constraint("choice", '["yes", "no", "может быть", "say \\"hi\\"\\n"]'), 'say "hi"\n', "perhaps"),
+        (Constraint("choice", '["yes", "no", "может быть"]'), "может быть", "y"),
+        (Constraint("grammar", 'start: "a" /[0-9]+/ ("," /[0-9]+/)*'), "a1,22", "1"),
+        (Constraint("grammar", 'root ::= "yes" | "no" [0-9]+'), "no12", "no"),
+        (Constraint.json_object(), '{"a": [1]}', "[1]"),
+    ],
+    ids=str,
+)
+def test_every_kind_of_constraint_is_held_to(
+    runner: LlamaRunner, compiler: GrammarCompiler, constraint: Constraint, taken: str, refused: str
+) -> None:
+    assert accepts(runner, compiler.matcher(constraint), taken)
+    assert not accepts(runner, compiler.matcher(constraint), refused)
+    assert compiler.matcher(constraint).level == "strict"
+
+
+@pytest.mark.parametrize(
+    ("constraint", "param"),
+    [
+        (Constraint("regex", "(unclosed"), "regex"),
+        (Constraint("regex", "(?=ahead)x"), "regex"),
+        (Constraint("regex", " "), "regex"),
+        (Constraint("choice", "[]"), "choice"),
+        (Constraint("choice", '["a", 1]'), "choice"),
+        (Constraint("choice", "yes"), "choice"),
+        (Constraint("grammar", "start: missing"), "grammar"),
+        (Constraint("grammar", "root ::= ("), "grammar"),
+        (Constraint("haiku", "5-7-5"), "response_format"),
+    ],
+    ids=str,
+)
+def test_a_grammar_that_cannot_be_read_is_refused_by_the_name_of_its_field(
+    compiler: GrammarCompiler, constraint: Constraint, param: str
+) -> None:
+    with pytest.raises(RequestError) as refused:
+        compiler.matcher(constraint)
+
+    assert (refused.value.param, refused.value.code) == (param, "invalid_grammar")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "begun"),
+    [
+        (Constraint("regex", "[a-z]+@[a-z]+\\.com"), "some"),
+        (Constraint("regex", "(ab)*c"), "aba"),
+        (Constraint("choice", '["say \\"hi\\"", "say nothing"]'), "say"),
+        (Constraint("grammar", 'start: "<" /[^>]+/ ">"'), "<b"),
+    ],
+    ids=str,
+)
+def test_a_text_that_is_not_json_is_ended_too(
+    runner: LlamaRunner, compiler: GrammarCompiler, constraint: Constraint, begun: str
+) -> None:
+    matcher = compiler.matcher(constraint)
+    tokens = runner.tokenize(begun, add_special=False, parse_special=False)
+    matcher.accept(tokens)
+
+    close_out(runner, matcher, tokens)
+
+    assert accepts(runner, compiler.matcher(constraint), text_of(runner, tokens))
+
+
+def test_a_short_answer_is_left_to_the_model(compiler: GrammarCompiler) -> None:
+    """A choice or a short pattern keeps no tokens back that its text does not need."""
+    assert compiler.matcher(Constraint("choice", '["positive", "negative"]')).reserve == 0
+    assert compiler.matcher(Constraint("regex", "[0-9]+")).reserve == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"pattern": "^[a-z]+@[a-z]+\\.[a-z]{2,4}$"},
+        {"pattern": "^(a|b)*c$"},
+        {"pattern": "dashboard|report"},
+        {"minLength": 40},
+        {"format": "uuid"},
+        {"format": "email"},
+        {"format": "ipv6"},
+    ],
+    ids=str,
+)
+def test_a_string_that_must_have_a_form_is_ended_in_that_form(
+    runner: LlamaRunner, compiler: GrammarCompiler, part: dict[str, Any], seed: int
+) -> None:
+    schema = {"type": "object", "properties": {"s": {"type": "string", **part}}, "required": ["s"]}
+    matcher, rng = start(compiler, schema), random.Random(seed)
+    tokens = runner.tokenize('{"s": "', add_special=False, parse_special=False)
+    matcher.accept(tokens)
+    for _ in range(3):
+        noise = np.array([rng.random() for _ in range(runner.n_vocab)], dtype=np.float32)
+        matcher.mask(noise)
+        tokens.append(int(noise.argmax()))
+        matcher.accept(tokens[-1:])
+    drawn = len(tokens)
+
+    close_out(runner, matcher, tokens)
+
+    jsonschema.validate(json.loads(text_of(runner, tokens)), schema)
+    assert len(tokens) - drawn <= matcher.reserve
 
 
 @pytest.mark.parametrize(

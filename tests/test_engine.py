@@ -81,6 +81,18 @@ SHAPES = pytest.mark.parametrize(
 )
 
 
+def test_a_model_that_keeps_all_of_its_cells_or_none_gives_the_same_answers_without_sharing() -> None:
+    """Recurrent and hybrid models have one state a sequence: no prefix of it can be kept, shared or taken back."""
+    engine = BatchEngine(FakeRunner(slots=3, partial_kv=False, next_token=copying))
+
+    answers = [collected.wait()[0] for collected in [submit(engine, prompt) for prompt in PROMPTS]]
+
+    stats = engine.stats()
+    engine.close()
+    assert answers == [alone(prompt, model=copying) for prompt in PROMPTS]
+    assert (stats.cached_tokens, stats.drafted_tokens) == (0, 0)
+
+
 @SHAPES
 def test_guessing_changes_no_answer_and_saves_steps(shape: dict[str, int]) -> None:
     """Prompt lookup on a model that copies: the same text, token for token, in fewer calls of the model."""
@@ -176,13 +188,14 @@ def test_a_prompt_reuses_the_prefix_of_an_ended_one() -> None:
 
 def test_a_long_prompt_does_not_stall_a_running_stream() -> None:
     """While a 1,000-token prompt is prefilled in chunks, each batch also carries the running sequence's token."""
-    runner = FakeRunner(slots=2, n_batch=32, next_token=lambda history: 97)
-    engine = BatchEngine(runner)
-    running = Collected(1)
-    engine.submit([1, 2, 3], SamplingParams(temperature=0), 400, running.deltas.put)
-    running.deltas.get(timeout=60)
+    gate = threading.Event()  # the model waits until both are there
+    runner = FakeRunner(slots=2, n_batch=32, next_token=lambda history: 97, gate=gate)
+    engine = BatchEngine(runner, speculate=False)
+    running = submit(engine, "run", max_tokens=400)
+    prompt = submit(engine, "x" * 1000, max_tokens=1)
 
-    submit(engine, "x" * 1000, max_tokens=1).wait()
+    gate.set()
+    prompt.wait()
     running.wait()
 
     engine.close()

@@ -135,13 +135,20 @@ def test_guessing_changes_no_greedy_answer_under_a_schema(tiny_gguf: Path) -> No
     """The likeliest token of the tiny model has no rival within rounding here, so the texts are equal to the byte."""
     schema = {
         "type": "object",
-        "properties": {"names": {"type": "array", "items": {"type": "string", "maxLength": 12}, "maxItems": 8}},
+        "properties": {
+            "names": {
+                "type": "array",
+                "items": {"type": "string", "minLength": 9, "maxLength": 12},
+                "minItems": 6,
+                "maxItems": 8,
+            }
+        },
         "required": ["names"],
     }
     texts, stats = [], []
     for speculate in (False, True):
         engine = LlamaEngine(LlamaRunner(tiny_gguf, slots=2, max_len=512, threads=1), speculate=speculate)
-        params = SamplingParams(max_tokens=200, temperature=0)
+        params = SamplingParams(max_tokens=400, temperature=0)
         messages = ({"role": "user", "content": "the name and the date and the name and the date"},)
         texts.append(ask(engine, Request(messages=messages, params=params, constraint=Constraint.json_schema(schema))))
         stats.append(engine.stats())

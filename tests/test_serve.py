@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -250,18 +251,95 @@ def test_what_is_wrong_or_not_supported_is_refused_by_name(served: Serving, extr
     assert answer["error"]["type"] == "invalid_request_error"
 
 
-def test_a_schema_that_cannot_be_enforced_is_refused_with_the_reason(served: Serving) -> None:
-    schema = {"type": "object", "properties": {"a": {"not": {"enum": [1]}}}, "required": ["a"]}
-    body = {
-        "model": "tool",
-        "messages": HELLO,
-        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
-    }
+def structured(served: Serving, schema: Any, **extra: Any) -> tuple[int, dict[str, str], Any]:
+    constraint = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = {"model": "tool", "messages": HELLO, "max_tokens": 120, "seed": 2, "response_format": constraint} | extra
+    return post(served, json.dumps(body).encode())
 
-    status, _, answer = post(served, json.dumps(body).encode())
 
-    assert (status, answer["error"]["code"]) == (400, "unsupported_schema")
-    assert "not" in answer["error"]["message"]
+def test_a_schema_that_is_none_is_refused_with_the_reason(served: Serving) -> None:
+    status, _, answer = structured(served, {"type": "strnig"})
+
+    assert status == 400
+    assert "strnig" in answer["error"]["message"]
+
+
+def test_a_strict_schema_says_so_and_that_its_answers_are_valid(served: Serving) -> None:
+    status, headers, answer = structured(served, SCHEMA, n=2)
+
+    assert (status, headers["x-tourkit-constraint"]) == (200, "strict")
+    assert answer["tourkit"]["dropped"] == []
+    assert [choice["valid"] for choice in answer["tourkit"]["choices"]] == [True, True]
+
+
+# No grammar can say that the items of a list all differ.
+HARD = {
+    "type": "object",
+    "properties": {"a": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "maxItems": 4}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+
+
+def test_a_schema_that_no_grammar_can_hold_is_relaxed_by_name_and_checked_afterwards(served: Serving) -> None:
+    """Whatever happened, an answer that is called valid is valid by the schema as it was sent."""
+    for seed in range(6):
+        status, headers, answer = structured(served, HARD, seed=seed)
+        outcome = answer["tourkit"]["choices"][0]
+
+        assert (status, headers["x-tourkit-constraint"]) == (200, "relaxed")
+        assert any("uniqueItems" in pointer for pointer in answer["tourkit"]["dropped"])
+        data = json.loads(answer["choices"][0]["message"]["content"])
+        assert outcome["valid"] == jsonschema.Draft202012Validator(HARD).is_valid(data)
+        assert outcome["valid"] or outcome["errors"]
+
+
+def test_a_stream_under_a_relaxed_schema_ends_with_what_was_dropped(client: openai.OpenAI) -> None:
+    constraint: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": HARD}}
+    stream = client.chat.completions.create(
+        model="tool", messages=HELLO, max_tokens=120, response_format=constraint, stream=True
+    )
+
+    remarks = [chunk.model_extra["tourkit"] for chunk in stream if chunk.model_extra and "tourkit" in chunk.model_extra]
+
+    assert [remark["constraint"] for remark in remarks] == ["relaxed"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "pattern"),
+    [
+        ({"regex": "[0-9]{3}-[a-f]{2}"}, "[0-9]{3}-[a-f]{2}"),
+        ({"choice": ["red", "green", "blue"]}, "red|green|blue"),
+        ({"choice": ["да", "нет"]}, "да|нет"),
+        ({"grammar": 'start: "a" /[0-9]{2}/ "b"'}, "a[0-9]{2}b"),
+        ({"grammar": 'root ::= "x" [0-9] [0-9] "y"'}, "x[0-9]{2}y"),
+    ],
+    ids=["regex", "choice", "Russian choice", "Lark", "GBNF"],
+)
+def test_the_extras_hold_the_text_to_a_regex_a_choice_or_a_grammar(
+    client: openai.OpenAI, extra: dict[str, Any], pattern: str
+) -> None:
+    answer = client.chat.completions.create(model="tool", messages=HELLO, max_tokens=40, n=3, seed=1, extra_body=extra)
+
+    for choice in answer.choices:
+        assert re.fullmatch(pattern, choice.message.content or ""), choice.message.content
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"regex": "("}, "regex"),
+        ({"regex": ""}, "regex"),
+        ({"grammar": "start: ???"}, "grammar"),
+        ({"choice": []}, "choice"),
+        ({"choice": "red"}, "choice"),
+        ({"regex": "a", "choice": ["a"]}, "response_format"),
+    ],
+)
+def test_a_constraint_that_is_none_is_refused_by_name(served: Serving, extra: dict[str, Any], param: str) -> None:
+    status, _, answer = post(served, json.dumps({"model": "tool", "messages": HELLO, "max_tokens": 5} | extra).encode())
+
+    assert (status, answer["error"]["param"]) == (400, param)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"messages": []}', b'{"model": 5}'])

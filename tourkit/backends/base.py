@@ -59,6 +59,7 @@ class Runner(Protocol):
     n_batch: int  # tokens a decode call at most
     n_vocab: int
     eog: frozenset[int]  # every end-of-generation token
+    partial_kv: bool  # whether a part of a slot's cells can be kept or shared: not so for recurrent models
 
     def add(self, token: int, pos: int, slot: int, *, logits: bool) -> int | None:
         """Put a token into the batch; the row its logits will have, when asked for."""

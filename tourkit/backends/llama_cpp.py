@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 from tourkit.engine.chat_template import ChatTemplate
 from tourkit.engine.constraint import GrammarCompiler, Matcher
 from tourkit.engine.engine import BatchEngine
-from tourkit.engine.types import Constraint, Emit, EngineInfo, EngineStats, Request, SamplingParams, Submission
+from tourkit.engine.types import (
+    Emit,
+    Enforced,
+    EngineInfo,
+    EngineStats,
+    Request,
+    SamplingParams,
+    Submission,
+)
 from tourkit.errors import EngineError, LocalError, RequestError
 
 if TYPE_CHECKING:
@@ -88,6 +96,7 @@ class LlamaRunner:
         self._batch = lib.llama_batch_init(n_batch, 0, 1)
         self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
         self.eog = frozenset(t for t in range(self.n_vocab) if lib.llama_vocab_is_eog(self._vocab, t))
+        self.partial_kv = not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
         self._pieces: dict[int, bytes] = {}
         bos, eos = lib.llama_vocab_bos(self._vocab), lib.llama_vocab_eos(self._vocab)
         self.special_tokens = {  # as chat templates call them; empty where the model has none
@@ -296,9 +305,11 @@ class LlamaEngine:
                 code="context_length_exceeded",
             )
         self._check_bias(request.params)
-        matchers = [self._matcher(request.constraint) for _ in range(request.n)]
+        matchers = [self._matcher(request) for _ in range(request.n)]
         submission = self._batches.submit(tokens, request.params, wanted or room, emit, matchers)
-        return Submission(submission, len(tokens))
+        first = matchers[0]
+        enforced = Enforced(first.level, first.dropped) if first is not None else Enforced()
+        return Submission(submission, len(tokens), enforced)
 
     def abort(self, submission_id: int) -> None:
         self._batches.abort(submission_id)
@@ -337,8 +348,8 @@ class LlamaEngine:
         add_bos = self._runner.adds_bos and not (bos and text.startswith(bos))
         return self._runner.tokenize(text, add_special=add_bos, parse_special=True)
 
-    def _matcher(self, constraint: Constraint | None) -> Matcher | None:
-        if constraint is None:
+    def _matcher(self, request: Request) -> Matcher | None:
+        if request.constraint is None:
             return None
         with self._grammars_lock:  # made on first use: a second or so for a large vocabulary
             if self._grammars is None:
@@ -351,4 +362,4 @@ class LlamaEngine:
                     lambda text: len(runner.tokenize(text, add_special=False, parse_special=False)),
                     leading_space=runner.starts_with_space,
                 )
-        return self._grammars.matcher(constraint)
+        return self._grammars.matcher(request.constraint, tight=request.tight)

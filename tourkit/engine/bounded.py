@@ -12,35 +12,67 @@ MAX_ITEMS = 200
 MAX_MAGNITUDE = 10**15  # whole numbers up to here are exact in a double; beyond 1e308 JSON parsers give infinity
 
 _SCHEMA_MAPS = ("properties", "$defs", "definitions", "patternProperties")
-_SCHEMA_LISTS = ("anyOf", "oneOf", "prefixItems")
+_SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _FREE_OF = {
     "string": ("maxLength", "pattern", "format", "enum", "const"),
     "array": ("maxItems", "prefixItems", "enum", "const"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "enum", "const"),
 }
+# An object with one of these may need keys its own `properties` do not name.
+_OPEN_BESIDE = ("additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames", "minProperties")
+_IN_PLACE = ("allOf", "anyOf", "oneOf", "$ref", "$dynamicRef", "not", "if", "dependencies", "dependentRequired")
+
+_DAYS = (
+    "(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8])"
+)
+_YEAR = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
+_LEAP = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
+_DATE = f"(?:{_YEAR}-(?:{_DAYS})|{_LEAP}-02-29)"
+_TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,9})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+# The engine's own formats also allow 29 February in any year, the year 0 and leap seconds, which checkers refuse.
+_FORMATS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
 
 
 def bounded(schema: Any) -> Any:
-    """A copy of `schema` with maxLength, maxItems, minimum and maximum where a plain type has no limit of its own."""
+    """A copy of `schema` with limits where a plain type has none of its own, and objects without unnamed keys."""
+    return _bounded(schema, True, not _extends_by_reference(schema))
+
+
+def _bounded(schema: Any, closed: bool, definitions: bool) -> Any:
+    """`closed`: objects may be closed here, and in `definitions`. Not in allOf: another part may name other keys."""
     if not isinstance(schema, dict):
         return schema
     limited = dict(schema)
     for key in _SCHEMA_MAPS:
         if isinstance(schema.get(key), dict):
-            limited[key] = {name: bounded(part) for name, part in schema[key].items()}
+            within = definitions if key in ("$defs", "definitions") else closed
+            limited[key] = {name: _bounded(part, within, definitions) for name, part in schema[key].items()}
+    shared = any(key in schema for key in ("properties", "required", "allOf", "$ref"))
     for key in _SCHEMA_LISTS:
         if isinstance(schema.get(key), list):
-            limited[key] = [bounded(part) for part in schema[key]]
+            within = closed and not (key == "allOf" or (key != "prefixItems" and shared))
+            limited[key] = [_bounded(part, within, definitions) for part in schema[key]]
     for key in ("items", "additionalProperties"):
-        if key in schema:
-            limited[key] = bounded(schema[key])
+        if isinstance(schema.get(key), dict):
+            limited[key] = _bounded(schema[key], closed, definitions)
+    limited |= _limited_type(schema)
+    if "pattern" not in schema and schema.get("format") in _FORMATS and schema.get("type") == "string":
+        limited["pattern"] = _FORMATS[limited.pop("format")]
+    if closed and _may_be_closed(schema):
+        limited["additionalProperties"] = False
+    return limited
+
+
+def _limited_type(schema: dict[str, Any]) -> dict[str, Any]:
     types = schema.get("type")
     names = types if isinstance(types, list) else [types]
-    if "allOf" not in schema and "$ref" not in schema:
-        for name, free_of in _FREE_OF.items():
-            if name in names and not any(key in schema for key in free_of):
-                limited |= _limits(name, schema)
-    return limited
+    limits: dict[str, Any] = {}
+    if "allOf" in schema or "$ref" in schema:
+        return limits
+    for name, free_of in _FREE_OF.items():
+        if name in names and not any(key in schema for key in free_of):
+            limits |= _limits(name, schema)
+    return limits
 
 
 def _limits(name: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -49,3 +81,22 @@ def _limits(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     if name == "array":
         return {"maxItems": max(MAX_ITEMS, schema.get("minItems", 0))}
     return {"minimum": -MAX_MAGNITUDE, "maximum": MAX_MAGNITUDE}
+
+
+def _may_be_closed(schema: dict[str, Any]) -> bool:
+    names = schema.get("properties")
+    if not isinstance(names, dict) or not names or any(key in schema for key in (*_OPEN_BESIDE, *_IN_PLACE)):
+        return False
+    return set(schema.get("required", ())) <= set(names)
+
+
+def _extends_by_reference(schema: Any, within: bool = False) -> bool:
+    """True when some allOf names a definition: definitions are then parts of objects, not objects."""
+    if isinstance(schema, list):
+        return any(_extends_by_reference(part, within) for part in schema)
+    if not isinstance(schema, dict):
+        return False
+    if within and "$ref" in schema:
+        return True
+    beside = "$ref" in schema and "properties" in schema
+    return beside or any(_extends_by_reference(part, within or key == "allOf") for key, part in schema.items())

@@ -6,13 +6,19 @@ llguidance never raises for a bad grammar or token: every step here asks for its
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tourkit.engine.bounded import bounded
-from tourkit.engine.minimal import minimal_instance
+from tourkit.engine.closing import Closing, ClosingRanks
+from tourkit.engine.example import example
+from tourkit.engine.ladder import rungs
+from tourkit.engine.minimal import closing_texts, patterns, samples
+from tourkit.engine.repair import metaschema_error, readable
+from tourkit.engine.rewrites import EXACT, GENERIC, SHAPES
 from tourkit.engine.types import Constraint
 from tourkit.errors import EngineError, RequestError
 
@@ -24,7 +30,33 @@ if TYPE_CHECKING:
 # One space after separators: as most training text has it, and no other whitespace to wander in.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _CACHE_SIZE = 256
+_SLACK = 16  # tokens
+_GRAMMAR_RESERVE = 8  # tokens; how a grammar's texts end is not known
+_MAX_BEGUN = 160  # tokens kept for optional parts: more would leave a short answer nothing but what is required
+_MAX_SOURCE = 1_000_000  # characters
+_UNSATISFIABLE = "nsatisfiable"
+_UNRESOLVED = re.compile("not present in a registry|does not exist|nresolvable")
+_LIMIT = re.compile("too complex|too large|too many|TooComplex|limit|row has|NoExtension", re.IGNORECASE)
+# The lexer's fuel is spent by every copy of a grammar together: the default lets a busy one run dry.
+_FUEL = {"initial_lexer_fuel": 10_000_000}
+_SIZES = (_FUEL, _FUEL | {"max_items_in_row": 20_000, "step_max_items": 500_000})
+_PARAMS = {"regex": "regex", "grammar": "grammar", "choice": "choice"}
 _MAX_NESTING = 100  # llguidance and Python's own JSON parser give up a little above this
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A grammar to copy from. `reserve`, in tokens, is enough to close a document that has begun.
+
+    `level` is a step of the ladder, 0 being the schema as it was given; `dropped` are JSON pointers into the schema.
+    """
+
+    prototype: Any
+    reserve: int
+    level: int = 0
+    dropped: tuple[str, ...] = ()
+    json_text: bool = True
+    samples: tuple[str, ...] = ()
 
 
 class GrammarCompiler:
@@ -48,62 +80,151 @@ class GrammarCompiler:
         self._count = count
         self._leading_space = leading_space
         self._ranks = ClosingRanks.of([piece(token) for token in range(n_vocab)], eog)
-        self._cache: OrderedDict[Constraint, tuple[Any, int]] = OrderedDict()
+        self._braces = [token for token in range(n_vocab) if piece(token) in (b"{", b"[")]
+        self._lead = [token for token in range(n_vocab) if piece(token) == b" "][:1] * 2
+        self._cache: OrderedDict[tuple[Constraint, bool, bool], Compiled] = OrderedDict()
         self._lock = threading.Lock()
 
-    def matcher(self, constraint: Constraint) -> Matcher:
-        """A fresh matcher. Raises RequestError when the constraint is not one llguidance can hold a model to."""
+    def matcher(self, constraint: Constraint, *, strict: bool = False, tight: bool = False) -> Matcher:
+        """A fresh matcher. `strict` refuses a schema that could be held to in part only.
+
+        `tight` allows fewer documents where that makes more of a schema enforceable: for a second attempt.
+        Raises RequestError when the constraint is malformed, can never be met, or cannot be held to.
+        """
+        key = (constraint, strict, tight)
         with self._lock:
-            compiled = self._cache.get(constraint)
+            compiled = self._cache.get(key)
             if compiled is not None:
-                self._cache.move_to_end(constraint)
-        if compiled is None:
-            compiled = self._compile(constraint)
+                self._cache.move_to_end(key)
+        # A prototype shares its lexer with all its copies, and the lexer can run out of room: then it is made anew.
+        if compiled is None or self._tried(compiled.prototype)[0] is None:
+            compiled = self._compile(constraint, strict, tight)
             with self._lock:
-                self._cache[constraint] = compiled
+                self._cache[key] = compiled
                 while len(self._cache) > _CACHE_SIZE:
                     self._cache.popitem(last=False)
-        prototype, reserve = compiled
-        return Matcher(prototype.deep_copy(), reserve, self._ranks, self._n_vocab)
+        return Matcher(compiled, self._ranks, self._n_vocab)
 
-    def _compile(self, constraint: Constraint) -> tuple[Any, int]:
+    def _compile(self, constraint: Constraint, strict: bool, tight: bool) -> Compiled:
+        if constraint.kind in ("json_schema", "json_object"):
+            return self._compile_schema(_parsed(constraint.source), strict, tight)
+        grammar = _text_grammar(constraint)
+        prototype, reason = self._prototype(grammar)
+        if prototype is None:
+            _refuse(constraint.kind, f"the {constraint.kind} cannot be enforced: {reason}", "invalid_grammar")
+        ways = (example(constraint.source) or "",) if constraint.kind == "regex" else ()
+        reserve = 0 if constraint.kind == "choice" else max(map(self._count, ways), default=_GRAMMAR_RESERVE)
+        return Compiled(prototype, reserve, json_text=False, samples=tuple(filter(None, ways)))
+
+    def _compile_schema(self, schema: Any, strict: bool, tight: bool) -> Compiled:
+        if not isinstance(schema, dict):
+            schema = {} if schema is True else {"allOf": [schema]}
+        try:
+            return self._climbed_down(schema, strict, tight)
+        except (TypeError, AttributeError, ValueError, KeyError, RecursionError, re.error) as exc:
+            # A keyword with a value of the wrong kind, met while rewriting: the metaschema says it best.
+            problem = metaschema_error(schema) or _line(f"{type(exc).__name__} {exc}")
+        _refuse("response_format", f"the schema is not a valid JSON Schema: {problem}", "invalid_schema")
+
+    def _climbed_down(self, schema: dict[str, Any], strict: bool, tight: bool) -> Compiled:
+        prototype, reason = self._attempt(schema)
+        if prototype is not None:
+            return Compiled(prototype, self._reserve(schema), samples=samples(schema))
+        _refuse_hopeless(reason)
+        if problem := metaschema_error(schema):
+            _refuse("response_format", f"the schema is not a valid JSON Schema: {problem}", "invalid_schema")
+        for pattern in patterns(schema):
+            if not readable(pattern) and not self._reads(pattern):
+                _refuse("response_format", f"the pattern {pattern!r} is no regular expression", "invalid_schema")
+        first_reason = reason
+        for rung in rungs(schema, readable=self._reads, tight=tight):
+            if strict and rung.level > EXACT:
+                continue
+            prototype, reason = self._attempt(rung.schema)
+            if prototype is not None:
+                reserve, ways = self._reserve(rung.schema), samples(rung.schema)
+                return Compiled(prototype, reserve, rung.level, rung.dropped, samples=ways)
+            if _UNRESOLVED.search(reason):
+                _refuse("response_format", f"the schema refers to what is not there: {reason}", "invalid_schema")
+            if not rung.narrowed and rung.level < SHAPES:  # there, references may be left going in circles
+                _refuse_hopeless(reason)
+        _refuse("response_format", f"the schema cannot be enforced: {first_reason}", "unsupported_schema")
+
+    def _reads(self, pattern: str) -> bool:
+        """Can llguidance follow this pattern in a schema?"""
         from llguidance import LLMatcher
 
-        schema = json.loads(constraint.source)
-        if _depth(schema) > _MAX_NESTING:
-            raise RequestError(
-                f"the schema is nested over {_MAX_NESTING} levels deep", param="response_format", code="invalid_schema"
-            )
-        prototype = LLMatcher(self._tokenizer, self._grammar(bounded(schema)), log_level=0)
-        if prototype.is_error():
-            reason = str(prototype.get_error()).strip().splitlines()[0]
-            raise RequestError(
-                f"the schema cannot be enforced: {reason}", param="response_format", code="unsupported_schema"
-            )
-        shortest = json.dumps(minimal_instance(schema), ensure_ascii=False)
-        return prototype, self._count(shortest) + 16
+        return not LLMatcher(
+            self._tokenizer, self._grammar({"type": "string", "pattern": pattern}), log_level=0
+        ).is_error()
 
-    def _grammar(self, schema: Any) -> str:
+    def _attempt(self, schema: dict[str, Any]) -> tuple[Any, str]:
+        """A prototype for the bounded schema or, where the bounds are what is refused, for the schema itself."""
+        prototype, reason = self._prototype(self._grammar(bounded(schema)))
+        if prototype is None and (_UNSATISFIABLE in reason or _LIMIT.search(reason)):
+            prototype, reason = self._prototype(self._grammar(schema))
+        return prototype, reason
+
+    def _prototype(self, grammar: str) -> tuple[Any, str]:
+        """A matcher that has stood its first masks, or None and why not in one line."""
+        from llguidance import LLMatcher, LLParserLimits
+
+        reason = ""
+        for sizes in _SIZES:
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**sizes))
+            prototype, reason = self._tried(matcher)
+            if prototype is not None or not _LIMIT.search(reason):
+                return prototype, reason
+        return None, reason
+
+    def _tried(self, prototype: Any) -> tuple[Any, str]:
+        if prototype.is_error():
+            return None, _reason(prototype)
+        probe = prototype.deep_copy()
+        if self._leading_space:
+            probe.try_consume_tokens(self._lead)  # with all the space there may be, only the document is left
+        probe.compute_bitmask()
+        if probe.is_error():
+            return None, _reason(probe)
+        # An object with thousands of optional keys hits a limit only once it is open.
+        for token in self._braces:
+            if probe.validate_tokens([token]) == 1:
+                probe.consume_token(token)
+                probe.compute_bitmask()
+                return (None, _reason(probe)) if probe.is_error() else (prototype, "")
+        return prototype, ""
+
+    def _reserve(self, schema: Any) -> int:
+        required, begun = (self._count(text) for text in closing_texts(schema))
+        return int((required + min(begun, _MAX_BEGUN)) * 1.15) + _SLACK
+
+    def _grammar(self, schema: dict[str, Any]) -> str:
         from llguidance import LLMatcher
 
         if not self._leading_space:
             return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_SPACING))
         # SentencePiece models start with a token that has a leading space, which a plain JSON grammar refuses.
-        spaced = {**schema, "x-guidance": _SPACING} if isinstance(schema, dict) else schema
+        spaced = {**schema, "x-guidance": _SPACING}
         return str(
             LLMatcher.grammar_from_lark(f"start: lead body\nlead: /[ \\n]{{0,2}}/\nbody: %json {json.dumps(spaced)}\n")
         )
 
 
 class Matcher:
-    """Where one sequence stands in its grammar. `reserve` tokens are enough to close the shortest document."""
+    """Where one sequence stands in its grammar. `reserve` tokens are enough to close a document that has begun.
 
-    def __init__(self, matcher: Any, reserve: int, ranks: ClosingRanks, n_vocab: int) -> None:
+    `level` is "strict" when every document the grammar allows meets the constraint, "relaxed" when `dropped` parts of
+    the schema are not enforced, "generic" when only the type of the root is.
+    """
+
+    def __init__(self, compiled: Compiled, ranks: ClosingRanks, n_vocab: int) -> None:
         import numpy as np
 
-        self._matcher = matcher
-        self.reserve = reserve
-        self._ranks = ranks
+        self._matcher = compiled.prototype.deep_copy()
+        self.reserve = compiled.reserve
+        self.level = {EXACT: "strict", GENERIC: "generic"}.get(compiled.level, "relaxed")
+        self.dropped = compiled.dropped
+        self._closing = Closing(ranks, json_text=compiled.json_text, samples=compiled.samples)
         self._n_vocab = n_vocab
         self._bits = np.zeros((n_vocab + 31) // 32, dtype=np.int32)
 
@@ -114,24 +235,20 @@ class Matcher:
         """Set the logits of every token the grammar refuses to minus infinity."""
         import numpy as np
 
-        logits[~self._allowed()] = -np.inf
+        logits[~self._allowed(self._matcher)] = -np.inf
 
     def closing_token(self, logits: np.ndarray) -> int:
         """The allowed token that leads to the end fastest; the likeliest of those that are equal."""
-        import numpy as np
-
-        allowed = self._allowed()
-        candidates = np.flatnonzero(allowed)
-        if candidates.size == 0:
+        allowed = self._allowed(self._matcher)
+        if not allowed.any():
             raise EngineError("the grammar allows no token")
-        ranks = self._ranks.where(allowed)[candidates]
-        best = candidates[ranks == ranks.min()]
-        return int(best[np.argmax(logits[best])])
+        return self._closing.choose(self._matcher, allowed, self._allowed, logits)
 
     def accept(self, tokens: list[int]) -> None:
         """Advance by tokens. Raises EngineError when the grammar refuses them or hits a limit."""
         if not self._matcher.consume_tokens(tokens):
-            raise EngineError(f"the grammar failed: {str(self._matcher.get_error()).strip()[:200]}")
+            raise EngineError(f"the grammar failed: {_reason(self._matcher)}")
+        self._closing.follow(tokens)
 
     def forced(self) -> list[int]:
         """The tokens that must come next, whatever the model says."""
@@ -142,62 +259,92 @@ class Matcher:
         """True when the document is complete and nothing may follow."""
         return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
-    def _allowed(self) -> np.ndarray:
+    def _allowed(self, matcher: Any) -> np.ndarray:
+        """Which tokens a matcher allows."""
         import numpy as np
 
-        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        if self._matcher.is_error():
-            raise EngineError(f"the grammar failed: {str(self._matcher.get_error()).strip()[:200]}")
+        matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        if matcher.is_error():
+            raise EngineError(f"the grammar failed: {_reason(matcher)}")
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
         return bits[: self._n_vocab].view(bool)
 
 
-@dataclass(frozen=True, slots=True)
-class ClosingRanks:
-    """How well each token leads to the end of a JSON document, lowest best: the order tried in close-out.
-
-    A bracket ends an array outside a string but only adds to it inside one, so there are two orders. `probes` are
-    the tokens of `]` and `}` alone: both are allowed inside a string only.
-    """
-
-    outside: np.ndarray
-    inside: np.ndarray
-    probes: tuple[int, int]
-
-    @staticmethod
-    def of(pieces: list[bytes], eog: frozenset[int]) -> ClosingRanks:
-        import numpy as np
-
-        outside = np.array([_rank(piece, b"]}", b'"') for piece in pieces], dtype=np.int16)
-        inside = np.array([_rank(piece, b'"', b"") for piece in pieces], dtype=np.int16)
-        for ranks in (outside, inside):
-            ranks[sorted(eog)] = 0
-        return ClosingRanks(outside, inside, (pieces.index(b"]"), pieces.index(b"}")))
-
-    def where(self, allowed: np.ndarray) -> np.ndarray:
-        """The order that holds where these tokens are allowed."""
-        return self.inside if all(allowed[probe] for probe in self.probes) else self.outside
+def _parsed(source: str) -> Any:
+    """The schema, unless it is too large or too deep to look at."""
+    if len(source) > _MAX_SOURCE:
+        _refuse("response_format", f"the schema has {len(source)} characters: {_MAX_SOURCE} at most", "invalid_schema")
+    try:
+        schema = json.loads(source)
+    except RecursionError:
+        schema = None
+    except ValueError as exc:
+        _refuse("response_format", f"the schema is not JSON: {exc}", "invalid_schema")
+    if schema is None or _depth(schema) > _MAX_NESTING:
+        _refuse("response_format", f"the schema is nested over {_MAX_NESTING} levels deep", "invalid_schema")
+    return schema
 
 
-def _rank(piece: bytes, first: bytes, second: bytes) -> int:
-    """Rank of a token: one made of `first` alone, of `second` too, of separators, short values, then the rest."""
-    if not piece:
-        return 1000
-    if piece.isspace():
-        return 900
-    if not piece.strip(first):
-        return 1
-    if not piece.strip(first + second):
-        return 2
-    if not piece.strip(b'"]},: '):
-        return 3
-    if piece.strip() == b"null":
-        return 4
-    if piece.isdigit() and piece[:1] != b"0":
-        return 5 + len(piece)
-    if piece[:1] in b"{[\\":
-        return 500
-    return 50 + min(len(piece), 100)
+def _text_grammar(constraint: Constraint) -> str:
+    """The grammar of a regex, of a choice or of a Lark or GBNF text."""
+    from llguidance import LLMatcher
+
+    source = constraint.source
+    if not source.strip() or len(source) > _MAX_SOURCE:
+        _refuse(constraint.kind, f"the {constraint.kind} is empty or over {_MAX_SOURCE} characters", "invalid_grammar")
+    match constraint.kind:
+        case "regex":
+            return str(LLMatcher.grammar_from_regex(source))
+        case "choice":
+            options = " | ".join(json.dumps(option) for option in _options(source))
+            return str(LLMatcher.grammar_from_lark(f"start: {options}\n"))
+        case "grammar":
+            return str(LLMatcher.grammar_from_lark(_lark(source)))
+    _refuse(constraint.kind, f"{constraint.kind!r} is not a kind of constraint", "invalid_grammar")
+
+
+def _options(source: str) -> list[str]:
+    try:
+        options = json.loads(source)
+    except ValueError:
+        options = None
+    if not isinstance(options, list) or not options or not all(isinstance(o, str) and o for o in options):
+        _refuse("choice", "choice must be a list of at least one string, none of them empty", "invalid_grammar")
+    return list(dict.fromkeys(options))
+
+
+def _lark(source: str) -> str:
+    if not re.search(r"^\s*root\s*::=", source, re.MULTILINE):
+        return source
+    from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
+
+    try:
+        return str(gbnf_to_lark(source))
+    except (GbnfToLarkError, ValueError, IndexError, KeyError, RecursionError) as exc:
+        _refuse("grammar", f"the grammar cannot be read: {_line(str(exc))}", "invalid_grammar")
+
+
+def _refuse(kind: str, message: str, code: str) -> NoReturn:
+    raise RequestError(message, param=_PARAMS.get(kind, "response_format"), code=code)
+
+
+def _refuse_hopeless(reason: str) -> None:
+    """Refuse a schema that no document can meet, or that refers to what is not there."""
+    if _UNSATISFIABLE in reason or "NoExtension" in reason:
+        _refuse("response_format", f"no document can meet the schema: {reason}", "unsupported_schema")
+
+
+def _reason(matcher: Any) -> str:
+    """What llguidance says is wrong, in one line."""
+    text = str(matcher.get_error()).partition("<state>")[0].strip() or str(matcher.stop_reason())
+    text = re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", text)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return _line(f"{lines[0]} {errors[-1]}" if errors and lines[0] != errors[-1] else lines[0])
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:300]
 
 
 def _depth(value: Any, limit: int = _MAX_NESTING + 1) -> int:

@@ -42,7 +42,7 @@ class BatchEngine:
         speculate: bool = True,
     ) -> None:
         self._runner = runner
-        self._speculate = speculate
+        self._speculate = speculate and runner.partial_kv  # wrong guesses must be forgotten again
         self._max_waiting = max_waiting
         self._strip_leading_space = strip_leading_space
         self._slots = [Slot(i) for i in range(runner.n_slots)]
@@ -157,12 +157,17 @@ class BatchEngine:
         postponed: deque[Sequence] = deque()
         while self._waiting and any(slot.owner is None for slot in self._slots):
             seq = self._waiting.popleft()
-            placement = place(self._slots, seq.tokens)
+            placement = place(self._slots, seq.tokens) if self._runner.partial_kv else self._any_slot()
             if placement is None:
                 postponed.append(seq)
             else:
                 self._start(seq, placement)
         self._waiting.extendleft(reversed(postponed))
+
+    def _any_slot(self) -> Placement:
+        """A free slot, for models whose cells cannot be shared; there is one when this is called."""
+        slot = next(slot for slot in self._slots if slot.owner is None)
+        return Placement(slot, slot, 0)
 
     def _start(self, seq: Sequence, placement: Placement) -> None:
         target, length = placement.target, placement.length

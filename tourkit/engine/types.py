@@ -43,7 +43,8 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What the text must be: `kind` is json_schema, json_object; `source` the schema as JSON text."""
+    """What the text must be. `source` is the JSON text of the schema (kinds json_schema, json_object) or of the list
+    of strings (choice), or the regex or grammar itself (kinds regex, grammar)."""
 
     kind: str
     source: str
@@ -59,13 +60,24 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`n` sequences from one prompt: either chat `messages` or a plain `prompt`, never both."""
+    """`n` sequences from one prompt: either chat `messages` or a plain `prompt`, never both.
+
+    `tight`: prefer a grammar that allows less than the schema over one that allows more; for second attempts.
+    """
 
     messages: tuple[dict[str, str], ...] | None = None
     prompt: str | None = None
     params: SamplingParams = SamplingParams()
     n: int = 1
     constraint: Constraint | None = None
+    tight: bool = False
+
+    @property
+    def schema(self) -> dict[str, Any] | None:
+        """The JSON Schema the answer must meet, if it is held to one."""
+        if self.constraint is None or self.constraint.kind != "json_schema":
+            return None
+        return dict(json.loads(self.constraint.source))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +108,23 @@ Emit = Callable[[Delta], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Enforced:
+    """How far the grammar follows the constraint: `level` is "none", "strict" or "relaxed".
+
+    `dropped` are JSON pointers to what of the schema the grammar does not enforce.
+    """
+
+    level: str = "none"
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Submission:
     """What `submit` hands back: the key to abort with, and the size of the prompt in tokens."""
 
     id: int
     n_prompt: int
+    constraint: Enforced = Enforced()
 
 
 @dataclass(frozen=True, slots=True)

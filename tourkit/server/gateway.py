@@ -292,7 +292,7 @@ async def _hang_up(receive: Receive) -> None:
 
 def _start(answer: aiohttp.ClientResponse, launch: Launch) -> dict[str, Any]:
     headers = [(b"x-tourkit-model", f"{launch.model} {launch.quant} {launch.stack}".encode())]
-    for name in ("content-type", "content-length", "retry-after", "cache-control"):
+    for name in ("content-type", "content-length", "retry-after", "cache-control", "x-tourkit-constraint"):
         if name in answer.headers:
             headers.append((name.encode(), answer.headers[name].encode()))
     return {"type": "http.response.start", "status": answer.status, "headers": headers}

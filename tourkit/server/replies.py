@@ -59,6 +59,10 @@ class ChatReply:
         """The chunk that stream_options.include_usage asks for."""
         return self._chunk([]) | {"usage": usage}
 
+    def remark(self, about: dict[str, Any]) -> dict[str, Any]:
+        """A chunk without text, about the answer as a whole."""
+        return self._chunk([]) | {"tourkit": about}
+
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self._head("chat.completion.chunk") | {"choices": choices}
 
@@ -92,6 +96,9 @@ class TextReply:
 
     def closing(self, usage: dict[str, int]) -> dict[str, Any]:
         return self._body([]) | {"usage": usage}
+
+    def remark(self, about: dict[str, Any]) -> dict[str, Any]:
+        return self._body([]) | {"tourkit": about}
 
     def _choice(self, index: int, text: str, finish: Finish | None) -> dict[str, Any]:
         return {"index": index, "text": text, "logprobs": None, "finish_reason": finish.value if finish else None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from tourkit.errors import RequestError
 _COMMON = [
     *("model", "stream", "stream_options", "n", "seed", "stop", "max_tokens", "max_completion_tokens"),
     *("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "logit_bias"),
-    *("response_format", "user"),
+    *("response_format", "regex", "grammar", "choice", "user"),
 ]
 # OpenAI fields that clients send with a value that asks for nothing: accepted with that value only.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -86,7 +87,7 @@ def _generate(model: str, body: dict[str, Any], request: Request) -> Generate:
     n = _integer(body, "n", 1, _MAX_N) or 1
     return Generate(
         model=model,
-        request=replace(request, n=n, constraint=_constraint(body.get("response_format"))),
+        request=replace(request, n=n, constraint=_one_constraint(body)),
         stream=stream,
         include_usage=_include_usage(body.get("stream_options"), stream),
     )
@@ -207,6 +208,30 @@ def _stop(value: Any) -> tuple[str, ...]:
     if len(stops) > _MAX_STOPS:
         raise RequestError(f"stop has {len(stops)} strings: give at most {_MAX_STOPS}", param="stop")
     return tuple(stops)
+
+
+def _one_constraint(body: dict[str, Any]) -> Constraint | None:
+    """What the text must be: by response_format, or by one of the extras regex, grammar and choice."""
+    found = [_constraint(body.get("response_format")), *(_extra(body, key) for key in ("regex", "grammar", "choice"))]
+    given = [constraint for constraint in found if constraint is not None]
+    if len(given) > 1:
+        raise RequestError(
+            "response_format, regex, grammar and choice exclude one another: give one", param="response_format"
+        )
+    return given[0] if given else None
+
+
+def _extra(body: dict[str, Any], key: str) -> Constraint | None:
+    value = body.get(key)
+    if value is None:
+        return None
+    if key == "choice":
+        if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
+            raise RequestError("choice must be a list of strings that are not empty", param=key)
+        return Constraint(key, json.dumps(value, ensure_ascii=False))
+    if not isinstance(value, str) or not value:
+        raise RequestError(f"{key} must be a string that is not empty", param=key)
+    return Constraint(key, value)
 
 
 def _constraint(value: Any) -> Constraint | None:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from tourkit.engine.types import Delta, Finish, TokenLogprob
-from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError
-from tourkit.server.replies import ChatReply, Choice, TextReply, error_body, usage
+from tourkit.errors import RequestError, TourkitError
+from tourkit.server.generation import Generation, complete, stream
+from tourkit.server.replies import ChatReply, TextReply
 from tourkit.server.respond import error_response, json_response
 from tourkit.server.wire import Generate, parse_chat, parse_completion, parse_detokenize, parse_tokenize
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 SECRET_HEADER = "x-tourkit-secret"
 _GRACE_SECONDS = 3  # for answers under way when the server is told to stop
-_HUNG_UP = 499  # what nginx logs for a client that went away; nobody reads it
+_EVENTS = "text/event-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,119 +110,16 @@ class ModelServer:
             raise RequestError(f"the body is not JSON: {exc}", code="invalid_json") from exc
 
     async def _generate(self, asked: Generate, reply: ChatReply | TextReply, request: HttpRequest) -> Response:
-        generation = await Generation.start(self._engine, asked)
-        if asked.stream:
-            events = _stream(generation, reply, asked, request)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-        return await _complete(generation, reply, asked, request)
+        if not asked.stream:
+            return await complete(self._engine, asked, reply, request)
+        generation = await Generation.start(self._engine, asked.request)
+        headers = {"cache-control": "no-cache", "x-tourkit-constraint": generation.constraint.level}
+        return StreamingResponse(stream(generation, reply, asked, request), media_type=_EVENTS, headers=headers)
 
 
 async def _answer_error(request: HttpRequest, exc: Exception) -> Response:
     assert isinstance(exc, TourkitError)
     return error_response(exc)
-
-
-class Generation:
-    """One submission seen from the event loop: its deltas in order, and an abort when nobody wants them."""
-
-    def __init__(self, engine: Engine, n: int) -> None:
-        self._engine = engine
-        self._left = n
-        self._submission: int | None = None
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Delta | None] = asyncio.Queue()
-        self.n_prompt = 0
-        self.n_completion = 0
-
-    @staticmethod
-    async def start(engine: Engine, asked: Generate) -> Generation:
-        generation = Generation(engine, asked.request.n)
-        submission = await asyncio.to_thread(engine.submit, asked.request, generation._emit)
-        generation._submission, generation.n_prompt = submission.id, submission.n_prompt
-        return generation
-
-    def _emit(self, delta: Delta) -> None:
-        """Called from the engine thread, which must not fail because the loop is gone."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, delta)
-
-    async def deltas(self, request: HttpRequest) -> AsyncIterator[Delta]:
-        """Deltas until every sequence has ended. Ends early, and frees the slots, when the client hangs up."""
-        watcher = asyncio.create_task(self._watch(request))
-        try:
-            while self._left:
-                delta = await self._queue.get()
-                if delta is None:
-                    return
-                self.n_completion += delta.n_tokens
-                self._left -= delta.finish is not None
-                yield delta
-        finally:
-            watcher.cancel()
-            if self._left and self._submission is not None:
-                self._engine.abort(self._submission)
-
-    async def _watch(self, request: HttpRequest) -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        self._queue.put_nowait(None)
-
-    @property
-    def complete(self) -> bool:
-        return self._left == 0
-
-    def usage(self) -> dict[str, int]:
-        return usage(self.n_prompt, self.n_completion)
-
-
-async def _complete(
-    generation: Generation, reply: ChatReply | TextReply, asked: Generate, request: HttpRequest
-) -> Response:
-    n = asked.request.n
-    texts, finishes = [""] * n, [Finish.STOP] * n
-    logprobs: list[tuple[TokenLogprob, ...]] = [()] * n
-    async for delta in generation.deltas(request):
-        texts[delta.index] += delta.text
-        logprobs[delta.index] += delta.logprobs
-        if delta.finish:
-            failure = _sequence_failure(delta)
-            if failure:
-                return error_response(failure)
-            finishes[delta.index] = delta.finish
-    if not generation.complete:
-        return Response(status_code=_HUNG_UP)
-    choices = map(Choice, texts, finishes, logprobs)
-    return json_response(200, reply.completion(choices, generation.usage()))
-
-
-async def _stream(
-    generation: Generation, reply: ChatReply | TextReply, asked: Generate, request: HttpRequest
-) -> AsyncIterator[bytes]:
-    opening = reply.opening(asked.request.n)
-    if opening is not None:
-        yield _event(opening)
-    async for delta in generation.deltas(request):
-        failure = _sequence_failure(delta)
-        if failure:
-            yield _event(error_body(failure)[1])
-            return
-        yield _event(reply.chunk(delta))
-    if generation.complete:
-        if asked.include_usage:
-            yield _event(reply.closing(generation.usage()))
-        yield b"data: [DONE]\n\n"
-
-
-def _sequence_failure(delta: Delta) -> TourkitError | None:
-    if delta.finish is Finish.ERROR:
-        return EngineError(delta.error or "generation failed")
-    if delta.finish is Finish.ABORT:
-        return EngineDead("the server is shutting down")
-    return None
-
-
-def _event(body: dict[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(body) + b"\n\n"
 
 
 # --- the process --------------------------------------------------------------------------------------------------

@@ -1,0 +1,212 @@
+"""How much of real-world JSON Schemas the grammars hold to: compiled per rung of the ladder, time, soundness, validity.
+
+Needs no model server: the vocabulary is the tiny random model's, the logits are seeded noise.
+Run: python bench/jsonschemabench.py [--limit N] [--path FILE.jsonl.gz]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tourkit.backends.llama_cpp import LlamaRunner
+from tourkit.engine.constraint import GrammarCompiler, Matcher
+from tourkit.engine.repair import repair, validate
+from tourkit.engine.types import Constraint
+from tourkit.errors import EngineError, RequestError
+from tourkit.tiny import write_random_gguf
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "jsonschemabench-dev.jsonl.gz"
+BUDGET = 160  # tokens drawn at random before the close-out begins, at most
+CLOSING = 4000  # tokens of close-out before it counts as lost
+
+
+@dataclass
+class Tally:
+    """What was counted over all schemas."""
+
+    levels: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    compile_ms: list[float] = field(default_factory=list)
+    instances: Counter[tuple[str, bool, bool]] = field(default_factory=Counter)  # level, labelled valid, accepted
+    documents: Counter[tuple[str, str]] = field(default_factory=Counter)  # level, outcome
+    closed: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--limit", type=int, default=None, help="schemas, spread over the file")
+    parser.add_argument("--path", type=Path, default=DATA)
+    parser.add_argument("--walks", type=int, default=2, help="documents a schema")
+    parser.add_argument("--verbose", action="store_true", help="name what went wrong")
+    options = parser.parse_args()
+    if not options.path.exists():
+        print(f"skipped: there is no {options.path.name}; give the file with --path", file=sys.stderr)
+        return
+    with gzip.open(options.path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    if options.limit:
+        rows = rows[:: max(1, len(rows) // options.limit)][: options.limit]
+    with tempfile.TemporaryDirectory() as folder:
+        gguf = Path(folder) / "tiny.gguf"
+        write_random_gguf(gguf)
+        runner = LlamaRunner(gguf, slots=1, max_len=64)
+        try:
+            tally = measure(rows, runner, options.walks)
+        finally:
+            runner.close()
+    report(tally, len(rows), options.verbose)
+
+
+def measure(rows: list[dict[str, Any]], runner: LlamaRunner, walks: int) -> Tally:
+    tally = Tally()
+    compiler = GrammarCompiler(
+        runner.grammar_tokenizer(), runner.n_vocab, runner.eog, runner.piece, lambda text: len(tokens_of(runner, text))
+    )
+    for number, row in enumerate(rows):
+        constraint = Constraint("json_schema", json.dumps(row["schema"]))
+        started = time.perf_counter()
+        try:
+            matcher = compiler.matcher(constraint)
+        except RequestError as exc:
+            tally.refused[f"{row['id']}: {exc}"] += 1
+            continue
+        finally:
+            tally.compile_ms.append((time.perf_counter() - started) * 1000)
+        tally.levels[matcher.level] += 1
+        tally.dropped.update(pointer.rpartition("/")[2] for pointer in matcher.dropped)
+        for test in row["tests"]:
+            label(tally, row, test, compiler.matcher(constraint), runner)
+        for walk in range(walks):
+            seed = number * walks + walk
+            outcome = generate(tally, row, compiler.matcher(constraint), runner, seed)
+            if outcome == "invalid":  # as the server does: once more, by a tighter grammar where there is one
+                again = generate(tally, row, compiler.matcher(constraint, tight=True), runner, seed + 1_000_000)
+                outcome = "valid after a retry" if again.startswith("valid") else "invalid after a retry"
+            tally.documents[matcher.level, outcome] += 1
+    return tally
+
+
+def tokens_of(runner: LlamaRunner, text: str) -> list[int]:
+    return list(runner.tokenize(text, add_special=False, parse_special=False))
+
+
+def label(tally: Tally, row: dict[str, Any], test: dict[str, Any], matcher: Matcher, runner: LlamaRunner) -> None:
+    """Does the grammar take a labelled document?"""
+    accepted = True
+    for token in tokens_of(runner, json.dumps(test["data"], ensure_ascii=False)):
+        if not matcher.allows(token):
+            accepted = False
+            break
+        matcher.accept([token])
+    accepted = accepted and (matcher.done or any(matcher.allows(token) for token in runner.eog))
+    tally.instances[matcher.level, test["valid"], accepted] += 1
+    if accepted and not test["valid"]:
+        tally.notes.append(f"{row['id']}: invalid accepted at {matcher.level}: {json.dumps(test['data'])[:150]}")
+
+
+def generate(tally: Tally, row: dict[str, Any], matcher: Matcher, runner: LlamaRunner, seed: int) -> str:
+    """A document of noise cut off at random and closed out; then what jsonschema says about it."""
+    rng = np.random.default_rng(seed)
+    level = matcher.level
+    try:
+        tokens = walked(matcher, runner, rng, random.Random(seed).randrange(BUDGET))
+        drawn = len(tokens)
+        cut_off = not matcher.done
+        close(matcher, runner, rng, tokens)
+    except EngineError as exc:
+        tally.notes.append(f"{row['id']}: {str(exc)[:150]}")
+        return "grammar failed"
+    if cut_off:
+        within = len(tokens) - drawn <= matcher.reserve
+        tally.closed["within the reserve" if within else "later"] += 1
+        if not within:
+            tally.notes.append(f"{row['id']}: closed in {len(tokens) - drawn} tokens, reserve {matcher.reserve}")
+    return checked(tally, row, level, b"".join(runner.piece(token) for token in tokens))
+
+
+def walked(matcher: Matcher, runner: LlamaRunner, rng: np.random.Generator, n: int) -> list[int]:
+    """Up to `n` tokens of noise that likes quotes: without them every document is one long string."""
+    liked = np.zeros(runner.n_vocab, dtype=np.float32)
+    liked[[token for token in range(runner.n_vocab) if runner.piece(token) in (b'"', b",", b"]", b"}", b", ")]] = 4
+    tokens: list[int] = []
+    while len(tokens) < n and not matcher.done:
+        logits = rng.gumbel(size=runner.n_vocab).astype(np.float32) + liked
+        matcher.mask(logits)
+        token = int(logits.argmax())
+        if token in runner.eog:
+            break
+        matcher.accept([token])
+        forced = [] if matcher.done else matcher.forced()
+        matcher.accept(forced)
+        tokens += [token, *forced]
+    return tokens
+
+
+def close(matcher: Matcher, runner: LlamaRunner, rng: np.random.Generator, tokens: list[int]) -> None:
+    end = len(tokens) + CLOSING
+    while not matcher.done and len(tokens) < end:
+        token = matcher.closing_token(rng.gumbel(size=runner.n_vocab).astype(np.float32))
+        if token in runner.eog:
+            return
+        matcher.accept([token])
+        forced = [] if matcher.done else matcher.forced()
+        matcher.accept(forced)
+        tokens += [token, *forced]
+
+
+def checked(tally: Tally, row: dict[str, Any], level: str, text: bytes) -> str:
+    try:
+        data = json.loads(text)
+    except ValueError:
+        tally.notes.append(f"{row['id']}: not JSON at {level}: {text[:80]!r} … {text[-80:]!r}")
+        return "not JSON"
+    errors = validate(row["schema"], data)
+    if not errors:
+        return "valid"
+    mended, _done = repair(row["schema"], data)
+    if not validate(row["schema"], mended):
+        return "valid after repair"
+    tally.notes.append(f"{row['id']}: invalid at {level}: {errors[0][:200]}")
+    return "invalid"
+
+
+def report(tally: Tally, total: int, verbose: bool) -> None:
+    compiled = sum(tally.levels.values())
+    times = sorted(tally.compile_ms)
+    p50, p90, p99 = (times[int(len(times) * share)] for share in (0.5, 0.9, 0.99))
+    print(f"schemas {total}: compiled {compiled} ({compiled / total:.2%}), refused {total - compiled}")
+    print("  " + ", ".join(f"{level} {n}" for level, n in tally.levels.most_common()))
+    print(f"  dropped keywords: {', '.join(f'{key} {n}' for key, n in tally.dropped.most_common(8)) or 'none'}")
+    for reason, _n in tally.refused.most_common(10):
+        print(f"  refused {reason[:200]}")
+    print(f"compile ms: p50 {p50:.2f}, p90 {p90:.2f}, p99 {p99:.1f}, most {times[-1]:.0f}")
+    for level in tally.levels:
+        n = tally.instances
+        invalid = n[level, False, True] + n[level, False, False]
+        valid = n[level, True, True] + n[level, True, False]
+        print(f"instances at {level}: invalid accepted {n[level, False, True]}/{invalid},", end=" ")
+        print(f"valid rejected {n[level, True, False]}/{valid}")
+    for (level, outcome), count in sorted(tally.documents.items()):
+        print(f"documents at {level}: {outcome} {count}")
+    cut = sum(tally.closed.values())
+    print(f"cut off {cut}: closed within the reserve {tally.closed['within the reserve'] / max(cut, 1):.1%}")
+    for note in tally.notes if verbose else tally.notes[:10]:
+        print(f"  {note}")
+
+
+if __name__ == "__main__":
+    main()

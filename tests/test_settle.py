@@ -1,0 +1,168 @@
+"""Structured answers: checked, mended by rule, asked for once more, or handed over as what they are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from starlette.requests import Request as HttpRequest
+
+from tourkit.engine.types import (
+    Constraint,
+    Delta,
+    Emit,
+    Enforced,
+    EngineInfo,
+    EngineStats,
+    Finish,
+    Request,
+    Submission,
+)
+from tourkit.server.generation import complete
+from tourkit.server.replies import ChatReply, Choice
+from tourkit.server.settle import ask_again, settle
+from tourkit.server.wire import Generate
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "maximum": 10}, "tags": {"type": "array", "uniqueItems": True}},
+    "required": ["n"],
+    "not": {"required": ["forbidden"]},
+}
+
+
+def choice(text: str, finish: Finish = Finish.STOP) -> Choice:
+    return Choice(text, finish, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "valid", "repaired", "says"),
+    [
+        ('{"n": 3}', Finish.STOP, True, False, ""),
+        ('{"n": 3, "tags": ["a", "a"]}', Finish.STOP, True, True, ""),
+        ('{"n": 99}', Finish.STOP, True, True, ""),
+        ('{"n": 3, "forbidden": 1}', Finish.STOP, False, False, "not"),
+        ("{}", Finish.STOP, False, False, "n"),
+        ('{"n": ', Finish.LENGTH, False, False, "max_tokens"),
+        ("hello", Finish.STOP, False, False, "not JSON"),
+    ],
+)
+def test_settle(text: str, finish: Finish, valid: bool, repaired: bool, says: str) -> None:
+    outcome = settle(SCHEMA, choice(text, finish))
+
+    assert (outcome.valid, bool(outcome.repaired)) == (valid, repaired)
+    assert says in " ".join(outcome.errors)
+
+
+def test_without_mending_the_text_is_left_as_it_was_streamed() -> None:
+    outcome = settle(SCHEMA, choice('{"n": 99}'), mend=False)
+
+    assert (outcome.text, outcome.valid) == ('{"n": 99}', False)
+
+
+def test_what_was_cut_off_is_not_worth_asking_again() -> None:
+    assert not settle(SCHEMA, choice('{"n": ', Finish.LENGTH)).worth_asking_again
+    assert settle(SCHEMA, choice("{}")).worth_asking_again
+
+
+def test_asking_again_shows_the_answer_and_what_is_wrong_with_it() -> None:
+    request = Request(messages=({"role": "user", "content": "Q"},), n=4)
+
+    again = ask_again(request, "{}", settle(SCHEMA, choice("{}")))
+
+    assert (again.n, again.tight) == (1, True)
+    assert [turn["role"] for turn in again.messages or ()] == ["user", "assistant", "user"]
+    assert "n" in (again.messages or ())[2]["content"]
+
+
+class Canned:
+    """An Engine that answers from a list of texts, and remembers what it was asked."""
+
+    info = EngineInfo("canned", 100, 1, 10)
+
+    def __init__(self, *texts: str) -> None:
+        self._texts = list(texts)
+        self.asked: list[Request] = []
+
+    def submit(self, request: Request, emit: Emit) -> Submission:
+        self.asked.append(request)
+        for index in range(request.n):
+            emit(Delta(index, self._texts.pop(0), 5, Finish.STOP))
+        return Submission(len(self.asked), 7, Enforced("relaxed", ("/not",)))
+
+    def abort(self, submission_id: int) -> None: ...
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        return []
+
+    def detokenize(self, tokens: list[int]) -> str:
+        return ""
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
+
+    def close(self) -> None: ...
+
+
+def answer_of(engine: Canned, n: int = 1, **kind: Any) -> dict[str, Any]:
+    """What `complete` replies with."""
+
+    async def never() -> Any:
+        await asyncio.Event().wait()
+
+    request = Request(n=n, constraint=Constraint.json_schema(SCHEMA), **kind)
+    asked = Generate(model="tool", request=request, stream=False, include_usage=False)
+    http = HttpRequest({"type": "http", "headers": []}, receive=never)
+    response = asyncio.run(complete(engine, asked, ChatReply("id", 0, "tool"), http))
+    assert response.headers["x-tourkit-constraint"] == "relaxed"
+    return dict(json.loads(response.body))
+
+
+CHAT: dict[str, Any] = {"messages": ({"role": "user", "content": "Q"},)}
+
+
+def test_an_answer_that_breaks_the_schema_is_asked_for_once_more_and_the_better_one_given() -> None:
+    engine = Canned('{"n": 1, "forbidden": 1}', '{"n": 2}')
+
+    answer = answer_of(engine, **CHAT)
+
+    assert answer["choices"][0]["message"]["content"] == '{"n": 2}'
+    assert answer["tourkit"] == {
+        "constraint": "relaxed",
+        "dropped": ["/not"],
+        "choices": [{"index": 0, "valid": True, "repaired": [], "retried": True, "errors": []}],
+    }
+    assert answer["usage"] == {"prompt_tokens": 14, "completion_tokens": 10, "total_tokens": 24}
+
+
+def test_an_answer_that_stays_wrong_is_never_called_valid() -> None:
+    engine = Canned('{"n": 1, "forbidden": 1}', '{"n": 2, "forbidden": 2}')
+
+    answer = answer_of(engine, **CHAT)
+    outcome = answer["tourkit"]["choices"][0]
+
+    assert len(engine.asked) == 2
+    assert (outcome["valid"], outcome["retried"]) == (False, True)
+    assert outcome["errors"]
+    assert answer["choices"][0]["message"]["content"] == '{"n": 1, "forbidden": 1}'
+
+
+def test_only_the_samples_that_are_wrong_are_asked_for_again() -> None:
+    engine = Canned('{"n": 1}', "{}", '{"n": 99}', '{"n": 7}')
+
+    answer = answer_of(engine, n=3, **CHAT)
+
+    assert [json.loads(each["message"]["content"])["n"] for each in answer["choices"]] == [1, 7, 10]
+    assert [each["retried"] for each in answer["tourkit"]["choices"]] == [False, True, False]
+    assert len(engine.asked) == 2
+
+
+def test_a_plain_prompt_is_not_asked_again_because_there_is_no_conversation_to_go_on_with() -> None:
+    engine = Canned("{}")
+
+    answer = answer_of(engine, prompt="Q")
+
+    assert len(engine.asked) == 1
+    assert answer["tourkit"]["choices"][0]["valid"] is False

@@ -1,0 +1,163 @@
+"""Which token leads to the end of a document fastest: the order tried when the tokens run out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+_FAR = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ClosingRanks:
+    """How well each token of a vocabulary leads to the end of a JSON document, lowest best.
+
+    A bracket ends an array outside a string but only adds to it inside one, so there are two orders. `letters` are the
+    tokens of one printable ASCII character, `ends` those that end a string or the whole text.
+    """
+
+    outside: np.ndarray
+    inside: np.ndarray
+    pieces: tuple[bytes, ...]
+    letters: np.ndarray
+    ends: np.ndarray
+    eog: np.ndarray
+
+    @staticmethod
+    def of(pieces: list[bytes], eog: frozenset[int]) -> ClosingRanks:
+        import numpy as np
+
+        outside = np.array([_rank(piece, b"]}", b'"') for piece in pieces], dtype=np.int16)
+        inside = np.array([_rank(piece, b'"', b"") for piece in pieces], dtype=np.int16)
+        for ranks in (outside, inside):
+            ranks[sorted(eog)] = 0
+        letters = [token for token, piece in enumerate(pieces) if len(piece) == 1 and 32 <= piece[0] < 127]
+        return ClosingRanks(
+            outside,
+            inside,
+            tuple(pieces),
+            np.array([token for token in letters if pieces[token] != b"\\"], dtype=np.int64),
+            np.array([*sorted(eog), *(token for token in letters if pieces[token] == b'"')], dtype=np.int64),
+            np.array(sorted(eog), dtype=np.int64),
+        )
+
+    def letter(self, character: str) -> int:
+        """The token of one printable ASCII character, -1 where there is none."""
+        found = [token for token in self.letters.tolist() if self.pieces[token] == character.encode()]
+        return found[0] if found else -1
+
+
+def _rank(piece: bytes, first: bytes, second: bytes) -> int:
+    """Rank of a token: one made of `first` alone, of `second` too, of separators, short values, then the rest."""
+    if not piece:
+        return _FAR
+    if piece.isspace():
+        return 900
+    if not piece.strip(first):
+        return 1
+    if not piece.strip(first + second):
+        return 2
+    if not piece.strip(b'"]},: '):
+        return 3
+    if piece.strip() == b"null":
+        return 4
+    if piece.isdigit() and piece[:1] != b"0":
+        return 5 + len(piece)
+    if piece[:1] in b"{[\\":
+        return 500
+    return 50 + min(len(piece), 100)
+
+
+class Closing:
+    """The way to the end of one text. Follows what is written to know whether it stands inside a JSON string."""
+
+    def __init__(self, ranks: ClosingRanks, *, json_text: bool, samples: tuple[str, ...] = ()) -> None:
+        self._ranks = ranks
+        self._samples = samples
+        self._ends = ranks.ends if json_text else ranks.eog
+        self._plan: list[int] = []  # tokens known to end the string, to be written one by one
+        self._json_text = json_text
+        self._in_string = not json_text
+        self._escaped = False
+        self._written: list[int] = []  # tokens not looked at yet
+        self._seen: set[int] = set()  # what was allowed in the states a string has been in
+
+    def follow(self, tokens: list[int]) -> None:
+        self._written += tokens
+
+    def choose(self, matcher: Any, allowed: np.ndarray, mask: Callable[[Any], np.ndarray], logits: np.ndarray) -> int:
+        """The allowed token that leads to the end fastest; the likeliest of those that are equal.
+
+        `allowed` has at least one token; `mask` gives what a matcher allows.
+        """
+        import numpy as np
+
+        self._catch_up()
+        if self._plan and allowed[self._plan[0]]:
+            return self._plan.pop(0)
+        self._plan = []
+        ranks = self._ranks.inside if self._in_string else self._ranks.outside
+        candidates = np.flatnonzero(allowed)
+        best = candidates[ranks[candidates] == ranks[candidates].min()]
+        if self._in_string and not allowed[self._ends].any():
+            letters = self._ranks.letters[allowed[self._ranks.letters]]
+            if letters.size > 1:
+                self._seen.add(hash(allowed.tobytes()))
+                best, ended = self._way_out(matcher, letters, mask)
+                if not ended and self._ended_by_sample(matcher, mask):
+                    return self._plan.pop(0)
+        return int(best[np.argmax(logits[best])])
+
+    def _ended_by_sample(self, matcher: Any, mask: Callable[[Any], np.ndarray]) -> bool:
+        """Plan to write a text, or the end of one, of which some pattern is known to ask, if that ends this string."""
+        for sample in self._samples:
+            tokens = [self._ranks.letter(character) for character in sample]
+            if any(token < 0 for token in tokens):
+                continue
+            for start in range(len(tokens)):
+                rest = tokens[start:]
+                if matcher.validate_tokens(rest) < len(rest):
+                    continue
+                ahead = matcher.deep_copy()
+                ahead.consume_tokens(rest)
+                if mask(ahead)[self._ends].any():
+                    self._plan = rest
+                    return True
+        return False
+
+    def _way_out(self, matcher: Any, letters: np.ndarray, mask: Callable[[Any], np.ndarray]) -> tuple[np.ndarray, bool]:
+        """The letters after which the string may end, and true; else those that lead to a new state, else all.
+
+        A pattern such as an address goes round in circles for most letters: only an @, then a dot, gets it further.
+        """
+        import numpy as np
+
+        ends, further = [], []
+        for letter in letters.tolist():
+            ahead = matcher.deep_copy()
+            ahead.consume_token(letter)
+            allowed = mask(ahead)
+            if allowed[self._ends].any():
+                ends.append(letter)
+            elif hash(allowed.tobytes()) not in self._seen:
+                further.append(letter)
+        return np.array(ends or further or letters.tolist(), dtype=np.int64), bool(ends)
+
+    def _catch_up(self) -> None:
+        """Read on to where the text stands now."""
+        if not self._json_text:
+            return
+        for byte in b"".join(self._ranks.pieces[token] for token in self._written):
+            if self._escaped:
+                self._escaped = False
+            elif self._in_string and byte == 0x5C:
+                self._escaped = True
+            elif byte == 0x22:
+                self._in_string = not self._in_string
+                self._seen.clear()
+        self._written.clear()

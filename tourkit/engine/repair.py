@@ -1,0 +1,312 @@
+"""A JSON value checked against its schema, and the cheap repairs that follow a rule. Invents no content.
+
+The generated text is checked here against the schema as the user wrote it, whatever the grammar enforced.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_MAX_ERRORS = 10
+_MAX_ROUNDS = 8
+_MAX_LINE = 300  # characters
+_FORMATS = ("date", "email", "idn-email", "ipv4", "ipv6", "regex", "uuid")  # those jsonschema checks by itself
+
+
+def validate(schema: Any, data: Any) -> list[str]:
+    """Why `data` does not meet `schema`, a line each with its JSON pointer; empty when it does. Fetches nothing."""
+    errors, problem = _errors(schema, data)
+    return [*([problem] if problem else []), *(_said(error) for error in errors)]
+
+
+def repair(schema: Any, data: Any) -> tuple[Any, list[str]]:
+    """`data` with what a rule can mend mended, and a line for each repair. The caller validates the result."""
+    holder = {"": json.loads(json.dumps(data))}
+    done: list[str] = []
+    for _ in range(_MAX_ROUNDS):
+        errors, _problem = _errors(schema, holder[""])
+        made = [line for error in errors for line in _mended(error, holder)]
+        done += made
+        if not made:
+            break
+    return holder[""], done
+
+
+def metaschema_error(schema: Any) -> str | None:
+    """Why `schema` is not a JSON Schema of its dialect, in one line; None when it is one."""
+    error = _misuse(_dialect(schema), schema)
+    return None if error is None else _said(error)
+
+
+def _misuse(dialect: Any, schema: Any) -> Any:
+    """The error that says best why this is no schema of the dialect, or None."""
+    from jsonschema.exceptions import best_match
+
+    try:
+        return best_match(_validator(json.dumps(dialect.META_SCHEMA)).iter_errors(schema))
+    except RecursionError:
+        return None  # too deep to look at: not known to be wrong
+
+
+def _dialect(schema: Any) -> Any:
+    """The validator class of `$schema`; without one, the newest dialect in which it is a schema at all."""
+    import jsonschema
+    from jsonschema.validators import validator_for
+
+    newest = jsonschema.Draft202012Validator
+    if isinstance(schema, dict) and "$schema" in schema:
+        return validator_for(schema, default=newest)
+    for dialect in (newest, jsonschema.Draft7Validator, jsonschema.Draft4Validator):
+        if _misuse(dialect, schema) is None:
+            return dialect
+    return newest
+
+
+@functools.lru_cache(maxsize=256)
+def _validator(source: str) -> Any:
+    """A validator for a schema as JSON text. Never fetches a reference; skips patterns Python cannot read."""
+    from jsonschema import FormatChecker
+    from jsonschema.validators import extend, validator_for
+    from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
+
+    schema = json.loads(source)
+    dialect = validator_for(schema) if _is_metaschema(schema) else _dialect(schema)
+    rules = {key: _if_readable(rule) for key, rule in dialect.VALIDATORS.items() if key == "pattern"}
+    made: Any = extend(dialect, rules)  # type: ignore[no-untyped-call]
+    # A schema may hold patterns Python cannot read: those of its dialect are not held against it.
+    formats = None if _is_metaschema(schema) else FormatChecker(_FORMATS)
+    return made(schema, registry=REGISTRY, format_checker=formats)
+
+
+def _is_metaschema(schema: Any) -> bool:
+    name = schema.get("$id", schema.get("id", "")) if isinstance(schema, dict) else ""
+    return isinstance(name, str) and "json-schema.org/" in name
+
+
+def readable(pattern: str) -> bool:
+    """Can Python read this pattern?"""
+    return _readable(pattern) is not None
+
+
+def _if_readable(rule: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    def checked(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
+        return iter(()) if _readable(pattern) is None else rule(validator, pattern, instance, schema)
+
+    return checked
+
+
+@functools.lru_cache(maxsize=1024)
+def _readable(pattern: str) -> re.Pattern[str] | None:
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError):
+        return None
+
+
+def _errors(schema: Any, data: Any) -> tuple[list[Any], str | None]:
+    """The first errors, and why the check itself failed, if it did."""
+    from jsonschema.exceptions import UnknownType
+    from referencing.exceptions import Unresolvable
+
+    found: list[Any] = []
+    try:
+        for error in _validator(json.dumps(schema)).iter_errors(data):
+            found.append(error)
+            if len(found) == _MAX_ERRORS:
+                break
+    except (Unresolvable, RecursionError) as exc:
+        return found, f": the schema cannot be checked: {_line(str(exc) or type(exc).__name__)}"
+    except (UnknownType, re.error, TypeError, AttributeError, ValueError) as exc:
+        return found, f": the schema is not one that can be checked: {_line(str(exc))}"
+    return found, None
+
+
+def _said(error: Any) -> str:
+    return _line(f"{_pointer(error.absolute_path)}: {error.message}")
+
+
+def _line(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _MAX_LINE else text[: _MAX_LINE - 1] + "…"
+
+
+def _pointer(path: Any) -> str:
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
+
+
+# --- repairs --------------------------------------------------------------------------------------------------------
+
+_UNMENDED = object()
+
+
+def _mended(error: Any, holder: dict[str, Any]) -> list[str]:
+    """Mend one error in place. `holder` has the document under its only key."""
+    if error.validator in ("anyOf", "oneOf"):
+        return _mended_by_option(error, holder)
+    rule = _RULES.get(error.validator)
+    if rule is None:
+        return []
+    steps = ["", *error.absolute_path]
+    place: Any = holder
+    for step in steps[:-1]:
+        place = place[step]
+    value = rule(place[steps[-1]], error.validator_value, error.schema)
+    if value is _UNMENDED or _same(value, place[steps[-1]]):
+        return []
+    place[steps[-1]] = value
+    return [f"{_pointer(error.absolute_path)}: {_DONE[error.validator]}"]
+
+
+def _mended_by_option(error: Any, holder: dict[str, Any]) -> list[str]:
+    """Mend what the option with the fewest errors asks for, if all of it can be mended."""
+    options: dict[Any, list[Any]] = {}
+    for part in error.context:
+        options.setdefault(part.schema_path[0], []).append(part)
+    for parts in sorted(options.values(), key=len):
+        trial = json.loads(json.dumps(holder))
+        lines = [_mended(part, trial) for part in parts]
+        if lines and all(lines):
+            holder.update(trial)
+            return [line for group in lines for line in group]
+    return []
+
+
+def _same(one: Any, two: Any) -> bool:
+    return type(one) is type(two) and bool(one == two)
+
+
+def _coerced(value: Any, wanted: Any, _schema: Any) -> Any:
+    for kind in wanted if isinstance(wanted, list) else [wanted]:
+        made = _as_type(value, kind)
+        if made is not _UNMENDED:
+            return made
+    return _UNMENDED
+
+
+def _as_type(value: Any, kind: str) -> Any:
+    if kind in ("integer", "number") and isinstance(value, str):
+        return _number(value.strip(), kind)
+    if kind == "integer" and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if kind == "string" and isinstance(value, int | float):
+        return json.dumps(value)
+    if kind == "boolean" and isinstance(value, str):
+        return {"true": True, "false": False}.get(value.strip().lower(), _UNMENDED)
+    if kind == "null" and value == "null":
+        return None
+    return _UNMENDED
+
+
+def _number(text: str, kind: str) -> Any:
+    if re.fullmatch(r"-?[0-9]{1,300}", text):
+        return int(text)
+    if kind == "number" and re.fullmatch(r"-?[0-9]{1,300}\.[0-9]{1,300}", text):
+        return float(text)
+    return _UNMENDED
+
+
+def _unique(value: list[Any], _wanted: Any, _schema: Any) -> list[Any]:
+    kept: dict[str, Any] = {}
+    for item in value:
+        kept.setdefault(json.dumps(_canonical(item), sort_keys=True), item)
+    return list(kept.values())
+
+
+def _canonical(value: Any) -> Any:
+    """1 and 1.0 are one value to a schema."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    return {key: _canonical(part) for key, part in value.items()} if isinstance(value, dict) else value
+
+
+def _without_unknown(value: dict[str, Any], wanted: Any, schema: dict[str, Any]) -> Any:
+    if wanted is not False:
+        return _UNMENDED
+    named = schema.get("properties", {})
+    patterns = [_readable(pattern) for pattern in schema.get("patternProperties", {})]
+    return {
+        key: part
+        for key, part in value.items()
+        if key in named or any(pattern and pattern.search(key) for pattern in patterns)
+    }
+
+
+def _limit(value: Any, limit: Any, schema: dict[str, Any]) -> Any:
+    strict = schema.get("exclusiveMinimum" if value < limit else "exclusiveMaximum") is True
+    if strict or (isinstance(value, int) and not float(limit).is_integer()):
+        return _UNMENDED
+    return int(limit) if isinstance(value, int) else limit
+
+
+def _next_whole(shift: int) -> Callable[[Any, Any, Any], Any]:
+    def moved(value: Any, limit: Any, _schema: Any) -> Any:
+        return math.floor(limit) + shift if isinstance(value, int) and float(limit).is_integer() else _UNMENDED
+
+    return moved
+
+
+def _multiple(value: Any, step: Any, _schema: Any) -> Any:
+    made = round(value / step) * step if step > 0 else value
+    return float(f"{made:.12g}") if isinstance(made, float) else made
+
+
+def _cut(value: Any, limit: int, _schema: Any) -> Any:
+    return value[: int(limit)]
+
+
+def _with_fixed(value: dict[str, Any], wanted: Any, schema: dict[str, Any]) -> Any:
+    """Required keys that can have one value only get it."""
+    if not isinstance(wanted, list):
+        return _UNMENDED
+    made = dict(value)
+    for key in wanted:
+        part = schema.get("properties", {}).get(key)
+        values = [part["const"]] if isinstance(part, dict) and "const" in part else (part or {}).get("enum", [])
+        if key not in made and len(values) == 1:
+            made[key] = values[0]
+    return made
+
+
+def _nearest(value: Any, wanted: list[Any], _schema: Any) -> Any:
+    """The allowed value that differs in case or outer space only."""
+    if not isinstance(value, str):
+        return _UNMENDED
+    near = [item for item in wanted if isinstance(item, str) and item.strip().casefold() == value.strip().casefold()]
+    return near[0] if len(near) == 1 else _UNMENDED
+
+
+_RULES: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "type": _coerced,
+    "uniqueItems": _unique,
+    "additionalProperties": _without_unknown,
+    "minimum": _limit,
+    "maximum": _limit,
+    "exclusiveMinimum": _next_whole(1),
+    "exclusiveMaximum": _next_whole(-1),
+    "multipleOf": _multiple,
+    "maxLength": _cut,
+    "maxItems": _cut,
+    "required": _with_fixed,
+    "enum": _nearest,
+}
+_DONE = {
+    "type": "converted to the type asked for",
+    "uniqueItems": "repeated items left out",
+    "additionalProperties": "unknown keys left out",
+    "minimum": "raised to the minimum",
+    "maximum": "lowered to the maximum",
+    "exclusiveMinimum": "raised above the exclusive minimum",
+    "exclusiveMaximum": "lowered below the exclusive maximum",
+    "multipleOf": "rounded to a multiple",
+    "maxLength": "cut to the longest length",
+    "maxItems": "cut to the most items",
+    "required": "the only possible value added",
+    "enum": "spelled as in the list",
+}

@@ -1,0 +1,67 @@
+"""Structured answers against their schema: checked always, mended where a rule does it, else asked for once more.
+
+The grammar that generation followed may have been relaxed, and schemas say things no grammar can: only the check
+against the schema as it was sent makes an answer valid.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tourkit.engine.repair import repair, validate
+from tourkit.engine.types import Finish, Request
+from tourkit.server.replies import Choice
+
+_MOST_ERRORS = 5  # told to the caller, and to the model when it is asked again
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of one answer. `repaired` and `errors` are lines for people."""
+
+    text: str
+    valid: bool
+    repaired: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    retried: bool = False
+    cut_off: bool = False
+
+    @property
+    def worth_asking_again(self) -> bool:
+        return not self.valid and not self.cut_off
+
+    def shown(self) -> dict[str, Any]:
+        return {
+            "valid": self.valid,
+            "repaired": list(self.repaired),
+            "retried": self.retried,
+            "errors": list(self.errors),
+        }
+
+
+def settle(schema: dict[str, Any], choice: Choice, *, mend: bool = True) -> Settled:
+    """Check an answer; `mend` it by rule when that makes it valid."""
+    text = choice.text
+    try:
+        data = json.loads(text)
+    except ValueError as exc:
+        cut_off = choice.finish is Finish.LENGTH
+        reason = "cut off by max_tokens: raise it" if cut_off else f"not JSON: {exc}"
+        return Settled(text, False, errors=(reason,), cut_off=cut_off)
+    errors = validate(schema, data)
+    if not errors:
+        return Settled(text, True)
+    if mend:
+        mended, repairs = repair(schema, data)
+        if repairs and not validate(schema, mended):
+            return Settled(json.dumps(mended, ensure_ascii=False), True, repaired=tuple(repairs))
+    return Settled(text, False, errors=tuple(errors[:_MOST_ERRORS]))
+
+
+def ask_again(request: Request, text: str, outcome: Settled) -> Request:
+    """The same request with the answer and what is wrong with it behind the conversation, for one sequence."""
+    complaint = "That answer breaks the schema: " + "; ".join(outcome.errors) + ". Answer again, with JSON only."
+    turns = ({"role": "assistant", "content": text}, {"role": "user", "content": complaint})
+    return replace(request, messages=(*(request.messages or ()), *turns), n=1, tight=True)
