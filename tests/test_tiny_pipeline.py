@@ -1,0 +1,67 @@
+"""The tiny model's own pipeline, end to end and badly (`--quick`), and what the shipped weights are said to be."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = ROOT / "weights" / "tiny"
+NEEDED = ("torch", "transformers", "tokenizers", "safetensors")
+FORMATS = ("gguf", "onnx", "safetensors")
+MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+
+shipped = pytest.mark.skipif(not WEIGHTS.is_dir(), reason="no weights/tiny in this checkout")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(MISSING), reason=f"make tiny-quick runs this: not installed here: {', '.join(MISSING)}")
+def test_seeds_become_weights_that_llama_cpp_and_transformers_load(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tools.tiny.make", "--quick", "--no-onnx", "--out", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    parity = json.loads((tmp_path / "parity.json").read_text(encoding="utf-8"))
+    assert parity["split_differently"] == 0
+    assert (tmp_path / "scores.json").is_file()
+
+
+@shipped
+def test_the_shipped_files_are_those_of_the_recipe() -> None:
+    recipe = json.loads((WEIGHTS / "recipe.json").read_text(encoding="utf-8"))
+    found = {
+        path.relative_to(WEIGHTS).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in FORMATS
+        for path in (WEIGHTS / folder).rglob("*")
+        if path.is_file()
+    }
+    assert found == recipe["files"]
+    listed = (WEIGHTS / "SHA256SUMS").read_text(encoding="utf-8")
+    assert listed == "".join(f"{digest}  {path}\n" for path, digest in sorted(found.items()))
+
+
+@shipped
+def test_the_recipe_says_what_it_takes_to_repeat_the_run() -> None:
+    recipe = json.loads((WEIGHTS / "recipe.json").read_text(encoding="utf-8"))
+    assert {"seed", "steps", "decay_from", "middle_from", "tokens", "torch", "transformers", "python"} <= recipe.keys()
+
+
+@shipped
+def test_no_file_is_over_25_mb_and_all_are_under_60() -> None:
+    sizes = [path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()]
+    assert max(sizes) < 25_000_000
+    assert sum(sizes) < 60_000_000
+
+
+@shipped
+def test_the_lock_names_the_shipped_files() -> None:
+    from tools.tiny.package import MANIFEST, locked
+    from tourkit import lock
+
+    assert lock.render(locked(WEIGHTS)) == lock.path_of(MANIFEST).read_bytes()

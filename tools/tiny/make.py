@@ -1,0 +1,66 @@
+"""The whole way from seeds to weights: `python -m tools.tiny.make --out DIR [--quick]`.
+
+--quick trains a smaller model for some steps on short prompts: it proves the pipeline, not the model.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "weights" / "tiny" / "recipe.json"
+QUICK = ["--steps", "12", "--width", "64", "--layers", "2", "--heads", "4", "--feed", "128"]
+
+
+def run(module: str, *arguments: str) -> None:
+    """One part of the pipeline as a process of its own. Raises CalledProcessError."""
+    command = [sys.executable, "-m", f"tools.tiny.{module}", *arguments]
+    print("$", " ".join(command[1:]), flush=True)
+    subprocess.run(command, check=True, cwd=ROOT)
+
+
+def training(recipe: dict[str, Any]) -> list[str]:
+    """The options of a recorded run, so that the same machine repeats it step by step."""
+    names = ("decay_from", "middle_from", "seed", "rate", "optimizer", "width", "layers", "heads", "feed", "workers")
+    options = [part for name in names for part in (f"--{name.replace('_', '-')}", str(recipe[name]))]
+    return ["--steps", str(recipe["planned_steps"]), "--stop", str(recipe["steps"]), *options]
+
+
+def train(out: Path, tokenizer: str, quick: bool) -> None:
+    """Both runs: the long one, and the one that goes on with whole prompts and more of the short answers."""
+    both = ["--tokenizer", tokenizer, "--out"]
+    first, last = str(out / "model1"), str(out / "model")
+    if quick:
+        run("train", *both, first, *QUICK)
+        run("train", *both, last, "--init", first, *QUICK)
+    elif RECIPE.is_file():
+        recipe = json.loads(RECIPE.read_text(encoding="utf-8"))
+        run("train", *both, first, *training(recipe["before"]))
+        run("train", *both, last, "--init", first, *training(recipe))
+    else:
+        run("train", *both, first, "--minutes", "50")
+        run("train", *both, last, "--init", first, "--minutes", "15", "--seed", "2")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "tiny")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--no-onnx", action="store_true")
+    args = parser.parse_args()
+    out = args.out.resolve()
+    tokenizer, model, weights = str(out / "tokenizer"), str(out / "model"), str(out / "weights")
+    onnx = ["--no-onnx"] if args.no_onnx else []
+    run("tokenizer", tokenizer, *(["--samples", "300", "--vocabulary", "512"] if args.quick else []))
+    train(out, tokenizer, args.quick)
+    run("export", "--model", model, "--tokenizer", tokenizer, "--out", weights, *onnx)
+    run("parity", weights, "--count", "3" if args.quick else "120", "--json", str(out / "parity.json"), *onnx)
+    gguf, scores = str(out / "weights" / "gguf" / "tiny-f16.gguf"), str(out / "scores.json")
+    run("evaluate", gguf, "--count", "2" if args.quick else "200", "--json", scores)
+
+
+if __name__ == "__main__":
+    main()

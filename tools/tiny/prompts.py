@@ -1,0 +1,38 @@
+"""The prompts of the shipped templates, read from the templates themselves, and those of tasks that have none yet."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+SPECIAL_TOKENS = ("<|begin|>", "<|start|>", "<|end|>")
+
+CLASSIFY = """Say which label fits the document. Answer with JSON: {"label": one of the labels}.
+Labels: {labels}"""
+REPAIR = "Repair the broken JSON. Answer with the whole corrected JSON only."
+CITE = """Answer the question from the numbered sentences, shortly, and name the sentence.
+Answer with JSON: {"answer": text or null, "source": number or null}."""
+
+
+def template(name: str) -> ModuleType:
+    """The module templates/<name>/<name>.py."""
+    path = ROOT / "templates" / name / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"tiny_prompts_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def turn(role: str, content: str) -> str:
+    return f"<|start|>{role}\n{content}<|end|>\n"
+
+
+def render(messages: list[dict[str, str]]) -> str:
+    """The chat template in plain Python, up to where the assistant begins."""
+    return "".join(turn(m["role"], m["content"]) for m in messages) + "<|start|>assistant\n"

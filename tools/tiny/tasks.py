@@ -1,0 +1,244 @@
+"""Conversations of the six tasks. Each is a list of messages; the answers are what the model learns to write."""
+
+import json
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from tools.tiny import prompts, schemas
+from tools.tiny.arithmetic import problem
+from tools.tiny.documents import Split, document
+from tools.tiny.fields import KINDS
+from tools.tiny.graphs import graph_text
+
+_EXTRACT = prompts.template("json_extraction")
+_GRAPH = prompts.template("graph_extraction")
+_VOTE = prompts.template("self_consistency")
+
+WEIGHTS = {"json": 60, "graph": 12, "classify": 6, "repair": 5, "cite": 7, "arithmetic": 10}
+LAST_WEIGHTS = {"json": 54, "graph": 12, "classify": 12, "repair": 3, "cite": 7, "arithmetic": 12}
+_SHORT = ("Extract JSON.\nSchema:\n{schema}", "Schema:\n{schema}")
+
+_COMPACT = ("JSON fields: {fields}", "Extract: {fields}")
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What a part of the training shows. `styles`: shares of prompts with the fields alone, a bare schema, a whole
+    template prompt; `weights`: shares of the tasks; `largest`: bound of the numbers in sums.
+    """
+
+    styles: tuple[float, float, float]
+    weights: dict[str, int]
+    largest: int
+
+
+EARLY = Phase((0.70, 0.20, 0.10), WEIGHTS, 500)
+MIDDLE = Phase((0.25, 0.40, 0.35), WEIGHTS, 500)
+LATE = Phase((0.10, 0.30, 0.60), WEIGHTS, 500)
+LAST = Phase((0.05, 0.20, 0.75), LAST_WEIGHTS, 30)
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """`messages` ends with the assistant; `schema` is what the last answer follows; `about` is for scores and tests."""
+
+    task: str
+    lang: str
+    messages: list[Message]
+    schema: dict[str, Any] | None
+    gold: Any
+    about: dict[str, Any]
+
+
+def dumps(value: Any) -> str:
+    """JSON as the engine's grammar writes it: ", " and ": ", no escapes for letters."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def pick_lang(rng: Random) -> str:
+    return "en" if rng.random() < 0.5 else "ru"
+
+
+def json_sample(
+    rng: Random, split: Split, *, lang: str, style: str = "full", rich: bool = True, turns: int = 1
+) -> Sample:
+    """Task (a). `style`: full is the prompt of templates/json_extraction; schema and compact are short ones."""
+    kind = rng.choice(list(KINDS))
+    parts = schemas.plan(rng, kind, split)
+    schema = schemas.schema(kind, parts, rich=rich, titled=rich and rng.random() < 0.4)
+    if style == "compact":
+        system = rng.choice(_COMPACT).replace("{fields}", schemas.brief(parts))
+    else:
+        system = _EXTRACT.SYSTEM if style == "full" else rng.choice(_SHORT)
+        system = system.replace("{schema}", dumps(schema))
+    messages = [_message("system", system)]
+    for _ in range(turns):
+        doc = document(rng, kind, lang, split)
+        gold = schemas.answer(doc, parts)
+        user = _EXTRACT.USER.replace("{text}", doc.text) if style == "full" else doc.text
+        messages += [_message("user", user), _message("assistant", dumps(gold))]
+    keys = [part.key for part in parts]
+    about = {"kind": kind, "keys": keys, "lines": doc.lines, "names": doc.names, "text": doc.text, "document": doc}
+    return Sample("json", lang, messages, schema, gold, about)
+
+
+def graph_sample(rng: Random, split: Split, *, lang: str, full: bool) -> Sample:
+    """Task (b): entities, then relations, as templates/graph_extraction asks."""
+    graph = graph_text(rng, lang, split)
+    relations = "\n".join(f"- {label}: {meaning}" for label, meaning in _GRAPH.RELATIONS.items())
+    system = _GRAPH.SYSTEM.replace("{types}", ", ".join(_GRAPH.TYPES)).replace("{relations}", relations)
+    messages = [_message("system", system)] if full else []
+    user = _GRAPH.NODES.replace("{text}", graph.text)
+    messages += [
+        _message("user", user),
+        _message("assistant", dumps({"nodes": list(graph.nodes)})),
+        _message("user", _GRAPH.EDGES),
+        _message("assistant", dumps({"edges": list(graph.edges)})),
+    ]
+    names = [node["id"] for node in graph.nodes]
+    gold = {"nodes": list(graph.nodes), "edges": list(graph.edges)}
+    about = {"lines": graph.lines, "names": graph.names, "text": graph.text}
+    return Sample("graph", lang, messages, _GRAPH.edges_schema(names), gold, about)
+
+
+def classify_sample(rng: Random, split: Split, *, lang: str) -> Sample:
+    """Task (c): the kind of the document, or the value of its choice field, among given labels."""
+    kind = rng.choice(list(KINDS))
+    doc = document(rng, kind, lang, split)
+    choices = [field for field in KINDS[kind] if field.type.startswith("enum:")]
+    if choices and rng.random() < 0.4:
+        field = rng.choice(choices)
+        labels, label = field.type[5:].split(","), doc.facts[field.name]
+    else:
+        others = rng.sample([other for other in KINDS if other != kind], rng.randint(2, 5))
+        labels, label = [kind, *others], kind
+    rng.shuffle(labels)
+    schema = {
+        "type": "object",
+        "properties": {"label": {"type": "string", "enum": labels}},
+        "required": ["label"],
+        "additionalProperties": False,
+    }
+    messages = [
+        _message("system", prompts.CLASSIFY.replace("{labels}", ", ".join(labels))),
+        _message("user", doc.text),
+        _message("assistant", dumps({"label": label})),
+    ]
+    about = {"lines": doc.lines, "names": doc.names, "text": doc.text, "kind": kind}
+    return Sample("classify", lang, messages, schema, {"label": label}, about)
+
+
+def broken(text: str, rng: Random) -> str:
+    """JSON with one or two of the faults that models and people make."""
+    for _ in range(rng.choice([1, 1, 2])):
+        fault = rng.randrange(7)
+        if fault == 0:
+            text = text.rstrip("}]") if rng.random() < 0.5 else text[:-1]
+        elif fault == 1:
+            text = text.replace('"', "'")
+        elif fault == 2:
+            text = text[:-1] + ("," if rng.random() < 0.5 else ", ") + text[-1]
+        elif fault == 3:
+            text = text.replace("null", "None").replace("true", "True").replace("false", "False")
+        elif fault == 4 and '", "' in text:
+            text = text.replace('", "', '" "', 1)
+        elif fault == 5 and '": ' in text:
+            key = text.split('"')[1] if '"' in text else ""
+            text = text.replace(f'"{key}":', f"{key}:", 1)
+        elif fault == 6:
+            text = rng.choice(["Here it is: ", "```json\n", "JSON: "]) + text
+    return text
+
+
+def repair_sample(rng: Random, split: Split, *, lang: str) -> Sample:
+    """Task (d): broken JSON in, whole JSON out."""
+    kind = rng.choice(list(KINDS))
+    parts = schemas.plan(rng, kind, split)
+    doc = document(rng, kind, lang, split)
+    gold = schemas.answer(doc, parts)
+    messages = [
+        _message("system", prompts.REPAIR),
+        _message("user", broken(dumps(gold), rng)),
+        _message("assistant", dumps(gold)),
+    ]
+    about = {"lines": doc.lines, "names": doc.names, "keys": [part.key for part in parts], "kind": kind}
+    return Sample("repair", lang, messages, None, gold, about)
+
+
+def cite_sample(rng: Random, split: Split, *, lang: str, turns: int = 1) -> Sample:
+    """Task (e): a short answer and the number of the sentence that says it; null for both where none does."""
+    kind = rng.choice(list(KINDS))
+    doc = document(rng, kind, lang, split)
+    askable = [f for f in KINDS[kind] if f.labels["en"][0] and not f.type.startswith("list:") and f.type != "money"]
+    numbered = "\n".join(f"[{n}] {sentence}" for n, sentence in enumerate(doc.sentences, 1))
+    messages = [_message("system", prompts.CITE)]
+    word = {"en": "Question", "ru": "Вопрос"}[lang]
+    for index, field in enumerate(rng.sample(askable, turns)):
+        value, place = doc.facts[field.name], doc.evidence.get(field.name)
+        gold = {"answer": None if value is None else str(value), "source": None if place is None else place + 1}
+        question = f"{word}: {rng.choice(field.labels[lang])}?"
+        messages.append(_message("user", question if index else f"{numbered}\n{question}"))
+        messages.append(_message("assistant", dumps(gold)))
+    schema = {
+        "type": "object",
+        "properties": {
+            "answer": {"type": ["string", "null"], "maxLength": 60},
+            "source": {"type": ["integer", "null"]},
+        },
+        "required": ["answer", "source"],
+        "additionalProperties": False,
+    }
+    about = {"lines": doc.lines, "names": doc.names, "text": doc.text, "kind": kind}
+    return Sample("cite", lang, messages, schema, gold, about)
+
+
+def arithmetic_sample(rng: Random, split: Split, *, lang: str, turns: int = 1, largest: int = 30) -> Sample:
+    """Task (f), as templates/self_consistency asks it: reasoning first, then the bare number."""
+    messages = [_message("system", _VOTE.SYSTEM)]
+    for _ in range(turns):
+        task = problem(rng, lang, split.lines, largest)
+        gold = {"reasoning": task.reasoning, "answer": str(task.answer)}
+        messages += [
+            _message("user", _VOTE.USER.replace("{text}", task.text)),
+            _message("assistant", dumps(gold)),
+        ]
+    schema = _VOTE.answer_schema({"kind": "number"})
+    return Sample("arithmetic", lang, messages, schema, gold, {"lines": task.lines, "names": frozenset()})
+
+
+def sample(seed: int, index: int, phase: Phase = MIDDLE) -> Sample:
+    """Training sample number `index`: the same for the same seed and phase, on any machine."""
+    rng = Random(f"{seed}:{index}")
+    split, lang = Split(), pick_lang(rng)
+    task = rng.choices(list(phase.weights), list(phase.weights.values()))[0]
+    style = rng.choices(("compact", "schema", "full"), phase.styles)[0]
+    if task == "json":
+        turns, rich = rng.choice([1, 1, 2, 3]), style == "full" or rng.random() < 0.2
+        return json_sample(rng, split, lang=lang, style=style, rich=rich, turns=turns)
+    if task == "graph":
+        return graph_sample(rng, split, lang=lang, full=style == "full")
+    if task == "classify":
+        return classify_sample(rng, split, lang=lang)
+    if task == "repair":
+        return repair_sample(rng, split, lang=lang)
+    if task == "cite":
+        return cite_sample(rng, split, lang=lang, turns=rng.choice([1, 2, 3]))
+    return arithmetic_sample(rng, split, lang=lang, turns=rng.choice([1, 2, 3, 4, 5]), largest=phase.largest)
+
+
+def pieces(messages: list[Message]) -> list[tuple[str, bool]]:
+    """The text of a conversation in pieces, each with whether it is learnt: answers and the end mark after them."""
+    result: list[tuple[str, bool]] = []
+    for message in messages:
+        if message["role"] == "assistant":
+            result += [("<|start|>assistant\n", False), (message["content"] + "<|end|>", True), ("\n", False)]
+        else:
+            result.append((prompts.turn(message["role"], message["content"]), False))
+    return result
