@@ -45,8 +45,10 @@ tiny-model: $(TINY)/ready ## train the tiny model from its seeds, export and sco
 tiny-quick: $(TINY)/ready ## the same pipeline on a smaller model, for some steps: it proves the pipeline only
 	$(TINY)/bin/python -m tools.tiny.make --out build/tiny-quick --quick
 
-tiny-eval: $(DEV)/ready ## score the shipped weights on held-out documents, as the model card has it
-	$(DEV)/bin/python -m tools.tiny.evaluate weights/tiny/gguf/tiny-f16.gguf
+tiny-eval: $(TINY)/ready ## score weights/tiny on held-out documents and write the figures of its card
+	$(TINY)/bin/python -m tools.tiny.evaluate weights/tiny/gguf/tiny-f16.gguf --count 100 --json weights/tiny/scores.json
+	$(TINY)/bin/python -m tools.tiny.parity weights/tiny --count 102 --json weights/tiny/parity.json
+	$(TINY)/bin/python -m tools.tiny.card --scores weights/tiny/scores.json --parity weights/tiny/parity.json --weights weights/tiny
 
 wheel: $(DEV)/ready ## build the wheel into dist/
 	$(DEV)/bin/pip wheel -q --no-deps -w dist .

@@ -6,6 +6,7 @@ package index; takes about ten minutes on two cores, once.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -26,7 +27,7 @@ def build(folder: Path = FOLDER) -> Path:
     source = _sources(folder)
     configure = ["cmake", "-S", str(source), "-B", str(folder / "build"), "-DCMAKE_BUILD_TYPE=Release"]
     _run([*configure, *(f"-D{option}=OFF" for option in _OFF)])
-    _run(["cmake", "--build", str(folder / "build"), "--parallel", "--target", *TARGETS])
+    _run(["cmake", "--build", str(folder / "build"), "--parallel", str(os.cpu_count() or 1), "--target", *TARGETS])
     return binaries
 
 

@@ -24,9 +24,9 @@ DOCUMENTS = ROOT / "weights" / "tiny" / "documents"
 
 pytestmark = pytest.mark.skipif(not GGUF.is_file(), reason="no weights/tiny in this checkout")
 
-# Floors against regressions, not claims: the shipped weights give 0.70, 0.88 and 0.62 on these few documents, and
-# docs/tiny-model.md has their scores on many. A change of the engine or of llama.cpp may turn single tokens.
-FIELDS, NODES, EDGES = 0.55, 0.75, 0.45
+# What weights must reach to be shipped, a little below the goals in docs/tiny-model.md: a change of the engine or of
+# llama.cpp may turn single tokens.
+FIELDS, NODES, EDGES, SUMS = 0.8, 0.8, 0.6, 0.5
 
 Record = dict[str, Any]
 
@@ -74,11 +74,8 @@ def test_entities_and_relations_are_those_of_the_text(client: Client) -> None:
     assert evaluate.f1(edges) >= EDGES
 
 
-def test_problems_are_answered_by_a_number(client: Client) -> None:
-    """No more than that: the model adds badly (docs/tiny-model.md)."""
-    for record, _ in answers("self_consistency", client):
-        assert record["ok"], record
-        assert isinstance(record["answer"], int | float)
+def test_sums_are_right_by_vote(client: Client) -> None:
+    assert share([(record["answer"], gold["answer"]) for record, gold in answers("self_consistency", client)]) >= SUMS
 
 
 @pytest.mark.parametrize("template", ["json_extraction", "graph_extraction", "self_consistency"])
