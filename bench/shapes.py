@@ -14,6 +14,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from tourkit.tiny import byte_alphabet
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -31,16 +33,6 @@ TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
-
-
-def byte_alphabet() -> dict[int, str]:
-    """GPT-2's byte-to-character table."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {byte: chr(byte) for byte in printable}
-    for byte in range(256):
-        if byte not in table:
-            table[byte] = chr(256 + len(table) - len(printable))
-    return table
 
 
 def vocabulary() -> tuple[list[str], list[int], list[str]]:

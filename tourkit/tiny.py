@@ -69,7 +69,7 @@ def write_random_gguf(path: Path, *, seed: int = 0) -> None:
     writer.close()
 
 
-def _byte_alphabet() -> dict[int, str]:
+def byte_alphabet() -> dict[int, str]:
     """GPT-2's byte-to-character table: printable bytes stand for themselves, the rest for U+0100 and up."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {byte: chr(byte) for byte in printable}
@@ -80,7 +80,7 @@ def _byte_alphabet() -> dict[int, str]:
 
 
 def _vocabulary(gguf: Any) -> tuple[list[str], list[int], list[str]]:
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     tokens = ["<|begin|>", "<|start|>", "<|end|>"]
     types = [gguf.TokenType.CONTROL] * len(tokens)
     tokens += [alphabet[byte] for byte in range(256)]
