@@ -110,7 +110,7 @@ def _choices(index: Index, model_id: str) -> list[_Choice]:
         return []
     found = []
     for variant in index.variants:
-        if variant.model == model_id and variant.format in STACKS:
+        if variant.model == model_id and variant.format in STACKS.values():
             weights = [file for file in variant_files(index, variant) if file.path.lower().endswith(".gguf")]
             if weights:
                 found.append(_Choice(model, variant, weights[0].path, sum(file.size for file in weights)))
@@ -135,7 +135,7 @@ def _placements(
                 roles=tuple(roles),
                 model=choice.model.id,
                 quant=choice.variant.quant,
-                stack=STACKS[choice.variant.format],
+                stack=next(stack for stack, form in STACKS.items() if form == choice.variant.format),
                 path=choice.path,
                 size=choice.size,
                 context=min(context or _DEFAULT_CONTEXT, choice.model.context),

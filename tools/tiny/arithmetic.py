@@ -44,16 +44,14 @@ class Problem:
     lines: frozenset[str]
 
 
-def problem(rng: Random, lang: str, split: str, largest: int) -> Problem:
-    """One problem with numbers up to `largest` (at least 20); results are never negative."""
+def problem(rng: Random, lang: str, split: str) -> Problem:
+    """One problem: numbers up to 30, the second up to 12, products up to 9 × 9; results are never negative."""
     sign = rng.choice("++--*")
     if sign == "*":
-        a, b = rng.randint(2, 12 if largest > 99 else 9), rng.randint(2, 9)
+        a, b = rng.randint(2, 9), rng.randint(2, 9)
         result = a * b
     else:
-        small = largest <= 99
-        a = rng.randint(3, largest) if small else rng.randint(10, rng.choice([99, 99, largest]))
-        b = rng.randint(2, 12 if small else 99)
+        a, b = rng.randint(3, 30), rng.randint(2, 12)
         a, b = (max(a, b), min(a, b)) if sign == "-" else (a, b)
         result = a + b if sign == "+" else a - b
     line = rng.choice(_lines(_ONE[lang][sign], split))
@@ -62,8 +60,7 @@ def problem(rng: Random, lang: str, split: str, largest: int) -> Problem:
     if rng.random() < 0.5:
         text = text[: text.rindex(". ") + 1] if ". " in text else text
         then = "-" if result > 12 and rng.random() < 0.5 else "+"
-        most = 99 if largest > 99 else 12
-        c = rng.randint(2, min(most, result - 1) if then == "-" else most)
+        c = rng.randint(2, min(12, result - 1) if then == "-" else 12)
         line = rng.choice(_lines(_THEN[lang][then], split))
         used.add(line)
         text += " " + line.format(c=c)

@@ -16,6 +16,11 @@ class Row:
     ids: list[int]
     labels: list[int]  # IGNORE where nothing is learnt; not shifted
 
+    @property
+    def learnt(self) -> int:
+        """How many positions are learnt: the first token has no position before it."""
+        return sum(label != IGNORE for label in self.labels[1:])
+
 
 class Encoder:
     """The tokenizer of a folder; `size` counts its tokens."""
@@ -39,7 +44,7 @@ class Encoder:
         return Row(ids, labels)
 
 
-def rows(encoder: Encoder, seed: int, phase: Callable[[], Phase]) -> Iterator[Row]:
+def rows(encoder: Encoder, seed: int | str, phase: Callable[[], Phase]) -> Iterator[Row]:
     """Endless training rows of the phase that `phase` gives at the moment."""
     index = 0
     while True:

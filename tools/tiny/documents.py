@@ -102,8 +102,8 @@ def slots(line: str) -> list[str]:
     return re.findall(r"\{(\w+)\}", line)
 
 
-def document(rng: Random, kind: str, lang: str, split: Split) -> Document:
-    """One document of that kind. The same `rng` state gives the same document."""
+def document(rng: Random, kind: str, lang: str, split: Split, most: int = 0) -> Document:
+    """One document of that kind, or `most` of its sentences alone. The same `rng` state gives the same document."""
     draw = Values(rng, lang, split.names)
     parts = {field.name: field for field in KINDS[kind]}
     have: dict[str, tuple[str, Any]] = {}
@@ -119,10 +119,11 @@ def document(rng: Random, kind: str, lang: str, split: Split) -> Document:
     typos = rng.random() < TYPOS
     form = rng.random() < FORM and split.lines == TRAIN
     told = _form(rng, parts, have, facts, lang) if form else _prose(rng, kind, lang, split.lines, facts)
+    told = _some(rng, told, most) if most else _with_distractors(rng, told, lang, split.lines, form)
     said: dict[str, int] = {}
     sentences: list[str] = []
     used: set[str] = set()
-    for line, covered in _with_distractors(rng, told, lang, split.lines, form):
+    for line, covered in told:
         pattern = choose(line, rng)
         pattern = _slip(pattern, rng) if typos and not form else pattern
         extra = {name: draw.of(name) for name in slots(pattern) if name not in parts}
@@ -183,6 +184,12 @@ def _with_distractors(
         line = rng.choice(variants(LANGUAGES[lang].DISTRACTORS, split))
         result.insert(rng.randint(1, len(result)), (line, []))
     return result
+
+
+def _some(rng: Random, told: list[tuple[str, list[str]]], most: int) -> list[tuple[str, list[str]]]:
+    """At most that many of the sentences that say something."""
+    telling = [pair for pair in told if pair[1]]
+    return rng.sample(telling, min(most, len(telling))) or told[:1]
 
 
 def _slip(pattern: str, rng: Random) -> str:

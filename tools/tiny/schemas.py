@@ -35,16 +35,21 @@ def schema_split(identity: str) -> str:
     return HELD if bucket < HELD_SHARE * 256 else TRAIN
 
 
-def plan(rng: Random, kind: str, split: Split) -> list[Part]:
-    """The properties of a schema that belongs to the split."""
+def plan(rng: Random, kind: str, split: Split, told: list[Field] | None = None) -> list[Part]:
+    """The properties of a schema that belongs to the split; with `told`, those fields and sometimes one more."""
     while True:
-        parts = _parts(rng, kind, split)
+        if told is None:
+            fields = rng.sample(KINDS[kind], rng.choice([2, 3, 3, 4, 4, 5, 6]))
+        else:
+            others = [field for field in KINDS[kind] if field not in told]
+            more = rng.sample(others, min(len(others), rng.choice([0, 0, 1]) or not told))
+            fields = rng.sample([*told, *more], len(told) + len(more))
+        parts = _parts(rng, fields, split)
         if schema_split(schema_id(kind, [part.key for part in parts])) == split.schemas or split.keys == HELD:
             return parts
 
 
-def _parts(rng: Random, kind: str, split: Split) -> list[Part]:
-    fields = rng.sample(KINDS[kind], rng.choice([2, 3, 3, 4, 4, 5, 6]))
+def _parts(rng: Random, fields: list[Field], split: Split) -> list[Part]:
     group = rng.choice(_GROUPS) if rng.random() < 0.25 and len(fields) > 3 else ""
     grouped = set(rng.sample(range(len(fields)), 2)) if group else set()
     taken: set[str] = {group}

@@ -15,8 +15,7 @@ _EXTRACT = prompts.template("json_extraction")
 _GRAPH = prompts.template("graph_extraction")
 _VOTE = prompts.template("self_consistency")
 
-WEIGHTS = {"json": 60, "graph": 12, "classify": 6, "repair": 5, "cite": 7, "arithmetic": 10}
-LAST_WEIGHTS = {"json": 54, "graph": 12, "classify": 12, "repair": 3, "cite": 7, "arithmetic": 12}
+WEIGHTS = {"json": 60, "graph": 12, "classify": 9, "repair": 3, "cite": 6, "arithmetic": 10}
 _SHORT = ("Extract JSON.\nSchema:\n{schema}", "Schema:\n{schema}")
 
 _COMPACT = ("JSON fields: {fields}", "Extract: {fields}")
@@ -24,19 +23,19 @@ _COMPACT = ("JSON fields: {fields}", "Extract: {fields}")
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What a part of the training shows. `styles`: shares of prompts with the fields alone, a bare schema, a whole
-    template prompt; `weights`: shares of the tasks; `largest`: bound of the numbers in sums.
+    """What a part of the training shows: shares of extraction by drills (a sentence or three, their fields, several
+    turns), by documents with the fields in a few words, with a bare schema, and with a whole template prompt.
     """
 
-    styles: tuple[float, float, float]
-    weights: dict[str, int]
-    largest: int
+    drill: float
+    compact: float
+    schema: float
+    full: float
 
 
-EARLY = Phase((0.70, 0.20, 0.10), WEIGHTS, 500)
-MIDDLE = Phase((0.25, 0.40, 0.35), WEIGHTS, 500)
-LATE = Phase((0.10, 0.30, 0.60), WEIGHTS, 500)
-LAST = Phase((0.05, 0.20, 0.75), LAST_WEIGHTS, 30)
+EARLY = Phase(0.65, 0.25, 0.06, 0.04)
+MIDDLE = Phase(0.25, 0.30, 0.25, 0.20)
+LAST = Phase(0.10, 0.10, 0.20, 0.60)
 
 Message = dict[str, str]
 
@@ -89,6 +88,26 @@ def json_sample(
     return Sample("json", lang, messages, schema, gold, about)
 
 
+def drill_sample(rng: Random, split: Split, *, lang: str, turns: int) -> Sample:
+    """Task (a) at its shortest, where most tokens are learnt: each turn names fields and gives the sentences."""
+    messages: list[Message] = []
+    lines: set[str] = set()
+    names: set[str] = set()
+    keys: set[tuple[str, tuple[str, ...]]] = set()
+    for _ in range(turns):
+        kind = rng.choice(list(KINDS))
+        doc = document(rng, kind, lang, split, most=rng.choice([1, 1, 2, 3]))
+        parts = schemas.plan(rng, kind, split, [field for field in KINDS[kind] if field.name in doc.evidence])
+        asked = rng.choice(_COMPACT).replace("{fields}", schemas.brief(parts))
+        gold = schemas.answer(doc, parts)
+        messages += [_message("user", f"{asked}\n{doc.text}"), _message("assistant", dumps(gold))]
+        lines |= doc.lines
+        names |= doc.names
+        keys.add((kind, tuple(part.key for part in parts)))
+    about = {"lines": frozenset(lines), "names": frozenset(names), "schemas": frozenset(keys)}
+    return Sample("drill", lang, messages, None, gold, about)
+
+
 def graph_sample(rng: Random, split: Split, *, lang: str, full: bool) -> Sample:
     """Task (b): entities, then relations, as templates/graph_extraction asks."""
     graph = graph_text(rng, lang, split)
@@ -108,17 +127,15 @@ def graph_sample(rng: Random, split: Split, *, lang: str, full: bool) -> Sample:
     return Sample("graph", lang, messages, _GRAPH.edges_schema(names), gold, about)
 
 
-def classify_sample(rng: Random, split: Split, *, lang: str) -> Sample:
+def classify_sample(rng: Random, split: Split, *, lang: str, turns: int = 1, short: bool = False) -> Sample:
     """Task (c): the kind of the document, or the value of its choice field, among given labels."""
     kind = rng.choice(list(KINDS))
-    doc = document(rng, kind, lang, split)
     choices = [field for field in KINDS[kind] if field.type.startswith("enum:")]
-    if choices and rng.random() < 0.4:
-        field = rng.choice(choices)
-        labels, label = field.type[5:].split(","), doc.facts[field.name]
+    field = rng.choice(choices) if choices and rng.random() < 0.4 else None
+    if field is not None:
+        labels = field.type[5:].split(",")
     else:
-        others = rng.sample([other for other in KINDS if other != kind], rng.randint(2, 5))
-        labels, label = [kind, *others], kind
+        labels = [kind, *rng.sample([other for other in KINDS if other != kind], rng.randint(2, 5))]
     rng.shuffle(labels)
     schema = {
         "type": "object",
@@ -126,13 +143,18 @@ def classify_sample(rng: Random, split: Split, *, lang: str) -> Sample:
         "required": ["label"],
         "additionalProperties": False,
     }
-    messages = [
-        _message("system", prompts.CLASSIFY.replace("{labels}", ", ".join(labels))),
-        _message("user", doc.text),
-        _message("assistant", dumps({"label": label})),
-    ]
-    about = {"lines": doc.lines, "names": doc.names, "text": doc.text, "kind": kind}
-    return Sample("classify", lang, messages, schema, {"label": label}, about)
+    messages = [_message("system", prompts.CLASSIFY.replace("{labels}", ", ".join(labels)))]
+    lines: set[str] = set()
+    names: set[str] = set()
+    for _ in range(turns):
+        kind = kind if field is not None else rng.choice(labels)
+        doc = document(rng, kind, lang, split, most=rng.choice([2, 3]) if short and field is None else 0)
+        gold = {"label": kind if field is None else doc.facts[field.name]}
+        messages += [_message("user", doc.text), _message("assistant", dumps(gold))]
+        lines |= doc.lines
+        names |= doc.names
+    about = {"lines": frozenset(lines), "names": frozenset(names), "text": doc.text, "kind": kind}
+    return Sample("classify", lang, messages, schema, gold, about)
 
 
 def broken(text: str, rng: Random) -> str:
@@ -199,11 +221,11 @@ def cite_sample(rng: Random, split: Split, *, lang: str, turns: int = 1) -> Samp
     return Sample("cite", lang, messages, schema, gold, about)
 
 
-def arithmetic_sample(rng: Random, split: Split, *, lang: str, turns: int = 1, largest: int = 30) -> Sample:
+def arithmetic_sample(rng: Random, split: Split, *, lang: str, turns: int = 1) -> Sample:
     """Task (f), as templates/self_consistency asks it: reasoning first, then the bare number."""
     messages = [_message("system", _VOTE.SYSTEM)]
     for _ in range(turns):
-        task = problem(rng, lang, split.lines, largest)
+        task = problem(rng, lang, split.lines)
         gold = {"reasoning": task.reasoning, "answer": str(task.answer)}
         messages += [
             _message("user", _VOTE.USER.replace("{text}", task.text)),
@@ -213,24 +235,27 @@ def arithmetic_sample(rng: Random, split: Split, *, lang: str, turns: int = 1, l
     return Sample("arithmetic", lang, messages, schema, gold, {"lines": task.lines, "names": frozenset()})
 
 
-def sample(seed: int, index: int, phase: Phase = MIDDLE) -> Sample:
+def sample(seed: int | str, index: int, phase: Phase = MIDDLE) -> Sample:
     """Training sample number `index`: the same for the same seed and phase, on any machine."""
     rng = Random(f"{seed}:{index}")
     split, lang = Split(), pick_lang(rng)
-    task = rng.choices(list(phase.weights), list(phase.weights.values()))[0]
-    style = rng.choices(("compact", "schema", "full"), phase.styles)[0]
+    task = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+    styles = {"drill": phase.drill, "compact": phase.compact, "schema": phase.schema, "full": phase.full}
+    style = rng.choices(list(styles), list(styles.values()))[0]
     if task == "json":
-        turns, rich = rng.choice([1, 1, 2, 3]), style == "full" or rng.random() < 0.2
+        if style == "drill":
+            return drill_sample(rng, split, lang=lang, turns=rng.randint(3, 6))
+        turns, rich = rng.choice([1, 2, 3]), style == "full" or rng.random() < 0.2
         return json_sample(rng, split, lang=lang, style=style, rich=rich, turns=turns)
     if task == "graph":
         return graph_sample(rng, split, lang=lang, full=style == "full")
     if task == "classify":
-        return classify_sample(rng, split, lang=lang)
+        return classify_sample(rng, split, lang=lang, turns=rng.randint(1, 4), short=style == "drill")
     if task == "repair":
         return repair_sample(rng, split, lang=lang)
     if task == "cite":
-        return cite_sample(rng, split, lang=lang, turns=rng.choice([1, 2, 3]))
-    return arithmetic_sample(rng, split, lang=lang, turns=rng.choice([1, 2, 3, 4, 5]), largest=phase.largest)
+        return cite_sample(rng, split, lang=lang, turns=rng.randint(1, 4))
+    return arithmetic_sample(rng, split, lang=lang, turns=rng.randint(1, 5))
 
 
 def pieces(messages: list[Message]) -> list[tuple[str, bool]]:

@@ -1,7 +1,8 @@
 """Trains the tiny model: `python -m tools.tiny.train --tokenizer DIR --out DIR (--minutes M | --steps N)`.
 
-Warm-up, a constant rate, then a linear decay over the last quarter. With --minutes the decay starts by the clock, and
-recipe.json records the steps, so that --steps and --decay-from repeat the run.
+The first run keeps a constant rate after a warm-up and goes from drills to documents. The last one (--init) goes on
+from it with the prompts of the templates, and its rate falls to nothing. recipe.json records the steps, so that --steps
+and --middle-from repeat a run that went by the clock.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -18,33 +19,22 @@ from random import Random
 import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from torch.optim import Optimizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tools.tiny import tasks
 from tools.tiny.data import IGNORE, Encoder, Row, copy_row, rows
 from tools.tiny.documents import Split
+from tools.tiny.forward import last_hidden
 from tools.tiny.names import HELD
 from tools.tiny.wiring import wire
 
-BATCH, MICRO = 24, 3
-WARM_UP = 60  # steps
-COPY_UNTIL, COPY_ROWS = 600, 4  # the first steps also have some rows of plain copying
-DECAY = 0.25  # share of the run
-EARLY = 0.5  # share of the run with mostly short prompts
-
-
-def plain_attention(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _mask: object, **_: object
-) -> tuple[torch.Tensor, None]:
-    """Causal attention as three matrix products: in bfloat16 on a CPU three times as fast as torch's own."""
-    length = query.shape[-2]
-    scores = (query @ key.transpose(-1, -2)) * query.shape[-1] ** -0.5
-    hidden = torch.full((length, length), float("-inf"), dtype=scores.dtype, device=scores.device).triu(1)
-    return ((scores + hidden).softmax(-1) @ value).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register("plain", plain_attention)
-ATTENTION = "sdpa" if torch.cuda.is_available() else "plain"
+SHAPES = {128: 40, 256: 20, 384: 12, 512: 8, 640: 6, 768: 4, 1024: 3}  # padded length → rows: about the same time each
+BATCHES = 1  # of each worker in a step
+WARM_UP = 100  # steps
+COPY_UNTIL, COPY_ROWS = 300, 40  # in the first steps each worker also has a batch of plain copying
+EARLY = 0.4  # share of the first run with mostly drills
+SHORT = 60  # answers of fewer tokens count for more than their few tokens
 
 
 def build(vocabulary: int, width: int, layers: int, heads: int, feed: int, seed: int) -> LlamaForCausalLM:
@@ -62,111 +52,96 @@ def build(vocabulary: int, width: int, layers: int, heads: int, feed: int, seed:
         bos_token_id=0,
         eos_token_id=2,
         pad_token_id=0,
-        attn_implementation=ATTENTION,
     )
     model = LlamaForCausalLM(config)
     wire(model)
     return model
 
 
-def padded(batch: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = -(-max(len(row.ids) for row in batch) // 64) * 64  # few shapes: each new one costs a kernel build
-    ids = torch.zeros(len(batch), longest, dtype=torch.long)
-    labels = torch.full((len(batch), longest), IGNORE)
+def batches(stream: Iterator[Row]) -> Iterator[list[Row]]:
+    """Rows of like length, as many as their shape takes: few shapes, because each new one is compiled."""
+    waiting: dict[int, list[Row]] = {length: [] for length in SHAPES}
+    for row in stream:
+        length = shape_of(row)
+        waiting[length].append(row)
+        if len(waiting[length]) == SHAPES[length]:
+            yield waiting[length]
+            waiting[length] = []
+
+
+def shape_of(row: Row) -> int:
+    return next(length for length in SHAPES if len(row.ids) <= length)
+
+
+def padded(batch: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, targets and weights, (rows, length). Padding stands on the right, so causality is mask enough."""
+    length = max(shape_of(row) for row in batch)
+    size = (SHAPES[length], length)
+    ids, labels, weights = torch.zeros(size, dtype=torch.long), torch.full(size, IGNORE), torch.zeros(size)
     for index, row in enumerate(batch):
         ids[index, : len(row.ids)] = torch.tensor(row.ids)
         labels[index, : len(row.ids)] = torch.tensor(row.labels)
-    return ids, labels
+        weights[index] = max(1.0, SHORT / max(1, row.learnt)) ** 0.5
+    return ids, labels, weights
 
 
-def logits_of(model: LlamaForCausalLM, batch: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and targets of the learnt positions only. Rows are padded on the right, so causality is mask enough."""
-    ids, labels = padded(batch)
+def logits_of(model: LlamaForCausalLM, batch: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits, targets and weights of the learnt positions, row after row."""
     device = next(model.parameters()).device
-    ids, labels = ids.to(device), labels.to(device)
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        targets = labels[:, 1:]
-        places = (targets != IGNORE).flatten().nonzero().squeeze(1)
-        spare = places.new_zeros(-len(places) % 256)
-        logits = model.lm_head(hidden.flatten(0, 1)[torch.cat([places, spare])])
-        return logits[: len(places)].float(), targets.flatten()[places]
+    ids, labels, weights = (part.to(device) for part in padded(batch))
+    hidden = last_hidden(model, ids)[:, :-1].flatten(0, 1)
+    targets = labels[:, 1:].flatten()
+    places = (targets != IGNORE).nonzero().squeeze(1)
+    logits = hidden[places].bfloat16() @ model.lm_head.weight.bfloat16().t()
+    return logits.float(), targets[places], weights[:, 1:].flatten()[places]
 
 
-def step(
-    model: LlamaForCausalLM,
-    batch: list[Row],
-    optimizers: list[torch.optim.Optimizer],
-    scale: float,
-    workers: int,
-    rank: int,
-    even: bool = False,
-) -> float:
-    """One optimizer step over this worker's share of the batch, in micro-batches of like length.
-
-    Gives the mean loss of a learnt token.
-    """
-    batch = sorted(batch, key=lambda row: len(row.ids))
-    learnt = sum(label != IGNORE for row in batch for label in row.labels)
-    mine = batch[rank::workers]
-    size = -(-len(mine) // MICRO)
-    total = torch.zeros(1)
-    for start in range(0, len(mine), size):
-        part = mine[start : start + size]
-        logits, targets = logits_of(model, part)
-        losses = cross_entropy(logits, targets, reduction="none")
-        if even:  # a short answer counts for more than its few tokens
-            losses = losses * torch.tensor([w for row in part for w in weights(row)], device=losses.device)
-        loss = losses.sum() / learnt
+def step(model: LlamaForCausalLM, mine: list[list[Row]], optimizers: list[Optimizer], scale: float) -> float:
+    """One optimizer step over the batches of all workers; `mine` are this one's. Gives the mean loss of a token."""
+    device = next(model.parameters()).device
+    sums = torch.zeros(2, device=device)  # weighted losses, weights
+    for batch in mine:
+        logits, targets, weights = logits_of(model, batch)
+        loss = (cross_entropy(logits, targets, reduction="none") * weights).sum()
         loss.backward()
-        total += loss.item()
-    if workers > 1:
-        share(model, total)
+        sums += torch.stack([loss.detach(), weights.sum()])
+    share(model, sums)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * scale
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return total.item()
+    return (sums[0] / sums[1]).item()
 
 
-def weights(row: Row) -> list[float]:
-    """The weight of each learnt token: answers of 60 tokens count as they are, shorter ones for more."""
-    count = sum(label != IGNORE for label in row.labels[1:])
-    return [(60 / count) ** 0.5] * count
-
-
-def share(model: LlamaForCausalLM, total: torch.Tensor) -> None:
-    """Add up gradients and loss over the workers."""
+def share(model: LlamaForCausalLM, sums: torch.Tensor) -> None:
+    """Add up the sums and gradients of the workers, and divide the gradients by the weights."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([total, *(g.flatten() for g in gradients)])
-    dist.all_reduce(flat)
-    total.copy_(flat[:1])
-    at = 1
+    flat = torch.cat([sums, *(g.flatten() for g in gradients)])
+    if dist.is_initialized():
+        dist.all_reduce(flat)
+    sums.copy_(flat[:2])
+    at = 2
     for gradient in gradients:
-        gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
+        gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient) / sums[1])
         at += gradient.numel()
 
 
-def optimizers_of(model: LlamaForCausalLM, kind: str, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers and AdamW for the rest, or AdamW for all."""
+def optimizers_of(model: LlamaForCausalLM, rate: float) -> list[Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for the rest."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    if kind == "adamw":
-        matrices = []
     inside = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in inside]
     groups = [
         {"params": [p for p in rest if p.ndim == 2], "base": rate, "weight_decay": 0.05},
         {"params": [p for p in rest if p.ndim < 2], "base": rate, "weight_decay": 0.0},
     ]
-    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))]
-    if matrices:
-        group = {"params": matrices, "base": 2 * rate}
-        found.append(
-            torch.optim.Muon([group], lr=rate, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw")
-        )
-    return found
+    group = {"params": matrices, "base": 2 * rate}
+    return [
+        torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98)),
+        torch.optim.Muon([group], lr=rate, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+    ]
 
 
 def held_out(encoder: Encoder, count: int) -> dict[str, list[Row]]:
@@ -193,21 +168,18 @@ def held_out(encoder: Encoder, count: int) -> dict[str, list[Row]]:
     return result
 
 
-@torch.no_grad()
-def exact(model: LlamaForCausalLM, batch: list[Row]) -> float:
+def exact(model: LlamaForCausalLM, suite: list[Row]) -> float:
     """Share of rows whose every learnt token is the likeliest one: those that greedy decoding writes exactly."""
     right = 0
-    batch = sorted(batch, key=lambda row: len(row.ids))
-    for start in range(0, len(batch), 8):
-        part = batch[start : start + 8]
-        logits, targets = logits_of(model, part)
-        hits = (logits.argmax(-1) == targets).tolist()
-        at = 0
-        for row in part:
-            count = sum(label != IGNORE for label in row.labels[1:])
-            right += all(hits[at : at + count])
-            at += count
-    return right / len(batch)
+    suite = sorted(suite, key=shape_of)
+    while suite:
+        part = suite[: SHAPES[shape_of(suite[0])]]
+        part = [row for row in part if shape_of(row) == shape_of(part[0])]
+        suite = suite[len(part) :]
+        logits, targets, _ = logits_of(model, part)  # with gradients, so that nothing is compiled anew
+        hits = iter((logits.argmax(-1) == targets).tolist())
+        right += sum(all(list(islice(hits, row.learnt))) for row in part)
+    return right
 
 
 def save(model: LlamaForCausalLM, folder: Path, recipe: dict[str, object]) -> None:
@@ -219,20 +191,17 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="go on from this model: the last phase, all of it decay")
+    parser.add_argument("--init", type=Path, help="go on from this model: the last run, all of it decay")
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--stop", type=int, default=0, help="end after this step, whatever --steps planned")
-    parser.add_argument("--decay-from", type=int, default=0)
     parser.add_argument("--middle-from", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
-    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--feed", type=int, default=512)
-    parser.add_argument("--log-every", type=float, default=240.0, help="seconds between held-out scores")
+    parser.add_argument("--feed", type=int, default=704)
+    parser.add_argument("--log-every", type=float, default=300.0, help="seconds between held-out scores")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each; 1 on a GPU")
     return parser.parse_args()
 
@@ -247,105 +216,80 @@ def main() -> None:
 
 
 def work(rank: int, args: argparse.Namespace, meeting: str) -> None:
-    """One of the processes that train together: same data, same steps, its own share of every batch."""
+    """One of the processes that train together: the same model and steps, batches of its own."""
+    torch._dynamo.config.recompile_limit = 4 * len(SHAPES)
     if meeting:
         torch.set_num_threads(1)
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=args.workers)
     encoder = Encoder(args.tokenizer)
-    vocabulary = encoder.size
-    model = build(vocabulary, args.width, args.layers, args.heads, args.feed, args.seed)
+    model = build(encoder.size, args.width, args.layers, args.heads, args.feed, args.seed)
     if args.init:
-        model = LlamaForCausalLM.from_pretrained(args.init, dtype=torch.float32, attn_implementation=ATTENTION)
+        model = LlamaForCausalLM.from_pretrained(args.init, dtype=torch.float32)
     if torch.cuda.is_available():
         model.to("cuda")
-    optimizers = optimizers_of(model, args.optimizer, args.rate)
-    started = time.monotonic()
-
-    def learn(batch: list[Row], scale: float) -> float:
-        return step(model, batch, optimizers, scale, args.workers, rank, even=bool(args.init))
-
-    say = print_now if rank == 0 else (lambda _: None)
-    say(f"{sum(p.numel() for p in model.parameters())} parameters, vocabulary {vocabulary}")
-    train(args, model, learn, encoder, started, rank, say)
+    train(args, model, encoder, rank)
     if meeting:
         dist.destroy_process_group()
 
 
-def print_now(text: str) -> None:
-    print(text, flush=True)
-
-
-def clock(started: float, workers: int) -> float:
+def clock(started: float) -> float:
     """Minutes since the start, the same for all workers."""
     seconds = torch.tensor([time.monotonic() - started])
-    if workers > 1:
+    if dist.is_initialized():
         dist.all_reduce(seconds, dist.ReduceOp.MAX)
     return seconds.item() / 60
 
 
-def train(
-    args: argparse.Namespace,
-    model: LlamaForCausalLM,
-    learn: Callable[[list[Row], float], float],
-    encoder: Encoder,
-    started: float,
-    rank: int,
-    say: Callable[[str], None],
-) -> None:
-    suites = held_out(encoder, 24) if rank == 0 else {}
-    total, decay_from = args.steps, args.decay_from or int(args.steps * (1 - DECAY))
-    middle_from = args.middle_from or int(args.steps * EARLY)
-    n = tokens = learnt = 0
+def train(args: argparse.Namespace, model: LlamaForCausalLM, encoder: Encoder, rank: int) -> None:
+    optimizers = optimizers_of(model, args.rate)
+    suites = held_out(encoder, 40) if rank == 0 else {}
+    say = print_now if rank == 0 else (lambda _: None)
+    say(f"{sum(p.numel() for p in model.parameters())} parameters, vocabulary {encoder.size}")
+    n, middle_from, gone = 0, args.middle_from, 0.0
+    tokens = learnt = 0  # of this worker
 
     def phase() -> tasks.Phase:
         if args.init:
             return tasks.LAST
-        if total and n >= decay_from:
-            return tasks.LATE
         return tasks.MIDDLE if middle_from and n >= middle_from else tasks.EARLY
 
-    copies = Random(f"copies:{args.seed}")
-    stream = rows(encoder, args.seed, phase)
-    mean, last_log, last_print = 0.0, time.monotonic(), time.monotonic()
-    while (not total or n < total) and (not args.stop or n < args.stop):
-        if args.init:
-            gone = clock(started, args.workers) / args.minutes if args.minutes else n / args.steps
-            scale = 0.9 * min(1.0, (n + 1) / 30) * max(0.01, 1 - gone)
-            total = n + 1 if args.minutes and gone >= 1 else total
-        elif not total and n % 10 == 0:
-            part = clock(started, args.workers) / args.minutes
-            if not middle_from and part >= EARLY:
-                middle_from = n
-                say(f"longer prompts from step {n}")
-            if part >= 1 - DECAY:
-                decay_from, total = n, n + max(1, int((n - middle_from) * DECAY / (1 - DECAY - EARLY)))
-                say(f"decay from step {decay_from} to {total}")
-        if not args.init:
-            scale = min(1.0, (n + 1) / WARM_UP)
-        if not args.init and total and n >= decay_from:
-            scale *= max(0.01, (total - n) / max(1, total - decay_from))
-        batch = list(islice(stream, BATCH))
-        drill = [copy_row(copies, encoder.size) for _ in range(COPY_ROWS if n < COPY_UNTIL and not args.init else 0)]
-        loss = learn(batch + drill, scale)
+    copies = Random(f"copies:{args.seed}:{rank}")
+    stream = batches(rows(encoder, f"{args.seed}:{rank}", phase))
+    started = last_log = last_print = time.monotonic()
+    mean = 0.0
+    while gone < 1:
+        scale = min(1.0, (n + 1) / WARM_UP) * (max(0.01, 1 - gone) if args.init else 1)
+        mine = list(islice(stream, BATCHES))
+        tokens += sum(len(row.ids) for batch in mine for row in batch)
+        learnt += sum(row.learnt for batch in mine for row in batch)
+        if n < COPY_UNTIL and not args.init:
+            mine.append([copy_row(copies, encoder.size) for _ in range(COPY_ROWS)])
+        loss = step(model, mine, optimizers, scale)
         n += 1
-        tokens += sum(len(row.ids) for row in batch)
-        learnt += sum(label != IGNORE for row in batch for label in row.labels)
         mean = loss if n == 1 else 0.95 * mean + 0.05 * loss
+        gone = n / args.steps if args.steps else clock(started) / args.minutes
+        if not args.init and not middle_from and gone >= EARLY:
+            middle_from = n
+            say(f"longer prompts from step {n}")
         now = time.monotonic()
         if now - last_print > 20:
-            rate = tokens / (now - started)
-            say(f"{now - started:.0f}s step {n} loss {mean:.4f} tokens {tokens} ({rate:.0f}/s) learnt {learnt}")
+            rate = args.workers * tokens / (now - started)
+            say(f"{now - started:.0f}s step {n} loss {mean:.4f} tokens {args.workers * tokens} ({rate:.0f}/s)")
             last_print = now
-        if rank == 0 and (now - last_log > args.log_every or n in (total, args.stop)):
-            scores = {name: round(exact(model, suite), 3) for name, suite in suites.items()}
+        if rank == 0 and (now - last_log > args.log_every or gone >= 1):
+            scores = {name: round(exact(model, suite) / len(suite), 3) for name, suite in suites.items()}
             say(f"exact at {n}: {scores}")
-            run = {"steps": n, "decay_from": decay_from, "middle_from": middle_from, "planned_steps": total}
-            run |= {"tokens": tokens, "learnt_tokens": learnt, "loss": round(mean, 4), "exact": scores}
+            run = {"steps": n, "middle_from": middle_from, "exact": scores, "loss": round(mean, 4)}
+            run |= {"tokens": args.workers * tokens, "learnt_tokens": args.workers * learnt}
             run["minutes_taken"] = round((now - started) / 60, 1)
             save(model, args.out, recipe_of(args, model, run))
             last_log = time.monotonic()
     say("done")
+
+
+def print_now(text: str) -> None:
+    print(text, flush=True)
 
 
 def recipe_of(args: argparse.Namespace, model: LlamaForCausalLM, run: dict[str, object]) -> dict[str, object]:
@@ -359,7 +303,6 @@ def recipe_of(args: argparse.Namespace, model: LlamaForCausalLM, run: dict[str, 
         "before": json.loads(before.read_text(encoding="utf-8")) if before else None,
         **asked,
         **run,
-        "batch": BATCH,
         "parameters": sum(p.numel() for p in model.parameters()),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -10,7 +10,10 @@ from transformers import LlamaForCausalLM
 TOKEN, CONSTANT = 0.06, 0.15  # size of an embedding's entries, and of the one that all tokens share
 BACK, MATCH = 2.6, 2.3  # how sharply the heads look
 NOTE, WRITE = 0.044, 0.4  # how loudly they speak
-FAST, SLOW = 12, 14  # rotary pairs that tell neighbours apart; first of those that hardly turn over a document
+FAST, SLOW = (
+    0.5,
+    0.58,
+)  # shares of the rotary pairs: those that tell neighbours apart; where those begin that hardly turn
 
 
 @torch.no_grad()
@@ -32,7 +35,7 @@ def wire(model: LlamaForCausalLM) -> None:
 
 def _look_back(attention: torch.nn.Module, mixed: torch.Tensor, size: int, note: int, constant: int) -> None:
     half = size // 2
-    fast = min(FAST, half)
+    fast = round(FAST * half)
     for matrix in (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight):
         matrix[:size].zero_()
     attention.o_proj.weight[:, :size].zero_()
@@ -46,7 +49,8 @@ def _look_back(attention: torch.nn.Module, mixed: torch.Tensor, size: int, note:
 
 def _look_up(attention: torch.nn.Module, mixed: torch.Tensor, size: int, note: int) -> None:
     half = size // 2
-    places = [*range(SLOW, half), *range(half + SLOW, size)]
+    slow = round(SLOW * half)
+    places = [*range(slow, half), *range(half + slow, size)]
     for head in range(2):
         rows = slice(head * size, (head + 1) * size)
         for matrix in (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight):

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tourkit.engine.types import Emit, EngineInfo, EngineStats, Request, SamplingParams, Submission
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSpec:
+    """What a backend is to load. `path`: the (first) weight file or the folder; `max_len` in tokens a sequence.
+
+    `gpu_layers`: layers on the GPU, all for -1, the backend's own choice for None.
+    """
+
+    model: str
+    stack: str
+    path: str
+    slots: int
+    max_len: int
+    threads: int
+    gpu_layers: int | None = None
+    cache_type: str = "f16"  # of the KV cache: f16 or q8_0
 
 
 class Engine(Protocol):

@@ -29,6 +29,8 @@ from tourkit.errors import EngineError, LocalError, RequestError
 if TYPE_CHECKING:
     import numpy as np
 
+    from tourkit.backends.base import LoadSpec
+
 _DECODE_MEANING = {2: "aborted", -1: "invalid batch", -2: "could not allocate", -3: "compute failed"}
 _PENALTY_WINDOW = 1 << 16  # tokens: OpenAI's penalties look at the whole answer
 _SPM_VOCAB = 1  # LLAMA_VOCAB_TYPE_SPM: SentencePiece, where text naturally starts with a space
@@ -363,3 +365,11 @@ class LlamaEngine:
                     leading_space=runner.starts_with_space,
                 )
         return self._grammars.matcher(request.constraint, tight=request.tight)
+
+
+def load(spec: LoadSpec) -> LlamaEngine:
+    """Load a GGUF file and start its engine. Raises LocalError."""
+    runner = LlamaRunner(
+        Path(spec.path), slots=spec.slots, max_len=spec.max_len, threads=spec.threads, gpu_layers=spec.gpu_layers
+    )
+    return LlamaEngine(runner)

@@ -25,6 +25,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from tourkit.backends.base import LoadSpec
 from tourkit.errors import EngineDead, LocalError, RequestError, TourkitError
 from tourkit.plan import Plan
 from tourkit.server.metrics import exposition
@@ -156,13 +157,13 @@ class Gateway:
 
     def _model(self, name: str) -> dict[str, Any]:
         launch = self._workers[name].launch
-        about = {"model": launch.model, "quant": launch.quant, "stack": launch.stack, "roles": list(launch.roles)}
+        about = {"model": launch.model, "quant": launch.quant, "stack": launch.load.stack, "roles": list(launch.roles)}
         return {
             "id": name,
             "object": "model",
             "created": 0,
             "owned_by": "tourkit",
-            "max_model_len": launch.max_len,
+            "max_model_len": launch.load.max_len,
         } | about
 
     async def forward(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -242,14 +243,16 @@ def launches(root: Path, plan: Plan) -> tuple[Launch, ...]:
     """What to start for a plan over the bundle at `root`."""
     return tuple(
         Launch(
-            model=placement.model,
+            load=LoadSpec(
+                model=placement.model,
+                stack=placement.stack,
+                path=str((root / placement.path).resolve()),
+                slots=placement.slots,
+                max_len=placement.context,
+                threads=placement.threads,
+            ),
             quant=placement.quant,
             roles=placement.roles,
-            path=str((root / placement.path).resolve()),
-            stack=placement.stack,
-            slots=placement.slots,
-            max_len=placement.context,
-            threads=placement.threads,
         )
         for placement in plan.placements
     )
@@ -291,7 +294,7 @@ async def _hang_up(receive: Receive) -> None:
 
 
 def _start(answer: aiohttp.ClientResponse, launch: Launch) -> dict[str, Any]:
-    headers = [(b"x-tourkit-model", f"{launch.model} {launch.quant} {launch.stack}".encode())]
+    headers = [(b"x-tourkit-model", f"{launch.model} {launch.quant} {launch.load.stack}".encode())]
     for name in ("content-type", "content-length", "retry-after", "cache-control", "x-tourkit-constraint"):
         if name in answer.headers:
             headers.append((name.encode(), answer.headers[name].encode()))

@@ -34,6 +34,6 @@ def exposition(workers: Iterable[tuple[Launch, dict[str, Any]]]) -> str:
             lines += [f"# HELP tourkit_{name} {about}", f"# TYPE tourkit_{name} {kind}"]
             for launch, figures in rows:
                 if key in figures:
-                    labels = f'model="{launch.model}",quant="{launch.quant}",stack="{launch.stack}"'
+                    labels = f'model="{launch.model}",quant="{launch.quant}",stack="{launch.load.stack}"'
                     lines.append(f"tourkit_{name}{{{labels}}} {figures[key]}")
     return "\n".join(lines) + "\n"

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from tourkit.backends.base import LoadSpec
 from tourkit.errors import EngineDead
 from tourkit.server.worker import WorkerSpec
 
@@ -28,16 +29,15 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to load: the fields of WorkerSpec that the plan decides. `roles` share the worker."""
+    """What to load, as the plan decides it. `roles` share the worker."""
 
-    model: str
+    load: LoadSpec
     quant: str
     roles: tuple[str, ...]
-    path: str
-    stack: str
-    slots: int
-    max_len: int
-    threads: int
+
+    @property
+    def model(self) -> str:
+        return self.load.model
 
 
 class Worker:
@@ -118,18 +118,7 @@ class Worker:
         return self._process
 
     def _spec(self) -> WorkerSpec:
-        launch = self.launch
-        return WorkerSpec(
-            model=launch.model,
-            path=launch.path,
-            stack=launch.stack,
-            slots=launch.slots,
-            max_len=launch.max_len,
-            threads=launch.threads,
-            uds=self._uds,
-            secret=self.secret,
-            offline=self._offline,
-        )
+        return WorkerSpec(load=self.launch.load, uds=self._uds, secret=self.secret, offline=self._offline)
 
     async def _read_greeting(self, process: asyncio.subprocess.Process) -> None:
         """The first line on stdout: ready and where, or why not. Nothing at all means it died loading."""

@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -27,6 +26,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from tourkit import backends
+from tourkit.backends.base import LoadSpec
 from tourkit.errors import RequestError, TourkitError
 from tourkit.server.generation import Generation, complete, stream
 from tourkit.server.replies import ChatReply, TextReply
@@ -43,14 +44,9 @@ _EVENTS = "text/event-stream"
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker is told. `max_len` in tokens a sequence, `uds` empty for loopback, `secret` on every request."""
+    """What a worker is told. `uds` empty for loopback, `secret` on every request."""
 
-    model: str
-    path: str
-    stack: str
-    slots: int
-    max_len: int
-    threads: int
+    load: LoadSpec
     uds: str
     secret: str
     offline: bool
@@ -125,14 +121,6 @@ async def _answer_error(request: HttpRequest, exc: Exception) -> Response:
 # --- the process --------------------------------------------------------------------------------------------------
 
 
-def load_engine(spec: WorkerSpec) -> Engine:
-    """Load the variant with its stack. Raises LocalError when the stack or the file is no good."""
-    from tourkit.backends.llama_cpp import LlamaEngine, LlamaRunner
-
-    runner = LlamaRunner(Path(spec.path), slots=spec.slots, max_len=spec.max_len, threads=spec.threads)
-    return LlamaEngine(runner)
-
-
 def _tell(message: dict[str, Any]) -> None:
     sys.stdout.buffer.write(orjson.dumps(message) + b"\n")
     sys.stdout.buffer.flush()
@@ -160,7 +148,7 @@ def _end_with_gateway() -> None:
 
 async def serve(spec: WorkerSpec) -> None:
     """Load, say so, and serve until told to stop."""
-    engine = await asyncio.to_thread(partial(load_engine, spec))
+    engine = await asyncio.to_thread(partial(backends.load, spec.load))
     sock, address = _listen(spec)
     server = EndingServer(ModelServer(engine, spec.secret).app(), partial(asyncio.to_thread, engine.close))
     threading.Thread(target=_end_with_gateway, daemon=True).start()
@@ -185,7 +173,8 @@ class EndingServer(uvicorn.Server):
 
 
 def main() -> int:
-    spec = WorkerSpec(**orjson.loads(sys.argv[1]))
+    told = orjson.loads(sys.argv[1])
+    spec = WorkerSpec(**told | {"load": LoadSpec(**told["load"])})
     if spec.offline:
         from tourkit import offline
 
