@@ -7,31 +7,25 @@ and its ratio to the peer; the servers run one at a time, each with the same mod
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import random
-import re
-import socket
 import statistics
 import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import build_llama_cpp
 import shapes
+from servers import Limits, RefusedError, Server, llama_server, tourkit
 
-from tourkit.bundle import BundleModel, BundleVariant, build_index, variant_dir, write_index
 from tourkit.hardware import probe
 
-SLOTS, CONTEXT = 10, 1536  # llama-server refuses an n above its slots
+LIMITS = Limits(slots=10, context=1536)  # llama-server refuses an n above its slots
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -46,118 +40,6 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 FORMAT = {"type": "json_schema", "json_schema": {"name": "record", "schema": SCHEMA, "strict": True}}
-
-
-class RefusedError(Exception):
-    """A server answered with an error."""
-
-
-@dataclass
-class Server:
-    """A running server and how to ask it."""
-
-    name: str
-    host: str
-    model: str
-    process: subprocess.Popen[str]
-
-    def chat(self, content: str, **options: Any) -> dict[str, Any]:
-        connection = http.client.HTTPConnection(self.host, timeout=1200)
-        body = {"model": self.model, "messages": [{"role": "user", "content": content}], **options}
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
-        answer = connection.getresponse()
-        data = json.loads(answer.read())
-        connection.close()
-        if answer.status != 200:
-            raise RefusedError(f"{self.name}: {data}")
-        return dict(data)
-
-    def first_token(self, content: str) -> float:
-        """Seconds from the request to the first piece of text."""
-        connection = http.client.HTTPConnection(self.host, timeout=1200)
-        messages = [{"role": "user", "content": content}]
-        body = {"model": self.model, "messages": messages, "max_tokens": 4, "stream": True, "temperature": 0}
-        started = time.perf_counter()
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
-        answer = connection.getresponse()
-        took = 0.0
-        for line in answer:
-            if not took and re.search(rb'"content":\s*"[^"]', line):
-                took = time.perf_counter() - started
-        connection.close()
-        return took
-
-    def memory(self) -> int:
-        """Peak resident bytes of the process and its children."""
-        return sum(_peak(pid) for pid in _family(self.process.pid))
-
-
-def _family(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(each for child in children for each in _family(int(child)))]
-
-
-def _peak(pid: int) -> int:
-    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) * 1024 if found else 0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
-
-
-@contextmanager
-def tourkit(gguf: Path, work: Path) -> Iterator[Server]:
-    root = work / "bundle"
-    if not root.exists():
-        folder = root / variant_dir("bench", "Q8_0")
-        folder.mkdir(parents=True)
-        (folder / gguf.name).hardlink_to(gguf)
-        model = BundleModel("bench", "bench/bench", "none", shapes.CONTEXT, None, False)
-        variant = BundleVariant("bench", "Q8_0", "gguf", "bench/bench", "main", "1" * 40)
-        write_index(root, build_index(root, "bench", {"tool": ["bench"]}, [model], [variant]))
-    command = [sys.executable, "-m", "tourkit", "serve", "--bundle", str(root), "--port", "0", "--offline"]
-    command += ["--slots", str(SLOTS), "--context", str(CONTEXT)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    host = next(found[1] for line in process.stdout if (found := re.search(r"http://([\d.:]+)/v1", line)))
-    yield from _serving(Server("tourkit", host, "tool", process))
-
-
-@contextmanager
-def llama_server(gguf: Path, binaries: Path) -> Iterator[Server]:
-    port = free_port()
-    command = [str(binaries / "llama-server"), "-m", str(gguf), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["-np", str(SLOTS), "-c", str(SLOTS * CONTEXT), "-t", str(probe().threads), "--jinja", "-cb"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
-    yield from _serving(Server("llama-server", f"127.0.0.1:{port}", "bench", process))
-
-
-def _serving(server: Server) -> Iterator[Server]:
-    try:
-        _wait_ready(server)
-        yield server
-    finally:
-        server.process.terminate()
-        server.process.communicate()
-
-
-def _wait_ready(server: Server) -> None:
-    pause = threading.Event()
-    while True:
-        if server.process.poll() is not None:
-            raise RuntimeError(f"{server.name} ended with {server.process.returncode}")
-        try:
-            connection = http.client.HTTPConnection(server.host, timeout=10)
-            connection.request("GET", "/health")
-            if connection.getresponse().status == 200:
-                return
-        except OSError:
-            pass
-        finally:
-            connection.close()
-        pause.wait(0.05)
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------
@@ -284,12 +166,13 @@ def main() -> None:
     binaries = given.binaries or build_llama_cpp.build()
     rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory(prefix="tourkit-bench-") as folder:
-        gguf = Path(folder) / f"{given.shape}.gguf"
+        work = Path(folder)
+        gguf = work / f"{given.shape}.gguf"
         shapes.write(shapes.SHAPES[given.shape], gguf)
         top = rows.setdefault("free text, 8 clients", Row("free text, 8 clients", "tokens/s"))
         for seed in range(given.rounds):
             top.add("ceiling", ceiling(gguf, binaries))
-            for start in (lambda: tourkit(gguf, Path(folder)), lambda: llama_server(gguf, binaries)):
+            for start in (lambda: tourkit(gguf, work, LIMITS), lambda: llama_server(gguf, binaries, LIMITS)):
                 started = time.perf_counter()
                 with start() as server:
                     row = rows.setdefault("start to ready", Row("start to ready", "seconds"))

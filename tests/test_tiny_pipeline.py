@@ -49,7 +49,7 @@ def test_the_shipped_files_are_those_of_the_recipe() -> None:
 @shipped
 def test_the_recipe_says_what_it_takes_to_repeat_the_run() -> None:
     recipe = json.loads((WEIGHTS / "recipe.json").read_text(encoding="utf-8"))
-    assert {"seed", "steps", "decay_from", "middle_from", "tokens", "torch", "transformers", "python"} <= recipe.keys()
+    assert {"seed", "steps", "middle_from", "tokens", "torch", "transformers", "python"} <= recipe.keys()
 
 
 @shipped

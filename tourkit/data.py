@@ -10,3 +10,6 @@ MANIFESTS = _ROOT / "manifests"
 MODELS = MANIFESTS / "models"
 TEMPLATES = _ROOT / "templates"
 BUNDLE_SKELETON = _ROOT / "bundle"
+TINY = _ROOT / "weights" / "tiny"  # the wheel has the GGUF and the documents of it
+TINY_GGUF = TINY / "gguf" / "tiny-f16.gguf"
+TINY_DOCUMENTS = TINY / "documents"  # <template>/documents.jsonl and gold.jsonl

@@ -1,6 +1,6 @@
-"""`tourkit demo`: the whole trip on a tiny model made on the spot, each step by the command a person would type.
+"""`tourkit demo`: the whole trip on the built-in tiny model, each step by the command a person would type.
 
-The model has random weights: what it answers is well-formed nonsense. The trip is the real one.
+The documents have names that the model never saw in training; every answer is compared with what they say.
 """
 
 from __future__ import annotations
@@ -8,28 +8,31 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tourkit.errors import EngineError
+from tourkit import data
+from tourkit.errors import EngineError, LocalError
 
 Say = Callable[[str], None]
 
-_MODEL = "tiny-random"
-_REPO = "tourkit/tiny-random"
+_MODEL = "tiny"
+_REPO = "tourkit/tiny-GGUF"
 _COMMIT = "0" * 39 + "1"  # the demo's upstream has one made-up commit
 _QUANT = "F16"
-_CONTEXT = 8192  # tokens
+_CONTEXT = 2048  # tokens: what the model was made for
 _MANIFEST = f"""\
 schema = 1
 name = "demo"
-summary = "All roles on a tiny model with random weights"
+summary = "All roles on the built-in tiny model"
 [roles]
 brain = ["{_MODEL}"]
 fast = ["{_MODEL}"]
@@ -50,7 +53,12 @@ TEMPLATES = ("json_extraction", "graph_extraction", "self_consistency")
 
 
 def run(say: Say, *, keep: Path | None = None, documents: int = 6) -> None:
-    """Make the trip in `keep`, or in a temporary folder. Raises EngineError when a step fails."""
+    """Make the trip in `keep`, or in a temporary folder.
+
+    Raises EngineError when a step fails, LocalError where the weights are missing.
+    """
+    if not data.TINY_GGUF.is_file():
+        raise LocalError(f"{data.TINY_GGUF}: the tiny model is missing: check out weights/ too, or `make tiny-model`")
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         _trip(say, keep.resolve(), documents)
@@ -63,7 +71,7 @@ def run(say: Say, *, keep: Path | None = None, documents: int = 6) -> None:
 def _trip(say: Say, work: Path, documents: int) -> None:
     """The steps, each with `work` as its folder, so that its paths are those that a person would type."""
     started = time.monotonic()
-    with _step(say, "An upstream hub to fetch from: a tiny model with random weights, made now"):
+    with _step(say, "An upstream hub to fetch from: the built-in tiny model, trained by tools/tiny"):
         _make_upstream(work / "upstream")
         (work / "demo.toml").write_text(_MANIFEST)
     with _server(say, work, ["mirror", "upstream", "--host", "127.0.0.1", "--port", "0"]) as endpoint:
@@ -81,42 +89,64 @@ def _trip(say: Say, work: Path, documents: int) -> None:
 
 def _make_upstream(root: Path) -> None:
     from tourkit.bundle import BundleModel, BundleVariant, build_index, variant_dir, write_index
-    from tourkit.tiny import write_random_gguf
 
     folder = root / variant_dir(_MODEL, _QUANT)
     folder.mkdir(parents=True, exist_ok=True)
-    write_random_gguf(folder / f"{_MODEL}.gguf")
+    shutil.copyfile(data.TINY_GGUF, folder / data.TINY_GGUF.name)
     model = BundleModel(_MODEL, _REPO, "apache-2.0", _CONTEXT, None, False)
     variant = BundleVariant(_MODEL, _QUANT, "gguf", _REPO, "main", _COMMIT)
     write_index(root, build_index(root, "upstream", {"tool": [_MODEL]}, [model], [variant]))
 
 
 def _template(say: Say, work: Path, name: str, url: str, documents: int) -> None:
-    """Run a template of the bundle over some of its sample documents and show what came out."""
-    source = work / "bundle" / "templates" / name / "documents.jsonl"
-    chosen = _spread(source.read_text(encoding="utf-8").splitlines(), documents)
+    """Run a template of the bundle over some documents, and show what came out beside what is right."""
+    source = data.TINY_DOCUMENTS / name
+    lines = {
+        part: (source / f"{part}.jsonl").read_text(encoding="utf-8").splitlines() for part in ("documents", "gold")
+    }
+    chosen = _spread(list(zip(lines["documents"], lines["gold"], strict=True)), documents)
     docs, out = f"{name}.docs.jsonl", f"{name}.out.jsonl"
-    (work / docs).write_text("".join(f"{line}\n" for line in chosen), encoding="utf-8")
+    (work / docs).write_text("".join(f"{document}\n" for document, _ in chosen), encoding="utf-8")
     (work / out).unlink(missing_ok=True)
     title = f"{len(chosen)} documents through the template {name}"
     _command(say, work, title, ["run", name, "--input", docs, "--output", out], {"TOURKIT_URL": url})
     records = (work / out).read_text(encoding="utf-8").splitlines()
-    for document, record in zip(chosen, records, strict=True):
-        _show(say, json.loads(document), json.loads(record))
+    hits = total = 0
+    for (document, gold), record in zip(chosen, records, strict=True):
+        right, found = facts(json.loads(gold)), facts(json.loads(record))
+        _show(say, json.loads(document), json.loads(record), json.loads(gold))
+        hits += (right & found).total()
+        total += right.total()
+    say(f"  {hits} of {total} facts found as they stand in the documents")
 
 
-def _spread(lines: list[str], count: int) -> list[str]:
-    """`count` documents evenly over the file, so that every kind and language is met."""
-    count = min(count, len(lines))
-    return [lines[i * len(lines) // count] for i in range(count)]
+def _spread(pairs: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+    """`count` of the pairs evenly over all of them, so that both languages are met."""
+    count = min(count, len(pairs))
+    return [pairs[i * len(pairs) // count] for i in range(count)]
 
 
-def _show(say: Say, document: dict[str, Any], record: dict[str, Any]) -> None:
+def facts(record: dict[str, Any]) -> Counter[str]:
+    """What a record of one of the three templates states, one by one: fields, nodes, edges, or the answer."""
+    if "nodes" in record:
+        nodes = ["{id} is a {type}".format(**node) for node in record["nodes"]]
+        return Counter(nodes + ["{from} {label} {to}".format(**edge) for edge in record["edges"]])
+    if "answer" in record:
+        return Counter([f"the answer is {record['answer']}"])
+    return Counter(_leaves(record.get("data"), ""))
+
+
+def _leaves(value: Any, at: str) -> list[str]:
+    if isinstance(value, dict):
+        return [leaf for key, part in value.items() for leaf in _leaves(part, f"{at}/{key}")]
+    return [f"{at}: {json.dumps(value, ensure_ascii=False)}"]
+
+
+def _show(say: Say, document: dict[str, Any], record: dict[str, Any], gold: dict[str, Any]) -> None:
     text = " ".join(str(document.get("text", "")).split())
     say(f"    {document['id']}: {text[:90]}{'…' if len(text) > 90 else ''}")
-    shown = {key: value for key, value in record.items() if key not in ("id", "ok")}
-    found = json.dumps(shown, ensure_ascii=False)
-    say(f"      {'→' if record.get('ok') else '✗'} {found[:220]}{'…' if len(found) > 220 else ''}")
+    stated = ", ".join(facts(record).elements()).replace('"', "") if record.get("ok") else str(record.get("error"))
+    say(f"      {'=' if facts(record) == facts(gold) else '≠'} {stated[:220]}{'…' if len(stated) > 220 else ''}")
 
 
 @contextmanager

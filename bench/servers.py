@@ -1,0 +1,155 @@
+"""The servers that the benches ask: tourkit, llama-server and llama_cpp.server, each with the same model and limits."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tourkit.bundle import BundleModel, BundleVariant, build_index, variant_dir, write_index
+from tourkit.hardware import probe
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`slots` sequences of `context` tokens each."""
+
+    slots: int
+    context: int
+
+
+class RefusedError(Exception):
+    """A server answered with an error."""
+
+
+@dataclass
+class Server:
+    """A running server and how to ask it."""
+
+    name: str
+    host: str
+    model: str
+    process: subprocess.Popen[str]
+
+    def chat(self, content: str, **options: Any) -> dict[str, Any]:
+        connection = http.client.HTTPConnection(self.host, timeout=1200)
+        body = {"model": self.model, "messages": [{"role": "user", "content": content}], **options}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+        answer = connection.getresponse()
+        data = json.loads(answer.read())
+        connection.close()
+        if answer.status != 200:
+            raise RefusedError(f"{self.name}: {data}")
+        return dict(data)
+
+    def first_token(self, content: str) -> float:
+        """Seconds from the request to the first piece of text."""
+        connection = http.client.HTTPConnection(self.host, timeout=1200)
+        messages = [{"role": "user", "content": content}]
+        body = {"model": self.model, "messages": messages, "max_tokens": 4, "stream": True, "temperature": 0}
+        started = time.perf_counter()
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+        answer = connection.getresponse()
+        took = 0.0
+        for line in answer:
+            if not took and re.search(rb'"content":\s*"[^"]', line):
+                took = time.perf_counter() - started
+        connection.close()
+        return took
+
+    def memory(self) -> int:
+        """Peak resident bytes of the process and its children."""
+        return sum(_peak(pid) for pid in _family(self.process.pid))
+
+
+def _family(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in _family(int(child)))]
+
+
+def _peak(pid: int) -> int:
+    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def tourkit(gguf: Path, work: Path, limits: Limits) -> Iterator[Server]:
+    root = work / "bundle"
+    if not root.exists():
+        folder = root / variant_dir("bench", "Q8_0")
+        folder.mkdir(parents=True)
+        (folder / gguf.name).hardlink_to(gguf)
+        model = BundleModel("bench", "bench/bench", "none", limits.context, None, False)
+        variant = BundleVariant("bench", "Q8_0", "gguf", "bench/bench", "main", "1" * 40)
+        write_index(root, build_index(root, "bench", {"tool": ["bench"]}, [model], [variant]))
+    command = [sys.executable, "-m", "tourkit", "serve", "--bundle", str(root), "--port", "0", "--offline"]
+    command += ["--slots", str(limits.slots), "--context", str(limits.context)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    host = next(found[1] for line in process.stdout if (found := re.search(r"http://([\d.:]+)/v1", line)))
+    yield from _serving(Server("tourkit", host, "tool", process))
+
+
+@contextmanager
+def llama_server(
+    gguf: Path, binaries: Path, limits: Limits, *more: str, name: str = "llama-server"
+) -> Iterator[Server]:
+    """`more`: options of its own, such as those of its n-gram speculation."""
+    port = free_port()
+    command = [str(binaries / "llama-server"), "-m", str(gguf), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["-np", str(limits.slots), "-c", str(limits.slots * limits.context), "-t", str(probe().threads)]
+    command += ["--jinja", "-cb", *more]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+    yield from _serving(Server(name, f"127.0.0.1:{port}", "bench", process))
+
+
+@contextmanager
+def llama_cpp_server(gguf: Path, limits: Limits) -> Iterator[Server]:
+    """llama-cpp-python's own server: one sequence at a time."""
+    port, threads = free_port(), str(probe().threads)
+    command = [sys.executable, "-m", "llama_cpp.server", "--model", str(gguf), "--model_alias", "bench"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--n_ctx", str(limits.context)]
+    command += ["--n_threads", threads, "--n_threads_batch", threads]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+    yield from _serving(Server("llama_cpp.server", f"127.0.0.1:{port}", "bench", process), ready="/v1/models")
+
+
+def _serving(server: Server, ready: str = "/health") -> Iterator[Server]:
+    try:
+        _wait_ready(server, ready)
+        yield server
+    finally:
+        server.process.terminate()
+        server.process.communicate()
+
+
+def _wait_ready(server: Server, path: str) -> None:
+    pause = threading.Event()
+    while True:
+        if server.process.poll() is not None:
+            raise RuntimeError(f"{server.name} ended with {server.process.returncode}")
+        try:
+            connection = http.client.HTTPConnection(server.host, timeout=10)
+            connection.request("GET", path)
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        pause.wait(0.05)

@@ -1,0 +1,97 @@
+"""Speculation by prompt lookup, on against off: extraction that copies its documents, on the tiny model.
+
+`python bench/speculation.py [--gguf FILE] [--rounds 5] [--clients 1 8]`. The same requests, interleaved; prints the
+seconds either way, the ratio of the medians, and the share of guesses that were right. The texts must be equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from tourkit.backends.llama_cpp import LlamaEngine, LlamaRunner
+from tourkit.data import TINY_DOCUMENTS, TINY_GGUF
+from tourkit.engine.types import Constraint, Delta, Request, SamplingParams
+from tourkit.hardware import probe
+
+SYSTEM = "Repair the broken JSON. Answer with the whole corrected JSON only."
+
+
+def requests() -> list[Request]:
+    """Two kinds of copying: fields out of documents, by schema; and JSON to be written out again."""
+    found = []
+    lines = (TINY_DOCUMENTS / "json_extraction" / "documents.jsonl").read_text(encoding="utf-8").splitlines()
+    gold = (TINY_DOCUMENTS / "json_extraction" / "gold.jsonl").read_text(encoding="utf-8").splitlines()
+    for document, answer in zip(map(json.loads, lines), map(json.loads, gold), strict=True):
+        params = SamplingParams(max_tokens=300, temperature=0)
+        written = json.dumps(answer["data"], ensure_ascii=False)
+        messages: tuple[dict[str, Any], ...] = (
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": written[:-1]},
+        )
+        found.append(Request(messages=messages, params=params, constraint=Constraint.json_schema(document["schema"])))
+    return found
+
+
+def ask_all(engine: LlamaEngine, asked: list[Request], clients: int) -> tuple[list[str], float]:
+    """The texts, and the seconds they took, with so many requests under way at a time."""
+    texts = [""] * len(asked)
+    free = threading.Semaphore(clients)
+    done = threading.Semaphore(0)
+
+    def emit(place: int, delta: Delta) -> None:
+        texts[place] += delta.text
+        if delta.finish:
+            free.release()
+            done.release()
+
+    started = time.perf_counter()
+    for place, request in enumerate(asked):
+        free.acquire()
+        engine.submit(request, lambda delta, place=place: emit(place, delta))
+    for _ in asked:
+        done.acquire()
+    return texts, time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gguf", type=Path, default=TINY_GGUF)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
+    given = parser.parse_args()
+    if not given.gguf.is_file() or not TINY_DOCUMENTS.is_dir():
+        print(f"skipped: there is no {given.gguf.name} or no documents beside it", file=sys.stderr)
+        return
+    asked = requests()
+    engines = {
+        name: LlamaEngine(LlamaRunner(given.gguf, slots=8, max_len=2048, threads=probe().threads), speculate=speculate)
+        for name, speculate in (("off", False), ("on", True))
+    }
+    for clients in given.clients:
+        seconds: dict[str, list[float]] = {name: [] for name in engines}
+        for _ in range(given.rounds):
+            texts = {}
+            for name, engine in engines.items():
+                texts[name], took = ask_all(engine, asked, clients)
+                seconds[name].append(took)
+            if texts["on"] != texts["off"]:
+                differ = sum(a != b for a, b in zip(texts["on"], texts["off"], strict=True))
+                print(f"  {differ} of {len(asked)} texts differ by rounding")
+        medians = {name: statistics.median(took) for name, took in seconds.items()}
+        print(
+            f"{clients} clients: off {medians['off']:.3f} s, on {medians['on']:.3f} s, "
+            f"{medians['off'] / medians['on']:.2f} times as fast"
+        )
+    stats = engines["on"].stats()
+    print(f"guesses right: {stats.accepted_tokens} of {stats.drafted_tokens}")
+
+
+if __name__ == "__main__":
+    main()
