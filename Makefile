@@ -38,6 +38,11 @@ docs: $(DEV)/ready ## write docs/cli.md anew from --help
 bench: $(DEV)/ready ## tourkit beside its peers, as ratios of interleaved runs
 	$(DEV)/bin/python bench/prefetch_vs_hf.py
 	$(DEV)/bin/python bench/verify_vs_sha256sum.py
+	$(DEV)/bin/python bench/speculation.py
+	$(DEV)/bin/python bench/jsonschemabench.py
+	$(DEV)/bin/python -m pip install -q "llama-cpp-python[server]"
+	$(DEV)/bin/python bench/structured_http.py --peers
+	$(DEV)/bin/python bench/serving.py
 
 tiny-model: $(TINY)/ready ## train the tiny model from its seeds, export and score it: an hour or more on two cores
 	$(TINY)/bin/python -m tools.tiny.make --out build/tiny-model

@@ -17,12 +17,13 @@ TYPOS = 0.1  # share of documents with slips of the pen
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Where the three parts of a sample come from: each `train` or `held`."""
+    """Where the parts of a sample come from, each `train` or `held`; `blur`: share of sentences with a word changed."""
 
     names: str = TRAIN
     lines: str = TRAIN
     schemas: str = TRAIN
     keys: str = TRAIN
+    blur: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,8 @@ def document(rng: Random, kind: str, lang: str, split: Split, most: int = 0) -> 
     for line, covered in told:
         pattern = choose(line, rng)
         pattern = _slip(pattern, rng) if typos and not form else pattern
+        if split.blur and not form and rng.random() < split.blur:
+            pattern = _blurred(pattern, rng, lang)
         extra = {name: draw.of(name) for name in slots(pattern) if name not in parts}
         sentences.append(fill(pattern, {**have, **extra}))
         used.add(line)
@@ -190,6 +193,18 @@ def _some(rng: Random, told: list[tuple[str, list[str]]], most: int) -> list[tup
     """At most that many of the sentences that say something."""
     telling = [pair for pair in told if pair[1]]
     return rng.sample(telling, min(most, len(telling))) or told[:1]
+
+
+def _blurred(pattern: str, rng: Random, lang: str) -> str:
+    """Drop a word that is no slot, or put another in its place: no single word of the wording may be relied on."""
+    words = pattern.split(" ")
+    plain = [index for index, word in enumerate(words) if "{" not in word]
+    if len(plain) < 3 or len(plain) == len(words):  # a sentence without a slot says what it says by its words
+        return pattern
+    at = rng.choice(plain)
+    other = rng.choice(rng.choice(variants(LANGUAGES[lang].DISTRACTORS, TRAIN)).split(" "))
+    words[at : at + 1] = [other] if rng.random() < 0.5 and not set("{}[]|") & set(other) else []
+    return " ".join(words)
 
 
 def _slip(pattern: str, rng: Random) -> str:

@@ -24,18 +24,20 @@ _COMPACT = ("JSON fields: {fields}", "Extract: {fields}")
 @dataclass(frozen=True, slots=True)
 class Phase:
     """What a part of the training shows: shares of extraction by drills (a sentence or three, their fields, several
-    turns), by documents with the fields in a few words, with a bare schema, and with a whole template prompt.
+    turns), by documents with the fields in a few words, with a bare schema, and with a whole template prompt; `blur`:
+    share of sentences with a word changed.
     """
 
     drill: float
     compact: float
     schema: float
     full: float
+    blur: float = 0.0
 
 
 EARLY = Phase(0.65, 0.25, 0.06, 0.04)
 MIDDLE = Phase(0.25, 0.30, 0.25, 0.20)
-LAST = Phase(0.10, 0.10, 0.20, 0.60)
+LAST = Phase(0.10, 0.10, 0.20, 0.60, blur=0.15)
 
 Message = dict[str, str]
 
@@ -238,7 +240,7 @@ def arithmetic_sample(rng: Random, split: Split, *, lang: str, turns: int = 1) -
 def sample(seed: int | str, index: int, phase: Phase = MIDDLE) -> Sample:
     """Training sample number `index`: the same for the same seed and phase, on any machine."""
     rng = Random(f"{seed}:{index}")
-    split, lang = Split(), pick_lang(rng)
+    split, lang = Split(blur=phase.blur), pick_lang(rng)
     task = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     styles = {"drill": phase.drill, "compact": phase.compact, "schema": phase.schema, "full": phase.full}
     style = rng.choices(list(styles), list(styles.values()))[0]
