@@ -16,6 +16,7 @@ _GRAPH = prompts.template("graph_extraction")
 _VOTE = prompts.template("self_consistency")
 
 WEIGHTS = {"json": 60, "graph": 12, "classify": 9, "repair": 3, "cite": 6, "arithmetic": 10}
+LAST_WEIGHTS = {"json": 52, "graph": 14, "classify": 7, "repair": 4, "cite": 8, "arithmetic": 15}
 _SHORT = ("Extract JSON.\nSchema:\n{schema}", "Schema:\n{schema}")
 
 _COMPACT = ("JSON fields: {fields}", "Extract: {fields}")
@@ -25,7 +26,7 @@ _COMPACT = ("JSON fields: {fields}", "Extract: {fields}")
 class Phase:
     """What a part of the training shows: shares of extraction by drills (a sentence or three, their fields, several
     turns), by documents with the fields in a few words, with a bare schema, and with a whole template prompt; `blur`:
-    share of sentences with a word changed.
+    share of sentences with a word changed; `last`: LAST_WEIGHTS are the shares of the tasks.
     """
 
     drill: float
@@ -33,11 +34,12 @@ class Phase:
     schema: float
     full: float
     blur: float = 0.0
+    last: bool = False
 
 
 EARLY = Phase(0.65, 0.25, 0.06, 0.04)
 MIDDLE = Phase(0.25, 0.30, 0.25, 0.20)
-LAST = Phase(0.10, 0.10, 0.20, 0.60, blur=0.15)
+LAST = Phase(0.10, 0.10, 0.20, 0.60, blur=0.15, last=True)
 
 Message = dict[str, str]
 
@@ -241,7 +243,8 @@ def sample(seed: int | str, index: int, phase: Phase = MIDDLE) -> Sample:
     """Training sample number `index`: the same for the same seed and phase, on any machine."""
     rng = Random(f"{seed}:{index}")
     split, lang = Split(blur=phase.blur), pick_lang(rng)
-    task = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+    weights = LAST_WEIGHTS if phase.last else WEIGHTS
+    task = rng.choices(list(weights), list(weights.values()))[0]
     styles = {"drill": phase.drill, "compact": phase.compact, "schema": phase.schema, "full": phase.full}
     style = rng.choices(list(styles), list(styles.values()))[0]
     if task == "json":

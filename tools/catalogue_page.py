@@ -1,0 +1,97 @@
+"""Write docs/catalogue.md from the catalogue and the sets: `python tools/catalogue_page.py docs/catalogue.md`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tourkit import catalogue, lock, manifest
+from tourkit.manifest import Manifest, Model
+from tourkit.progress import size_text
+
+_HEAD = """\
+# The catalogue
+
+Written by `make docs` from `manifests/`; a test keeps the two the same. `tourkit models` shows the same and filters it:
+licence, commercial use, role, language, memory, stack. A set need only name the id: see [Manifests, the catalogue and
+locks](manifest.md). Each file names its sources in comments. What no source states is left out; `tourkit lock` asks the
+hub for commits, sizes and hashes.
+
+*Memory from* counts the smallest variant whose size is known and a 16-bit KV cache for one sequence of 4096 tokens (no
+longer than the model's context); `tourkit plan` counts exactly for your machine.
+"""
+
+
+def render() -> str:
+    """The whole page."""
+    models = manifest.catalogue()
+    sets = [manifest.load(name) for name in manifest.builtin_sets()]
+    parts = [
+        _HEAD,
+        "## Sets\n",
+        *_sets(sets),
+        "\n## Models\n",
+        *_models(sorted(models.values(), key=lambda model: (model.family or "", model.id))),
+        "\n## Licences\n",
+        "Not legal advice: read the licence. An id that is not in this table counts as unknown, never as allowed.\n",
+        *_licences(),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _sets(sets: Iterable[Manifest]) -> Iterator[str]:
+    yield "| set | for | roles | pinned |"
+    yield "|---|---|---|---|"
+    for one in sets:
+        roles = "<br>".join(f"{role}: {', '.join(ids)}" for role, ids in one.roles.items())
+        yield f"| `{one.name}` | {one.summary} | {roles} | {_pinned(one)} |"
+
+
+def _pinned(one: Manifest) -> str:
+    path = lock.path_of(one.path)
+    if not path.is_file():
+        return f"no lock yet: `tourkit lock {one.name}`"
+    variants = lock.read(path).variants
+    resolved = sum(variant.resolved for variant in variants)
+    if resolved == len(variants):
+        return f"all {resolved} variants"
+    return f"{resolved} of {len(variants)} variants; `tourkit lock {one.name}` for the rest"
+
+
+def _models(models: Iterable[Model]) -> Iterator[str]:
+    yield "| model | good at | licence | commercial | context | languages | roles | memory from | variants |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for model in models:
+        small = catalogue.smallest(model)
+        cells = (
+            f"`{model.id}`<br>{model.repo}",
+            model.summary,
+            model.license + (", gated" if model.gated else ""),
+            catalogue.terms(model.license).use,
+            str(model.context),
+            ", ".join(model.languages) or "not stated",
+            ", ".join(model.roles),
+            size_text(catalogue.memory(model, small)) if small else "not stated",
+            "<br>".join(f"{form}: {', '.join(quants)}" for form, quants in _by_format(model).items()),
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def _by_format(model: Model) -> dict[str, list[str]]:
+    return {
+        form: [v.quant for v in model.variants if v.format == form]
+        for form in manifest.FORMATS
+        if any(v.format == form for v in model.variants)
+    }
+
+
+def _licences() -> Iterator[str]:
+    yield "| licence | commercial use | why |"
+    yield "|---|---|---|"
+    for license_, said in catalogue.LICENSES.items():
+        yield f"| {license_} | {said.use} | {said.reason} |"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(render(), encoding="utf-8")
