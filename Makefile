@@ -32,8 +32,9 @@ format: $(DEV)/ready ## rewrite the code in the project's format
 	$(DEV)/bin/ruff format .
 	$(DEV)/bin/ruff check --fix .
 
-docs: $(DEV)/ready ## write docs/cli.md anew from --help
+docs: $(DEV)/ready ## write docs/cli.md anew from --help, and docs/catalogue.md from manifests/
 	$(DEV)/bin/python tools/cli_reference.py docs/cli.md
+	$(DEV)/bin/python tools/catalogue_page.py docs/catalogue.md
 
 bench: $(DEV)/ready ## tourkit beside its peers, as ratios of interleaved runs
 	$(DEV)/bin/python bench/prefetch_vs_hf.py

@@ -7,13 +7,60 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_docs import tool
 
-from tourkit import data, lock, manifest
+from tourkit import catalogue, data, lock, manifest
+from tourkit.catalogue import Wish
+from tourkit.cli import main
+from tourkit.errors import ManifestError, UsageError
 
 SETS = ("tour-20gb", "cpu-16gb")
-TOOL = Path(__file__).resolve().parent.parent / "tools" / "locks_from_facts.py"
+NEW_SETS = ("gpu-8gb", "gpu-40gb", "chinese", "code", "multilingual")
+ROOT = Path(__file__).resolve().parent.parent
+TOOL = ROOT / "tools" / "locks_from_facts.py"
 CATALOGUE = manifest.catalogue()
 LOCKED = [name for name in manifest.builtin_sets() if lock.path_of(data.MANIFESTS / f"{name}.toml").is_file()]
+
+
+# What whoever takes part may be handed, and the family under which the catalogue has it.
+FAMILIES = {
+    "Llama 2": "llama-2",
+    "Llama 3": "llama-3",
+    "Llama 3.1": "llama-3.1",
+    "Code Llama": "code-llama",
+    "Mistral 7B": "mistral",
+    "Mixtral 8x7B": "mixtral",
+    "Qwen": "qwen",
+    "Gemma 1": "gemma",
+    "Gemma 2": "gemma-2",
+    "CodeGemma": "codegemma",
+    "Phi-2": "phi-2",
+    "Phi-3": "phi-3",
+    "Yi": "yi",
+    "Falcon": "falcon",
+    "InternLM2": "internlm2",
+    "MPT": "mpt",
+    "BLOOM": "bloom",
+    "GPT-NeoX": "gpt-neox",
+    "OPT": "opt",
+    "StableLM": "stablelm",
+    "Vicuna": "vicuna",
+    "Alpaca": "alpaca",
+    "Koala": "koala",
+    "OpenLLaMA": "openllama",
+    "RedPajama": "redpajama",
+    "OLMo": "olmo",
+    "Llama Pro": "llama-pro",
+    "Japanese Llama (ELYZA)": "elyza",
+    "BioMistral": "biomistral",
+    "OpenMath-Mistral": "openmath",
+    "OpenAssistant Falcon": "openassistant-falcon",
+    "GPT4All Falcon": "gpt4all-falcon",
+    "all-MiniLM-L6-v2": "all-minilm",
+    "bge-m3": "bge-m3",
+    "multilingual-e5-small": "multilingual-e5",
+}
+EMBEDDERS = {"all-minilm-l6-v2", "bge-m3", "multilingual-e5-small"}
 
 
 def locked(name: str, model: str, quant: str) -> lock.LockedVariant:
@@ -48,19 +95,59 @@ def test_the_catalogue_holds_the_models_of_the_default_sets():
     assert named <= CATALOGUE.keys()
 
 
+def test_every_file_of_the_catalogue_is_a_model():
+    assert CATALOGUE.keys() == {path.stem for path in data.MODELS.glob("*.toml")}
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+def test_every_family_that_may_be_handed_out_is_there(family):
+    assert [model.id for model in CATALOGUE.values() if model.family == family] != []
+
+
+def test_no_model_is_of_a_family_outside_the_list():
+    """A family written in two ways would hide one of them."""
+    assert {model.family for model in CATALOGUE.values()} == set(FAMILIES.values())
+
+
+def test_phi_3_has_its_graph_fine_tune():
+    assert CATALOGUE["phi-3-mini-4k-instruct-graph"].roles == ("graph",)
+
+
 @pytest.mark.parametrize("model", CATALOGUE.values(), ids=CATALOGUE.keys())
 def test_a_catalogue_entry_says_what_a_person_needs_to_choose(model):
     assert model.summary
+    assert "\n" not in model.summary
     assert model.family
+    assert model.architecture
     assert model.arch is not None
-    assert model.params is not None
-    assert model.gated is not None
-    assert {variant.format for variant in model.variants} >= {"gguf"}
+    assert model.roles
+
+
+def test_embedders_do_nothing_but_embed_and_nothing_else_embeds():
+    assert {model.id for model in CATALOGUE.values() if "embed" in model.roles} == EMBEDDERS
+    assert {CATALOGUE[id_].roles for id_ in EMBEDDERS} == {("embed",)}
 
 
 @pytest.mark.parametrize("path", sorted(data.MODELS.glob("*.toml")), ids=lambda path: path.stem)
 def test_a_catalogue_file_names_its_sources(path):
-    assert "# Sources." in path.read_text(encoding="utf-8")
+    _, found, sources = path.read_text(encoding="utf-8").partition("# Sources. ")
+
+    assert found
+    assert re.search(r"[\w.-]+/[\w.-]+|facts", sources.partition("schema =")[0])
+
+
+@pytest.mark.parametrize("model", CATALOGUE.values(), ids=CATALOGUE.keys())
+def test_no_variant_takes_pickles(model):
+    taken = [pattern for variant in model.variants for pattern in variant.files]
+
+    assert [pattern for pattern in taken if re.search(r"\.(bin|pt|pth|ckpt|pkl)$", pattern) or pattern == "*"] == []
+
+
+@pytest.mark.parametrize("model", CATALOGUE.values(), ids=CATALOGUE.keys())
+def test_a_model_without_gguf_says_so_in_its_file(model):
+    text = (data.MODELS / f"{model.id}.toml").read_text(encoding="utf-8")
+
+    assert any(variant.format == "gguf" for variant in model.variants) or "no gguf" in text.lower()
 
 
 @pytest.mark.parametrize("model", CATALOGUE.values(), ids=CATALOGUE.keys())
@@ -87,6 +174,70 @@ def test_the_16_gb_set_is_wholly_resolved_and_leaves_room_for_the_caches():
     assert sum(file.size for variant in pinned.variants for file in variant.files) < 12 * 10**9
 
 
+@pytest.mark.parametrize("name", NEW_SETS)
+def test_each_role_of_a_set_has_a_resolved_variant_to_fetch(name):
+    """Embedding apart: of the embedders no hash was found."""
+    wanted = manifest.load(name)
+    resolved = {v.model for v in lock.read(lock.path_of(wanted.path)).variants if v.resolved}
+
+    open_roles = [role for role, ids in wanted.roles.items() if not resolved & set(ids)]
+
+    assert set(wanted.roles) >= {"brain", "fast", "tool", "graph"}
+    assert set(open_roles) <= {"embed"}
+
+
+@pytest.mark.parametrize("name", NEW_SETS)
+def test_models_of_a_set_are_hinted_for_the_roles_they_fill(name):
+    wanted = manifest.load(name)
+
+    assert [
+        (role, id_) for role, ids in wanted.roles.items() for id_ in ids if role not in wanted.models[id_].roles
+    ] == []
+
+
+@pytest.mark.parametrize("name", ["gpu-8gb", "gpu-40gb"])
+def test_the_gpu_sets_are_wholly_resolved(name):
+    assert all(variant.resolved for variant in lock.read(data.MANIFESTS / f"{name}.lock.json").variants)
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [("gpu-8gb", 8), ("gpu-40gb", 40), ("chinese", 20), ("code", 20), ("multilingual", 20)],
+)
+def test_the_first_model_of_each_role_fits_the_memory_the_set_is_for(name, fits):
+    wanted = manifest.load(name)
+    firsts = {ids[0] for ids in wanted.roles.values()}
+
+    needs = {id_: smallest_memory(wanted.models[id_]) for id_ in firsts}
+
+    assert sum(needs.values()) <= fits * 2**30, needs
+
+
+def smallest_memory(model: manifest.Model) -> int:
+    small = catalogue.smallest(model)
+    assert small is not None
+    return catalogue.memory(model, small)
+
+
+@pytest.mark.parametrize("name", ["chinese", "code", "multilingual"])
+def test_prefetch_of_a_set_that_is_not_wholly_pinned_says_to_lock_it(name, tmp_path, capsys):
+    ended = main(["prefetch", name, "--to", str(tmp_path / "out"), "--dry-run"])
+
+    assert ended == 2
+    assert "run `tourkit lock" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_prefetch_of_a_set_without_a_lock_says_to_make_one(tmp_path, capsys):
+    text = (data.MANIFESTS / "gpu-8gb.toml").read_text(encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(text.replace('name = "gpu-8gb"', 'name = "mine"'), encoding="utf-8")
+
+    ended = main(["prefetch", str(tmp_path / "mine.toml"), "--to", str(tmp_path / "out"), "--dry-run"])
+
+    assert ended == 2
+    assert "run `tourkit lock" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("model", "quant", "reason"),
     [
@@ -102,9 +253,252 @@ def test_what_is_not_proved_stays_unresolved(model, quant, reason):
     assert not locked("tour-20gb", model, quant).resolved, reason
 
 
+# tourkit models
+
+
+def found(**wish: object) -> set[str]:
+    return {model.id for model in catalogue.search(CATALOGUE.values(), Wish(**wish)).models}
+
+
+def test_a_wish_for_nothing_gives_everything():
+    assert found() == CATALOGUE.keys()
+
+
+def test_a_licence_is_found_by_a_part_of_its_id_in_any_case():
+    assert {CATALOGUE[id_].license for id_ in found(license="LLAMA")} == {"llama2", "llama3", "llama3.1"}
+    assert {CATALOGUE[id_].license for id_ in found(license="mit")} == {"mit"}
+
+
+def test_every_licence_of_the_catalogue_is_in_the_table_with_its_reason():
+    assert {model.license for model in CATALOGUE.values()} <= catalogue.LICENSES.keys()
+    assert all(said.reason for said in catalogue.LICENSES.values())
+    assert {said.use for said in catalogue.LICENSES.values()} == {"yes", "conditional", "no", "unknown"}
+
+
+@pytest.mark.parametrize(
+    ("license_", "use"),
+    [
+        ("apache-2.0", "yes"),
+        ("mit", "yes"),
+        ("llama3.1", "conditional"),
+        ("gemma", "conditional"),
+        ("other (non-commercial)", "no"),
+        ("unknown", "unknown"),
+        ("Apache-2.0 with something else", "unknown"),
+        ("wtfpl", "unknown"),
+    ],
+)
+def test_only_licences_of_the_table_are_allowed(license_, use):
+    assert catalogue.terms(license_).use == use
+
+
+def test_commercial_keeps_what_is_allowed_or_conditional_and_nothing_else():
+    wanted = found(commercial=True)
+
+    assert {catalogue.terms(CATALOGUE[id_].license).use for id_ in wanted} == {"yes", "conditional"}
+    assert {"opt-6.7b", "koala-13b", "alpaca-7b-reproduced"} <= CATALOGUE.keys() - wanted
+
+
+def test_role_keeps_the_models_with_that_hint():
+    assert found(role="embed") == EMBEDDERS
+    assert found(role="graph") == {id_ for id_, model in CATALOGUE.items() if "graph" in model.roles}
+
+
+def test_language_keeps_models_made_for_it_or_for_many_and_names_those_that_say_nothing():
+    japanese = catalogue.search(CATALOGUE.values(), Wish(language="JA"))
+
+    ids = {model.id for model in japanese.models}
+    assert {"elyza-japanese-llama-2-7b-instruct", "qwen2.5-7b-instruct", "bge-m3"} <= ids
+    assert "mixtral-8x7b-instruct-v0.1" not in ids  # it lists five languages, this is none of them
+    assert set(japanese.unstated["language"]) == {id_ for id_, model in CATALOGUE.items() if not model.languages}
+
+
+def test_code_is_a_language_that_many_languages_do_not_include():
+    assert found(language="code") == {id_ for id_, model in CATALOGUE.items() if "code" in model.languages}
+
+
+def test_memory_keeps_models_whose_smallest_variant_fits_and_names_those_without_a_size():
+    eight = catalogue.search(CATALOGUE.values(), Wish(memory=8 * 2**30))
+
+    assert all(smallest_memory(model) <= 8 * 2**30 for model in eight.models)
+    assert {"gpt-neox-20b", "mixtral-8x7b-instruct-v0.1", "yi-34b-chat"} <= CATALOGUE.keys() - {
+        model.id for model in eight.models
+    }
+    assert set(eight.unstated["size"]) == {id_ for id_, m in CATALOGUE.items() if catalogue.smallest(m) is None}
+
+
+def test_more_memory_never_loses_a_model():
+    assert found(memory=2**30) < found(memory=4 * 2**30) < found(memory=40 * 2**30)
+
+
+def test_stack_keeps_models_with_a_format_it_loads_and_memory_counts_those_variants_only():
+    assert found(stack="onnx") == {"phi-3-mini-4k-instruct"}
+    assert "llama-3.1-8b-instruct" in found(memory=4 * 2**30, stack="llama_cpp")
+    assert "llama-3.1-8b-instruct" not in found(memory=4 * 2**30, stack="vllm")
+
+
+def test_wishes_add_up():
+    both = found(role="brain", commercial=True, language="zh", memory=8 * 2**30, stack="llama_cpp")
+
+    assert both == (
+        found(role="brain") & found(commercial=True) & found(language="zh") & found(memory=8 * 2**30, stack="llama_cpp")
+    )
+    assert "qwen2.5-7b-instruct" in both
+
+
+@pytest.mark.parametrize("wish", [Wish(role="chef"), Wish(stack="tensorflow")])
+def test_a_role_or_a_stack_that_there_is_not_is_refused_with_those_there_are(wish):
+    with pytest.raises(UsageError, match=r"brain|llama_cpp"):
+        catalogue.search([], wish)
+
+
+SHAPE = f"""
+schema = 1
+name = "one"
+[roles]
+tool = ["m"]
+[models.m]
+repo = "me/m"
+license = "mit"
+context = 100000
+arch = {{ n_layers = 10, n_heads = 8, n_kv_heads = 2, head_dim = 64, hidden_size = 512, vocab_size = 1000 }}
+[[models.m.variants]]
+format = "gguf"
+quant = "Q4"
+repo = "me/m-GGUF"
+revision = "{"0" * 40}"
+files = ["m.gguf"]
+size = 1000000
+"""
+
+
+def shape(tmp_path: Path, text: str) -> manifest.Manifest:
+    (tmp_path / "one.toml").write_text(text, encoding="utf-8")
+    return manifest.load(tmp_path / "one.toml")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "cells"),
+    [
+        ("", "", 10 * 4096),
+        ("context = 100000", "context = 1000", 10 * 1000),
+        ("vocab_size = 1000", "vocab_size = 1000, sliding_window = 512", 10 * 512),
+        ("vocab_size = 1000", "vocab_size = 1000, sliding_window = 512, sliding_layers = 5", 5 * 4096 + 5 * 512),
+        ("vocab_size = 1000", "vocab_size = 1000, sliding_window = 8192", 10 * 4096),
+        ("[models.m]", '[models.m]\nroles = ["embed"]', 0),
+    ],
+    ids=["4096 tokens", "a short context", "windows", "windows in half of the layers", "a wide window", "embedder"],
+)
+def test_memory_is_the_weights_and_a_16_bit_cache(tmp_path, before, after, cells):
+    model = shape(tmp_path, SHAPE.replace(before, after, 1) if before else SHAPE).models["m"]
+
+    assert catalogue.memory(model, model.variants[0]) == 1_000_000 + cells * 2 * 2 * 64 * 2
+
+
+def test_what_people_choose_by_does_not_make_a_lock_stale(tmp_path):
+    plain = shape(tmp_path, SHAPE).digest
+    told = SHAPE.replace("size = 1000000", "size = 2000000").replace(
+        "context =", 'roles = ["tool"]\nlanguages = ["en"]\narchitecture = "llama"\nsummary = "s"\ncontext ='
+    )
+
+    assert shape(tmp_path, told).digest == plain
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "key"),
+    [
+        ("context", 'roles = ["chef"]\ncontext', "roles"),
+        ("context", 'languages = ["En glish"]\ncontext', "languages"),
+        ("size = 1000000", "size = 0", "size"),
+        ("vocab_size = 1000", "vocab_size = 1000, sliding_window = 0", "sliding_window"),
+    ],
+    ids=["role", "language", "size", "window"],
+)
+def test_wrong_hints_are_refused(tmp_path, before, after, key):
+    with pytest.raises(ManifestError, match=key):
+        shape(tmp_path, SHAPE.replace(before, after))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GiB", 8 * 2**30), ("8 gib", 8 * 2**30), ("1.5GB", 1_500_000_000), ("500MB", 500_000_000), ("64KiB", 65536)],
+)
+def test_a_size_is_a_number_and_a_unit(text, size):
+    assert catalogue.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "8", "8G", "GiB", "-8GiB", "0GiB", "8GiB free"])
+def test_what_is_no_size_is_refused_with_an_example(text):
+    with pytest.raises(UsageError, match="8GiB"):
+        catalogue.parse_size(text)
+
+
+def test_the_command_prints_a_table_with_the_reason_of_each_licence(capsys):
+    ended = main(["models", "--commercial", "--role", "graph"])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert ended == 0
+    assert lines[0].split()[:3] == ["model", "licence", "commercial"]
+    assert {line.split()[0] for line in lines if line and line[0] != " "} >= {"qwen2.5-7b-instruct", "apache-2.0:"}
+    assert "apache-2.0: commercial use: yes: permissive: keep the licence text and the notices" in lines
+    assert not any("phi-3-mini-4k-instruct-graph" in line for line in lines)  # its licence is not known
+
+
+def test_the_command_says_that_a_custom_licence_is_conditional(capsys):
+    main(["models", "--license", "gemma"])
+
+    assert "gemma: commercial use: conditional: Gemma Terms of Use" in capsys.readouterr().out
+
+
+def test_the_command_names_what_it_left_out_for_want_of_facts(capsys):
+    main(["models", "--language", "ru", "--memory", "8GiB", "--json"])
+
+    told = capsys.readouterr()
+    assert "left out, no language is stated: " in told.err
+    assert "biomistral-7b" not in told.err  # its languages are stated, and this is none of them
+    assert "qwen2.5-7b-instruct" in {row["id"] for row in json.loads(told.out)}
+
+
+def test_the_command_for_scripts_gives_everything_a_filter_goes_by(capsys):
+    main(["models", "--stack", "llama_cpp", "--role", "embed", "--json"])
+
+    rows = {row["id"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows.keys() == {"all-minilm-l6-v2", "bge-m3"}
+    wanted = {"license", "commercial", "commercial_reason", "languages", "roles", "stacks", "memory", "variants"}
+    assert wanted <= rows["bge-m3"].keys()
+    assert rows["bge-m3"]["commercial"] == "yes"
+
+
+def test_nothing_found_ends_with_exit_code_1_for_people_and_an_empty_list_for_scripts(capsys):
+    people = main(["models", "--role", "embed", "--stack", "onnx"])
+    told = capsys.readouterr()
+    scripts = main(["models", "--role", "embed", "--stack", "onnx", "--json"])
+
+    assert (people, scripts) == (1, 0)
+    assert "ask for less" in told.err
+    assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(["--role", "chef"], "brain"), (["--memory", "lots"], "8GiB"), (["--stack", "x"], "llama_cpp")],
+)
+def test_a_wish_that_cannot_be_read_is_a_wrong_use(arguments, says, capsys):
+    assert main(["models", *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+# docs/catalogue.md
+
+
+def test_the_page_of_the_catalogue_is_what_the_files_say():
+    """When this fails: `make docs`."""
+    assert (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8") == tool("catalogue_page").render()
+
+
 # docs/manifest.md
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "manifest.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "manifest.md").read_text(encoding="utf-8")
 
 
 def keys(schema: object) -> set[str]:

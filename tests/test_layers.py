@@ -18,7 +18,18 @@ LAYERS = [
     {"errors", "data", "progress", "client", "engine.types", "tourkit"},
     {"files", "hardware", "manifest", "engine", "backends", "offline", "tiny", "connections"},
     {"index", "lock", "hub", "transfer", "server.wire", "server.replies"},
-    {"bundle", "plan", "assemble", "prefetch", "mirror", "mirror_repos", "mirror_page", "pipelines", "server"},
+    {
+        "bundle",
+        "plan",
+        "assemble",
+        "prefetch",
+        "catalogue",
+        "mirror",
+        "mirror_repos",
+        "mirror_page",
+        "pipelines",
+        "server",
+    },
     {"demo", "commands", "cli", "__main__"},
 ]
 

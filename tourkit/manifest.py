@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tourkit import data
+from tourkit import adapters, data
 from tourkit.errors import ManifestError
 
 ROLES = ("brain", "fast", "tool", "graph", "embed")
@@ -34,18 +34,22 @@ _MODEL_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One quantised form of a model. `files` are fnmatch patterns over the whole path: `*` crosses "/"."""
+    """One quantised form of a model. `files` are fnmatch patterns over the whole path: `*` crosses "/".
+
+    `size` is of the weights in bytes, to choose by: it may be rounded; the lock has the exact ones.
+    """
 
     format: str
     quant: str
     repo: str
     revision: str
     files: tuple[str, ...]
+    size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Arch:
-    """The numbers that size the KV cache."""
+    """The numbers that size the KV cache. `sliding_layers` of the layers look back `sliding_window` tokens only."""
 
     n_layers: int
     n_heads: int
@@ -53,11 +57,16 @@ class Arch:
     head_dim: int
     hidden_size: int
     vocab_size: int
+    sliding_window: int | None = None
+    sliding_layers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One upstream model. `context` is in tokens; None means that no source states the value."""
+    """One upstream model. `context` is in tokens; None, or an empty tuple, means that no source states the value.
+
+    `architecture` is transformers' model_type; `roles` are hints; "multilingual" among `languages` means many more.
+    """
 
     id: str
     repo: str
@@ -69,6 +78,10 @@ class Model:
     arch: Arch | None
     summary: str
     variants: tuple[Variant, ...]
+    architecture: str | None = None
+    roles: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    adapts: str | None = None  # the id of the model this LoRA adapter is for
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +101,15 @@ class Manifest:
     @property
     def digest(self) -> str:
         """SHA-256 over the name, the roles and the variants: unchanged by comments, summaries or facts."""
-        variants = {id_: [asdict(v) for v in model.variants] for id_, model in self.models.items()}
+        variants = {id_: [_source(v) for v in model.variants] for id_, model in self.models.items()}
         shape = {"name": self.name, "roles": self.roles, "models": variants}
         text = json.dumps(shape, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _source(variant: Variant) -> dict[str, Any]:
+    """What a lock depends on: all of a variant but the size, which is a fact about it."""
+    return {name: value for name, value in asdict(variant).items() if name != "size"}
 
 
 def load(ref: str | Path) -> Manifest:
@@ -100,10 +118,10 @@ def load(ref: str | Path) -> Manifest:
     raw_bytes, raw = _read_toml(path)
     raise_problems(path, schema_problems("manifest", raw))
     raise_problems(path, _set_problems(raw))
-    models = {}
-    for id_ in dict.fromkeys(id_ for ids in raw["roles"].values() for id_ in ids):
-        own = raw.get("models", {}).get(id_)
-        models[id_] = _model(id_, own) if own is not None else _catalogue_model(id_)
+    own = raw.get("models", {})
+    ids = [id_ for ids in raw["roles"].values() for id_ in ids]
+    models = adapters.with_bases(ids, lambda id_: _model(id_, own[id_]) if id_ in own else _catalogue_model(id_))
+    raise_problems(path, adapters.problems(models))
     manifest = Manifest(
         name=raw["name"],
         summary=raw.get("summary", ""),
@@ -252,7 +270,7 @@ def _set_problems(raw: dict[str, Any]) -> Iterator[str]:
     """What the schema cannot say about a set whose shape is right."""
     own = raw.get("models", {})
     known = {*own, *_catalogue_ids()}
-    named = {id_ for ids in raw["roles"].values() for id_ in ids}
+    named = {id_ for ids in raw["roles"].values() for id_ in ids} | {model.get("adapts") for model in own.values()}
     for role, ids in raw["roles"].items():
         for index, id_ in enumerate(ids):
             if id_ not in known:
@@ -341,10 +359,17 @@ def _model(id_: str, raw: dict[str, Any]) -> Model:
         params=int(raw["params"]) if "params" in raw else None,
         arch=Arch(**{name: int(value) for name, value in raw["arch"].items()}) if "arch" in raw else None,
         summary=raw.get("summary", ""),
-        variants=tuple(
-            Variant(v["format"], v["quant"], v["repo"], v["revision"], tuple(v["files"])) for v in raw["variants"]
-        ),
+        variants=tuple(_variant(v) for v in raw["variants"]),
+        architecture=raw.get("architecture"),
+        roles=tuple(raw.get("roles", ())),
+        languages=tuple(raw.get("languages", ())),
+        adapts=raw.get("adapts"),
     )
+
+
+def _variant(raw: dict[str, Any]) -> Variant:
+    size = int(raw["size"]) if "size" in raw else None
+    return Variant(raw["format"], raw["quant"], raw["repo"], raw["revision"], tuple(raw["files"]), size)
 
 
 def _filtered(manifest: Manifest, formats: list[str] | None, quants: list[str] | None) -> Manifest:

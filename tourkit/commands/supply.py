@@ -18,36 +18,44 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--license", "license_", metavar="TEXT", help="Only licences whose name contains this.")
+@click.option("--commercial", is_flag=True, help="Only licences that allow commercial use, maybe on conditions.")
+@click.option("--role", metavar="R", help="Only models that suit this role.")
+@click.option("--language", metavar="CODE", help="Only models made for this language, such as ru, zh or code.")
+@click.option("--memory", metavar="SIZE", help="Only models whose smallest known variant fits, such as 8GiB.")
 @click.option("--stack", metavar="S", help="Only models with a variant for this stack.")
 @json_option
-def models(license_: str | None, stack: str | None, as_json: bool) -> None:
-    """List the models tourkit knows.
+def models(
+    license_: str | None,
+    commercial: bool,
+    role: str | None,
+    language: str | None,
+    memory: str | None,
+    stack: str | None,
+    as_json: bool,
+) -> None:
+    """List the models tourkit knows, with what each is good at and what its licence says about commercial use.
+
+    Memory is that of the weights and of a 16-bit KV cache for one sequence of 4096 tokens; `tourkit plan` counts
+    exactly. A model for which no source states the language or a size is left out when you ask for it, and named.
 
     \b
-    Example: tourkit models --stack llama_cpp
+    Examples: tourkit models --role brain --memory 8GiB --stack llama_cpp
+              tourkit models --commercial --language ru
     """
-    from tourkit import manifest, prefetch
+    from tourkit import catalogue, manifest
 
-    if stack is not None and stack not in prefetch.STACKS:
-        raise UsageError(f"--stack {stack!r}: there are {', '.join(prefetch.STACKS)}")
-    formats = {prefetch.STACKS[stack]} if stack else set(manifest.FORMATS)
-    found = [
-        model
-        for model in manifest.catalogue().values()
-        if (license_ or "").lower() in model.license.lower() and any(v.format in formats for v in model.variants)
-    ]
+    size = catalogue.parse_size(memory) if memory is not None else None
+    wish = catalogue.Wish(license_, commercial, role, language, size, stack)
+    found = catalogue.search(manifest.catalogue().values(), wish)
+    for name, ids in found.unstated.items():
+        note(f"left out, no {name} is stated: {', '.join(ids)}")
     if as_json:
-        rows = [
-            {"id": m.id, "repo": m.repo, "license": m.license, "gated": m.gated, "context": m.context}
-            | {"variants": [{"quant": v.quant, "format": v.format, "repo": v.repo} for v in m.variants]}
-            for m in found
-        ]
-        print_json(rows)
+        print_json([catalogue.as_json(model, stack) for model in found.models])
         return
-    for model in found:
-        gated = ", gated" if model.gated else ""
-        click.echo(f"{model.id}  {model.repo}  {model.license}{gated}, {model.context} tokens")
-        click.echo(f"    {', '.join(f'{variant.quant} ({variant.format})' for variant in model.variants)}")
+    if not found.models:
+        raise NotSo("no model of the catalogue is like this: ask for less")
+    for line in catalogue.table(found.models, stack):
+        click.echo(line)
 
 
 @click.command()
