@@ -196,14 +196,15 @@ def _some(rng: Random, told: list[tuple[str, list[str]]], most: int) -> list[tup
 
 
 def _blurred(pattern: str, rng: Random, lang: str) -> str:
-    """Drop a word that is no slot, or put another in its place: no single word of the wording may be relied on."""
+    """Drop a word that is no slot, or put another in its place or before it: no single word may be relied on."""
     words = pattern.split(" ")
     plain = [index for index, word in enumerate(words) if "{" not in word]
     if len(plain) < 3 or len(plain) == len(words):  # a sentence without a slot says what it says by its words
         return pattern
     at = rng.choice(plain)
     other = rng.choice(rng.choice(variants(LANGUAGES[lang].DISTRACTORS, TRAIN)).split(" "))
-    words[at : at + 1] = [other] if rng.random() < 0.5 and not set("{}[]|") & set(other) else []
+    word = [] if set("{}[]|") & set(other) else [other]
+    words[at : at + 1] = rng.choice([[], word, [*word, words[at]]])
     return " ".join(words)
 
 

@@ -39,7 +39,7 @@ class Phase:
 
 EARLY = Phase(0.65, 0.25, 0.06, 0.04)
 MIDDLE = Phase(0.25, 0.30, 0.25, 0.20)
-LAST = Phase(0.10, 0.10, 0.20, 0.60, blur=0.15, last=True)
+LAST = Phase(0.10, 0.10, 0.20, 0.60, blur=0.3, last=True)
 
 Message = dict[str, str]
 
