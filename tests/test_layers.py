@@ -16,11 +16,16 @@ LIBRARIES = HEAVY | {"huggingface_hub", "jinja2", "jsonschema", "starlette", "uv
 # A module may import modules of its own layer and of lower ones.
 LAYERS = [
     {"errors", "data", "progress", "client", "engine.types", "tourkit"},
-    {"files", "hardware", "manifest", "engine", "backends", "offline", "tiny", "connections"},
+    {"files", "hardware", "manifest", "adapters", "engine", "backends", "offline", "tiny", "connections"}
+    | {"cgroups", "gpu_probe", "model_shape", "memory"},
     {"index", "lock", "hub", "transfer", "server.wire", "server.replies"},
     {
         "bundle",
         "plan",
+        "candidates",
+        "fitting",
+        "growing",
+        "inventory",
         "assemble",
         "prefetch",
         "catalogue",

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import queue
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gguf_files import rewrite
 
-from tourkit.backends.llama_cpp import LlamaEngine, LlamaRunner
+from tourkit.backends.base import LoadSpec
+from tourkit.backends.llama_cpp import LlamaEngine, load
+from tourkit.backends.llama_runner import LlamaRunner
 from tourkit.engine.types import Constraint, Delta, Finish, Request, SamplingParams
-from tourkit.errors import EngineError, LocalError, RequestError
+from tourkit.errors import EngineError, LocalError, RequestError, UsageError
 
 
 @pytest.fixture
@@ -180,3 +185,124 @@ def test_without_max_tokens_the_answer_may_fill_the_context(engine: LlamaEngine)
     (_, finish), *_ = ask(engine, request)
 
     assert finish in (Finish.LENGTH, Finish.STOP)
+
+
+# --- how a model is loaded ------------------------------------------------------------------------------------------
+
+SCHEMA = Constraint.json_schema(
+    {"type": "object", "properties": {"name": {"type": "string", "maxLength": 20}}, "required": ["name"]}
+)
+
+
+@pytest.fixture(scope="module")
+def wide_heads(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with heads of 32 numbers: q8_0 comes in blocks of 32."""
+    heads = {"attention__head_count": 2, "attention__head_count_kv": 1, "rope__dimension_count": 32}
+    return rewrite(tiny_gguf, tmp_path_factory.mktemp("wide") / "wide.gguf", **heads)
+
+
+def prefill(runner: LlamaRunner, text: str) -> np.ndarray:
+    """The logits after `text`, which is put into slot 0."""
+    tokens = runner.tokenize(text, add_special=False, parse_special=False)
+    for pos, token in enumerate(tokens):
+        runner.add(token, pos, 0, logits=pos == len(tokens) - 1)
+    assert runner.decode()
+    return runner.logits(len(tokens) - 1).copy()
+
+
+def test_a_q8_0_cache_takes_about_half_the_memory_and_says_nearly_the_same(wide_heads: Path) -> None:
+    sizes, logits = [], []
+    for cache_type in ("f16", "q8_0"):
+        runner = LlamaRunner(wide_heads, slots=2, max_len=256, threads=1, cache_type=cache_type)
+        logits.append(prefill(runner, "the name and the date " * 10))
+        sizes.append(runner.state_size(0))
+        runner.close()
+
+    assert 0.5 < sizes[1] / sizes[0] < 0.56  # 34 bytes for 32 numbers against 64, and what both say about each cell
+    assert abs(logits[0] - logits[1]).max() < 0.05 * abs(logits[0]).max()
+    assert logits[0].argmax() == logits[1].argmax()
+
+
+def test_a_q8_0_cache_is_shared_cut_and_reused_like_any_other(wide_heads: Path) -> None:
+    engine = load(LoadSpec("x", "llama_cpp", str(wide_heads), 4, 256, 1, cache_type="q8_0"))
+    assert isinstance(engine, LlamaEngine)
+
+    first, again, batched = (ask(engine, greedy("the name", n=n)) for n in (1, 1, 4))
+    params = SamplingParams(max_tokens=60, seed=1)
+    (structured, finish), *_ = ask(engine, Request(prompt="the name", params=params, constraint=SCHEMA))
+
+    stats = engine.stats()
+    engine.close()
+    assert again == first
+    assert batched == first * 4
+    assert stats.cached_tokens > 0
+    assert (set(json.loads(structured)), finish) == ({"name"}, Finish.STOP)
+
+
+def test_a_cache_type_that_does_not_suit_the_model_is_refused_with_the_mend(tiny_gguf: Path) -> None:
+    with pytest.raises(LocalError, match=r"q8_0 .*n_embd_head_k=16.*take the f16 cache") as refused:
+        LlamaRunner(tiny_gguf, cache_type="q8_0")
+
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_cache_type_is_refused(tiny_gguf: Path) -> None:
+    with pytest.raises(UsageError, match="choose from f16, q8_0"):
+        LlamaRunner(tiny_gguf, cache_type="q3")
+
+
+def test_a_batch_has_room_for_every_slot(tiny_gguf: Path) -> None:
+    """llama.cpp itself would end the process over it."""
+    runner = LlamaRunner(tiny_gguf, slots=16, max_len=64, n_batch=8, threads=1)
+
+    prefill(runner, "the name and the date")
+
+    assert runner.n_batch == 16
+    runner.close()
+
+
+def test_flash_attention_changes_nothing_but_rounding(tiny_gguf: Path) -> None:
+    logits = []
+    for flash_attention in (None, True, False):
+        runner = LlamaRunner(tiny_gguf, slots=1, max_len=256, threads=1, flash_attention=flash_attention)
+        logits.append(prefill(runner, "the name and the date " * 10))
+        runner.close()
+
+    assert max(abs(other - logits[0]).max() for other in logits) < 0.01 * abs(logits[0]).max()
+
+
+@pytest.mark.parametrize("gpu_layers", [None, -1, 0, 1])
+def test_layers_for_a_gpu_that_is_not_there_are_no_error(tiny_gguf: Path, gpu_layers: int | None) -> None:
+    """A plan made for a GPU still runs on a CPU. That layers do go to a GPU takes one to see."""
+    runner = LlamaRunner(tiny_gguf, slots=1, max_len=64, threads=1, gpu_layers=gpu_layers)
+
+    prefill(runner, "the name")
+
+    runner.close()
+
+
+def test_a_split_model_is_loaded_in_place_and_is_the_whole_one(tiny_gguf: Path, tmp_path: Path) -> None:
+    first = rewrite(tiny_gguf, tmp_path / "split.gguf", parts=3)
+    logits = []
+    for path in (tiny_gguf, first):
+        runner = LlamaRunner(path, slots=1, max_len=64, threads=1)
+        logits.append(prefill(runner, "the name and the date"))
+        runner.close()
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"split-{i:05}-of-00003.gguf" for i in (1, 2, 3)]
+    assert (logits[0] == logits[1]).all()
+
+
+def test_a_missing_part_of_a_split_model_is_named(tiny_gguf: Path, tmp_path: Path) -> None:
+    first = rewrite(tiny_gguf, tmp_path / "split.gguf", parts=3)
+    (tmp_path / "split-00002-of-00003.gguf").unlink()
+
+    with pytest.raises(LocalError, match=r"split-00002-of-00003\.gguf: no such file"):
+        LlamaRunner(first)
+
+
+def test_a_later_part_of_a_split_model_asks_for_the_first(tiny_gguf: Path, tmp_path: Path) -> None:
+    rewrite(tiny_gguf, tmp_path / "split.gguf", parts=3)
+
+    with pytest.raises(LocalError, match="part 2 of 3: give the first part"):
+        LlamaRunner(tmp_path / "split-00002-of-00003.gguf")

@@ -1,104 +1,635 @@
-"""What this machine grants, and which variant each role gets of it."""
+"""Which variant each role gets of a machine, with how much context, and why the others were passed over."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from serving import make_bundle, serving
 
-from tourkit.bundle import BundleFile, BundleModel, BundleVariant, Index, variant_dir
+from tourkit import backends, inventory, lock, manifest
+from tourkit.bundle import BundleFile, BundleModel, BundleVariant, Index, build_index, variant_dir, write_index
 from tourkit.errors import NotSo, UsageError
-from tourkit.hardware import Hardware, probe
-from tourkit.plan import plan
+from tourkit.hardware import Gpu, Hardware, Stack, imagined
+from tourkit.memory import Load, cache_size
+from tourkit.model_shape import Shape
+from tourkit.plan import Placement, Plan, plan
+from tourkit.server.gateway import launches
 
 GIB = 2**30
+SMALL = Shape((512,) * 8, (0,) * 8, 512, 2048, 1000, 8192, "a test", head=64)  # 8 KiB a token
+LLAMA_CPP = Stack("llama_cpp", gpu="cuda")
 
 
-def machine(
-    folder: Path, *, cpu_max: str = "max 100000", memory_max: str = "max", total_kib: int = 32 * 2**20
-) -> Hardware:
-    """A probe of copies of the files a cgroup has."""
-    (folder / "cpu.max").write_text(f"{cpu_max}\n")
-    (folder / "memory.max").write_text(f"{memory_max}\n")
-    (folder / "meminfo").write_text(f"MemTotal:       {total_kib} kB\nMemFree: 1 kB\n")
-    return probe(folder, folder / "meminfo")
+@pytest.fixture(autouse=True)
+def _every_stack_has_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planner's rules are for all four stacks, whichever of them this checkout can load."""
+    for stack, form in (("vllm", "safetensors"), ("transformers", "safetensors"), ("onnx", "onnx")):
+        monkeypatch.setitem(backends.STACKS, stack, form)
 
 
-def test_a_cpu_quota_limits_the_threads(tmp_path: Path) -> None:
-    assert machine(tmp_path, cpu_max="100000 100000").threads == 1
-    assert machine(tmp_path, cpu_max="50000 100000").threads == 1
+def cpu(ram: float, *stacks: Stack, threads: int = 4) -> Hardware:
+    return Hardware(threads, int(ram * GIB), stacks=stacks or (LLAMA_CPP,))
 
 
-def test_without_a_quota_all_allowed_processors_are_used(tmp_path: Path) -> None:
-    assert machine(tmp_path).threads == machine(tmp_path, cpu_max="9999999 100000").threads >= 1
+def with_gpus(*vram: float, stacks: tuple[Stack, ...] = (LLAMA_CPP,), ram: float = 64) -> Hardware:
+    """A machine with GPUs, which cannot exist here: as the probe would tell of it."""
+    gpus = tuple(
+        Gpu(f"GPU-{i}", f"A100 {i}", "cuda", int(size * GIB), int(size * GIB), (8, 0)) for i, size in enumerate(vram)
+    )
+    return Hardware(4, int(ram * GIB), gpus=gpus, stacks=stacks)
 
 
-def test_the_smaller_of_machine_and_cgroup_memory_counts(tmp_path: Path) -> None:
-    assert machine(tmp_path, memory_max=str(8 * GIB)).ram == 8 * GIB
-    assert machine(tmp_path, memory_max=str(2**62)).ram == 32 * GIB
-    assert machine(tmp_path).ram == 32 * GIB
-
-
-def test_this_machine_has_a_thread_and_some_memory() -> None:
-    here = probe()
-
-    assert here.threads >= 1
-    assert here.ram > 2**27
-
-
-def index(roles: dict[str, tuple[str, ...]], sizes: dict[str, dict[str, float]], fmt: str = "gguf") -> Index:
-    """A bundle index by model and quant with weight sizes in GiB."""
+def index(roles: dict[str, tuple[str, ...]], sizes: dict[str, dict[str, float]], context: int = 8192) -> Index:
+    """A bundle index by model and quant with weight sizes in GiB; a quant's format is that of its usual stack."""
     variants, files = [], []
     for model, quants in sizes.items():
         for quant, size in quants.items():
+            fmt = "onnx" if "ONNX" in quant else "gguf" if quant[0] == "Q" or quant == "F16" else "safetensors"
             variants.append(BundleVariant(model, quant, fmt, f"me/{model}", "main", "1" * 40))
             path = f"{variant_dir(model, quant)}/{model}.{fmt}"
             files.append(BundleFile(path, int(size * GIB), "0" * 64, f"me/{model}", "1" * 40, path))
-    models = tuple(BundleModel(model, f"me/{model}", "mit", 8192, None, False) for model in sizes)
+    models = tuple(BundleModel(model, f"me/{model}", "mit", context, None, False) for model in sizes)
     return Index("set", "", "", roles, models, tuple(variants), tuple(files))
 
 
-def test_the_largest_quant_that_leaves_room_for_all_roles_is_taken() -> None:
+def planned(bundle: Index, hardware: Hardware, shape: Shape = SMALL, **options: int) -> Plan:
+    shapes = {(variant.model, variant.quant): shape for variant in bundle.variants}
+    return plan(bundle, hardware, shapes=shapes, **options)  # type: ignore[arg-type]
+
+
+def chosen(made: Plan) -> dict[str, str]:
+    return {role: f"{each.model} {each.quant}" for each in made.placements for role in each.roles}
+
+
+def reasons(made: Plan) -> dict[str, str]:
+    return {f"{each.model} {each.quant}": each.reason for each in made.passed_over}
+
+
+# --- the set for a tour, as it is locked ----------------------------------------------------------------------------
+
+
+def tour(vram: float, ram: float = 32) -> Plan:
+    """The plan for manifests/tour-20gb with what its lock knows, where llama.cpp is installed."""
+    found = manifest.load("tour-20gb")
+    offered = inventory.index_of(found, lock.read(lock.path_of(found.path)))
+    machine = imagined(cpu(ram, Stack("llama_cpp")), vram=int(vram * GIB))
+    return plan(offered, machine, shapes=inventory.shapes_of_manifest(found))
+
+
+def test_a_20_gib_gpu_keeps_all_four_roles_of_the_tour_resident() -> None:
+    made = tour(20)
+
+    assert chosen(made).keys() == {"brain", "fast", "tool", "graph"}
+    for placement in made.placements:
+        assert placement.resident
+        assert placement.gpu_layers == -1
+        assert placement.context >= 4096
+        assert placement.slots >= 4
+    assert made.devices[0].used <= made.devices[0].usable < 20 * GIB
+
+
+def test_an_8_gib_gpu_marks_which_roles_of_the_tour_take_turns() -> None:
+    made = tour(8)
+
+    assert chosen(made).keys() == {"brain", "fast", "tool", "graph"}
+    in_turn = [role for placement in made.placements if not placement.resident for role in placement.roles]
+    assert {"brain", "fast"} <= set(in_turn)
+    assert any("take turns" in note for note in made.notes)
+    assert all(placement.device == made.devices[0].id for placement in made.placements)
+    assert made.devices[0].used <= made.devices[0].usable
+
+
+def test_every_variant_of_the_tour_is_used_or_passed_over_with_a_reason() -> None:
+    made = tour(20)
+    used = {(placement.model, placement.quant) for placement in made.placements}
+    passed = {(each.model, each.quant) for each in made.passed_over}
+    found = manifest.load("tour-20gb")
+
+    assert used | passed == {(model.id, variant.quant) for model in found.models.values() for variant in model.variants}
+    assert not used & passed
+    assert all(each.reason for each in made.passed_over)
+
+
+def test_a_variant_whose_size_the_lock_does_not_know_is_passed_over_with_the_mend() -> None:
+    assert "tourkit lock" in reasons(tour(20))["gemma-2-9b-it Q6_K"]
+
+
+# --- what is preferred ----------------------------------------------------------------------------------------------
+
+
+def test_the_most_bits_that_leave_room_for_all_roles_are_taken() -> None:
     bundle = index(
-        {"brain": ("big",), "tool": ("small",)}, {"big": {"Q4": 5, "Q8": 9}, "small": {"Q4": 2, "Q8": 4, "F16": 8}}
+        {"brain": ("big",), "tool": ("small",)},
+        {"big": {"Q4_K_M": 5, "Q8_0": 9}, "small": {"Q4_K_M": 2, "Q8_0": 4, "F16": 8}},
     )
 
-    made = plan(bundle, Hardware(threads=4, ram=20 * GIB))
+    made = planned(bundle, cpu(20))
 
-    assert [(p.roles, p.quant, p.threads) for p in made.placements] == [(("brain",), "Q8", 4), (("tool",), "Q8", 4)]
+    assert chosen(made) == {"brain": "big Q8_0", "tool": "small Q8_0"}
+    assert [each.threads for each in made.placements] == [4, 4]
+
+
+def test_the_model_with_the_fewest_bits_is_raised_first() -> None:
+    quants: dict[str, float] = {"Q4_K_M": 4, "Q6_K": 6, "Q8_0": 8}
+    bundle = index({"brain": ("a",), "fast": ("b",)}, {"a": quants, "b": quants})
+
+    assert chosen(planned(bundle, with_gpus(14))) == {"brain": "a Q6_K", "fast": "b Q6_K"}
+
+
+def test_nobody_gets_16_bits_before_all_have_8() -> None:
+    bundle = index({"brain": ("a",), "fast": ("b",)}, {"a": {"Q4_K_M": 4, "F16": 8}, "b": {"Q4_K_M": 4, "Q8_0": 8}})
+
+    assert chosen(planned(bundle, with_gpus(14))) == {"brain": "a Q4_K_M", "fast": "b Q8_0"}
+
+
+def test_more_bits_go_before_a_longer_context() -> None:
+    bundle = index({"brain": ("a",)}, {"a": {"Q4_K_M": 4, "Q8_0": 8}}, context=65_536)
+    wide = Shape((2048,) * 32, (0,) * 32, 512, 2048, 1000, 65_536, "a test", head=64)  # 2 GiB for 4 x 4096 tokens
+
+    (tight,) = planned(bundle, with_gpus(12), wide).placements
+    (roomy,) = planned(bundle, with_gpus(40), wide).placements
+
+    assert (tight.quant, tight.context) == ("Q8_0", 4096)
+    assert (roomy.quant, roomy.context) == ("Q8_0", 32_768)
+
+
+def test_a_finer_cache_goes_before_a_longer_context() -> None:
+    bundle = index({"brain": ("a",)}, {"a": {"Q4_K_M": 4}}, context=65_536)
+    wide = Shape((2048,) * 32, (0,) * 32, 512, 2048, 1000, 65_536, "a test", head=64)
+
+    (small,) = planned(bundle, with_gpus(6.5), wide).placements
+    (large,) = planned(bundle, with_gpus(8), wide).placements
+
+    assert (small.cache_type, small.context) == ("q8_0", 4096)
+    assert (large.cache_type, large.context) == ("f16", 4096)
+
+
+def test_heads_that_q8_0_blocks_do_not_divide_keep_the_f16_cache() -> None:
+    """Phi-2's heads of 80, or the tiny model's of 16."""
+    bundle = index({"brain": ("a",)}, {"a": {"Q4_K_M": 4}})
+    odd = Shape((2048,) * 32, (0,) * 32, 512, 2048, 1000, 8192, "a test", head=80)
+
+    made = planned(bundle, with_gpus(6.5), odd)
+
+    assert {each.cache_type for each in made.placements} == {"f16"}
+
+
+def test_all_roles_resident_goes_before_the_model_named_first() -> None:
+    bundle = index(
+        {"tool": ("small",), "graph": ("special", "small")}, {"small": {"Q4_K_M": 4}, "special": {"Q8_0": 4}}
+    )
+
+    made = planned(bundle, with_gpus(8))
+
+    assert chosen(made) == {"tool": "small Q4_K_M", "graph": "small Q4_K_M"}
+    assert len(made.placements) == 1
+    assert "graph: special passed over" in made.notes[0]
+    assert "do not fit beside the others" in made.notes[0]
 
 
 def test_roles_on_the_same_model_share_one_placement() -> None:
-    bundle = index({"tool": ("small",), "graph": ("special", "small")}, {"small": {"Q4": 2}})
+    bundle = index({"tool": ("small",), "graph": ("special", "small")}, {"small": {"Q4_K_M": 2}})
 
-    made = plan(bundle, Hardware(threads=1, ram=8 * GIB))
+    made = planned(bundle, cpu(8))
 
-    assert [(p.roles, p.model) for p in made.placements] == [(("tool", "graph"), "small")]
-    assert made.notes == ("graph: special passed over: the bundle has no variant for an installed stack",)
+    assert [(each.roles, each.model) for each in made.placements] == [(("tool", "graph"), "small")]
+    assert made.notes == ("graph: special passed over: the bundle has no variant of it",)
 
 
 def test_a_model_that_does_not_fit_gives_way_to_the_next_with_the_reason() -> None:
-    bundle = index({"brain": ("huge", "fits")}, {"huge": {"Q4": 40}, "fits": {"Q4": 5}})
+    bundle = index({"brain": ("huge", "fits")}, {"huge": {"Q4_K_M": 40}, "fits": {"Q4_K_M": 5}})
 
-    made = plan(bundle, Hardware(threads=1, ram=16 * GIB))
+    made = planned(bundle, cpu(16))
 
-    assert made.placements[0].model == "fits"
-    assert made.notes == ("brain: huge passed over: 40.0 GiB do not fit beside the others",)
+    assert chosen(made) == {"brain": "fits Q4_K_M"}
+    assert "huge passed over: at least 40." in made.notes[0]
+    assert "even alone" in made.notes[0]
+
+
+def test_context_and_slots_can_be_asked_for_up_to_what_the_model_has() -> None:
+    bundle = index({"brain": ("m",)}, {"m": {"Q4_K_M": 1}})
+
+    made = planned(bundle, cpu(8), context=100_000, slots=2)
+
+    assert (made.placements[0].context, made.placements[0].slots) == (8192, 2)
+
+
+def test_where_four_sequences_do_not_fit_there_are_fewer_and_a_note_says_so() -> None:
+    bundle = index({"brain": ("m",)}, {"m": {"Q4_K_M": 4}})
+    wide = Shape((2048,) * 32, (0,) * 32, 512, 2048, 1000, 8192, "a test")
+
+    (placement,) = planned(bundle, cpu(6), wide).placements
+
+    assert placement.slots == 2
+    assert "2 sequences of 4096 tokens at once" in planned(bundle, cpu(6), wide).notes[0]
+
+
+def test_what_is_used_already_is_not_planned_with() -> None:
+    bundle = index({"brain": ("m",)}, {"m": {"Q4_K_M": 4}})
+    busy = Hardware(4, 32 * GIB, ram_free=3 * GIB, stacks=(LLAMA_CPP,))
+
+    with pytest.raises(NotSo, match=r"3.0 GiB of RAM"):
+        planned(bundle, busy)
+
+
+# --- taking turns ---------------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_together_takes_turns_and_the_rest_stays() -> None:
+    bundle = index(
+        {"brain": ("a",), "fast": ("b",), "tool": ("c",)}, {"a": {"Q4_K_M": 8}, "b": {"Q4_K_M": 8}, "c": {"Q4_K_M": 2}}
+    )
+
+    made = planned(bundle, with_gpus(14))
+
+    assert {role: each.resident for each in made.placements for role in each.roles} == {
+        "brain": False,
+        "fast": False,
+        "tool": True,
+    }
+    assert made.notes == ("brain, fast: take turns, for not everything fits at once",)
+
+
+def test_the_device_holds_what_stays_and_the_largest_of_what_takes_turns() -> None:
+    bundle = index({"brain": ("a",), "fast": ("b",)}, {"a": {"Q4_K_M": 8}, "b": {"Q4_K_M": 7}})
+
+    made = planned(bundle, with_gpus(10))
+
+    largest = max(memory.total for each in made.placements for memory in each.memory if memory.device == "GPU-0")
+    assert made.devices[0].used == largest
+
+
+def test_taking_turns_on_the_gpu_goes_before_a_cpu() -> None:
+    bundle = index({"brain": ("a",), "fast": ("b",)}, {"a": {"Q4_K_M": 8}, "b": {"Q4_K_M": 8}})
+
+    made = planned(bundle, with_gpus(12, ram=128))
+
+    assert {each.device for each in made.placements} == {"GPU-0"}
+
+
+# --- devices --------------------------------------------------------------------------------------------------------
+
+
+def test_each_of_two_gpus_gets_what_fits_it() -> None:
+    bundle = index({"brain": ("a",), "fast": ("b",)}, {"a": {"Q4_K_M": 16}, "b": {"Q4_K_M": 8}})
+
+    made = planned(bundle, with_gpus(10, 20))
+
+    assert {each.model: each.device for each in made.placements} == {"a": "GPU-1", "b": "GPU-0"}
+    assert all(each.resident for each in made.placements)
+
+
+def test_what_no_gpu_holds_is_split_as_many_layers_as_fit() -> None:
+    bundle = index({"brain": ("a",)}, {"a": {"Q4_K_M": 16}})
+
+    (placement,) = planned(bundle, with_gpus(10)).placements
+
+    assert 0 < placement.gpu_layers < SMALL.layers
+    on_gpu, in_ram = placement.memory
+    assert (on_gpu.device, in_ram.device) == ("GPU-0", "cpu")
+    assert on_gpu.weights + in_ram.weights == pytest.approx(16 * GIB)
+
+
+def test_a_stack_without_gpu_support_runs_on_the_cpu_beside_a_gpu() -> None:
+    bundle = index({"brain": ("a",)}, {"a": {"Q4_K_M": 4}})
+
+    (placement,) = planned(bundle, with_gpus(20, stacks=(Stack("llama_cpp"),))).placements
+
+    assert (placement.device, placement.gpu_layers) == ("cpu", 0)
+
+
+def test_unified_memory_is_shared_between_gpu_and_ram() -> None:
+    bundle = index({"brain": ("a",)}, {"a": {"Q4_K_M": 4}})
+    gpu = Gpu("0", "Apple M3", "metal", 12 * GIB, 12 * GIB)
+    mac = Hardware(8, 16 * GIB, gpus=(gpu,), stacks=(Stack("llama_cpp", gpu="metal"),))
+
+    made = planned(bundle, mac)
+
+    assert made.placements[0].device == "0"
+    assert sum(device.usable for device in made.devices) <= 16 * GIB
+
+
+# --- stacks and quants ----------------------------------------------------------------------------------------------
+
+ALL_STACKS = (
+    Stack("llama_cpp", gpu="cuda"),
+    Stack("vllm", gpu="cuda 12.8", cpu=False, bitsandbytes=True),
+    Stack("transformers", gpu="cuda 12.8", bitsandbytes=True),
+    Stack("onnx"),
+)
+
+
+def test_of_equally_many_bits_vllm_comes_first_on_a_gpu() -> None:
+    bundle = index({"brain": ("m",)}, {"m": {"FP8": 8, "Q8_0": 8}})
+
+    (placement,) = planned(bundle, with_gpus(20, stacks=ALL_STACKS)).placements
+
+    assert (placement.quant, placement.stack) == ("FP8", "vllm")
+
+
+def test_llama_cpp_comes_first_on_a_cpu() -> None:
+    bundle = index({"brain": ("m",)}, {"m": {"Q4_K_M": 4, "ONNX-INT4": 4, "BF16": 16}})
+
+    made = planned(bundle, cpu(64, *ALL_STACKS))
+
+    assert (made.placements[0].quant, made.placements[0].stack) == ("Q4_K_M", "llama_cpp")
+    assert "half as fast" in reasons(made)["m BF16"]
+
+
+def test_a_variant_goes_to_a_stack_that_loads_it() -> None:
+    bundle = index({"brain": ("m",)}, {"m": {"bnb-4bit": 4}})
+
+    (placement,) = planned(bundle, with_gpus(20, stacks=(ALL_STACKS[2],))).placements
+
+    assert placement.stack == "transformers"
+
+
+REFUSED = {
+    "not installed": ("FP8", (LLAMA_CPP,), 20, "needs vllm, not installed"),
+    "of no format that is installed": ("ONNX-INT4", (LLAMA_CPP,), 20, "needs onnx, not installed"),
+    "made for newer GPUs": ("NVFP4", ALL_STACKS, 20, "compute capability 10.0"),
+    "without bitsandbytes": ("bnb-4bit", (Stack("transformers", gpu="cuda"),), 20, "bitsandbytes"),
+    "for a GPU that is not there": ("FP8", ALL_STACKS, 0, "needs a GPU"),
+    "quantised, with transformers alone": ("AWQ-INT4", (Stack("transformers"),), 0, "needs vllm, not installed"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_variant_that_cannot_run_here_is_passed_over_with_the_reason(case: str) -> None:
+    quant, stacks, vram, reason = REFUSED[case]
+    bundle = index({"brain": ("m",)}, {"m": {quant: 4, "Q4_K_M": 4}})
+    stacks = tuple({stack.name: stack for stack in (*stacks, LLAMA_CPP)}.values())
+
+    made = planned(bundle, with_gpus(vram, stacks=stacks) if vram else cpu(64, *stacks))
+
+    assert chosen(made) == {"brain": "m Q4_K_M"}
+    assert reason in reasons(made)[f"m {quant}"]
+
+
+def test_each_other_variant_says_why_it_is_not_used() -> None:
+    bundle = index(
+        {"brain": ("m", "other")}, {"m": {"Q4_K_M": 4, "Q6_K": 6, "Q8_0": 8}, "other": {"Q4_K_M": 1}}, context=4096
+    )
+
+    found = reasons(planned(bundle, cpu(8)))
+
+    assert found["m Q4_K_M"] == "Q6_K on llama_cpp is better and fits"
+    assert found["m Q8_0"].startswith("it takes 1.9 GiB more than Q6_K, which are not left")
+    assert found["other Q4_K_M"] == "the roles that name this model got another"
+
+
+# --- when a placement cannot be loaded ------------------------------------------------------------------------------
+
+
+def chain(placement: Placement) -> list[tuple[str, str, str]]:
+    return [(each.quant, each.stack, each.device) for each in (placement, *placement.fallbacks)]
+
+
+def test_the_chain_goes_from_vllm_to_gguf_on_the_gpu_to_gguf_on_the_cpu() -> None:
+    bundle = index({"brain": ("m",)}, {"m": {"FP8": 8, "Q8_0": 8}})
+
+    (placement,) = planned(bundle, with_gpus(20, stacks=ALL_STACKS[:2])).placements
+
+    assert chain(placement) == [
+        ("FP8", "vllm", "GPU-0"),
+        ("Q8_0", "llama_cpp", "GPU-0"),
+        ("Q8_0", "llama_cpp", "cpu"),
+    ]
+    assert [each.gpu_layers for each in (placement, *placement.fallbacks)] == [-1, -1, 0]
+
+
+def test_every_fallback_fits_in_the_place_of_what_it_stands_in_for() -> None:
+    bundle = index({"brain": ("a",), "fast": ("b",)}, {"a": {"FP8": 8, "Q8_0": 13}, "b": {"Q4_K_M": 4}})
+
+    brain = planned(bundle, with_gpus(18, stacks=ALL_STACKS[:2])).placements[0]
+
+    assert chain(brain) == [("FP8", "vllm", "GPU-0"), ("Q8_0", "llama_cpp", "cpu")]
+
+
+def test_the_lightest_variant_of_the_same_stack_is_in_the_chain_for_want_of_memory() -> None:
+    bundle = index({"brain": ("m",)}, {"m": {"Q4_K_M": 4, "Q6_K": 6, "Q8_0": 8}})
+
+    (placement,) = planned(bundle, cpu(16)).placements
+
+    assert chain(placement) == [("Q8_0", "llama_cpp", "cpu"), ("Q4_K_M", "llama_cpp", "cpu")]
+
+
+def test_the_next_models_of_the_role_end_the_chain() -> None:
+    bundle = index(
+        {"graph": ("special", "small"), "tool": ("small",)}, {"special": {"Q8_0": 4}, "small": {"Q4_K_M": 2}}
+    )
+
+    tool, graph = planned(bundle, cpu(16)).placements
+
+    assert [each.model for each in graph.fallbacks] == ["small"]
+    assert (graph.fallbacks[0].quant, graph.fallbacks[0].context) == (tool.quant, tool.context)
+    assert tool.fallbacks == ()
+
+
+def test_what_is_to_be_started_carries_device_cache_and_chain(tmp_path: Path) -> None:
+    bundle = index({"brain": ("m",), "fast": ("n",)}, {"m": {"FP8": 8, "Q8_0": 8}, "n": {"Q4_K_M": 10}})
+    made = planned(bundle, with_gpus(16, stacks=ALL_STACKS[:2]))
+
+    brain, _ = launches(tmp_path, made)
+
+    assert (brain.device, brain.resident) == ("GPU-0", False)
+    assert (brain.load.stack, brain.load.gpu_layers, brain.load.cache_type) == ("vllm", -1, "f16")
+    assert brain.load.path == str(tmp_path / "models/m/FP8")
+    assert [(each.load.stack, each.device, each.load.gpu_layers) for each in brain.fallbacks] == [
+        ("llama_cpp", "GPU-0", -1),
+        ("llama_cpp", "cpu", 0),
+    ]
+    assert brain.fallbacks[0].load.path == str(tmp_path / "models/m/Q8_0/m.gguf")
+
+
+# --- adapters -------------------------------------------------------------------------------------------------------
+
+
+def adapted() -> Index:
+    """A base with a GGUF and a safetensors variant, and a LoRA adapter of it for the graph role."""
+    bundle = index(
+        {"tool": ("base",), "graph": ("adapter",)}, {"base": {"Q4_K_M": 4, "BF16": 8}, "adapter": {"F16": 1}}
+    )
+    base, adapter = bundle.models
+    made = BundleModel(adapter.id, adapter.repo, "mit", 8192, None, False, adapts=base.id)
+    return Index(bundle.name, "", "", bundle.roles, (base, made), bundle.variants, bundle.files)
+
+
+def test_an_adapter_runs_on_the_gguf_of_its_base_in_a_worker_of_its_own() -> None:
+    tool, graph = planned(adapted(), cpu(32, *ALL_STACKS)).placements
+
+    assert (tool.model, tool.path, tool.lora) == ("base", "models/base/Q4_K_M/base.gguf", ())
+    assert (graph.model, graph.path) == ("adapter", tool.path)
+    assert graph.lora == ("models/adapter/F16/adapter.gguf",)
+    assert graph.size == tool.size + GIB
+
+
+# --- what cannot be filled ------------------------------------------------------------------------------------------
 
 
 def test_nothing_that_fits_is_said_so() -> None:
     with pytest.raises(NotSo, match="role brain: nothing in the bundle fits"):
-        plan(index({"brain": ("huge",)}, {"huge": {"Q4": 40}}), Hardware(threads=1, ram=8 * GIB))
+        planned(index({"brain": ("huge",)}, {"huge": {"Q4_K_M": 40}}), cpu(8))
+
+
+def test_a_role_that_cannot_be_filled_does_not_keep_the_others_from_being() -> None:
+    bundle = index({"brain": ("huge",), "tool": ("small",)}, {"huge": {"Q4_K_M": 40}, "small": {"Q4_K_M": 2}})
+
+    made = planned(bundle, cpu(8))
+
+    assert chosen(made) == {"tool": "small Q4_K_M"}
+    assert made.unfilled[0].startswith("role brain: nothing in the bundle fits 7.2 GiB of RAM")
+
+
+def test_a_role_that_was_asked_for_and_cannot_be_filled_is_an_error() -> None:
+    bundle = index({"brain": ("huge",), "tool": ("small",)}, {"huge": {"Q4_K_M": 40}, "small": {"Q4_K_M": 2}})
+
+    with pytest.raises(NotSo, match="role brain"):
+        plan(bundle, cpu(8), roles=("brain", "tool"))
 
 
 def test_a_role_the_bundle_does_not_fill_is_refused_with_those_it_does() -> None:
     with pytest.raises(UsageError, match="'embed': the bundle fills brain only"):
-        plan(index({"brain": ("m",)}, {"m": {"Q4": 1}}), Hardware(threads=1, ram=8 * GIB), roles=("embed",))
+        plan(index({"brain": ("m",)}, {"m": {"Q4_K_M": 1}}), cpu(8), roles=("embed",))
 
 
-def test_context_and_slots_can_be_asked_for_up_to_what_the_model_has() -> None:
-    bundle = index({"brain": ("m",)}, {"m": {"Q4": 1}})
+# --- where the numbers are from -------------------------------------------------------------------------------------
 
-    made = plan(bundle, Hardware(threads=1, ram=8 * GIB), context=100_000, slots=2)
 
-    assert (made.placements[0].context, made.placements[0].slots) == (8192, 2)
+def test_a_bundles_shapes_come_from_the_files_headers(tiny_gguf: Path, tmp_path: Path) -> None:
+    root = make_bundle(tmp_path, tiny_gguf)
+    made = plan_of(root)
+
+    assert made.placements[0].numbers_from == "the GGUF header"
+    shape = inventory.shapes_of_bundle(root, _read(root))["tiny-random", "F16"]
+    placement = made.placements[0]
+    expected = cache_size(Load("llama_cpp", 0, shape, placement.context, placement.slots))
+    assert placement.memory[0].cache == expected
+
+
+def test_without_a_header_the_catalogue_tells_and_else_the_size_with_a_note(tmp_path: Path) -> None:
+    for model in ("phi-3-mini-4k-instruct", "unheard-of"):
+        folder = tmp_path / variant_dir(model, "Q4_K_M")
+        folder.mkdir(parents=True)
+        (folder / "model.gguf").write_bytes(b"cut off")
+    models = [
+        BundleModel(model, "me/x", "mit", 4096, None, False) for model in ("phi-3-mini-4k-instruct", "unheard-of")
+    ]
+    variants = [BundleVariant(model.id, "Q4_K_M", "gguf", "me/x", "main", "1" * 40) for model in models]
+    roles = {"tool": ["phi-3-mini-4k-instruct"], "graph": ["unheard-of"]}
+    write_index(tmp_path, build_index(tmp_path, "set", roles, models, variants))
+
+    made = plan_of(tmp_path)
+
+    assert [each.numbers_from for each in made.placements] == ["the catalogue", "the file's size alone"]
+    assert any("unheard-of" in note and "guess" in note for note in made.notes)
+
+
+def _read(root: Path) -> Index:
+    from tourkit.bundle import read_index
+
+    return read_index(root)
+
+
+def plan_of(root: Path) -> Plan:
+    found = _read(root)
+    return plan(found, cpu(16), shapes=inventory.shapes_of_bundle(root, found))
+
+
+# --- the commands ---------------------------------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "tourkit", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_the_table_has_the_memory_of_each_placement_and_device() -> None:
+    done = run("plan", "tour-20gb", "--vram", "20GiB", "--ram", "32GiB", "--threads", "8")
+
+    assert done.returncode == 0
+    first, _, head, *lines = done.stdout.splitlines()
+    assert first.startswith("8 threads; 32.0 GiB of RAM; GPU as asked for")
+    assert head.split() == "roles model stack sequences on weights KV cache other total".split()
+    assert [line.split()[0] for line in lines[:6:2]] == ["brain", "fast", "tool+graph"]
+    assert all("GPU" in gpu and "RAM" in ram for gpu, ram in zip(lines[:6:2], lines[1:6:2], strict=True))
+    assert "Passed over:" in lines
+
+
+def test_the_json_of_a_plan_has_the_machine_the_placements_and_the_reasons() -> None:
+    done = run("plan", "cpu-16gb", "--ram", "16GiB", "--vram", "0", "--json")
+
+    made = json.loads(done.stdout)
+    assert made["machine"]["ram"] == 16 * GIB
+    assert {role for placement in made["placements"] for role in placement["roles"]} == set(manifest.ROLES) - {"embed"}
+    for placement in made["placements"]:
+        for memory in placement["memory"]:
+            assert memory["total"] == memory["weights"] + memory["cache"] + memory["overhead"]
+    assert made["devices"][-1]["id"] == "cpu"
+
+
+def test_a_plan_that_leaves_a_role_unfilled_ends_with_1() -> None:
+    done = run("plan", "cpu-16gb", "--ram", "4GiB", "--vram", "0")
+
+    assert done.returncode == 1
+    assert "tool" in done.stdout
+    assert done.stderr.startswith("tourkit: role brain: nothing in the bundle fits")
+
+
+def test_a_plan_can_be_made_with_stacks_that_are_not_installed() -> None:
+    done = run("plan", "tour-20gb", "--ram", "64GiB", "--vram", "0", "--stack", "onnx", "--role", "tool", "--json")
+
+    assert [placement["stack"] for placement in json.loads(done.stdout)["placements"]] == ["onnx"]
+
+
+def test_an_unknown_stack_is_refused_with_the_known_ones() -> None:
+    done = run("plan", "tour-20gb", "--stack", "ollama")
+
+    assert done.returncode == 2
+    assert "'ollama': there are llama_cpp," in done.stderr
+
+
+@pytest.mark.parametrize("size", ["20", "20 cows", "-1GiB"])
+def test_a_size_without_a_unit_is_refused_with_an_example(size: str) -> None:
+    done = run("plan", "cpu-16gb", f"--vram={size}")
+
+    assert done.returncode == 2
+    assert "such as 20GiB" in done.stderr
+
+
+def test_planning_imports_no_inference_library() -> None:
+    heavy = {"llama_cpp", "vllm", "torch", "transformers", "onnxruntime", "onnxruntime_genai", "numpy"}
+    code = (
+        "import sys, tourkit.cli\n"
+        "code = tourkit.cli.main(['plan', 'cpu-16gb', '--ram', '32GiB'])\n"
+        f"sys.exit(code or len({heavy!r} & sys.modules.keys()))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0
+
+
+@pytest.fixture
+def half_filled(tiny_gguf: Path, tmp_path: Path) -> Path:
+    """A bundle whose embed role has a model without a weight file."""
+    for model, name in (("tiny-random", "tiny.gguf"), ("lost", "README.md")):
+        folder = tmp_path / "bundle" / variant_dir(model, "F16")
+        folder.mkdir(parents=True)
+        (folder / name).write_bytes(tiny_gguf.read_bytes() if name.endswith("gguf") else b"see the hub\n")
+    models = [BundleModel(model, "me/x", "mit", 8192, None, False) for model in ("tiny-random", "lost")]
+    variants = [BundleVariant(model.id, "F16", "gguf", "me/x", "main", "1" * 40) for model in models]
+    roles = {"tool": ["tiny-random"], "embed": ["lost"]}
+    write_index(tmp_path / "bundle", build_index(tmp_path / "bundle", "set", roles, models, variants))
+    return tmp_path / "bundle"
+
+
+def test_serve_reports_a_role_without_a_usable_variant_at_start(half_filled: Path, tmp_path: Path) -> None:
+    with serving(half_filled, tmp_path / "log", "--context", "512"):
+        said = (tmp_path / "log").read_text()
+
+    assert "role embed: nothing in the bundle fits" in said
+    assert "lost: F16: the bundle holds no .gguf file of it" in said

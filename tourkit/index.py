@@ -45,6 +45,7 @@ class BundleModel:
     context: int
     family: str | None
     gated: bool | None
+    adapts: str | None = None  # the id of the model this LoRA adapter is for
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +114,18 @@ def render_index(index: Index) -> bytes:
         "manifest_sha256": index.manifest_sha256,
         "lock_sha256": index.lock_sha256,
         "roles": {role: list(ids) for role, ids in index.roles.items()},
-        "models": [asdict(model) for model in sorted(index.models, key=lambda model: model.id)],
+        "models": [_model(model) for model in sorted(index.models, key=lambda model: model.id)],
         "variants": [asdict(v) for v in sorted(index.variants, key=lambda v: (v.model, v.quant))],
         "files": [asdict(file) for file in sorted(index.files, key=lambda file: file.path)],
     }
     return _canonical(raw | {"digest": _digest(raw)})
+
+
+def _model(model: BundleModel) -> dict[str, Any]:
+    raw = asdict(model)
+    if model.adapts is None:
+        del raw["adapts"]
+    return raw
 
 
 def render_sums(index: Index, index_bytes: bytes) -> bytes:
@@ -180,6 +188,9 @@ def _check_index(index: Index, where: str) -> None:
         for model in ids:
             if model not in models:
                 raise UsageError(f"{where}: roles.{role}: {model!r} is not among the models")
+    for listed in index.models:
+        if listed.adapts is not None and listed.adapts not in models:
+            raise UsageError(f"{where}: models: {listed.id} adapts {listed.adapts!r}, which is not among the models")
     folders: set[str] = set()
     for variant in index.variants:
         folder = variant_dir(variant.model, variant.quant)

@@ -278,6 +278,8 @@ def _set_problems(raw: dict[str, Any]) -> Iterator[str]:
     for id_, model in own.items():
         where = f"models{_step(id_)}"
         yield from _id_problems(id_, where)
+        if model.get("adapts") not in {None, *known}:
+            yield f"{where}.adapts: unknown model {model['adapts']!r}: {did_you_mean(model['adapts'], known)}"
         if id_ not in named:
             yield f"{where}: no role names this model: name it under [roles] or take it out"
         yield from (f"{where}.{problem}" for problem in _variant_problems(model))
@@ -374,8 +376,7 @@ def _variant(raw: dict[str, Any]) -> Variant:
 
 def _filtered(manifest: Manifest, formats: list[str] | None, quants: list[str] | None) -> Manifest:
     """Apply a set's `formats` and `quants`; a model that keeps no variant is passed over in every role."""
-    variants = [variant for model in manifest.models.values() for variant in model.variants]
-    known = {variant.quant for variant in variants}
+    known = {variant.quant for model in manifest.models.values() for variant in model.variants}
     problems = [
         f"quants[{index}]: no model of this set has the variant {quant!r}: {did_you_mean(quant, known)}"
         for index, quant in enumerate(quants or [])
@@ -383,17 +384,15 @@ def _filtered(manifest: Manifest, formats: list[str] | None, quants: list[str] |
     ]
     models = {}
     for id_, model in manifest.models.items():
+        named = None if model.adapts else quants  # an adapter goes with every quant of its base
         kept = tuple(
-            v for v in model.variants if (not formats or v.format in formats) and (not quants or v.quant in quants)
+            v for v in model.variants if (not formats or v.format in formats) and (not named or v.quant in named)
         )
         if kept:
             models[id_] = replace(model, variants=kept)
+    models = adapters.served(models)
     roles = {role: tuple(id_ for id_ in ids if id_ in models) for role, ids in manifest.roles.items()}
-    for role, ids in roles.items():
-        if not ids:
-            asked = ", ".join(manifest.roles[role])
-            problems.append(
-                f"roles.{role}: `formats` and `quants` leave no variant of {asked}: widen them or add a model"
-            )
+    nothing = "roles.{}: `formats` and `quants` leave no variant of {}: widen them or add a model"
+    problems += [nothing.format(role, ", ".join(manifest.roles[role])) for role, ids in roles.items() if not ids]
     raise_problems(manifest.path, problems)
     return replace(manifest, roles=roles, models=models)

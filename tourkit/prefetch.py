@@ -133,6 +133,7 @@ def _chosen(manifest: Manifest, lock: Lock, roles: Sequence[str], stacks: Sequen
             if name not in known:
                 raise UsageError(f"{manifest.path}: no {word} {name!r}: choose from {', '.join(known)}")
     models = {id_ for role in roles or manifest.roles for id_ in manifest.roles[role]}
+    models |= {manifest.models[id_].adapts or id_ for id_ in models}
     formats = {STACKS[stack] for stack in stacks or STACKS}
     chosen = [variant for variant in lock.variants if variant.model in models and variant.format in formats]
     if not chosen:

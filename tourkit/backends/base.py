@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Future
+
     import numpy as np
 
     from tourkit.engine.types import Emit, EngineInfo, EngineStats, Request, SamplingParams, Submission
@@ -15,7 +18,9 @@ if TYPE_CHECKING:
 class LoadSpec:
     """What a backend is to load. `path`: the (first) weight file or the folder; `max_len` in tokens a sequence.
 
-    `gpu_layers`: layers on the GPU, all for -1, the backend's own choice for None.
+    `gpu_layers`: layers on the GPU, all for -1, the backend's own choice for None. `flash_attention` None: where the
+    device can. `lora`: adapter files to apply. `deterministic`: the same text for the same request, whatever else
+    runs. `prefix_cache`: folder in which prompts that were shared are kept until the next start, "" for none.
     """
 
     model: str
@@ -26,6 +31,10 @@ class LoadSpec:
     threads: int
     gpu_layers: int | None = None
     cache_type: str = "f16"  # of the KV cache: f16 or q8_0
+    flash_attention: bool | None = None
+    lora: tuple[str, ...] = ()
+    deterministic: bool = False
+    prefix_cache: str = ""
 
 
 class Engine(Protocol):
@@ -57,6 +66,31 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """`vectors`: float32, (texts, size), each of length 1. `n_tokens` of all the texts together."""
+
+    vectors: np.ndarray
+    n_tokens: int
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """What an engine gives besides, whose model makes embeddings. Thread-safe."""
+
+    @property
+    def size(self) -> int:
+        """Numbers of an embedding."""
+        ...
+
+    def embed(self, texts: Sequence[str | Sequence[int]]) -> Future[Embeddings]:
+        """Embeddings of texts or of token ids as they are. Cancelling the future takes the texts out of the queue.
+
+        Raises RequestError for what cannot be served, QueueFull, EngineDead.
+        """
+        ...
+
+
 class Sampler(Protocol):
     """Draws tokens for one sequence; its random state belongs to that sequence alone."""
 
@@ -69,6 +103,18 @@ class Sampler(Protocol):
     def close(self) -> None: ...
 
 
+class PrefixStore(Protocol):
+    """KV cells of prompts, kept on disk between runs. Called from the thread that owns the runner."""
+
+    def restore(self, slots: Sequence[int]) -> dict[int, list[int]]:
+        """Fill empty slots, most recently used prompts first; the tokens each of them holds now."""
+        ...
+
+    def save(self, slot: int, tokens: Sequence[int]) -> None:
+        """Keep the cells of a slot, which are those of `tokens` and no others. A full disk is no error."""
+        ...
+
+
 class Runner(Protocol):
     """One loaded model and its context, as our engine drives it from one thread."""
 
@@ -78,6 +124,7 @@ class Runner(Protocol):
     n_vocab: int
     eog: frozenset[int]  # every end-of-generation token
     partial_kv: bool  # whether a part of a slot's cells can be kept or shared: not so for recurrent models
+    shares_kv: bool  # whether a slot can take over cells of another one
 
     def add(self, token: int, pos: int, slot: int, *, logits: bool) -> int | None:
         """Put a token into the batch; the row its logits will have, when asked for."""

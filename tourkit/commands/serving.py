@@ -6,39 +6,75 @@ from pathlib import Path
 
 import click
 
+from tourkit.commands import planning as tables
 from tourkit.commands.output import bundle_option, json_option, note, print_json, roles_option
-from tourkit.progress import size_text
+from tourkit.commands.planning import SIZE
+from tourkit.errors import NotSo, UsageError
 
 
 @click.command()
+@click.argument("manifest_ref", metavar="[MANIFEST]", required=False)
 @bundle_option
 @roles_option
+@click.option(
+    "--vram", type=SIZE, metavar="SIZE", help="Plan for a GPU of this size instead, such as 20GiB; 0 for none."
+)
+@click.option("--ram", type=SIZE, metavar="SIZE", help="Plan for this much RAM instead.")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Plan for this many threads instead.")
+@click.option("--stack", "stacks", multiple=True, metavar="S", help="Plan with this stack, installed or not.")
 @click.option("--context", type=click.IntRange(64), metavar="N", help="Tokens a sequence.")
 @click.option("--slots", type=click.IntRange(1, 256), metavar="N", help="Sequences at once in each worker.")
 @json_option
-def plan(bundle: Path, roles: tuple[str, ...], context: int | None, slots: int | None, as_json: bool) -> None:
-    """Show which variant each role gets on this machine, and why others were passed over.
+def plan(
+    manifest_ref: str | None,
+    bundle: Path,
+    roles: tuple[str, ...],
+    vram: int | None,
+    ram: int | None,
+    threads: int | None,
+    stacks: tuple[str, ...],
+    context: int | None,
+    slots: int | None,
+    as_json: bool,
+) -> None:
+    """Show which variant each role gets here, its memory, and why others were passed over.
+
+    Plans for a bundle, or for a MANIFEST (a TOML file, or the name of a built-in set) with its lock, before anything is
+    fetched. --vram, --ram, --threads and --stack (which may be repeated) stand for another machine.
 
     \b
     Example: tourkit plan --bundle /media/usb/bundle
+             tourkit plan tour-20gb --vram 20GiB --ram 32GiB
     """
     from dataclasses import asdict
 
     from tourkit import bundle as bundles
-    from tourkit import hardware
+    from tourkit import hardware, inventory
+    from tourkit import lock as locks
+    from tourkit import manifest as manifests
     from tourkit import plan as planning
+    from tourkit.backends import STACKS
 
-    made = planning.plan(bundles.read_index(bundle), hardware.probe(), roles=roles, context=context, slots=slots)
+    for stack in stacks:
+        if stack not in STACKS:
+            raise UsageError(f"--stack {stack!r}: there are {', '.join(STACKS)}")
+    if manifest_ref is None:
+        index = bundles.read_index(bundle)
+        shapes = inventory.shapes_of_bundle(bundle, index)
+    else:
+        manifest = manifests.load(manifest_ref)
+        index = inventory.index_of(manifest, locks.read(locks.path_of(manifest.path)))
+        shapes = inventory.shapes_of_manifest(manifest)
+    machine = hardware.imagined(hardware.probe(), vram=vram, ram=ram, threads=threads, stacks=stacks)
+    made = planning.plan(index, machine, roles=roles, context=context, slots=slots, shapes=shapes)
     if as_json:
-        print_json(asdict(made))
-        return
-    for placement in made.placements:
-        click.echo(
-            f"{'+'.join(placement.roles)}: {placement.model} {placement.quant} on {placement.stack}, "
-            f"{size_text(placement.size)}, {placement.slots} slots of {placement.context} tokens"
-        )
-    for passed_over in made.notes:
-        click.echo(passed_over)
+        print_json({"machine": asdict(machine)} | asdict(made))
+    else:
+        click.echo(tables.machine(machine) + "\n")
+        for line in tables.lines(made):
+            click.echo(line)
+    if made.unfilled:
+        raise NotSo("; ".join(made.unfilled))
 
 
 @click.command()
@@ -50,6 +86,13 @@ def plan(bundle: Path, roles: tuple[str, ...], context: int | None, slots: int |
 @click.option("--context", type=click.IntRange(64), metavar="N", help="Tokens a sequence.")
 @click.option("--slots", type=click.IntRange(1, 256), metavar="N", help="Sequences at once in each worker.")
 @click.option("--api-key", envvar="TOURKIT_API_KEY", metavar="K", help="Ask clients for this key.")
+@click.option("--deterministic", is_flag=True, help="Same request, same text, whatever else runs (CPU); slower.")
+@click.option(
+    "--prefix-cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep the prompts that requests share here until the next start.",
+)
 def serve(
     bundle: Path,
     offline: bool,
@@ -59,6 +102,8 @@ def serve(
     context: int | None,
     slots: int | None,
     api_key: str | None,
+    deterministic: bool,
+    prefix_cache: Path | None,
 ) -> None:
     """Serve the roles of a bundle through an OpenAI-compatible API.
 
@@ -67,27 +112,33 @@ def serve(
              curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
                -d '{"model": "tool", "messages": [{"role": "user", "content": "Hello"}]}'
     """
+    if deterministic and prefix_cache is not None:
+        raise UsageError("--deterministic shares no prompts, so --prefix-cache has nothing to keep: choose one of them")
     if offline:
         from tourkit import offline as guard
 
         guard.engage()
     from tourkit import bundle as bundles
-    from tourkit import hardware
+    from tourkit import hardware, inventory
     from tourkit import plan as planning
     from tourkit.server import gateway
 
     index = bundles.read_index(bundle)
-    made = planning.plan(index, hardware.probe(), roles=roles, context=context, slots=slots)
-    for passed_over in made.notes:
-        note(passed_over)
+    shapes = inventory.shapes_of_bundle(bundle, index)
+    made = planning.plan(index, hardware.probe(), roles=roles, context=context, slots=slots, shapes=shapes)
+    for line in (*made.notes, *made.unfilled):
+        note(line)
 
     def ready(url: str) -> None:
         for placement in made.placements:
             click.echo(f"{', '.join(placement.roles)}: {placement.model} {placement.quant} on {placement.stack}")
         click.echo(f"tourkit serves at {url}/v1" + (" (offline)" if offline else ""))
 
+    if deterministic and any(placement.gpu_layers for placement in made.placements):
+        note("--deterministic holds on a CPU only: on a GPU a near-tie may still fall either way")
+    started = gateway.launches(bundle, made, deterministic=deterministic, prefix_cache=prefix_cache)
     options = gateway.GatewayOptions(offline=offline, api_key=api_key, say=note)
-    gateway.serve(gateway.launches(bundle, made), options, gateway.bind(host, port), ready)
+    gateway.serve(started, options, gateway.bind(host, port), ready)
 
 
 @click.command()

@@ -49,9 +49,11 @@ class Compiled:
     """A grammar to copy from. `reserve`, in tokens, is enough to close a document that has begun.
 
     `level` is a step of the ladder, 0 being the schema as it was given; `dropped` are JSON pointers into the schema.
+    `grammar` is what was compiled, as llguidance serialises it.
     """
 
     prototype: Any
+    grammar: str
     reserve: int
     level: int = 0
     dropped: tuple[str, ...] = ()
@@ -109,12 +111,12 @@ class GrammarCompiler:
         if constraint.kind in ("json_schema", "json_object"):
             return self._compile_schema(_parsed(constraint.source), strict, tight)
         grammar = _text_grammar(constraint)
-        prototype, reason = self._prototype(grammar)
+        prototype, said = self._prototype(grammar)
         if prototype is None:
-            _refuse(constraint.kind, f"the {constraint.kind} cannot be enforced: {reason}", "invalid_grammar")
+            _refuse(constraint.kind, f"the {constraint.kind} cannot be enforced: {said}", "invalid_grammar")
         ways = (example(constraint.source) or "",) if constraint.kind == "regex" else ()
         reserve = 0 if constraint.kind == "choice" else max(map(self._count, ways), default=_GRAMMAR_RESERVE)
-        return Compiled(prototype, reserve, json_text=False, samples=tuple(filter(None, ways)))
+        return Compiled(prototype, said, reserve, json_text=False, samples=tuple(filter(None, ways)))
 
     def _compile_schema(self, schema: Any, strict: bool, tight: bool) -> Compiled:
         if not isinstance(schema, dict):
@@ -127,27 +129,27 @@ class GrammarCompiler:
         _refuse("response_format", f"the schema is not a valid JSON Schema: {problem}", "invalid_schema")
 
     def _climbed_down(self, schema: dict[str, Any], strict: bool, tight: bool) -> Compiled:
-        prototype, reason = self._attempt(schema)
+        prototype, said = self._attempt(schema)
         if prototype is not None:
-            return Compiled(prototype, self._reserve(schema), samples=samples(schema))
-        _refuse_hopeless(reason)
+            return Compiled(prototype, said, self._reserve(schema), samples=samples(schema))
+        _refuse_hopeless(said)
         if problem := metaschema_error(schema):
             _refuse("response_format", f"the schema is not a valid JSON Schema: {problem}", "invalid_schema")
         for pattern in patterns(schema):
             if not readable(pattern) and not self._reads(pattern):
                 _refuse("response_format", f"the pattern {pattern!r} is no regular expression", "invalid_schema")
-        first_reason = reason
+        first_reason = said
         for rung in rungs(schema, readable=self._reads, tight=tight):
             if strict and rung.level > EXACT:
                 continue
-            prototype, reason = self._attempt(rung.schema)
+            prototype, said = self._attempt(rung.schema)
             if prototype is not None:
                 reserve, ways = self._reserve(rung.schema), samples(rung.schema)
-                return Compiled(prototype, reserve, rung.level, rung.dropped, samples=ways)
-            if _UNRESOLVED.search(reason):
-                _refuse("response_format", f"the schema refers to what is not there: {reason}", "invalid_schema")
+                return Compiled(prototype, said, reserve, rung.level, rung.dropped, samples=ways)
+            if _UNRESOLVED.search(said):
+                _refuse("response_format", f"the schema refers to what is not there: {said}", "invalid_schema")
             if not rung.narrowed and rung.level < SHAPES:  # there, references may be left going in circles
-                _refuse_hopeless(reason)
+                _refuse_hopeless(said)
         _refuse("response_format", f"the schema cannot be enforced: {first_reason}", "unsupported_schema")
 
     def _reads(self, pattern: str) -> bool:
@@ -160,21 +162,23 @@ class GrammarCompiler:
 
     def _attempt(self, schema: dict[str, Any]) -> tuple[Any, str]:
         """A prototype for the bounded schema or, where the bounds are what is refused, for the schema itself."""
-        prototype, reason = self._prototype(self._grammar(bounded(schema)))
-        if prototype is None and (_UNSATISFIABLE in reason or _LIMIT.search(reason)):
-            prototype, reason = self._prototype(self._grammar(schema))
-        return prototype, reason
+        prototype, said = self._prototype(self._grammar(bounded(schema)))
+        if prototype is None and (_UNSATISFIABLE in said or _LIMIT.search(said)):
+            prototype, said = self._prototype(self._grammar(schema))
+        return prototype, said
 
     def _prototype(self, grammar: str) -> tuple[Any, str]:
-        """A matcher that has stood its first masks, or None and why not in one line."""
+        """A matcher that has stood its first masks, and its grammar; or None, and why not in one line."""
         from llguidance import LLMatcher, LLParserLimits
 
         reason = ""
         for sizes in _SIZES:
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**sizes))
             prototype, reason = self._tried(matcher)
-            if prototype is not None or not _LIMIT.search(reason):
-                return prototype, reason
+            if prototype is not None:
+                return prototype, grammar
+            if not _LIMIT.search(reason):
+                break
         return None, reason
 
     def _tried(self, prototype: Any) -> tuple[Any, str]:
@@ -214,13 +218,14 @@ class Matcher:
     """Where one sequence stands in its grammar. `reserve` tokens are enough to close a document that has begun.
 
     `level` is "strict" when every document the grammar allows meets the constraint, "relaxed" when `dropped` parts of
-    the schema are not enforced, "generic" when only the type of the root is.
+    the schema are not enforced, "generic" when only the type of the root is. `grammar` as llguidance serialises it.
     """
 
     def __init__(self, compiled: Compiled, ranks: ClosingRanks, n_vocab: int) -> None:
         import numpy as np
 
         self._matcher = compiled.prototype.deep_copy()
+        self.grammar = compiled.grammar
         self.reserve = compiled.reserve
         self.level = {EXACT: "strict", GENERIC: "generic"}.get(compiled.level, "relaxed")
         self.dropped = compiled.dropped

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 from tourkit.engine.logprobs import log_softmax, token_logprob
-from tourkit.engine.prefix import Placement, Slot, common_prefix, place
+from tourkit.engine.prefix import Placement, Slot, common_prefix, place, worth_keeping
 from tourkit.engine.scheduler import Chunk, next_batch, victim
 from tourkit.engine.sequence import Sequence, Status
 from tourkit.engine.speculation import PromptLookup
@@ -23,7 +23,7 @@ from tourkit.errors import EngineDead, EngineError, QueueFull
 if TYPE_CHECKING:
     from collections.abc import Sequence as Seq
 
-    from tourkit.backends.base import Runner
+    from tourkit.backends.base import PrefixStore, Runner
     from tourkit.engine.constraint import Matcher
 
 
@@ -31,6 +31,8 @@ class BatchEngine:
     """Continuous batching over one Runner. `submit` and `abort` may be called from any thread.
 
     `max_waiting` sequences may queue for a slot; more raise QueueFull. `speculate`: guess by prompt lookup.
+    `deterministic`: one sequence a call and no shared cells, so that no answer depends on what else runs.
+    `prefixes`: where shared prompts are kept between runs.
     """
 
     def __init__(
@@ -40,8 +42,13 @@ class BatchEngine:
         max_waiting: int = 256,
         strip_leading_space: bool = False,
         speculate: bool = True,
+        deterministic: bool = False,
+        prefixes: PrefixStore | None = None,
     ) -> None:
         self._runner = runner
+        self._deterministic = deterministic
+        self._sharing = runner.partial_kv and not deterministic
+        self._prefixes = prefixes if self._sharing else None
         self._speculate = speculate and runner.partial_kv  # wrong guesses must be forgotten again
         self._max_waiting = max_waiting
         self._strip_leading_space = strip_leading_space
@@ -121,9 +128,11 @@ class BatchEngine:
     def _run(self) -> None:
         error: EngineDead | None = None
         try:
+            self._restore_prefixes()
             while self._take_inbox():
                 self._admit()
                 self._step()
+            self._save_prefixes()
         except Exception as exc:  # noqa: BLE001 - thread boundary: every caller must hear of it
             error = EngineDead(f"the engine thread died: {exc!r}")
         finally:
@@ -133,6 +142,23 @@ class BatchEngine:
             for seq in left:
                 seq.finish(Finish.ERROR if error else Finish.ABORT, str(error) if error else None)
             self._runner.close()
+
+    def _restore_prefixes(self) -> None:
+        """Begin with the prompts that were kept, as if they had just been answered."""
+        if self._prefixes is None:
+            return
+        for slot_id, tokens in self._prefixes.restore([slot.id for slot in self._slots]).items():
+            self._slots[slot_id].cells = tokens
+
+    def _save_prefixes(self) -> None:
+        """End what runs, then keep what prompts had in common."""
+        if self._prefixes is None:
+            return
+        for seq in list(self._running):
+            self._end(seq, Finish.ABORT)
+        for slot, tokens in worth_keeping(self._slots):
+            self._runner.truncate(slot.id, len(tokens))
+            self._prefixes.save(slot.id, tokens)
 
     def _take_inbox(self) -> bool:
         """Wait for work, take new sequences and aborts in; False when it is time to stop."""
@@ -157,15 +183,19 @@ class BatchEngine:
         postponed: deque[Sequence] = deque()
         while self._waiting and any(slot.owner is None for slot in self._slots):
             seq = self._waiting.popleft()
-            placement = place(self._slots, seq.tokens) if self._runner.partial_kv else self._any_slot()
+            placement = place(self._sources(), seq.tokens) if self._sharing else self._any_slot()
             if placement is None:
                 postponed.append(seq)
             else:
                 self._start(seq, placement)
         self._waiting.extendleft(reversed(postponed))
 
+    def _sources(self) -> list[Slot]:
+        """The slots whose cells a new sequence may begin with: where slots cannot share, only those that are free."""
+        return self._slots if self._runner.shares_kv else [slot for slot in self._slots if slot.owner is None]
+
     def _any_slot(self) -> Placement:
-        """A free slot, for models whose cells cannot be shared; there is one when this is called."""
+        """A free slot, where cells are not shared; there is one when this is called."""
         slot = next(slot for slot in self._slots if slot.owner is None)
         return Placement(slot, slot, 0)
 
@@ -177,7 +207,7 @@ class BatchEngine:
         else:
             self._runner.truncate(target.id, 0)
             self._runner.share(placement.source.id, target.id, length)
-        target.owner, target.cells, target.used = seq, None, next(self._clock)
+        target.owner, target.cells, target.used, target.taken_over = seq, None, next(self._clock), length
         seq.slot, seq.n_kv, seq.status = target.id, length, Status.RUNNING
         self._running.append(seq)
         self._count(prompt_tokens=len(seq.tokens), cached_tokens=length)
@@ -185,9 +215,10 @@ class BatchEngine:
     def _step(self) -> None:
         if not self._running:
             return
-        for seq in self._running:
+        turn = self._turn()
+        for seq in turn:
             seq.draft = self._guess(seq)
-        chunks = next_batch(self._running, self._runner.n_batch)
+        chunks = next_batch(turn, self._runner.n_batch)
         rows = [self._fill(chunk) for chunk in chunks]
         if not self._runner.decode():
             if any(chunk.draft for chunk in chunks):
@@ -201,6 +232,13 @@ class BatchEngine:
         for chunk, logits in zip(chunks, rows, strict=True):
             if logits:
                 self._advance(chunk, logits)
+
+    def _turn(self) -> list[Sequence]:
+        """Which sequences the next batch is for: all, or each in turn alone, so that no rounding differs."""
+        if not self._deterministic:
+            return self._running
+        self._running.append(self._running.pop(0))
+        return self._running[-1:]
 
     def _guess(self, seq: Sequence) -> list[int]:
         """Tokens that may come next, when the next batch reaches the end of the sequence and guessing is on."""

@@ -11,17 +11,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tourkit.engine.sequence import Sequence
 
+_WORTH_KEEPING = 64  # tokens of prefill saved that justify reading them from disk at the next start
 _WORTH_WAITING = 32  # tokens of prefill saved that justify waiting for another prompt to be prefilled first
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One sequence id of the context. While `owner` is None, `cells` are the tokens its KV cells hold."""
+    """One sequence id of the context. While `owner` is None, `cells` are the tokens its KV cells hold.
+
+    `taken_over`: how many of them its last sequence had from an earlier one.
+    """
 
     id: int
     owner: Sequence | None = None
     cells: list[int] | None = None
     used: int = 0
+    taken_over: int = 0
 
     def shares(self, tokens: list[int]) -> int:
         """How many of the first `tokens` this slot has KV cells for."""
@@ -65,6 +70,17 @@ def place(slots: list[Slot], tokens: list[int]) -> Placement | None:
         return Placement(source, source, length)
     target = min(free, key=lambda slot: (bool(slot.cells), slot.used))
     return Placement(target, source if length else target, length)
+
+
+def worth_keeping(slots: list[Slot]) -> list[tuple[Slot, list[int]]]:
+    """The prefixes to keep for the next start, longest first: what prompts had in common, each only once."""
+    shared = [(slot, slot.cells[: slot.taken_over]) for slot in slots if slot.cells]
+    kept: list[tuple[Slot, list[int]]] = []
+    for slot, tokens in sorted(shared, key=lambda pair: -len(pair[1])):
+        begins = any(other[: len(tokens)] == tokens for _, other in kept)
+        if len(tokens) >= _WORTH_KEEPING and not begins:
+            kept.append((slot, tokens))
+    return kept
 
 
 def common_prefix(a: list[int], b: list[int], end: int) -> int:

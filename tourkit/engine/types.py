@@ -79,6 +79,16 @@ class Request:
             return None
         return dict(json.loads(self.constraint.source))
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The names of what this request asks for beyond plain text, as in EngineInfo.emulated."""
+        plain, params = SamplingParams(), self.params
+        names = [self.constraint.kind] if self.constraint else []
+        names += ["n"] if self.n > 1 else []
+        names += ["logprobs"] if params.top_logprobs is not None else []
+        fields = ("seed", "stop", "top_k", "top_p", "min_p", "frequency_penalty", "presence_penalty", "logit_bias")
+        return (*names, *(name for name in fields if getattr(params, name) != getattr(plain, name)))
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
@@ -129,12 +139,16 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine holds: `max_len` tokens a sequence at most, `slots` sequences at once."""
+    """What an engine holds: `max_len` tokens a sequence at most, `slots` sequences at once.
+
+    `emulated`: names of request fields that tourkit serves itself because the stack's library does not.
+    """
 
     stack: str
     max_len: int
     slots: int
     n_vocab: int
+    emulated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

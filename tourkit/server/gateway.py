@@ -27,7 +27,7 @@ from starlette.types import Receive, Scope, Send
 
 from tourkit.backends.base import LoadSpec
 from tourkit.errors import EngineDead, LocalError, RequestError, TourkitError
-from tourkit.plan import Plan
+from tourkit.plan import Placement, Plan
 from tourkit.server.metrics import exposition
 from tourkit.server.process import Launch, State, Worker
 from tourkit.server.replies import error_body
@@ -35,7 +35,11 @@ from tourkit.server.respond import error_response, json_response
 from tourkit.server.worker import SECRET_HEADER, EndingServer
 
 # What a worker answers for its model.
-_FORWARDED = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
+_FORWARDED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
+_PASSED = (  # headers of a worker's answer
+    *("content-type", "content-length", "retry-after", "cache-control"),
+    *("x-tourkit-constraint", "x-tourkit-emulated"),
+)
 _MAX_BODY = 32 * 1024 * 1024  # bytes
 
 
@@ -79,11 +83,14 @@ class Gateway:
         try:
             for i, launch in enumerate(self._launches):
                 uds = f"{self._folder}/{i}.sock" if self._options.unix else ""
-                worker = Worker(launch, uds=uds, offline=self._options.offline)
-                worker.start()
+                worker = Worker(
+                    launch, uds=uds, offline=self._options.offline, say=self._options.say, others=self._holder
+                )
                 announcements.append(asyncio.create_task(self._announce(worker)))
                 for name in (launch.model, *launch.roles):
                     self._workers[name] = worker
+            for worker in self._distinct():
+                worker.start()
             yield
         finally:
             for announcement in announcements:
@@ -102,10 +109,15 @@ class Gateway:
         try:
             await worker.ready()
         except EngineDead as exc:
-            self._options.say(f"failed: {exc}")
+            self._options.say(f"failed: {worker.passed_over[-1] if worker.passed_over else exc}")
             return
         names = ", ".join(worker.launch.roles)
-        self._options.say(f"ready: {names} ({worker.launch.model}) after {time.monotonic() - started:.1f} s")
+        self._options.say(f"ready: {names} ({worker.answering.model}) after {time.monotonic() - started:.1f} s")
+
+    def _holder(self, launch: Launch) -> Worker | None:
+        """The worker that was planned to hold the same as `launch`, and has not had to load something else."""
+        same = [worker for worker in self._distinct() if worker.launch.title == launch.title]
+        return next((worker for worker in same if not worker.passed_over), None)
 
     def _distinct(self) -> list[Worker]:
         return list({id(worker): worker for worker in self._workers.values()}.values())
@@ -121,6 +133,8 @@ class Gateway:
                 "pid": worker.pid,
                 "restarts": worker.restarts,
                 "error": worker.error,
+                "answers": worker.answering.title,
+                "passed_over": worker.passed_over,
             }
             for worker in self._distinct()
         }
@@ -129,12 +143,12 @@ class Gateway:
 
     async def metrics(self, request: Request) -> Response:
         """Counters of every worker that is up, in Prometheus' text format."""
-        up = [worker for worker in self._distinct() if worker.state is State.READY]
-        return PlainTextResponse(exposition([(worker.launch, await self._stats(worker)) for worker in up]))
+        up = [worker for worker in self._distinct() if worker.state is State.READY and worker.stand_in is None]
+        return PlainTextResponse(exposition([(worker.current, await self._stats(worker)) for worker in up]))
 
     async def _stats(self, worker: Worker) -> dict[str, Any]:
         try:
-            session, base = await self._session(worker)
+            session, base = self._session(await worker.ready())
             async with session.get(f"{base}/stats") as answer:
                 return dict(orjson.loads(await answer.read()))
         except (EngineDead, aiohttp.ClientError):  # it went down meanwhile: it has no figures now
@@ -156,8 +170,8 @@ class Gateway:
         return json_response(200, self._model(request.path_params["name"]))
 
     def _model(self, name: str) -> dict[str, Any]:
-        launch = self._workers[name].launch
-        about = {"model": launch.model, "quant": launch.quant, "stack": launch.load.stack, "roles": list(launch.roles)}
+        launch, roles = self._workers[name].answering, list(self._workers[name].launch.roles)
+        about = {"model": launch.model, "quant": launch.quant, "stack": launch.load.stack, "roles": roles}
         return {
             "id": name,
             "object": "model",
@@ -191,10 +205,11 @@ class Gateway:
         """Forward one request. An error that comes before the first byte is returned, to be answered as JSON."""
         started = False
         try:
-            session, base = await self._session(worker)
+            worker = await worker.ready()
+            session, base = self._session(worker)
             headers = {SECRET_HEADER: worker.secret, "content-type": "application/json"}
             async with session.post(f"{base}{path}", data=body, headers=headers) as answer:
-                await send(_start(answer, worker.launch))
+                await send(_start(answer, worker.current))
                 started = True
                 async for block in answer.content.iter_any():
                     await send({"type": "http.response.body", "body": block, "more_body": True})
@@ -204,13 +219,13 @@ class Gateway:
             return exc
         except aiohttp.ClientError as exc:
             if not started:
-                return EngineDead(f"the worker of {worker.launch.model} went away ({exc}): ask again, it is restarted")
+                return EngineDead(f"the worker of {worker.current.model} went away ({exc}): ask again, it is restarted")
             await _cut_short(send, worker, streaming=answer.content_type == "text/event-stream")
         return None
 
-    async def _session(self, worker: Worker) -> tuple[aiohttp.ClientSession, str]:
-        """A client of that worker, kept for its connections; and the base URL to use with it."""
-        address = await worker.ready()
+    def _session(self, worker: Worker) -> tuple[aiohttp.ClientSession, str]:
+        """A client of a worker that is ready, kept for its connections; and the base URL to use with it."""
+        address = worker.address
         unix = address.removeprefix("unix:") if address.startswith("unix:") else None
         session = self._sessions.get(id(worker))
         if session is None:
@@ -239,22 +254,34 @@ class Gateway:
             raise RequestError("the API key is missing or wrong", code="invalid_api_key", status=401)
 
 
-def launches(root: Path, plan: Plan) -> tuple[Launch, ...]:
-    """What to start for a plan over the bundle at `root`."""
-    return tuple(
-        Launch(
-            load=LoadSpec(
-                model=placement.model,
-                stack=placement.stack,
-                path=str((root / placement.path).resolve()),
-                slots=placement.slots,
-                max_len=placement.context,
-                threads=placement.threads,
-            ),
-            quant=placement.quant,
-            roles=placement.roles,
-        )
-        for placement in plan.placements
+def launches(
+    root: Path, plan: Plan, *, deterministic: bool = False, prefix_cache: Path | None = None
+) -> tuple[Launch, ...]:
+    """What to start for a plan over the bundle at `root`. The options are those of LoadSpec."""
+    kept = str(prefix_cache.resolve()) if prefix_cache is not None else ""
+    return tuple(_launch(root, placement, deterministic, kept) for placement in plan.placements)
+
+
+def _launch(root: Path, placement: Placement, deterministic: bool, prefix_cache: str) -> Launch:
+    return Launch(
+        load=LoadSpec(
+            model=placement.model,
+            stack=placement.stack,
+            path=str((root / placement.path).resolve()),
+            slots=placement.slots,
+            max_len=placement.context,
+            threads=placement.threads,
+            gpu_layers=placement.gpu_layers,
+            cache_type=placement.cache_type,
+            lora=tuple(str((root / path).resolve()) for path in placement.lora),
+            deterministic=deterministic,
+            prefix_cache=prefix_cache,
+        ),
+        quant=placement.quant,
+        roles=placement.roles,
+        device=placement.device,
+        resident=placement.resident,
+        fallbacks=tuple(_launch(root, fallback, deterministic, prefix_cache) for fallback in placement.fallbacks),
     )
 
 
@@ -294,8 +321,8 @@ async def _hang_up(receive: Receive) -> None:
 
 
 def _start(answer: aiohttp.ClientResponse, launch: Launch) -> dict[str, Any]:
-    headers = [(b"x-tourkit-model", f"{launch.model} {launch.quant} {launch.load.stack}".encode())]
-    for name in ("content-type", "content-length", "retry-after", "cache-control", "x-tourkit-constraint"):
+    headers = [(b"x-tourkit-model", launch.title.encode())]
+    for name in _PASSED:
         if name in answer.headers:
             headers.append((name.encode(), answer.headers[name].encode()))
     return {"type": "http.response.start", "status": answer.status, "headers": headers}
@@ -305,7 +332,7 @@ async def _cut_short(send: Send, worker: Worker, *, streaming: bool) -> None:
     """The worker died in the middle of an answer: say so in a stream; a plain answer just stops short of its length."""
     if not streaming:
         return
-    _, body = error_body(EngineDead(f"the worker of {worker.launch.model} went away in the middle of the answer"))
+    _, body = error_body(EngineDead(f"the worker of {worker.current.model} went away in the middle of the answer"))
     await send({"type": "http.response.body", "body": b"data: " + orjson.dumps(body) + b"\n\n", "more_body": False})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -15,7 +14,7 @@ from tourkit.engine.types import Delta, Enforced, Finish, Request, TokenLogprob
 from tourkit.errors import EngineDead, EngineError, TourkitError
 from tourkit.server.replies import ChatReply, Choice, TextReply, error_body, usage
 from tourkit.server.respond import json_response
-from tourkit.server.settle import Settled, ask_again, settle
+from tourkit.server.settle import about, settle, settle_all
 from tourkit.server.wire import Generate
 
 if TYPE_CHECKING:
@@ -104,22 +103,19 @@ async def complete(engine: Engine, asked: Generate, reply: ChatReply | TextReply
     used, schema = generation.usage(), asked.request.schema
     if schema is None:
         return json_response(200, reply.completion(choices, used))
-    settled = []
-    for i, choice in enumerate(choices):
-        outcome = await asyncio.to_thread(settle, schema, choice)  # a schema's patterns can be slow to match
-        if outcome.worth_asking_again and asked.request.messages is not None:
-            retry = await Generation.start(engine, ask_again(asked.request, choice.text, outcome))
-            second = await collect(retry, 1, http)
-            if second is None:
-                return Response(status_code=_HUNG_UP)
-            used = _sum(used, retry.usage())
-            better = await asyncio.to_thread(settle, schema, second[0])
-            outcome = replace(better if better.valid else outcome, retried=True)
-            choices[i] = second[0] if better.valid else choice
-        choices[i] = replace(choices[i], text=outcome.text)
-        settled.append(outcome)
-    about = _about(generation.constraint, settled)
-    response = json_response(200, reply.completion(choices, used) | {"tourkit": about})
+
+    async def ask(request: Request) -> Choice | None:
+        nonlocal used
+        retry = await Generation.start(engine, request)
+        second = await collect(retry, 1, http)
+        used = _sum(used, retry.usage())
+        return second[0] if second else None
+
+    settled = await settle_all(asked.request, schema, choices, ask)
+    if settled is None:
+        return Response(status_code=_HUNG_UP)
+    remark = about(generation.constraint, settled)
+    response = json_response(200, reply.completion(choices, used) | {"tourkit": remark})
     response.headers["x-tourkit-constraint"] = generation.constraint.level
     return response
 
@@ -147,16 +143,10 @@ async def stream(
         whole = [Choice(*each, None) for each in zip(texts, finishes, strict=True)]
         settled = [await asyncio.to_thread(settle, schema, each, mend=False) for each in whole]
         if generation.constraint.level != "strict" or not all(each.valid for each in settled):
-            yield _event(reply.remark(_about(generation.constraint, settled)))
+            yield _event(reply.remark(about(generation.constraint, settled)))
     if asked.include_usage:
         yield _event(reply.closing(generation.usage()))
     yield b"data: [DONE]\n\n"
-
-
-def _about(constraint: Enforced, settled: list[Settled]) -> dict[str, Any]:
-    """What a caller should know of a structured answer: how far the grammar went, and what was done afterwards."""
-    choices = [{"index": i} | each.shown() for i, each in enumerate(settled)]
-    return {"constraint": constraint.level, "dropped": list(constraint.dropped), "choices": choices}
 
 
 def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:

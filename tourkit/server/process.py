@@ -1,11 +1,22 @@
-"""Life of one worker process: starting, ready, failed, stopped. Waiters are woken on every change that answers them."""
+"""Life of one worker process: starting, ready, failed, stopped. Waiters are woken on every change that answers them.
+
+What cannot be loaded is replaced by the next of its fallbacks. A worker is a process group of its own: whatever it has
+started ends with it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import re
 import secrets
+import shutil
+import signal
 import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum, auto
 from typing import Any
@@ -18,6 +29,14 @@ from tourkit.server.worker import WorkerSpec
 
 _MAX_CRASHES = 3  # in a row without one answered request in between: then the worker stays down
 _STOP_SECONDS = 10.0
+_LAST_WORDS_SECONDS = 2.0  # for stderr to end after its process has
+_LAST_LINES = 200  # of stderr: the tracebacks of two processes
+_MOST_LINE = 1 << 20  # bytes
+_MODULES = {"vllm": "tourkit.server.vllm_worker"}  # stacks that bring a server of their own
+_MODULE = "tourkit.server.worker"
+# What a Python process says last, but for lines that only say that another process said more.
+_RAISED = re.compile(r"\b([A-Z]\w*(?:Error|Exception))\b(?:: (.+))?$")
+_SEE_ABOVE = re.compile("root cause above|initialization failed|ended with an? (error|exception)", re.IGNORECASE)
 
 
 class State(Enum):
@@ -29,29 +48,67 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to load, as the plan decides it. `roles` share the worker."""
+    """What to load, as the plan decides it. `roles` share the worker.
+
+    `device`: "cpu", or the GPU's id as CUDA_VISIBLE_DEVICES and its like take it. `resident` False: it takes turns with
+    others. `fallbacks`: what to load instead, in order, when this cannot be loaded.
+    """
 
     load: LoadSpec
     quant: str
     roles: tuple[str, ...]
+    device: str = "cpu"
+    resident: bool = True
+    fallbacks: tuple[Launch, ...] = ()
 
     @property
     def model(self) -> str:
         return self.load.model
 
+    @property
+    def title(self) -> str:
+        """Model, quant and stack, as replies name what answered."""
+        return f"{self.model} {self.quant} {self.load.stack}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a process ended: after it was ready or not; whether it told why itself; why, in one line."""
+
+    was_ready: bool
+    told: bool
+    words: str
+
 
 class Worker:
-    """One supervised worker process. All methods belong to the gateway's event loop."""
+    """One supervised worker process. All methods belong to the gateway's event loop.
 
-    def __init__(self, launch: Launch, *, uds: str, offline: bool) -> None:
+    `launch` is what was planned, `current` what is loaded. `say` hears of a fallback. `others`: the worker that holds
+    what a fallback names, if there is one: it then answers for this one too.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        *,
+        uds: str,
+        offline: bool,
+        say: Callable[[str], None] = lambda text: None,
+        others: Callable[[Launch], Worker | None] = lambda launch: None,
+    ) -> None:
         self.launch = launch
+        self.current = launch
+        self.stand_in: Worker | None = None
         self.state = State.STARTING
         self.error: str | None = None
+        self.passed_over: list[str] = []  # a line for each that could not be loaded
         self.address = ""
         self.secret = secrets.token_hex(16)
         self.restarts = 0
         self._uds = uds
         self._offline = offline
+        self._say = say
+        self._others = others
         self._crashes = 0
         self._stopping = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
@@ -61,13 +118,16 @@ class Worker:
     def start(self) -> None:
         self._task = asyncio.create_task(self._supervise())
 
-    async def ready(self) -> str:
-        """Wait for the worker; its address. Raises EngineDead when it cannot be loaded or is being stopped."""
+    async def ready(self) -> Worker:
+        """Wait for what answers here: this worker, or the one that stands in for it.
+
+        Raises EngineDead when nothing can be loaded, or when it is being stopped.
+        """
         async with self._changed:
             await self._changed.wait_for(lambda: self.state is not State.STARTING)
         if self.state is not State.READY:
-            raise EngineDead(f"{self.launch.model} {self.launch.quant}: {self.error or 'the worker is stopped'}")
-        return self.address
+            raise EngineDead(self.error or f"{self.launch.model} {self.launch.quant}: the worker is stopped")
+        return self if self.stand_in is None else await self.stand_in.ready()
 
     def answered(self) -> None:
         """A request went well: earlier crashes are forgiven."""
@@ -76,6 +136,11 @@ class Worker:
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process and self._process.returncode is None else None
+
+    @property
+    def answering(self) -> Launch:
+        """What answers requests here."""
+        return self.current if self.stand_in is None else self.stand_in.answering
 
     async def stop(self) -> None:
         """Ask the process to end by closing its stdin, and insist after a while."""
@@ -88,66 +153,147 @@ class Worker:
             try:
                 await asyncio.wait_for(process.wait(), _STOP_SECONDS)
             except TimeoutError:
-                process.kill()
+                _kill(process)
         if self._task is not None:
             await self._task
 
     async def _supervise(self) -> None:
-        while not self._stopping.is_set():
-            process = await self._spawn()
-            if self._stopping.is_set() and process.stdin is not None:
-                process.stdin.close()  # stop() came while the process was being made
-            await self._read_greeting(process)
-            code = await process.wait()
-            if self._stopping.is_set() or await self._gave_up(code):
+        """Run the launch and, one after the other, its fallbacks, until told to stop or nothing is left."""
+        links = (self.launch, *self.launch.fallbacks)
+        for link, following in zip(links, (*links[1:], None), strict=True):
+            other = self._others(link) if link is not self.launch else None
+            if other is not None:
+                self.stand_in = other
+                await self._become(State.READY)
                 return
+            self.current, self._crashes = link, 0
+            reason = await self._run(link, is_last=following is None)
+            if reason is None:
+                return
+            failure = f"{link.model} {link.quant} on {link.load.stack}: {reason}"
+            self.passed_over.append(failure)
+            if following is not None:
+                self._say(f"{', '.join(link.roles)}: {failure}; falling back to {following.title}")
+        self.error = self.passed_over[-1] if len(links) == 1 else "; ".join(self.passed_over)
+        await self._become(State.FAILED)
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
+    async def _run(self, link: Launch, *, is_last: bool) -> str | None:
+        """Keep a process for `link`; why that is given up, or None when told to stop."""
+        while not self._stopping.is_set():
+            scratch = tempfile.mkdtemp(prefix="tourkit-worker-")  # libraries leave sockets and locks behind there
+            try:
+                ending = await self._live(link, scratch)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+            if self._stopping.is_set():
+                break
+            if ending.told:
+                return ending.words  # a reason was given: trying again would give the same one
+            if not ending.was_ready and not is_last:
+                return f"it ended while loading: {ending.words}"
+            self._crashes += 1
+            if self._crashes >= _MAX_CRASHES:
+                return f"the worker ended {self._crashes} times in a row, last with {ending.words}"
+            self.restarts += 1
+        return None
+
+    async def _live(self, link: Launch, scratch: str) -> _Ending:
+        """One process from start to end."""
+        process = await self._spawn(link, scratch)
+        if self._stopping.is_set() and process.stdin is not None:
+            process.stdin.close()  # stop() came while the process was being made
+        words: deque[str] = deque(maxlen=_LAST_LINES)
+        has_children = link.load.stack in _MODULES
+        listening = asyncio.create_task(_listen(process, words, every_line=not has_children))
+        error = await self._read_greeting(process)
+        code = await process.wait()
+        was_ready = self.state is State.READY
+        await self._become(State.STARTING)
+        if has_children:
+            _kill(process)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(listening, _LAST_WORDS_SECONDS)
+        return _Ending(was_ready, error is not None, error or _last_words(words, code))
+
+    async def _spawn(self, link: Launch, scratch: str) -> asyncio.subprocess.Process:
         if self._uds:
             _remove_socket(self._uds)
-        spec = self._spec()
-        # Threads spin for a moment between two steps, which decoding needs (a third of its speed), but not for long:
-        # those of an idle worker would take the processors from a busy one.
-        environment = {"GOMP_SPINCOUNT": "100000"} | os.environ
+        spec = WorkerSpec(load=link.load, uds=self._uds, secret=self.secret, offline=self._offline, roles=link.roles)
+        module = _MODULES.get(link.load.stack, _MODULE)
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tourkit.server.worker", orjson.dumps(asdict(spec)).decode()),
+            *(sys.executable, "-m", module, orjson.dumps(asdict(spec)).decode()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env=environment,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_MOST_LINE,
+            env=_environment(link, scratch),
+            start_new_session=True,  # and with it a process group
         )
         return self._process
 
-    def _spec(self) -> WorkerSpec:
-        return WorkerSpec(load=self.launch.load, uds=self._uds, secret=self.secret, offline=self._offline)
-
-    async def _read_greeting(self, process: asyncio.subprocess.Process) -> None:
-        """The first line on stdout: ready and where, or why not. Nothing at all means it died loading."""
+    async def _read_greeting(self, process: asyncio.subprocess.Process) -> str | None:
+        """The first line on stdout: ready and where, or why not, which is returned. Nothing: it died loading."""
         if process.stdout is None:
-            return
+            return None
         line = await process.stdout.readline()
         greeting: dict[str, Any] = orjson.loads(line) if line else {}
         if greeting.get("ready"):
             self.address = greeting["address"]
             await self._become(State.READY)
-        elif greeting.get("error"):
-            self.error = greeting["error"]
-            self._crashes = _MAX_CRASHES  # a reason was given: trying again would give the same one
-
-    async def _gave_up(self, code: int) -> bool:
-        """Count a crash; True when the worker stays down, else it is started again."""
-        self._crashes += 1
-        if self._crashes >= _MAX_CRASHES:
-            self.error = self.error or f"the worker ended {self._crashes} times in a row, last with code {code}"
-            await self._become(State.FAILED)
-            return True
-        self.restarts += 1
-        await self._become(State.STARTING)
-        return False
+        return greeting.get("error")
 
     async def _become(self, state: State) -> None:
         async with self._changed:
             self.state = State.STOPPED if self._stopping.is_set() else state
             self._changed.notify_all()
+
+
+def _environment(link: Launch, scratch: str) -> dict[str, str]:
+    # Threads spin for a moment between two steps, which decoding needs (a third of its speed), but not for long:
+    # those of an idle worker would take the processors from a busy one.
+    found = {"GOMP_SPINCOUNT": "100000"} | os.environ | {"TMPDIR": scratch}
+    if link.device != "cpu":
+        found["CUDA_VISIBLE_DEVICES"] = link.device  # ROCm reads it too
+    elif link.load.gpu_layers == 0:
+        found["CUDA_VISIBLE_DEVICES"] = ""  # even an unused GPU costs memory there
+    return found
+
+
+async def _listen(process: asyncio.subprocess.Process, words: deque[str], *, every_line: bool) -> None:
+    """Keep the last lines of stderr, and pass on all, or those that are ours."""
+    while process.stderr is not None:
+        try:
+            line = await process.stderr.readline()
+        except ValueError:  # longer than the limit: no message for people
+            continue
+        if not line:
+            return
+        words.append(line.decode(errors="replace").rstrip())
+        if every_line or b"tourkit: " in line:  # libraries put words of theirs before it
+            with contextlib.suppress(OSError):
+                os.write(2, line)
+
+
+def _last_words(words: deque[str], code: int) -> str:
+    """Why a process ended, in one line: the last exception it printed, or the signal, or the exit code."""
+    for line in reversed(words):
+        found = _RAISED.search(line)
+        if found and not _SEE_ABOVE.search(line):
+            return found[0][:300]
+    last = next((f" ({line.strip()[:200]})" for line in reversed(words) if line.strip()), "")
+    if code >= 0:
+        return f"code {code}{last}"
+    name = signal.Signals(-code).name
+    return f"signal {name}" + (", maybe for want of memory" if name == "SIGKILL" else last)
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill a worker and what it has started, if any of it still runs."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    elif process.returncode is None:
+        process.kill()
 
 
 def _remove_socket(path: str) -> None:

@@ -36,7 +36,7 @@ class ChatReply:
             {
                 "index": i,
                 "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": self._logprobs(choice.logprobs or ()),
+                "logprobs": self.shown_logprobs(choice.logprobs or ()),
                 "finish_reason": choice.finish.value,
             }
             for i, choice in enumerate(choices)
@@ -51,7 +51,7 @@ class ChatReply:
     def chunk(self, delta: Delta) -> dict[str, Any]:
         content = {"content": delta.text} if delta.text else {}
         finish = delta.finish.value if delta.finish else None
-        logprobs = self._logprobs(delta.logprobs) if delta.logprobs else None
+        logprobs = self.shown_logprobs(delta.logprobs) if delta.logprobs else None
         choice = {"index": delta.index, "delta": content, "logprobs": logprobs, "finish_reason": finish}
         return self._chunk([choice])
 
@@ -66,7 +66,7 @@ class ChatReply:
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self._head("chat.completion.chunk") | {"choices": choices}
 
-    def _logprobs(self, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
+    def shown_logprobs(self, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
         content = [

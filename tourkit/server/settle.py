@@ -6,12 +6,14 @@ against the schema as it was sent makes an answer valid.
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tourkit.engine.repair import repair, validate
-from tourkit.engine.types import Finish, Request
+from tourkit.engine.types import Enforced, Finish, Request
 from tourkit.server.replies import Choice
 
 _MOST_ERRORS = 5  # told to the caller, and to the model when it is asked again
@@ -58,6 +60,37 @@ def settle(schema: dict[str, Any], choice: Choice, *, mend: bool = True) -> Sett
         if repairs and not validate(schema, mended):
             return Settled(json.dumps(mended, ensure_ascii=False), True, repaired=tuple(repairs))
     return Settled(text, False, errors=tuple(errors[:_MOST_ERRORS]))
+
+
+async def settle_all(
+    request: Request,
+    schema: dict[str, Any],
+    choices: list[Choice],
+    ask: Callable[[Request], Awaitable[Choice | None]],
+) -> list[Settled] | None:
+    """Settle every answer; where that fails, `ask` once more. The choices become what is to be given out.
+
+    None when `ask` gave None, as it does when the client went away.
+    """
+    settled = []
+    for i, choice in enumerate(choices):
+        outcome = await asyncio.to_thread(settle, schema, choice)  # a schema's patterns can be slow to match
+        if outcome.worth_asking_again and request.messages is not None:
+            second = await ask(ask_again(request, choice.text, outcome))
+            if second is None:
+                return None
+            better = await asyncio.to_thread(settle, schema, second)
+            outcome = replace(better if better.valid else outcome, retried=True)
+            choices[i] = second if better.valid else choice
+        choices[i] = replace(choices[i], text=outcome.text)
+        settled.append(outcome)
+    return settled
+
+
+def about(constraint: Enforced, settled: list[Settled]) -> dict[str, Any]:
+    """What a caller should know of a structured answer: how far the grammar went, and what was done afterwards."""
+    choices = [{"index": i} | each.shown() for i, each in enumerate(settled)]
+    return {"constraint": constraint.level, "dropped": list(constraint.dropped), "choices": choices}
 
 
 def ask_again(request: Request, text: str, outcome: Settled) -> Request:

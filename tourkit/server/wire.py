@@ -33,6 +33,7 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 _MAX_N = 128
 _MAX_STOPS = 16
 _MAX_TOP_LOGPROBS = 20
+_MAX_TEXTS = 2048  # to embed in one request
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,50 @@ def parse_detokenize(body: Any) -> list[int]:
     """The body of POST /detokenize: token ids."""
     _model_of(body, ["model", "tokens"])
     tokens = body.get("tokens")
-    whole = isinstance(tokens, list) and all(isinstance(t, int) and not isinstance(t, bool) and t >= 0 for t in tokens)
-    if not whole:
+    if not isinstance(tokens, list) or not all(map(_is_token, tokens)):
         raise RequestError("tokens must be a list of token ids", param="tokens")
     return list(tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """A parsed request for embeddings, of texts or of token ids."""
+
+    model: str
+    texts: tuple[str | tuple[int, ...], ...]
+    base64: bool
+    dimensions: int | None
+
+
+def parse_embeddings(body: Any) -> Embed:
+    """Check and convert the body of POST /v1/embeddings. Raises RequestError naming the field."""
+    model = _model_of(body, ["model", "input", "encoding_format", "dimensions", "user"])
+    form = body.get("encoding_format")
+    if form not in (None, "float", "base64"):
+        raise RequestError("encoding_format must be float or base64", param="encoding_format")
+    given = body.get("input")
+    # One text, one list of token ids, or a list of either.
+    texts = given if isinstance(given, list) and given and not _is_token(given[0]) else [given]
+    if len(texts) > _MAX_TEXTS:
+        raise RequestError(f"input has {len(texts)} texts: give at most {_MAX_TEXTS}", param="input")
+    return Embed(
+        model=model,
+        texts=tuple(_text_to_embed(text, f"input[{i}]") for i, text in enumerate(texts)),
+        base64=form == "base64",
+        dimensions=_integer(body, "dimensions", 1),
+    )
+
+
+def _text_to_embed(text: Any, where: str) -> str | tuple[int, ...]:
+    if isinstance(text, str) and text:
+        return text
+    if isinstance(text, list) and text and all(map(_is_token, text)):
+        return tuple(text)
+    raise RequestError(f"{where} must be a string or a list of token ids, and not be empty", param="input")
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _generate(model: str, body: dict[str, Any], request: Request) -> Generate:

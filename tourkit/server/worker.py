@@ -29,10 +29,18 @@ from starlette.routing import Route
 from tourkit import backends
 from tourkit.backends.base import LoadSpec
 from tourkit.errors import RequestError, TourkitError
+from tourkit.server.embedding import embed
 from tourkit.server.generation import Generation, complete, stream
 from tourkit.server.replies import ChatReply, TextReply
 from tourkit.server.respond import error_response, json_response
-from tourkit.server.wire import Generate, parse_chat, parse_completion, parse_detokenize, parse_tokenize
+from tourkit.server.wire import (
+    Generate,
+    parse_chat,
+    parse_completion,
+    parse_detokenize,
+    parse_embeddings,
+    parse_tokenize,
+)
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
@@ -44,12 +52,19 @@ _EVENTS = "text/event-stream"
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker is told. `uds` empty for loopback, `secret` on every request."""
+    """What a worker is told. `uds` empty for loopback, `secret` on every request, `roles` what it is loaded for."""
 
     load: LoadSpec
     uds: str
     secret: str
     offline: bool
+    roles: tuple[str, ...] = ()
+
+
+def read_spec(text: str) -> WorkerSpec:
+    """What the gateway wrote on the command line."""
+    told = orjson.loads(text)
+    return WorkerSpec(**told | {"load": LoadSpec(**told["load"])})
 
 
 class ModelServer:
@@ -64,6 +79,7 @@ class ModelServer:
             routes=[
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
                 Route("/v1/completions", self.complete, methods=["POST"]),
+                Route("/v1/embeddings", self.embed, methods=["POST"]),
                 Route("/tokenize", self.tokenize, methods=["POST"]),
                 Route("/detokenize", self.detokenize, methods=["POST"]),
                 Route("/stats", self.stats, methods=["GET"]),
@@ -88,6 +104,9 @@ class ModelServer:
         reply = TextReply(f"cmpl-{uuid.uuid4().hex}", int(time.time()), asked.model)
         return await self._generate(asked, reply, request)
 
+    async def embed(self, request: HttpRequest) -> Response:
+        return await embed(self._engine, parse_embeddings(await self._body(request)), request)
+
     async def tokenize(self, request: HttpRequest) -> Response:
         text, special = parse_tokenize(await self._body(request))
         tokens = self._engine.tokenize(text, add_special=special)
@@ -106,10 +125,14 @@ class ModelServer:
             raise RequestError(f"the body is not JSON: {exc}", code="invalid_json") from exc
 
     async def _generate(self, asked: Generate, reply: ChatReply | TextReply, request: HttpRequest) -> Response:
+        emulated = [name for name in asked.request.asked if name in self._engine.info.emulated]
+        headers = {"x-tourkit-emulated": ", ".join(emulated)} if emulated else {}
         if not asked.stream:
-            return await complete(self._engine, asked, reply, request)
+            response = await complete(self._engine, asked, reply, request)
+            response.headers.update(headers)
+            return response
         generation = await Generation.start(self._engine, asked.request)
-        headers = {"cache-control": "no-cache", "x-tourkit-constraint": generation.constraint.level}
+        headers |= {"cache-control": "no-cache", "x-tourkit-constraint": generation.constraint.level}
         return StreamingResponse(stream(generation, reply, asked, request), media_type=_EVENTS, headers=headers)
 
 
@@ -173,8 +196,7 @@ class EndingServer(uvicorn.Server):
 
 
 def main() -> int:
-    told = orjson.loads(sys.argv[1])
-    spec = WorkerSpec(**told | {"load": LoadSpec(**told["load"])})
+    spec = read_spec(sys.argv[1])
     if spec.offline:
         from tourkit import offline
 

@@ -1,0 +1,106 @@
+"""Tiny GGUF files of kinds that tourkit itself does not write: split, with other metadata, BERT, LoRA adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+BERT_WIDTH, BERT_CONTEXT = 32, 64
+_BERT_WORDS = "the name date of bill total is due number".split()
+
+
+def rewrite(source: Path, target: Path, *, parts: int = 1, **changes: int) -> Path:
+    """The same tensors and metadata in `target`, with some of the latter changed (`pooling_type=3`), in `parts` files.
+
+    Returns the first file, which is `target` itself for one part.
+    """
+    reader = gguf.GGUFReader(source)
+    arch = str(reader.fields["general.architecture"].contents())
+    per_part = -(-len(reader.tensors) // parts) if parts > 1 else 0
+    writer = gguf.GGUFWriter(str(target), arch, split_max_tensors=per_part)
+    values = {f"{arch}.{name.replace('__', '.')}": value for name, value in changes.items()}
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", *values):
+            continue
+        sub_type = field.types[1] if len(field.types) > 1 else None
+        writer.add_key_value(name, field.contents(), field.types[0], sub_type)
+    for name, value in values.items():
+        writer.add_uint32(name, value)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data))
+    _write(writer)
+    return target if parts == 1 else target.with_name(f"{target.stem}-00001-of-{parts:05}.gguf")
+
+
+def write_bert(path: Path, *, pooling: gguf.PoolingType = gguf.PoolingType.MEAN, seed: int = 0) -> Path:
+    """A BERT of one layer with random weights: lower-case words and letters, [CLS] and [SEP] around each text."""
+    rng = np.random.default_rng(seed)
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"\u2581{piece}" for piece in [*_BERT_WORDS, *letters]), *letters]
+    width, forward = BERT_WIDTH, 64
+    writer = gguf.GGUFWriter(str(path), "bert")
+    writer.add_context_length(BERT_CONTEXT)
+    writer.add_embedding_length(width)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(forward)
+    writer.add_head_count(2)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(pooling)
+    writer.add_token_type_count(2)
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL] * 4 + [gguf.TokenType.NORMAL] * (len(tokens) - 4))
+    writer.add_pad_token_id(0)
+    writer.add_unk_token_id(1)
+    writer.add_bos_token_id(2)  # [CLS]: llama.cpp keeps it under this name
+    writer.add_sep_token_id(3)
+
+    def matrix(name: str, rows: int, columns: int) -> None:
+        writer.add_tensor(name, rng.standard_normal((rows, columns)).astype(np.float32) * columns**-0.5)
+
+    def vector(name: str, size: int, value: float) -> None:
+        writer.add_tensor(name, np.full(size, value, dtype=np.float32))
+
+    matrix("token_embd.weight", len(tokens), width)
+    matrix("token_types.weight", 2, width)
+    matrix("position_embd.weight", BERT_CONTEXT, width)
+    for norm in ("token_embd_norm", "blk.0.attn_output_norm", "blk.0.layer_output_norm"):
+        vector(f"{norm}.weight", width, 1)
+        vector(f"{norm}.bias", width, 0)
+    shapes = {"attn_q": (width, width), "attn_k": (width, width), "attn_v": (width, width)}
+    shapes |= {"attn_output": (width, width), "ffn_up": (forward, width), "ffn_down": (width, forward)}
+    for name, (rows, columns) in shapes.items():
+        matrix(f"blk.0.{name}.weight", rows, columns)
+        vector(f"blk.0.{name}.bias", rows, 0)
+    _write(writer)
+    return path
+
+
+def write_lora(path: Path, base: Path, *, strength: float = 1, seed: int = 0) -> Path:
+    """A random adapter of rank 4 for the query matrices of `base`; strength 0 changes nothing."""
+    rng = np.random.default_rng(seed)
+    reader = gguf.GGUFReader(base)
+    writer = gguf.GGUFWriter(str(path), str(reader.fields["general.architecture"].contents()))
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 4)
+    for tensor in reader.tensors:
+        if tensor.name.endswith("attn_q.weight"):
+            columns, rows = map(int, tensor.shape)  # GGUF counts the inner dimension first
+            pair = {"lora_a": (4, columns), "lora_b": (rows, 4)}
+            for name, shape in pair.items():
+                factor = strength if name == "lora_b" else 1
+                writer.add_tensor(f"{tensor.name}.{name}", rng.standard_normal(shape).astype(np.float32) * factor)
+    _write(writer)
+    return path
+
+
+def _write(writer: Any) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

