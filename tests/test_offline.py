@@ -161,4 +161,7 @@ def test_the_whole_trip_works_where_there_is_no_network_at_all(tmp_path: Path) -
     for name in ("json_extraction", "graph_extraction", "self_consistency"):
         records = [json.loads(line) for line in (tmp_path / "demo" / f"{name}.out.jsonl").read_text().splitlines()]
         assert [record["ok"] for record in records] == [True, True], records
+    facts = [(int(found), int(said)) for found, said in re.findall(r"(\d+) of (\d+) facts found", done.stdout)]
+    assert len(facts) == 3, done.stdout
+    assert sum(found for found, _ in facts) >= 0.8 * sum(said for _, said in facts), done.stdout
     assert "offline: refused" not in (tmp_path / "demo" / "serve.log").read_text()

@@ -24,9 +24,9 @@ DOCUMENTS = ROOT / "weights" / "tiny" / "documents"
 
 pytestmark = pytest.mark.skipif(not GGUF.is_file(), reason="no weights/tiny in this checkout")
 
-# What weights must reach to be shipped, a little below the goals in docs/tiny-model.md: a change of the engine or of
-# llama.cpp may turn single tokens.
-FIELDS, NODES, EDGES, SUMS = 0.8, 0.8, 0.6, 0.5
+# What weights must reach to be shipped, a little below what they do reach: a change of the engine or of llama.cpp may
+# turn single tokens.
+FIELDS, NODES, EDGES, SUMS = 0.95, 0.85, 0.75, 0.9
 
 Record = dict[str, Any]
 

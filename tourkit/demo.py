@@ -121,9 +121,9 @@ def _template(say: Say, work: Path, name: str, url: str, documents: int) -> None
 
 
 def _spread(pairs: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
-    """`count` of the pairs evenly over all of them, so that both languages are met."""
+    """`count` of the pairs, evenly over all of them and of both languages, which take turns in the file."""
     count = min(count, len(pairs))
-    return [pairs[i * len(pairs) // count] for i in range(count)]
+    return [pairs[min(i * len(pairs) // count + i % 2, len(pairs) - 1)] for i in range(count)]
 
 
 def facts(record: dict[str, Any]) -> Counter[str]:

@@ -1,6 +1,7 @@
 """Writes the trained model in every format: `python -m tools.tiny.export --model DIR --tokenizer DIR --out DIR`.
 
-The weights are rounded to 16 bits once; every format but Q8_0 then holds the same numbers.
+The weights are rounded to 16 bits once; every format but Q8_0 then holds the same numbers. Q8_0 keeps embeddings and
+attention in 16 bits: with all in 8 it wrote the same text on 96 of 102 prompts, so it does on 100.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from tools.tiny import prompts
 
 NAME = "tourkit-tiny"
 FORMATS = ("gguf", "onnx", "safetensors")
+KEPT = ("token_embd.", ".attn_")  # 16-bit in Q8_0 too: the copying heads look sharply, and small changes mislead them
 
 
 def main() -> None:
@@ -79,7 +81,7 @@ def write_gguf(source: Path, path: Path, quant: str) -> None:
             matrix = _permuted(matrix, heads[0] if ".attn_q." in target else heads[1])
         if matrix.ndim == 1:
             writer.add_tensor(target, matrix.astype(np.float32))
-        elif quant == "Q8_0":
+        elif quant == "Q8_0" and not any(part in target for part in KEPT):
             kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(target, gguf.quants.quantize(matrix.astype(np.float32), kind), raw_dtype=kind)
         else:
