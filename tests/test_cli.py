@@ -149,7 +149,7 @@ def test_templates_are_listed_shown_and_copied(tmp_path: Path) -> None:
 
 
 def test_an_installed_wheel_is_complete_outside_a_checkout(tmp_path: Path) -> None:
-    """Manifests, templates and the bundle's skeleton travel in it; weights of ./bundle and caches do not."""
+    """Manifests, templates, the bundle's skeleton and the demo's model travel in it; weights of ./bundle, caches do not."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     wheel = next(tmp_path.glob("*.whl"))
@@ -167,7 +167,9 @@ def test_an_installed_wheel_is_complete_outside_a_checkout(tmp_path: Path) -> No
     assert "tourkit/_data/manifests/tour-20gb.lock.json" in names
     assert "tourkit/_data/templates/json_extraction/json_extraction.py" in names
     assert "tourkit/_data/bundle/START_HERE.md" in names
-    assert not [name for name in names if "__pycache__" in name or name.endswith((".gguf", ".safetensors", ".part"))]
+    unwanted = ("__pycache__", ".gguf", ".safetensors", ".part")
+    weights = [name for name in names if any(part in name for part in unwanted)]
+    assert weights == ["tourkit/_data/weights/tiny/gguf/tiny-f16.gguf"]
 
 
 def test_an_interrupt_ends_quietly_with_130(
