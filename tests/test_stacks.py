@@ -163,7 +163,7 @@ def one_seed_one_text(server: StackServer, answer: Answer) -> None:
 def each_sample_has_the_next_seed(server: StackServer, answer: Answer) -> None:
     alone = [ask(server, temperature=1.5, seed=7 + i).text for i in range(5)]
 
-    # In a batch logits differ in the last bits, so one or two may turn elsewhere (docs/http-api.md); with other seeds all do.
+    # In a batch logits differ in the last bits: one or two may turn elsewhere (docs/http-api.md). Other seeds: all do.
     assert sum(map(str.__eq__, answer.texts, alone)) >= 3
     assert [choice["index"] for choice in answer.body["choices"]] == [0, 1, 2, 3, 4]
 

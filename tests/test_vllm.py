@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -44,10 +45,11 @@ needs_vllm = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 QUESTION = [{"role": "user", "content": "Anna Petrova paid 1200 rubles on 2025-03-14. Write what happened, in words."}]
 CONFIG = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "vocab_size": 299}
+AWQ = {"quantization_config": {"quant_method": "awq"}}
 # No grammar can say that the items of a list all differ.
 UNIQUE = {
     "type": "object",
-    "properties": {"a": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "maxItems": 4}},
+    "properties": {"a": {"type": "array", "items": {"enum": [1, 2, 3]}, "uniqueItems": True, "maxItems": 4}},
     "required": ["a"],
     "additionalProperties": False,
 }
@@ -144,19 +146,19 @@ def started(folder: Path, *roles: str, cpu: bool = True, **config: Any) -> dict[
     return options(vllm.arguments(spec, folder, vllm.shape_of(folder), "unix:/s", roles, cpu=cpu))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "cpu", "expected"),
-    [("float32", True, "float32"), ("float16", True, "auto"), ("float32", False, "auto"), ("bfloat16", False, "auto")],
-)
-def test_on_a_cpu_weights_keep_their_32_bits(dtype: str, cpu: bool, expected: str, tmp_path: Path) -> None:
-    assert started(tmp_path, "tool", cpu=cpu, dtype=dtype)["--dtype"] == expected
+@pytest.mark.parametrize(("cpu", "packed", "dtype"), [(True, {}, "float32"), (True, AWQ, "auto"), (False, {}, "auto")])
+def test_a_cpu_computes_in_32_bits_unless_the_weights_are_quantised(
+    cpu: bool, packed: dict[str, Any], dtype: str, tmp_path: Path
+) -> None:
+    assert started(tmp_path, "tool", cpu=cpu, **packed)["--dtype"] == dtype
 
 
 def test_the_cache_has_room_for_every_slot_and_is_not_sized_by_what_is_free(tmp_path: Path) -> None:
-    """Keys and values of 2 layers of 64 numbers, 2 bytes each, for 4 sequences of 2048 tokens and a block more."""
-    given = started(tmp_path, "tool", dtype="bfloat16")
+    """Keys and values of 2 layers of 64 numbers, for 4 sequences of 2048 tokens and a block more."""
+    given, on_gpu = started(tmp_path, "tool"), started(tmp_path, "tool", cpu=False)
 
-    assert given["--kv-cache-memory-bytes"] == str(2 * 2 * 64 * 2 * (4 * 2048 + 128))
+    assert given["--kv-cache-memory-bytes"] == str(2 * 2 * 64 * 4 * (4 * 2048 + 128))
+    assert on_gpu["--kv-cache-memory-bytes"] == str(2 * 2 * 64 * 2 * (4 * 2048 + 128))
     assert (given["--max-num-seqs"], given["--max-model-len"]) == ("4", "2048")
 
 
@@ -354,16 +356,18 @@ def test_guesses_from_the_prompt_change_no_answer_and_what_they_exclude_is_refus
     server: LaunchServer, tmp_path: Path
 ) -> None:
     messages = [{"role": "user", "content": "Repeat: " + "Anna paid Boris. " * 12}]
+    excluded: dict[str, Any] = {"min_p": 0.5, "logit_bias": {"5": 1}}
     with launch_server(launch("graph"), log=tmp_path / "log") as guessing:
         found = ask(guessing, model="graph", messages=messages, max_tokens=60)
         held = ask(guessing, model="graph", max_tokens=120, **structured(NAME))
-        refused = ask(guessing, model="graph", min_p=0.5)
+        refused = [ask(guessing, model="graph", temperature=1, **{name: value}) for name, value in excluded.items()]
         drafted = metric(guessing, "draft_tokens_total")
 
     assert found.text == ask(server, messages=messages, max_tokens=60).text
     assert drafted > 0
     jsonschema.validate(json.loads(held.text), NAME)
-    assert (refused.status, refused.body["error"]["param"]) == (400, "min_p")
+    assert [answer.status for answer in refused] == [400, 400]
+    assert [answer.body["error"]["param"] for answer in refused] == list(excluded)
 
 
 # --- its end, and its failures --------------------------------------------------------------------------------------
@@ -386,26 +390,35 @@ def alive(pid: int) -> bool:
 
 
 @contextmanager
-def serving_alone(tmp_path: Path, *launches: Launch) -> Iterator[tuple[LaunchServer, list[int]]]:
-    """A server that keeps its temporary files in tmp_path/"tmp", and the processes it has once it has answered."""
-    (tmp_path / "tmp").mkdir()
-    with launch_server(*launches, log=tmp_path / "log", environment={"TMPDIR": str(tmp_path / "tmp")}) as running:
+def serving_alone(temporary: Path) -> Iterator[tuple[LaunchServer, list[int]]]:
+    """A server that keeps its temporary files in `temporary`, and the processes it has once it has answered."""
+    with launch_server(
+        launch("tool"), log=temporary.with_suffix(".log"), environment={"TMPDIR": str(temporary)}
+    ) as running:
         assert ask(running).status == 200
         yield running, family(running.process.pid)
 
 
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """An empty folder with a short name: a socket's path ends after a hundred characters."""
+    with tempfile.TemporaryDirectory(prefix="vllm-") as folder:
+        (Path(folder) / "t").mkdir()
+        yield Path(folder) / "t"
+
+
 @needs_vllm
-def test_it_leaves_no_process_and_no_file_behind(tmp_path: Path) -> None:
-    with serving_alone(tmp_path, launch("tool")) as (_, processes):
+def test_it_leaves_no_process_and_no_file_behind(temporary: Path) -> None:
+    with serving_alone(temporary) as (_, processes):
         assert len(processes) >= 3  # gateway, vLLM's server, vLLM's engine
 
     assert not any(map(alive, processes))
-    assert list((tmp_path / "tmp").iterdir()) == []
+    assert list(temporary.iterdir()) == []
 
 
 @needs_vllm
-def test_it_ends_with_a_gateway_that_is_killed(tmp_path: Path) -> None:
-    with serving_alone(tmp_path, launch("tool")) as (running, processes):
+def test_it_ends_with_a_gateway_that_is_killed(temporary: Path) -> None:
+    with serving_alone(temporary) as (running, processes):
         running.process.send_signal(signal.SIGKILL)
         running.process.wait()
         while any(map(alive, processes)):
@@ -413,8 +426,8 @@ def test_it_ends_with_a_gateway_that_is_killed(tmp_path: Path) -> None:
 
 
 @needs_vllm
-def test_an_engine_that_dies_is_started_again(tmp_path: Path) -> None:
-    with serving_alone(tmp_path, launch("tool")) as (running, processes):
+def test_an_engine_that_dies_is_started_again(temporary: Path) -> None:
+    with serving_alone(temporary) as (running, processes):
         os.kill(processes[-1], signal.SIGKILL)
         while (answer := ask(running)).status != 200:
             assert answer.status in (500, 503)
@@ -433,7 +446,7 @@ def test_what_it_cannot_load_is_answered_by_the_next_link(harm: str, tmp_path: P
         weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
         words = "SafetensorError"
     else:
-        first = replace(first, load=replace(first.load, slots=10_000_000))
+        first = replace(first, load=replace(first.load, slots=20_000))
         words = "Available memory"
     with launch_server(replace(first, fallbacks=(gguf(),)), log=tmp_path / "log") as running:
         answer = ask(running)

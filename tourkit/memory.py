@@ -11,7 +11,7 @@ from tourkit.model_shape import Shape
 
 MIB = 1 << 20
 CACHE_BYTES = {"f16": 2.0, "q8_0": 34 / 32}  # a value; q8_0: 32 of them and a 2-byte scale
-_WHOLE_BYTES = 4.0  # a value where a stack computes in 32 bits: ONNX Runtime, and transformers on a CPU
+_WHOLE_BYTES = 4.0  # a value where a stack computes in 32 bits: ONNX Runtime; transformers and vLLM on a CPU
 
 _BATCH = 512  # tokens a llama.cpp call (LlamaRunner's n_batch)
 _CELLS_MULTIPLE = 256  # llama.cpp rounds its cells up to this
@@ -56,6 +56,8 @@ class Load:
 
     @property
     def in_32_bits(self) -> bool:
+        if self.stack == "vllm":
+            return self.gpu_layers == 0 and self.bits > 8
         return self.stack == "onnx" or (self.stack == "transformers" and self.gpu_layers == 0)
 
 
@@ -70,7 +72,8 @@ def estimate(load: Load) -> Estimate:
     cache = cache_size(load)
     process = _PROCESS[load.stack] + load.shape.vocab * _VOCAB_ENTRY
     if load.gpu_layers == 0:
-        weights = load.size * 32 // load.bits if load.stack == "transformers" else load.size
+        widened = load.in_32_bits and load.stack != "onnx"
+        weights = load.size * 32 // load.bits if widened else load.size
         return Estimate(Share(), Share(weights, cache, process + _buffers(load, touched=True)))
     part = _part_on_gpu(load)
     on_gpu = Share(

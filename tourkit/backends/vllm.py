@@ -29,6 +29,7 @@ from tourkit.offline import ENVIRONMENT
 MAX_LOGPROBS = 21  # 20, and the sampled token, which may be none of the 20 likeliest
 _BATCH = 2048  # tokens a step: vLLM's own choice but on the largest GPUs, where working memory would be four times that
 _BLOCK = 128  # tokens of a KV block on a CPU; a multiple of those on GPUs
+_TEMPLATE = 512  # bytes that a chat template may put around a message
 _FRONT = "tourkit.server.vllm_front.Front"
 # Where the answer copies from the prompt, guesses from the prompt are mostly right. Then vLLM refuses min_p and
 # logit_bias, so the roles that are asked all sorts of things go without.
@@ -91,18 +92,18 @@ def arguments(
 ) -> list[str]:
     """`vllm serve …` on `address`, which is `unix:PATH` or `HOST:PORT`."""
     host, _, port = address.rpartition(":")
-    whole = cpu and _dtype(folder) == "float32"
+    whole = cpu and not read_json(folder / "config.json").get("quantization_config")
     structured = {"backend": "guidance", "disable_any_whitespace": True}
     options: dict[str, Any] = {
         "served-model-name": spec.model,
         **({"uds": port} if host == "unix" else {"host": host, "port": port}),
         "middleware": _FRONT,
         "load-format": "safetensors",  # never pickles
-        "dtype": "float32" if whole else "auto",  # auto halves 32-bit weights
+        "dtype": "float32" if whole else "auto",  # in 16 bits a CPU gives other answers than the other stacks
         "max-model-len": spec.max_len,
         "max-num-seqs": spec.slots,
         "max-num-batched-tokens": max(_BATCH, spec.slots),
-        "kv-cache-memory-bytes": cache_bytes(spec, shape, value_bytes=4 if whole else 2),
+        "kv-cache-memory-bytes": cache_bytes(spec, shape, whole=whole),
         "gpu-memory-utilization": 0.01,  # with the line before it limits nothing; vLLM would still want it to be free
         "generation-config": "vllm",  # no defaults from the model's files: requests say everything (`body`)
         "structured-outputs-config": json.dumps(structured),
@@ -133,18 +134,14 @@ def environment(spec: LoadSpec, *, cpu: bool) -> dict[str, str]:
     return found
 
 
-def cache_bytes(spec: LoadSpec, shape: Shape, *, value_bytes: int) -> int:
-    """KV cache for `slots` sequences of `max_len` tokens, in whole blocks, and a block that vLLM keeps for itself."""
+def cache_bytes(spec: LoadSpec, shape: Shape, *, whole: bool) -> int:
+    """KV cache for `slots` sequences of `max_len` tokens, in whole blocks, and a block that vLLM keeps for itself.
+
+    `whole`: of 32-bit numbers.
+    """
     length = -(-spec.max_len // _BLOCK) * _BLOCK
-    found = memory.cache_size(memory.Load("vllm", 0, shape, length, spec.slots))
-    return (found + 2 * sum(shape.kv) * _BLOCK) * value_bytes // 2
-
-
-def _dtype(folder: Path) -> str:
-    config = read_json(folder / "config.json")
-    inner = config.get("text_config") or {}
-    names = [holder.get(key) for holder in (config, inner) for key in ("dtype", "torch_dtype")]
-    return next((name for name in names if isinstance(name, str)), "float32")
+    load = memory.Load("vllm", 0, shape, length, spec.slots, gpu_layers=0 if whole else -1)
+    return memory.cache_size(load) + sum(shape.kv) * _BLOCK * (4 if whole else 2)
 
 
 # --- requests -------------------------------------------------------------------------------------------------------
@@ -156,7 +153,8 @@ class Texts:
     Raises LocalError when the tokenizer is of a kind that is not known here.
     """
 
-    def __init__(self, folder: Path, n_vocab: int) -> None:
+    def __init__(self, folder: Path, n_vocab: int, max_len: int) -> None:
+        self.max_len = max_len
         source = None if (folder / "tokenizer.json").is_file() else converted_tokenizer(folder)
         self.vocabulary = Vocabulary(folder, n_vocab, source)
         template = self.vocabulary.chat_template
@@ -201,12 +199,31 @@ class Texts:
         return text.removeprefix(" ") if self.vocabulary.starts_with_space else text
 
     def check(self, request: Request) -> None:
-        """Raises RequestError for tokens this model does not have."""
+        """Raises RequestError for tokens this model does not have, and for more of them than fit its context.
+
+        vLLM would quietly give fewer tokens than are asked for.
+        """
         for token, _ in request.params.logit_bias:
             if token >= self.vocabulary.n_vocab:
                 raise RequestError(
                     f"logit_bias names token {token}: this model has {self.vocabulary.n_vocab}", param="logit_bias"
                 )
+        wanted = request.params.max_tokens or 1
+        if self._most_tokens(request) + wanted <= self.max_len:
+            return
+        tokens = len(self.prompt(request))
+        if tokens + wanted > self.max_len:
+            raise RequestError(
+                f"{tokens} prompt tokens and {wanted} to generate do not fit a context of {self.max_len}: "
+                "shorten the prompt, lower max_tokens, or serve with a larger --context",
+                param="messages" if tokens >= self.max_len else "max_tokens",
+                code="context_length_exceeded",
+            )
+
+    def _most_tokens(self, request: Request) -> int:
+        """More tokens than the prompt can have: a token is a byte at least. Counting them is far slower."""
+        texts = [message["content"] for message in request.messages or ()] + [request.prompt or ""]
+        return sum(len(text.encode()) for text in texts) + _TEMPLATE * len(texts)
 
     def matcher(self, constraint: Constraint, *, tight: bool) -> Matcher:
         """What vLLM is to hold the text to, worked out as on the other stacks. Raises RequestError."""

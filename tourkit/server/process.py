@@ -32,6 +32,7 @@ _STOP_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 2.0  # for stderr to end after its process has
 _LAST_LINES = 200  # of stderr: the tracebacks of two processes
 _MOST_LINE = 1 << 20  # bytes
+_LONG_PATH = 40  # of the 107 characters of a socket's path; vLLM's have 37 in their folder, which has 24
 _MODULES = {"vllm": "tourkit.server.vllm_worker"}  # stacks that bring a server of their own
 _MODULE = "tourkit.server.worker"
 # What a Python process says last, but for lines that only say that another process said more.
@@ -180,7 +181,7 @@ class Worker:
     async def _run(self, link: Launch, *, is_last: bool) -> str | None:
         """Keep a process for `link`; why that is given up, or None when told to stop."""
         while not self._stopping.is_set():
-            scratch = tempfile.mkdtemp(prefix="tourkit-worker-")  # libraries leave sockets and locks behind there
+            scratch = _scratch()
             try:
                 ending = await self._live(link, scratch)
             finally:
@@ -246,6 +247,12 @@ class Worker:
         async with self._changed:
             self.state = State.STOPPED if self._stopping.is_set() else state
             self._changed.notify_all()
+
+
+def _scratch() -> str:
+    """A temporary folder of its own: libraries leave sockets and locks behind. The path of a socket has to be short."""
+    is_long = len(tempfile.gettempdir()) > _LONG_PATH and os.access("/tmp", os.W_OK)
+    return tempfile.mkdtemp(prefix="tourkit-worker-", dir="/tmp" if is_long else None)
 
 
 def _environment(link: Launch, scratch: str) -> dict[str, str]:

@@ -78,6 +78,12 @@ class Front:
 
     async def _answer(self, http: HttpRequest, send: Send) -> Response | None:
         """The answer, or None when it was streamed."""
+        match http.url.path:
+            case "/stats":
+                return json_response(200, await self._stats(http))
+            case "/health":
+                status, _ = await self._call(http, "/health", None)
+                return Response(status_code=status)
         if http.headers.get(SECRET_HEADER) != self.served.secret:
             raise RequestError("this is a worker: talk to the gateway", status=403)
         match http.url.path:
@@ -102,11 +108,6 @@ class Front:
                 return json_response(200, {"tokens": tokens, "count": len(tokens), "max_model_len": self._load.max_len})
             case "/detokenize":
                 return json_response(200, {"prompt": self._texts.detokenize(parse_detokenize(await _json(http)))})
-            case "/stats":
-                return json_response(200, await self._stats(http))
-            case "/health":
-                status, _ = await self._call(http, "/health", None)
-                return Response(status_code=status)
         raise RequestError(f"{http.method} {http.url.path}: no such route", status=404)
 
     async def _stats(self, http: HttpRequest) -> dict[str, Any]:
@@ -138,7 +139,7 @@ class Front:
 
     async def _body(self, request: Request) -> tuple[dict[str, Any], Enforced]:
         """The request in vLLM's words, and how far its grammar follows the constraint. Raises RequestError."""
-        self._texts.check(request)
+        await asyncio.to_thread(self._texts.check, request)
         if request.constraint is None:
             return vllm.body(request, self._load.model, self._texts, None), Enforced()
         matcher = await asyncio.to_thread(self._texts.matcher, request.constraint, tight=request.tight)
@@ -225,21 +226,9 @@ class Front:
             message, param = raw.decode(errors="replace")[:300] or f"vllm answered {status}", None
         if status >= 500:
             return EngineDead(message) if status == 503 else EngineError(f"vllm: {message}")
-        if "context length" in message or param in ("max_tokens", "max_completion_tokens"):
-            return self._too_long(request)
         if "min_p and logit_bias" in message:
             param = "min_p" if request.params.min_p else "logit_bias"
         return RequestError(f"vllm: {message}", param=param, status=status)
-
-    def _too_long(self, request: Request) -> RequestError:
-        """As the engine of the other stacks says it."""
-        tokens, wanted = len(self._texts.prompt(request)), request.params.max_tokens
-        return RequestError(
-            f"{tokens} prompt tokens and {wanted or 1} to generate do not fit a context of {self._load.max_len}: "
-            "shorten the prompt, lower max_tokens, or serve with a larger --context",
-            param="messages" if tokens >= self._load.max_len else "max_tokens",
-            code="context_length_exceeded",
-        )
 
 
 class _Events:

@@ -21,7 +21,7 @@ from tourkit import offline
 from tourkit.backends import vllm
 from tourkit.errors import LocalError
 from tourkit.server.vllm_front import Front, Served
-from tourkit.server.worker import SECRET_HEADER, WorkerSpec, read_spec
+from tourkit.server.worker import read_spec
 
 _OFFLINE = "TOURKIT_OFFLINE"
 _LOOK_SECONDS = 0.05  # between two looks at whether vLLM listens
@@ -43,8 +43,8 @@ def main() -> int:
         address = f"unix:{spec.uds}" if spec.uds else f"127.0.0.1:{_free_port()}"
         shape = vllm.shape_of(folder)
         sys.argv = ["vllm", *vllm.arguments(spec.load, folder, shape, address, spec.roles, cpu=cpu)]
-        Front.served = Served(spec.load, vllm.Texts(folder, shape.vocab), spec.secret)
-        threading.Thread(target=_greet, args=(spec, address, gateway), daemon=True).start()
+        Front.served = Served(spec.load, vllm.Texts(folder, shape.vocab, spec.load.max_len), spec.secret)
+        threading.Thread(target=_greet, args=(address, gateway), daemon=True).start()
         serve()
     except LocalError as exc:
         _tell(gateway, {"ready": False, "error": str(exc)})
@@ -74,17 +74,17 @@ def _end_with_gateway() -> None:
         time.sleep(seconds)
 
 
-def _greet(spec: WorkerSpec, address: str, gateway: int) -> None:
+def _greet(address: str, gateway: int) -> None:
     """Wait for as long as it takes until vLLM answers, and say so."""
-    while not _is_healthy(spec, address):
+    while not _is_healthy(address):
         time.sleep(_LOOK_SECONDS)
     _tell(gateway, {"ready": True, "address": address})
 
 
-def _is_healthy(spec: WorkerSpec, address: str) -> bool:
+def _is_healthy(address: str) -> bool:
     connection = _Connection(address)
     try:
-        connection.request("GET", "/health", headers={SECRET_HEADER: spec.secret})
+        connection.request("GET", "/health")
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False
