@@ -149,7 +149,7 @@ def test_templates_are_listed_shown_and_copied(tmp_path: Path) -> None:
 
 
 def test_an_installed_wheel_is_complete_outside_a_checkout(tmp_path: Path) -> None:
-    """Manifests, templates, the bundle's skeleton and the demo's model travel in it; other weights and caches do not."""
+    """Manifests, templates, the bundle's skeleton and the demo's model travel in it; other weights, caches do not."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     wheel = next(tmp_path.glob("*.whl"))

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tools.tiny import tasks
-from tools.tiny.data import IGNORE, Encoder, Row, copy_row, rows
+from tools.tiny.data import CONTEXT, IGNORE, Encoder, Row, copy_row, rows
 from tools.tiny.documents import Split
 from tools.tiny.forward import last_hidden
 from tools.tiny.names import HELD
@@ -165,12 +165,12 @@ def held_out(encoder: Encoder, count: int) -> dict[str, list[Row]]:
         "repair": lambda: tasks.repair_sample(rng, split, lang=tasks.pick_lang(rng)),
     }.items():
         result[name] = [encoder.row(make()) for _ in range(count)]
-    return result
+    return {name: [row for row in suite if len(row.ids) <= CONTEXT] for name, suite in result.items()}
 
 
 def exact(model: LlamaForCausalLM, suite: list[Row]) -> float:
     """Share of rows whose every learnt token is the likeliest one: those that greedy decoding writes exactly."""
-    right = 0
+    right, count = 0, len(suite)
     suite = sorted(suite, key=shape_of)
     while suite:
         part = suite[: SHAPES[shape_of(suite[0])]]
@@ -179,7 +179,7 @@ def exact(model: LlamaForCausalLM, suite: list[Row]) -> float:
         logits, targets, _ = logits_of(model, part)  # with gradients, so that nothing is compiled anew
         hits = iter((logits.argmax(-1) == targets).tolist())
         right += sum(all(list(islice(hits, row.learnt))) for row in part)
-    return right
+    return right / count if count else 0.0
 
 
 def save(model: LlamaForCausalLM, folder: Path, recipe: dict[str, object]) -> None:
@@ -278,7 +278,7 @@ def train(args: argparse.Namespace, model: LlamaForCausalLM, encoder: Encoder, r
             say(f"{now - started:.0f}s step {n} loss {mean:.4f} tokens {args.workers * tokens} ({rate:.0f}/s)")
             last_print = now
         if rank == 0 and (now - last_log > args.log_every or gone >= 1):
-            scores = {name: round(exact(model, suite) / len(suite), 3) for name, suite in suites.items()}
+            scores = {name: round(exact(model, suite), 3) for name, suite in suites.items()}
             say(f"exact at {n}: {scores}")
             run = {"steps": n, "middle_from": middle_from, "exact": scores, "loss": round(mean, 4)}
             run |= {"tokens": args.workers * tokens, "learnt_tokens": args.workers * learnt}
