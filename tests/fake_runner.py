@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from array import array
 from collections.abc import Callable
 
 import numpy as np
@@ -35,6 +36,10 @@ class FakeSampler:
         assert not self._closed, "sampled after close"
         return int(self._runner.logits(row).argmax())
 
+    def propose(self, row: int) -> int | None:
+        assert not self._closed, "proposed after close"
+        return int(self._runner.logits(row).argmax())
+
     def accept(self, token: int) -> None:
         assert not self._closed, "accepted after close"
 
@@ -58,7 +63,7 @@ class FakeRunner:
     ) -> None:
         self.n_slots, self.n_ctx, self.n_batch, self.n_vocab = slots, n_ctx, n_batch, 257
         self.eog = frozenset({EOG})
-        self.partial_kv = self.shares_kv = partial_kv
+        self.partial_kv = self.shares_kv = self.one_pool = partial_kv
         self._next_token = next_token
         self._fail_at_step = fail_at_step
         self._gate = gate
@@ -118,6 +123,24 @@ class FakeRunner:
         del self._tokens[slot][length:]
         del self._cells[slot][length:]
         return self.partial_kv or not length
+
+    def read_state(self, slot: int) -> bytes:
+        assert self._tokens[slot], "reads a slot that holds nothing"
+        return array("i", self._tokens[slot]).tobytes()
+
+    def write_state(self, slot: int, data: bytes) -> bool:
+        assert not self._tokens[slot], "writes into a slot that is not empty"
+        tokens = array("i", data).tolist()
+        used = {id(cell) for cells in self._cells.values() for cell in cells}
+        if len(used) + len(tokens) > self.n_ctx:
+            return False
+        self._tokens[slot] = tokens
+        self._cells[slot] = [object() for _ in tokens]
+        return True
+
+    def tokens(self, slot: int) -> list[int]:
+        """What a slot holds, for tests to look at."""
+        return list(self._tokens[slot])
 
     def piece(self, token: int) -> bytes:
         return b"" if token == EOG else bytes([token])

@@ -21,7 +21,6 @@ def sequence(submission: int, n_tokens: int, n_kv: int, *, n_prompt: int | None 
         emit=lambda delta: None,
         sampler=None,  # type: ignore[arg-type]  # policy never samples
         text=TextStream(),
-        argmax=True,
         n_kv=n_kv,
     )
 

@@ -94,10 +94,20 @@ class Embedder(Protocol):
 class Sampler(Protocol):
     """Draws tokens for one sequence; its random state belongs to that sequence alone."""
 
-    def sample(self, row: int) -> int: ...
+    def sample(self, row: int) -> int:
+        """Draw a token and take note of it."""
+        ...
+
+    def propose(self, row: int) -> int | None:
+        """Draw a token, of which note is taken only if it is accepted; None where that would not be exact.
+
+        Exact means: to draw again from masked logits, when the mask refuses the token, gives every token the
+        probability it has under the mask. That holds unless sampling cuts the candidates first.
+        """
+        ...
 
     def accept(self, token: int) -> None:
-        """Take note of a token that was not sampled, such as one the grammar forced; penalties count it."""
+        """Take note of a token that `sample` did not give, such as one the grammar forced; penalties count it."""
         ...
 
     def close(self) -> None: ...
@@ -125,6 +135,7 @@ class Runner(Protocol):
     eog: frozenset[int]  # every end-of-generation token
     partial_kv: bool  # whether a part of a slot's cells can be kept or shared: not so for recurrent models
     shares_kv: bool  # whether a slot can take over cells of another one
+    one_pool: bool  # whether slots take their cells from one pool, all of which every decode passes over
 
     def add(self, token: int, pos: int, slot: int, *, logits: bool) -> int | None:
         """Put a token into the batch; the row its logits will have, when asked for."""
@@ -146,6 +157,14 @@ class Runner(Protocol):
 
     def truncate(self, slot: int, length: int) -> bool:
         """Keep KV cells [0, length) of a slot; False if this model cannot keep a part (then all are gone)."""
+        ...
+
+    def read_state(self, slot: int) -> bytes:
+        """The cells of a slot, to be written back later; only where slots have one pool."""
+        ...
+
+    def write_state(self, slot: int, data: bytes) -> bool:
+        """Fill an empty slot with cells that were read; False (and still empty) when the pool has no room."""
         ...
 
     def piece(self, token: int) -> bytes:

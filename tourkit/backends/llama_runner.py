@@ -70,7 +70,11 @@ class LlamaRunner(LlamaModel):
             self._refuse("an encoder without pooling")
         self.n_ctx = int(lib.llama_n_ctx(self._context))
         self.max_len = min(self.max_len, int(lib.llama_n_ctx_seq(self._context)))
+        self.one_pool = unified and not self.embeds
         self._batch = lib.llama_batch_init(self.n_batch, 0, 1)
+        self._wanted: list[int] = []  # rows of the batch whose logits are asked for
+        self._outputs: dict[int, int] = {}  # rows of the last decode → where their logits stand among all of them
+        self._logits: np.ndarray | None = None  # of the last decode, shape (outputs, n_vocab); None until asked for
 
     def _make_context(self, n_ctx: int, threads: int | None, unified: bool, flash_attention: bool | None) -> Any:
         lib = self._lib
@@ -116,23 +120,38 @@ class LlamaRunner(LlamaModel):
         batch.seq_id[i][0] = slot
         batch.logits[i] = logits
         batch.n_tokens = i + 1
-        return i if logits else None
+        if not logits:
+            return None
+        row = int(i)
+        self._wanted.append(row)
+        return row
 
     def decode(self) -> bool:
         run = self._lib.llama_encode if self._memory is None else self._lib.llama_decode
         code = run(self._context, self._batch)
         self._batch.n_tokens = 0
+        self._outputs, self._wanted, self._logits = {row: at for at, row in enumerate(self._wanted)}, [], None
         if code not in (0, 1):
             raise EngineError(f"llama_decode: {_DECODE_MEANING.get(code, 'fatal error')} (code {code})")
         return bool(code == 0)
 
     def logits(self, row: int) -> np.ndarray:
+        at = self._outputs.get(row)
+        if at is None:
+            raise EngineError(f"row {row} has no logits")
+        if self._logits is None:
+            self._logits = self._all_logits()
+        found: np.ndarray = self._logits[at]
+        return found
+
+    def _all_logits(self) -> np.ndarray:
+        """A view of all logits of the last decode: llama.cpp keeps them one after the other, in the batch's order."""
         import numpy as np
 
-        pointer = self._lib.llama_get_logits_ith(self._context, row)
+        pointer = self._lib.llama_get_logits(self._context)
         if not pointer:
-            raise EngineError(f"row {row} has no logits")
-        return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
+            raise EngineError("the last decode gave no logits")
+        return np.ctypeslib.as_array(pointer, shape=(len(self._outputs), self.n_vocab))
 
     def share(self, source: int, target: int, length: int) -> None:
         self._lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
@@ -145,7 +164,7 @@ class LlamaRunner(LlamaModel):
 
     def sampler(self, params: SamplingParams, seed: int) -> Sampler:
         """Both draw the same tokens. llama.cpp's is faster where it cuts the candidates first (bench/sampling.py)."""
-        if params.top_k > 0 or params.min_p > 0:
+        if params.temperature > 0 and (params.top_k > 0 or params.min_p > 0):
             return LlamaSampler(self._lib, self._context, params, seed, self.n_vocab)
         return NumpySampler(self.logits, params, seed)
 
@@ -185,6 +204,19 @@ class LlamaRunner(LlamaModel):
             raise EngineError("the context has no room for a text that was measured to fit")
 
     # --- state ----------------------------------------------------------------------------------------------------
+
+    def read_state(self, slot: int) -> bytes:
+        size = self.state_size(slot)
+        buffer = (ctypes.c_uint8 * size)()
+        read = self._lib.llama_state_seq_get_data(self._context, buffer, size, slot)
+        return bytes(memoryview(buffer)[:read])
+
+    def write_state(self, slot: int, data: bytes) -> bool:
+        source = ctypes.cast(ctypes.c_char_p(data), ctypes.POINTER(ctypes.c_uint8))
+        if self._lib.llama_state_seq_set_data(self._context, source, len(data), slot):
+            return True
+        self.truncate(slot, 0)
+        return False
 
     def state_size(self, slot: int) -> int:
         """Bytes that the KV cells of a slot take when they are written out."""

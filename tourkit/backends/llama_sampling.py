@@ -43,6 +43,9 @@ class LlamaSampler:
     def sample(self, row: int) -> int:
         return int(self._lib.llama_sampler_sample(self._chain, self._context, row))
 
+    def propose(self, row: int) -> int | None:
+        return None  # chosen for chains that cut the candidates
+
     def accept(self, token: int) -> None:
         self._lib.llama_sampler_accept(self._chain, token)
 

@@ -88,7 +88,7 @@ class RunnerEngine:
             )
         self._check_bias(request.params)
         matchers = [self._matcher(request) for _ in range(request.n)]
-        submission = self._batches.submit(tokens, request.params, wanted or room, emit, matchers)
+        submission = self._batches.submit(tokens, request.params, wanted or room, emit, matchers, whole=request.whole)
         first = matchers[0]
         enforced = Enforced(first.level, first.dropped) if first is not None else Enforced()
         return Submission(submission, len(tokens), enforced)

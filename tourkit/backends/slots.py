@@ -45,6 +45,7 @@ class SlotRunner(ABC):
         self.eog = vocabulary.eog
         self.partial_kv = partial_kv
         self.shares_kv = shares_kv
+        self.one_pool = False
         self.special_tokens = vocabulary.special_tokens
         self._held: list[int] = [0] * slots  # cells of each slot
         self._batch: dict[int, Part] = {}
@@ -135,6 +136,12 @@ class SlotRunner(ABC):
     def share(self, source: int, target: int, length: int) -> None:
         self.copy_cells(source, target, length)
         self._held[target] = length
+
+    def read_state(self, slot: int) -> bytes:
+        raise EngineError(f"slot {slot}: this stack keeps the cells of each slot apart")
+
+    def write_state(self, slot: int, data: bytes) -> bool:
+        raise EngineError(f"slot {slot}: this stack keeps the cells of each slot apart")
 
     def truncate(self, slot: int, length: int) -> bool:
         if length >= self._held[slot]:

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 from tourkit.engine.logprobs import log_softmax, token_logprob
+from tourkit.engine.parking import Parking
 from tourkit.engine.prefix import Placement, Slot, common_prefix, place, worth_keeping
 from tourkit.engine.scheduler import Chunk, next_batch, victim
 from tourkit.engine.sequence import Sequence, Status
@@ -49,6 +50,7 @@ class BatchEngine:
         self._deterministic = deterministic
         self._sharing = runner.partial_kv and not deterministic
         self._prefixes = prefixes if self._sharing else None
+        self._parking = Parking(runner) if self._sharing and runner.one_pool else None
         self._speculate = speculate and runner.partial_kv  # wrong guesses must be forgotten again
         self._max_waiting = max_waiting
         self._strip_leading_space = strip_leading_space
@@ -78,8 +80,13 @@ class BatchEngine:
         max_tokens: int,
         emit: Emit,
         matchers: Seq[Matcher | None] = (None,),
+        *,
+        whole: bool = False,
     ) -> int:
-        """Queue one sequence per matcher; returns the submission's id. Raises QueueFull, EngineDead."""
+        """Queue one sequence per matcher; returns the submission's id. Raises QueueFull, EngineDead.
+
+        `whole` as in Request.
+        """
         seed = params.seed if params.seed is not None else random.getrandbits(31)
         submission = next(self._ids)
         with self._gate:
@@ -98,9 +105,9 @@ class BatchEngine:
                         emit=emit,
                         sampler=self._runner.sampler(params, (seed + index) % 2**32),
                         text=TextStream(params.stop),
-                        argmax=params.is_argmax,
                         matcher=matcher,
                         top_logprobs=params.top_logprobs,
+                        whole=whole,
                         lookup=PromptLookup() if self._speculate else None,
                     )
                 )
@@ -156,6 +163,8 @@ class BatchEngine:
             return
         for seq in list(self._running):
             self._end(seq, Finish.ABORT)
+        if self._parking is not None:
+            self._parking.unpark(self._slots)
         for slot, tokens in worth_keeping(self._slots):
             self._runner.truncate(slot.id, len(tokens))
             self._prefixes.save(slot.id, tokens)
@@ -180,15 +189,14 @@ class BatchEngine:
         """Give free slots to waiting sequences in order; one whose prefix is being prefilled now lets others by."""
         if self._short_of_cells and self._running:
             return
-        postponed: deque[Sequence] = deque()
-        while self._waiting and any(slot.owner is None for slot in self._slots):
-            seq = self._waiting.popleft()
+        for seq in list(self._waiting):
+            if all(slot.owner is not None for slot in self._slots):
+                return
             placement = place(self._sources(), seq.tokens) if self._sharing else self._any_slot()
-            if placement is None:
-                postponed.append(seq)
-            else:
+            if placement is not None:
+                self._running.append(seq)  # before it leaves the queue: whatever fails here, somebody ends it
+                self._waiting.remove(seq)
                 self._start(seq, placement)
-        self._waiting.extendleft(reversed(postponed))
 
     def _sources(self) -> list[Slot]:
         """The slots whose cells a new sequence may begin with: where slots cannot share, only those that are free."""
@@ -200,17 +208,28 @@ class BatchEngine:
         return Placement(slot, slot, 0)
 
     def _start(self, seq: Sequence, placement: Placement) -> None:
-        target, length = placement.target, placement.length
-        if placement.source is target:
-            if not self._runner.truncate(target.id, length):
-                length = 0
-        else:
-            self._runner.truncate(target.id, 0)
-            self._runner.share(placement.source.id, target.id, length)
+        target, length = placement.target, self._begin(seq, placement)
         target.owner, target.cells, target.used, target.taken_over = seq, None, next(self._clock), length
         seq.slot, seq.n_kv, seq.status = target.id, length, Status.RUNNING
-        self._running.append(seq)
+        if self._parking is not None:
+            self._parking.make_way(self._slots)
         self._count(prompt_tokens=len(seq.tokens), cached_tokens=length)
+
+    def _begin(self, seq: Sequence, placement: Placement) -> int:
+        """Fill the slot of a new sequence with the cells there are for its prompt; how many tokens they are of."""
+        target, length = placement.target, placement.length
+        if self._parking is not None:
+            self._parking.keep(target, self._slots, staying=length if placement.source is target else 0)
+            back = self._parking.bring_back(target, seq.tokens, length)
+            if back:
+                return back
+        if placement.source is target and target.cells is not None:
+            return length if self._runner.truncate(target.id, length) else 0
+        self._runner.truncate(target.id, 0)
+        if placement.source is target:
+            return 0
+        self._runner.share(placement.source.id, target.id, length)
+        return length
 
     def _step(self) -> None:
         if not self._running:
@@ -263,6 +282,8 @@ class BatchEngine:
         idle = [slot for slot in self._slots if slot.owner is None and slot.cells]
         if idle:
             oldest = min(idle, key=lambda slot: slot.used)
+            if self._parking is not None:
+                self._parking.clear(oldest, self._slots)
             self._runner.truncate(oldest.id, 0)
             oldest.cells = None
             return
@@ -344,10 +365,10 @@ class BatchEngine:
         logits = self._runner.logits(row)
         if seq.n_left <= matcher.reserve:
             return matcher.closing_token(logits)
-        if seq.argmax:  # checking the likeliest token is far cheaper than computing the mask, and exact
-            token = int(logits.argmax())
-            if matcher.allows(token):
-                return token
+        token = seq.sampler.propose(row)
+        if token is not None and matcher.allows(token):  # far cheaper than computing the mask and applying it
+            seq.sampler.accept(token)
+            return token
         matcher.mask(logits)
         return seq.sampler.sample(row)
 

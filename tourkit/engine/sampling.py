@@ -35,6 +35,12 @@ class NumpySampler:
         self.accept(token)
         return token
 
+    def propose(self, row: int) -> int | None:
+        params = self._params
+        if params.temperature > 0 and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0):
+            return None
+        return draw(self._logits(row), params, self._seen, self._uniform)
+
     def accept(self, token: int) -> None:
         self._seen[token] += 1
 

@@ -39,9 +39,9 @@ class Sequence:
     emit: Emit
     sampler: Sampler
     text: TextStream
-    argmax: bool  # the next token is the likeliest one, whatever came before
     matcher: Matcher | None = None
     top_logprobs: int | None = None
+    whole: bool = False  # text is given out at the end only
     status: Status = Status.WAITING
     slot: int | None = None
     n_kv: int = 0
@@ -49,6 +49,7 @@ class Sequence:
     lookup: PromptLookup | None = None
     draft: list[int] = field(default_factory=list)  # guessed to follow `tokens`; the next batch checks them
     logprobs: list[TokenLogprob] = field(default_factory=list)  # not yet sent
+    held: str = ""  # text that is certain and waits for the end
 
     @property
     def n_pending(self) -> int:
@@ -65,7 +66,9 @@ class Sequence:
 
     def send(self, text: str) -> None:
         """Give out text that became certain; silent when there is none."""
-        if text:
+        if self.whole:
+            self.held += text
+        elif text:
             self.emit(Delta(self.index, text, self._unsent(), logprobs=self._unsent_logprobs()))
 
     def finish(self, reason: Finish, error: str | None = None) -> None:
@@ -74,7 +77,8 @@ class Sequence:
             return
         self.status = Status.DONE
         self.sampler.close()
-        self.emit(Delta(self.index, self.text.close(), self._unsent(), reason, error, self._unsent_logprobs()))
+        rest = self.held + self.text.close()
+        self.emit(Delta(self.index, rest, self._unsent(), reason, error, self._unsent_logprobs()))
 
     def _unsent(self) -> int:
         new = self.n_generated - self.n_sent

@@ -34,12 +34,6 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None  # None: no logprobs at all; 0: of the chosen tokens only
 
-    @property
-    def is_argmax(self) -> bool:
-        """True when sampling is nothing but taking the likeliest token."""
-        penalties = self.frequency_penalty or self.presence_penalty
-        return self.temperature <= 0 and not penalties and not self.logit_bias
-
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
@@ -63,6 +57,7 @@ class Request:
     """`n` sequences from one prompt: either chat `messages` or a plain `prompt`, never both.
 
     `tight`: prefer a grammar that allows less than the schema over one that allows more; for second attempts.
+    `whole`: no deltas but the last one of each sequence, with all of its text; for answers that nobody watches grow.
     """
 
     messages: tuple[dict[str, str], ...] | None = None
@@ -71,6 +66,7 @@ class Request:
     n: int = 1
     constraint: Constraint | None = None
     tight: bool = False
+    whole: bool = False
 
     @property
     def schema(self) -> dict[str, Any] | None:

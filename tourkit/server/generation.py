@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ class Generation:
         self._submission: int | None = None
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Delta | None] = asyncio.Queue()
+        self._arrived: deque[Delta] = deque()  # from the engine thread, not in the queue yet
         self.n_prompt = 0
         self.n_completion = 0
         self.constraint = Enforced()
@@ -46,9 +48,17 @@ class Generation:
         return generation
 
     def _emit(self, delta: Delta) -> None:
-        """Called from the engine thread, which must not fail because the loop is gone."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, delta)
+        """Called from the engine thread, which must not fail because the loop is gone.
+
+        The loop is woken once for all that arrives until it looks: each time costs the engine a part of its step.
+        """
+        self._arrived.append(delta)
+        if len(self._arrived) == 1 and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._take_in)
+
+    def _take_in(self) -> None:
+        while self._arrived:
+            self._queue.put_nowait(self._arrived.popleft())
 
     async def deltas(self, request: HttpRequest) -> AsyncIterator[Delta]:
         """Deltas until every sequence has ended. Ends early, and frees the slots, when the client hangs up."""

@@ -128,7 +128,7 @@ def _generate(model: str, body: dict[str, Any], request: Request) -> Generate:
     n = _integer(body, "n", 1, _MAX_N) or 1
     return Generate(
         model=model,
-        request=replace(request, n=n, constraint=_one_constraint(body)),
+        request=replace(request, n=n, constraint=_one_constraint(body), whole=not stream),
         stream=stream,
         include_usage=_include_usage(body.get("stream_options"), stream),
     )

@@ -1,0 +1,73 @@
+"""The engine without HTTP: decoding of eight sequences, free and under a grammar. `python bench/engine_speed.py GGUF`.
+
+Prints JSON: tokens a second once every prompt is computed, as llama-batched-bench counts them, and the milliseconds of
+a step with and without a grammar that leaves every token of the text to be sampled.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+
+from work import documents
+
+from tourkit.backends.llama_cpp import LlamaEngine
+from tourkit.backends.llama_runner import LlamaRunner
+from tourkit.engine.types import Constraint, Delta, Request, SamplingParams
+from tourkit.hardware import probe
+
+SEQUENCES, PROMPT, ROUNDS = 8, 32, 3
+LONG_STRING = Constraint.json_schema({"type": "string", "minLength": 1000, "maxLength": 2000})
+
+
+def decode(engine: LlamaEngine, tokens: int, constraint: Constraint | None, seed: int) -> tuple[int, float, int]:
+    """Tokens, seconds and steps from the first token of the last sequence that starts to the end of all."""
+    began: dict[int, float] = {}
+    steps_then: list[int] = []
+    counted = [0]
+    done = threading.Semaphore(0)
+
+    def emit(place: int, delta: Delta) -> None:
+        if len(began) == SEQUENCES:
+            counted[0] += delta.n_tokens
+        if place not in began:
+            began[place] = time.perf_counter()
+            if len(began) == SEQUENCES:
+                steps_then.append(engine.stats().decode_steps)
+        if delta.finish:
+            done.release()
+
+    for place, prompt in enumerate(documents(SEQUENCES, 8, PROMPT - 8, seed)):
+        params = SamplingParams(max_tokens=tokens, temperature=0.8, seed=seed)
+        engine.submit(
+            Request(prompt=prompt, params=params, constraint=constraint), lambda delta, place=place: emit(place, delta)
+        )
+    for _ in range(SEQUENCES):
+        done.acquire()
+    ended = time.perf_counter()
+    return counted[0], ended - max(began.values()), engine.stats().decode_steps - steps_then[0]
+
+
+def main() -> None:
+    # Without guesses: those of free random text are seldom right, and both kinds are to run the same steps.
+    runner = LlamaRunner(Path(sys.argv[1]), slots=SEQUENCES, max_len=512, threads=probe().threads)
+    engine = LlamaEngine(runner, speculate=False)
+    decode(engine, 8, LONG_STRING, 0)
+    speed, free, held = [], [], []
+    for seed in range(1, ROUNDS + 1):
+        tokens, seconds, steps = decode(engine, 96, None, seed)
+        speed.append(tokens / seconds)
+        free.append(seconds / steps * 1000)
+        _, seconds, steps = decode(engine, 96, LONG_STRING, seed)
+        held.append(seconds / steps * 1000)
+    engine.close()
+    median = statistics.median
+    print(json.dumps({"tokens/s": median(speed), "step": median(free), "constrained step": median(held)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The work that bench/serving.py gives each server: prompts, a schema, and how long each kind of work takes."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from servers import RefusedError, Server
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string", "maxLength": 40},
+        "kind": {"enum": ["invoice", "notice", "report"]},
+        "total": {"type": "number", "minimum": 0, "maximum": 1000000},
+        "date": {"type": "string", "maxLength": 10},
+        "people": {"type": "array", "items": {"type": "string", "maxLength": 30}, "maxItems": 4},
+        "urgent": {"type": "boolean"},
+    },
+    "required": ["title", "kind", "total", "date", "people", "urgent"],
+    "additionalProperties": False,
+}
+
+
+def words(count: int, seed: int) -> str:
+    """About `count` tokens of text: each word is one token of the made-up vocabulary."""
+    rng = random.Random(seed)
+    consonants, vowels = "bcdfghjklmnprstvwz", "aeiouy"
+    return " ".join("".join(rng.choice(consonants) + rng.choice(vowels) for _ in range(2)) for _ in range(count))
+
+
+def documents(count: int, shared: int, own: int, seed: int) -> list[str]:
+    """Prompts that begin with the same `shared` tokens and go on with `own` of their own."""
+    head = words(shared, 10_000 + shared + seed)
+    return [f"{head}\n{words(own, seed * 1000 + i)}" for i in range(count)]
+
+
+def by_schema(server: Server) -> dict[str, Any]:
+    """The field that asks for SCHEMA, as each server reads it."""
+    if server.name == "llama_cpp.server":
+        return {"type": "json_object", "schema": SCHEMA}
+    return {"type": "json_schema", "json_schema": {"name": "record", "schema": SCHEMA, "strict": True}}
+
+
+def endless(server: Server) -> dict[str, Any]:
+    """Free text that goes on to max_tokens. Of random weights only llama-server's ends earlier, now and then."""
+    return {"ignore_eos": True} if server.name.startswith("llama-server") else {}
+
+
+def at_once(clients: int, jobs: list[Callable[[], Any]]) -> tuple[list[Any], float]:
+    started = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        results = list(pool.map(lambda job: job(), jobs))
+    return results, time.perf_counter() - started
+
+
+def free_text(server: Server, clients: int, tokens: int, seed: int) -> float:
+    """Tokens a second of all clients together, prompts of 32 tokens included."""
+    options = {"max_tokens": tokens, "temperature": 0.8, "seed": seed, **endless(server)}
+    prompts = documents(clients, 8, 24, seed)
+    answers, seconds = at_once(clients, [lambda prompt=prompt: server.chat(prompt, **options) for prompt in prompts])
+    return sum(answer["usage"]["completion_tokens"] for answer in answers) / seconds
+
+
+def extraction(server: Server, clients: int, prompts: list[str], seed: int) -> tuple[float, float]:
+    """Requests a second, and complete objects a second."""
+    options = {"max_tokens": 200, "temperature": 0.8, "seed": seed, "response_format": by_schema(server)}
+
+    def gives_object(prompt: str) -> bool:
+        try:
+            return isinstance(json.loads(server.chat(prompt, **options)["choices"][0]["message"]["content"]), dict)
+        except (ValueError, RefusedError):  # llama-server answers 500 when what it generated is cut off
+            return False
+
+    whole, seconds = at_once(clients, [lambda prompt=prompt: gives_object(prompt) for prompt in prompts])
+    return len(prompts) / seconds, sum(whole) / seconds
+
+
+def voting(server: Server, prompt: str, *, schema: bool, seed: int) -> float:
+    """Seconds for ten samples of one prompt; llama_cpp.server, which has no `n`, is asked ten times."""
+    options: dict[str, Any] = {"max_tokens": 200 if schema else 64, "temperature": 0.8, **endless(server)}
+    if schema:
+        options["response_format"] = by_schema(server)
+    alone = server.name == "llama_cpp.server"
+    started = time.perf_counter()
+    for i in range(10 if alone else 1):
+        try:
+            server.chat(prompt, seed=seed + i, **options, **({} if alone else {"n": 10}))
+        except RefusedError as exc:
+            if "peg-native" not in str(exc):  # llama-server's word for an object that was cut off: the work was done
+                raise
+    return time.perf_counter() - started

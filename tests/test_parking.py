@@ -1,0 +1,113 @@
+"""Prompts of ended sequences leave the pool of cells, and come back when they are asked for again."""
+
+from __future__ import annotations
+
+import random
+
+from fake_runner import FakeRunner
+from test_engine import alone, submit
+
+from tourkit.engine.engine import BatchEngine
+from tourkit.engine.parking import Parking
+from tourkit.engine.prefix import Slot
+
+
+def text(seed: int, length: int) -> str:
+    return "".join(random.Random(seed).choices("abcdefghij", k=length))
+
+
+def filled(runner: FakeRunner, slot: int, tokens: list[int], used: int) -> Slot:
+    """An idle slot that holds these tokens."""
+    for pos, token in enumerate(tokens):
+        runner.add(token, pos, slot, logits=False)
+    assert runner.decode()
+    return Slot(slot, cells=tokens, used=used)
+
+
+def pool(*lengths: int, most_bytes: int = 1 << 20) -> tuple[FakeRunner, Parking, list[Slot]]:
+    """Idle slots of so many tokens, none like another, the first used longest ago."""
+    runner = FakeRunner(slots=len(lengths), n_batch=2000, n_ctx=5000)
+    prompts = [list(text(i, length).encode()) for i, length in enumerate(lengths)]
+    slots = [filled(runner, i, tokens, used=i) for i, tokens in enumerate(prompts)]
+    return runner, Parking(runner, idle_cells=700, most_bytes=most_bytes), slots
+
+
+def test_the_oldest_idle_slots_are_emptied_until_the_rest_is_within_the_limit() -> None:
+    _, parking, slots = pool(300, 400, 500, 150)
+
+    parking.make_way(slots)
+
+    assert [len(slot.cells or ()) for slot in slots] == [0, 0, 500, 150]
+
+
+def test_what_comes_back_is_what_was_parked() -> None:
+    runner, parking, slots = pool(300, 400, 600)
+    first = slots[0].cells or []
+
+    parking.make_way(slots)
+    back = parking.bring_back(slots[0], [*first, 1, 2, 3], beyond=0)
+
+    assert back == len(first)
+    assert runner.tokens(0) == first
+
+
+def test_a_prompt_that_shares_its_beginning_gets_that_beginning_and_keeps_its_last_token() -> None:
+    runner, parking, slots = pool(300, 700)
+    first = slots[0].cells or []
+    parking.make_way(slots)
+
+    assert parking.bring_back(slots[0], [*first[:200], 1, 2], beyond=0) == 200
+    assert parking.bring_back(slots[0], first, beyond=0) == 299
+    assert runner.tokens(0) == first[:299]
+
+
+def test_nothing_is_brought_back_that_a_slot_holds_nearly_as_well() -> None:
+    _, parking, slots = pool(300, 700)
+    first = slots[0].cells or []
+    parking.make_way(slots)
+
+    assert parking.bring_back(slots[0], [*first, 1], beyond=280) == 0
+
+
+def test_what_another_slot_holds_is_not_parked() -> None:
+    runner, parking, slots = pool(800, 800)
+    runner.truncate(1, 0)
+    runner.share(0, 1, 700)
+    slots[1].cells = (slots[0].cells or [])[:700]
+
+    parking.clear(slots[0], slots)
+
+    assert parking.bring_back(slots[0], list(text(0, 800).encode()), beyond=0) == 0
+
+
+def test_parked_prompts_keep_within_their_bytes_and_the_latest_stay() -> None:
+    """Four bytes a cell in the fake runner."""
+    _, parking, slots = pool(300, 300, 300, 700, most_bytes=4 * 650)
+    prompts = [slot.cells or [] for slot in slots]
+
+    parking.make_way(slots)
+
+    assert [parking.bring_back(slots[0], [*tokens, 1], beyond=0) for tokens in prompts[:3]] == [0, 300, 300]
+
+
+def test_a_pool_without_room_is_no_error() -> None:
+    runner, parking, slots = pool(300, 700)
+    first = slots[0].cells or []
+    parking.make_way(slots)
+    runner.n_ctx = 900
+
+    assert parking.bring_back(slots[0], [*first, 1], beyond=0) == 0
+    assert runner.tokens(0) == []
+
+
+def test_an_engine_answers_the_same_and_computes_no_parked_prompt_again() -> None:
+    """Six prompts of 600 tokens, twice, in two slots: each second time only its last token is computed."""
+    engine = BatchEngine(FakeRunner(slots=2, n_batch=512, n_ctx=4000))
+    prompts = [str(seed) + text(seed, 599) for seed in range(6)]
+
+    answers = [submit(engine, prompt, max_tokens=8).wait()[0] for prompt in prompts * 2]
+
+    stats = engine.stats()
+    engine.close()
+    assert answers == [alone(prompt, 8) for prompt in prompts] * 2
+    assert stats.cached_tokens == 6 * 599

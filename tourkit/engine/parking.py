@@ -1,0 +1,105 @@
+"""Cells of ended sequences, moved out of the context and back.
+
+Where all slots take their cells from one pool, attention passes over every cell in use: prompts that wait to be asked
+for again slow down those that run. So only the latest stay there; the others are parked in the host's memory, from
+where they come back in a few milliseconds instead of being computed again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tourkit.engine.prefix import common_prefix
+
+if TYPE_CHECKING:
+    from tourkit.backends.base import Runner
+    from tourkit.engine.prefix import Slot
+
+IDLE_CELLS = 1024  # that may stay among those of running sequences
+MOST_BYTES = 256 << 20  # parked
+_WORTH_PARKING = 256  # tokens of prefill saved that justify moving a slot's cells
+_WORTH_BRINGING_BACK = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parked:
+    """What a slot held: its tokens, how many of them it had taken over, and its cells as the runner wrote them."""
+
+    tokens: list[int]
+    taken_over: int
+    data: bytes
+
+
+class Parking:
+    """The parked prompts of one runner, least recently used first. Only the thread that owns the runner calls it."""
+
+    def __init__(self, runner: Runner, *, idle_cells: int = IDLE_CELLS, most_bytes: int = MOST_BYTES) -> None:
+        self._runner = runner
+        self._idle_cells = idle_cells
+        self._most_bytes = most_bytes
+        self._parked: list[Parked] = []
+
+    def make_way(self, slots: list[Slot]) -> None:
+        """Empty idle slots, least recently used first, until what the others hold is within the limit."""
+        idle = sorted((slot for slot in slots if slot.owner is None and slot.cells), key=lambda slot: slot.used)
+        held = sum(len(slot.cells or ()) for slot in idle)
+        for slot in idle:
+            if held <= self._idle_cells:
+                return
+            held -= len(slot.cells or ())
+            self.clear(slot, slots)
+
+    def clear(self, slot: Slot, slots: list[Slot]) -> None:
+        """Empty one idle slot, and park what it held."""
+        self.keep(slot, slots)
+        self._runner.truncate(slot.id, 0)
+        slot.cells = None
+
+    def keep(self, slot: Slot, slots: list[Slot], staying: int = 0) -> None:
+        """Park what an idle slot holds, unless most of it is held elsewhere, or stays: its first `staying` tokens."""
+        tokens = slot.cells or []
+        elsewhere = (other.shares(tokens) for other in slots if other is not slot)
+        known = (common_prefix(tokens, parked.tokens, len(tokens)) for parked in self._parked)
+        if len(tokens) - max((staying, *elsewhere, *known)) >= _WORTH_PARKING:
+            self._park(slot, tokens)
+
+    def bring_back(self, slot: Slot, tokens: list[int], beyond: int) -> int:
+        """Fill a free slot with the longest beginning of `tokens` that is parked, if it is well `beyond` another.
+
+        Returns how many of the first `tokens` the slot holds now; 0 when nothing was done or there is no room.
+        """
+        limit = len(tokens) - 1  # the last token's logits are needed
+        lengths = [common_prefix(tokens, parked.tokens, limit) for parked in self._parked]
+        length = max(lengths, default=0)
+        if length < beyond + _WORTH_BRINGING_BACK:
+            return 0
+        parked = self._parked[lengths.index(length)]
+        self._runner.truncate(slot.id, 0)
+        slot.cells = None
+        if not self._runner.write_state(slot.id, parked.data):
+            return 0
+        self._use(parked)
+        self._runner.truncate(slot.id, length)
+        return length
+
+    def unpark(self, slots: list[Slot]) -> None:
+        """Fill empty slots with what is parked, most recently used first: before prompts are kept on disk."""
+        empty = [slot for slot in slots if slot.owner is None and not slot.cells]
+        for slot, parked in zip(empty, reversed(self._parked), strict=False):
+            if self._runner.write_state(slot.id, parked.data):
+                slot.cells, slot.taken_over = parked.tokens, parked.taken_over
+
+    def _park(self, slot: Slot, tokens: list[int]) -> None:
+        data = self._runner.read_state(slot.id)
+        if not data or len(data) > self._most_bytes:
+            return
+        covered = [old for old in self._parked if common_prefix(old.tokens, tokens, len(old.tokens)) == len(old.tokens)]
+        self._parked = [old for old in self._parked if old not in covered]
+        self._parked.append(Parked(tokens, slot.taken_over, data))
+        while sum(len(parked.data) for parked in self._parked) > self._most_bytes:
+            self._parked.pop(0)
+
+    def _use(self, parked: Parked) -> None:
+        self._parked.remove(parked)
+        self._parked.append(parked)
