@@ -21,7 +21,7 @@ from tourkit.engine.types import Constraint, Delta, Request, SamplingParams
 from tourkit.hardware import probe
 
 SEQUENCES, PROMPT, ROUNDS = 8, 32, 3
-LONG_STRING = Constraint.json_schema({"type": "string", "minLength": 1000, "maxLength": 2000})
+LONG_STRING = Constraint("regex", "[^\\x00-\\x1f]*")
 
 
 def decode(engine: LlamaEngine, tokens: int, constraint: Constraint | None, seed: int) -> tuple[int, float, int]:

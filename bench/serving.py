@@ -62,6 +62,7 @@ class Table:
         self.rows: dict[str, Row] = {}
 
     def add(self, title: str, unit: str, name: str, value: float) -> None:
+        print(f"{title}: {name}: {value:.4g} {unit}", file=sys.stderr, flush=True)
         self.rows.setdefault(title, Row(title, unit)).figures.setdefault(name, []).append(value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -306,3 +307,65 @@ def test_a_later_part_of_a_split_model_asks_for_the_first(tiny_gguf: Path, tmp_p
 
     with pytest.raises(LocalError, match="part 2 of 3: give the first part"):
         LlamaRunner(tmp_path / "split-00002-of-00003.gguf")
+
+
+def held_to(schema: dict[str, object], n: int = 1) -> Request:
+    return replace(greedy("Write it.", max_tokens=60, n=n), constraint=Constraint.json_schema(schema))
+
+
+def test_an_answer_that_leaves_no_choice_asks_the_model_nothing(engine: LlamaEngine) -> None:
+    answers = ask(engine, held_to({"const": {"kind": "fixed", "count": 3}}, n=2))
+
+    assert answers == [('{"kind": "fixed", "count": 3}', Finish.STOP)] * 2
+    assert engine.stats().decode_steps == 0
+
+
+def test_what_a_grammar_forces_at_the_start_is_computed_once_with_the_prompt(engine: LlamaEngine) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a_name_that_takes_many_tokens": {"enum": ["yes", "no"]}},
+        "required": ["a_name_that_takes_many_tokens"],
+        "additionalProperties": False,
+    }
+    ask(engine, held_to(schema, n=4))
+
+    stats = engine.stats()
+    one_prompt = stats.prompt_tokens // 4
+    assert stats.cached_tokens == 3 * (one_prompt - 1)
+    assert one_prompt > len(engine.tokenize("Write it.", add_special=False)) + 10
+
+
+def test_cells_that_were_read_out_give_the_same_logits_when_written_back(runner: LlamaRunner) -> None:
+    tokens = runner.tokenize("the name and the date of the day", add_special=True, parse_special=False)
+
+    def last_logits(slot: int, start: int) -> np.ndarray:
+        rows = [runner.add(t, pos, slot, logits=pos == len(tokens) - 1) for pos, t in enumerate(tokens) if pos >= start]
+        assert runner.decode()
+        assert rows[-1] is not None
+        return runner.logits(rows[-1]).copy()
+
+    whole = last_logits(0, 0)
+    state = runner.read_state(0)
+    runner.truncate(0, 0)
+    assert runner.write_state(1, state)
+    runner.truncate(1, len(tokens) - 1)
+
+    assert np.allclose(last_logits(1, len(tokens) - 1), whole, atol=1e-4)
+
+
+def test_a_state_that_does_not_fit_leaves_the_slot_empty(tiny_gguf: Path) -> None:
+    runner = LlamaRunner(tiny_gguf, slots=2, max_len=128, n_ctx=256, n_batch=256, threads=1)
+    for slot, length in ((0, 150), (1, 50)):
+        for pos in range(length):
+            runner.add(5, pos, slot, logits=False)
+    assert runner.decode()
+    state = runner.read_state(0)
+    runner.truncate(1, 0)
+    fits = runner.write_state(1, state)
+    for pos in range(100):
+        runner.add(5, pos, 1, logits=False)
+    decoded = runner.decode()
+    runner.close()
+
+    assert not fits
+    assert decoded

@@ -175,15 +175,32 @@ class BatchEngine:
             self._gate.wait_for(lambda: self._closing or self._inbox or self._aborted or self._running or self._waiting)
             if self._closing:
                 return False
-            self._waiting.extend(self._inbox)
+            new = list(self._inbox)
+            self._waiting.extend(new)
             self._inbox.clear()
             aborted, self._aborted = self._aborted, set()
+        for seq in new:
+            self._open(seq)
         if aborted:
             for seq in [*self._running, *self._waiting]:
                 if seq.submission in aborted:
                     self._end(seq, Finish.ABORT)
+        if new or aborted:
             self._waiting = deque(seq for seq in self._waiting if seq.status is Status.WAITING)
         return True
+
+    def _open(self, seq: Sequence) -> None:
+        """Begin the answer with what its grammar forces: computed with the prompt, and once for all `n` samples."""
+        if seq.matcher is None or seq.top_logprobs is not None:
+            return
+        try:
+            forced = self._forced(seq, seq.matcher)
+            ending = self._append(seq, forced)
+        except EngineError as exc:
+            ending = Finish.ERROR, str(exc)
+        self._count(generated_tokens=seq.n_generated, forced_tokens=seq.n_generated)
+        if ending is not None:
+            self._end(seq, *ending)
 
     def _admit(self) -> None:
         """Give free slots to waiting sequences in order; one whose prefix is being prefilled now lets others by."""
@@ -324,12 +341,16 @@ class BatchEngine:
             seq.n_kv, seq.lookup = 0, None  # this model keeps all of its cells or none: no more guesses
 
     def _extend(self, seq: Sequence, row: int) -> tuple[Finish, str | None] | None:
-        """Sample one token, append it and what the grammar forces after it, give out text; why it ends, if it does."""
+        """Sample one token, append it and what the grammar forces after it; why the sequence ends, if it does."""
         try:
             new = self._next_tokens(seq, row)
         except EngineError as exc:
             return Finish.ERROR, str(exc)
         self._count(generated_tokens=len(new), forced_tokens=len(new) - 1)
+        return self._append(seq, new)
+
+    def _append(self, seq: Sequence, new: list[int]) -> tuple[Finish, str | None] | None:
+        """Append tokens, give out their text; why the sequence ends with them, if it does."""
         for token in new:
             if token in self._runner.eog:
                 return Finish.STOP, None
@@ -354,12 +375,16 @@ class BatchEngine:
             return [token]
         matcher.accept([token])
         # A forced token is never looked at by the model, so it has no probability to report.
-        forced = [] if matcher.done or raw is not None else matcher.forced()[: seq.n_left - 1]
+        return [token] if matcher.done or raw is not None else [token, *self._forced(seq, matcher, taken=1)]
+
+    def _forced(self, seq: Sequence, matcher: Matcher, taken: int = 0) -> list[int]:
+        """The tokens the grammar forces now, at most as many as are left when `taken` are; it has accepted them."""
+        forced = matcher.forced()[: seq.n_left - taken]
         if forced:
             matcher.accept(forced)
-            for follower in forced:
-                seq.sampler.accept(follower)
-        return [token, *forced]
+            for token in forced:
+                seq.sampler.accept(token)
+        return forced
 
     def _sample_constrained(self, seq: Sequence, matcher: Matcher, row: int) -> int:
         logits = self._runner.logits(row)

@@ -35,11 +35,11 @@ class Slot:
         return common_prefix(self.cells, tokens, len(self.cells)) if self.cells else 0
 
     def will_share(self, tokens: list[int]) -> int:
-        """The same once the prompt that this slot is prefilling now is done; 0 when it is prefilling none."""
+        """The same once what this slot is prefilling now is done: a prompt, and what a grammar forces after it."""
         seq = self.owner
         if seq is None or seq.n_kv >= seq.n_prompt:
             return 0
-        return common_prefix(seq.tokens, tokens, seq.n_prompt)
+        return common_prefix(seq.tokens, tokens, len(seq.tokens))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tourkit.engine.types import SamplingParams
 
 _FEW = 256  # candidates that usually hold the probability top_p asks for
+_WORDS = 64  # random words drawn at a time: a call of the generator costs as much as hundreds of words
 _BLOCK = 256  # weights that are added up at a time
 
 
@@ -29,6 +30,7 @@ class NumpySampler:
         self._params = params
         self._seen: Counter[int] = Counter()
         self._random = np.random.RandomState(seed)  # the Mersenne Twister, seeded as std::mt19937 is
+        self._words: list[int] = []  # of the generator, drawn many at a time, the next one last
 
     def sample(self, row: int) -> int:
         token = draw(self._logits(row), self._params, self._seen, self._uniform)
@@ -49,8 +51,10 @@ class NumpySampler:
 
     def _uniform(self) -> float:
         """In [0, 1): two words of the generator, the lower one first, as libstdc++ puts a double together."""
-        low, high = self._random.randint(0, 2**32, size=2, dtype="uint32")
-        return (float(low) + float(high) * 2.0**32) / 2.0**64
+        if not self._words:
+            self._words = self._random.randint(0, 2**32, size=_WORDS, dtype="uint32")[::-1].tolist()
+        low, high = self._words.pop(), self._words.pop()
+        return (low + high * 2.0**32) / 2.0**64
 
 
 def draw(logits: np.ndarray, params: SamplingParams, seen: Counter[int], uniform: Callable[[], float]) -> int:
