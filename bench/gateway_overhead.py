@@ -106,10 +106,13 @@ async def tokens_a_second(url: str, name: str, end: int, requests: int, *, strea
             content = f"Item {index} costs {index * 7} rubles. Write a long story about it."
             body: dict[str, Any] = {"model": name, "messages": [{"role": "user", "content": content}]}
             body |= {"max_tokens": TOKENS, "temperature": 0, "stream": stream, "logit_bias": {str(end): -100}}
+            body |= {"stream_options": {"include_usage": True}} if stream else {}
             async with gate, session.post(f"{url}/v1/chat/completions", json=body) as reply:
                 assert reply.status == 200, await reply.text()
                 raw = await reply.read()
-                assert stream or json.loads(raw)["usage"]["completion_tokens"] == TOKENS
+                *_, last, done = raw.removesuffix(b"\n\n").split(b"\n\n") if stream else (raw, b"")
+                assert done == (b"data: [DONE]" if stream else b"")
+                assert json.loads(last.removeprefix(b"data: "))["usage"]["completion_tokens"] == TOKENS
 
         started = time.perf_counter()
         await asyncio.gather(*map(ask, range(requests)))

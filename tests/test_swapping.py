@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import random
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,7 +20,12 @@ from urllib.parse import urlsplit
 import pytest
 from launch_server import LaunchServer, launch_server
 
+from tourkit import inventory
 from tourkit.backends.base import LoadSpec
+from tourkit.bundle import BundleModel, BundleVariant, build_index, variant_dir
+from tourkit.hardware import Hardware, Stack
+from tourkit.plan import plan
+from tourkit.server.gateway import launches
 from tourkit.server.process import Launch
 
 # Run at the start of each Python process: a worker that takes turns holds a lock for as long as it lives, and where
@@ -329,6 +335,29 @@ def test_a_server_that_is_stopped_during_a_swap_ends_and_so_do_those_who_wait(ti
     assert all(not isinstance(ending, Answer) or ending.status == 503 for ending in endings)
     assert not Path(f"/proc/{worker['pid']}").exists()
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_what_the_plan_lets_take_turns_is_served_in_turn_and_offline(tiny_gguf: Path, tmp_path: Path) -> None:
+    """From the bundle to the answer: the RAM holds one of the two models."""
+    bundle = tmp_path / "bundle"
+    models = [BundleModel(id_, f"tourkit/{id_}", "apache-2.0", 8192, None, False) for id_ in ("a", "b")]
+    variants = [BundleVariant(model.id, "F16", "gguf", model.repo, "main", "1" * 40) for model in models]
+    for model in models:
+        folder = bundle / variant_dir(model.id, "F16")
+        folder.mkdir(parents=True)
+        (folder / "model.gguf").write_bytes(tiny_gguf.read_bytes())
+    index = build_index(bundle, "tests", {"brain": ["a"], "tool": ["b"]}, models, variants)
+    machine = Hardware(1, 150 << 20, stacks=(Stack("llama_cpp", "0"),))
+    made = plan(index, machine, shapes=inventory.shapes_of_bundle(bundle, index))
+
+    with served(tmp_path, *launches(bundle, made)) as running:
+        answers = [ask(running, role) for role in ("brain", "tool", "brain")]
+        refused = re.findall(r"^tourkit_offline_refused_total.* (\d+)$", get(running, "/metrics")[1], re.MULTILINE)
+
+    assert made.notes == ("brain, tool: take turns, for not everything fits at once",)
+    assert [answer.model for answer in answers] == [f"{name} F16 llama_cpp" for name in "aba"]
+    assert not running.had_two_at_once
+    assert refused == ["0"]
 
 
 def test_more_than_may_wait_for_a_turn_are_told_to_come_later(tiny_gguf: Path, tmp_path: Path) -> None:
