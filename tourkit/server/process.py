@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum, auto
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -31,6 +32,7 @@ from tourkit.server.worker import WorkerSpec
 _MAX_CRASHES = 3  # in a row without one answered request in between: then the worker stays down
 _STOP_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 2.0  # for stderr to end after its process has
+_LOOK_SECONDS = 0.02  # between two looks at what was killed
 _LAST_LINES = 200  # of stderr: the tracebacks of two processes
 _MOST_LINE = 1 << 20  # bytes
 _LONG_PATH = 40  # of the 107 characters of a socket's path; vLLM's have 37 in their folder, which has 24
@@ -236,6 +238,8 @@ class Worker:
         await self._become(State.STARTING)
         if has_children:
             _kill(process)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(_gone(process.pid), _STOP_SECONDS)  # what comes next needs the memory
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(listening, _LAST_WORDS_SECONDS)
         return _Ending(was_ready, error is not None, error or _last_words(words, code))
@@ -328,6 +332,21 @@ def _kill(process: asyncio.subprocess.Process) -> None:
             os.killpg(process.pid, signal.SIGKILL)
     elif process.returncode is None:
         process.kill()
+
+
+async def _gone(group: int) -> None:
+    while _runs(group):
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _runs(group: int) -> bool:
+    """Whether a process of the group has not ended yet. A zombie has: it holds no memory."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it is gone now
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in ("Z", "X"):
+                return True
+    return False
 
 
 def _remove_socket(path: str) -> None:
