@@ -1,6 +1,7 @@
 """What the gateway costs: vLLM through `tourkit serve` beside `vllm serve` called directly, both up, asked in turns.
 
-`python bench/gateway_overhead.py [--model DIR] [--rounds 7] [--json]`, in an environment with vLLM (`make test-vllm`).
+`python bench/gateway_overhead.py [--model DIR] [--mode streams] [--rounds 7] [--json]`, in an environment with vLLM
+(`make test-vllm`).
 Both have the same options; the direct one has neither our front nor a gateway. Every answer has the same length.
 """
 
@@ -49,7 +50,7 @@ def direct(model: Path, work: Path) -> Iterator[str]:
     scratch.mkdir()
     environment = os.environ | vllm.environment(spec, cpu=cpu) | {"TMPDIR": str(scratch)}
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *arguments]
-    with running(command, work / "direct.log", environment) as process:
+    with running(command, work / "direct.log", environment, says=False) as process:
         while process.poll() is None and not answers(f"http://{address}/health"):
             time.sleep(0.2)
         yield f"http://{address}"
@@ -75,10 +76,14 @@ def gateway(model: Path, work: Path) -> Iterator[str]:
 
 
 @contextmanager
-def running(command: list[str], log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+def running(
+    command: list[str], log: Path, environment: dict[str, str], *, says: bool = True
+) -> Iterator[subprocess.Popen[str]]:
+    """A server. `says`: its stdout is for us and not for the log; what it would print there nobody reads."""
     with log.open("w") as errors:
+        to = subprocess.PIPE if says else errors
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, start_new_session=True
+            command, stdout=to, stderr=errors, text=True, env=environment, start_new_session=True
         )
     try:
         yield process
@@ -119,19 +124,19 @@ async def tokens_a_second(url: str, name: str, end: int, requests: int, *, strea
         return requests * TOKENS / (time.perf_counter() - started)
 
 
-def measure(model: Path, rounds: int, requests: int) -> list[dict[str, Any]]:
+def measure(model: Path, modes: list[str], rounds: int, requests: int) -> list[dict[str, Any]]:
     end = json.loads((model / "config.json").read_text())["eos_token_id"]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         with direct(model, work) as direct_url, gateway(model, work) as gateway_url:
             both = {"direct": (direct_url, "bench"), "gateway": (gateway_url, "tool")}
             rows = []
-            for mode, stream in MODES.items():
+            for mode in modes:
                 found: dict[str, list[float]] = {"direct": [], "gateway": []}
                 for turn in range(rounds + 1):  # the first to warm up
                     for side in sorted(both, reverse=turn % 2 == 1):
                         url, name = both[side]
-                        speed = asyncio.run(tokens_a_second(url, name, end, requests, stream=stream))
+                        speed = asyncio.run(tokens_a_second(url, name, end, requests, stream=MODES[mode]))
                         if turn:
                             found[side].append(speed)
                 ratios = [ours / theirs for ours, theirs in zip(found["gateway"], found["direct"], strict=True)]
@@ -150,11 +155,13 @@ def measure(model: Path, rounds: int, requests: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / "weights" / "tiny" / "safetensors")
+    parser.add_argument("--mode", choices=MODES, help="only this one")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--requests", type=int, default=96)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    rows = measure(args.model.resolve(), args.rounds, args.requests)
+    modes = [args.mode] if args.mode else list(MODES)
+    rows = measure(args.model.resolve(), modes, args.rounds, args.requests)
     if args.json:
         print(json.dumps(rows, indent=2))
         return
