@@ -38,6 +38,9 @@ _MOST_LINE = 1 << 20  # bytes
 _LONG_PATH = 40  # of the 107 characters of a socket's path; vLLM's have 37 in their folder, which has 24
 _MODULES = {"vllm": "tourkit.server.vllm_worker"}  # stacks that bring a server of their own
 _MODULE = "tourkit.server.worker"
+# Threads spin for a moment between two steps, which decoding needs (a third of its speed), but not for long: those of
+# an idle worker would take the processors from a busy one.
+SPINNING = {"GOMP_SPINCOUNT": "100000"}
 # What a Python process says last, but for lines that only say that another process said more.
 _RAISED = re.compile(r"\b([A-Z]\w*(?:Error|Exception))\b(?:: (.+))?$")
 _SEE_ABOVE = re.compile("root cause above|initialization failed|ended with an? (error|exception)", re.IGNORECASE)
@@ -287,9 +290,7 @@ def _scratch() -> str:
 
 
 def _environment(link: Launch, scratch: str) -> dict[str, str]:
-    # Threads spin for a moment between two steps, which decoding needs (a third of its speed), but not for long:
-    # those of an idle worker would take the processors from a busy one.
-    found = {"GOMP_SPINCOUNT": "100000"} | os.environ | {"TMPDIR": scratch}
+    found = SPINNING | os.environ | {"TMPDIR": scratch}
     if link.device != "cpu":
         found["CUDA_VISIBLE_DEVICES"] = link.device  # ROCm reads it too
     elif link.load.gpu_layers == 0:
