@@ -1,7 +1,9 @@
 """What the gateway costs: vLLM through `tourkit serve` beside `vllm serve` called directly, both up, asked in turns.
 
-`python bench/gateway_overhead.py [--model DIR] [--rounds 7] [--json]`, in an environment with vLLM (`make test-vllm`).
-Both have the same options; the direct one has neither our front nor a gateway. Every answer has the same length.
+`python bench/gateway_overhead.py [--model DIR] [--mode streams] [--rounds 7] [--json]`, in an environment with vLLM
+(`make test-vllm`).
+Both have the same options and variables; the direct one has neither our front nor a gateway. Every answer has the same
+length.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from tourkit.backends import vllm
 from tourkit.backends.base import LoadSpec
 from tourkit.bundle import BundleModel, BundleVariant, build_index, variant_dir, write_index
 from tourkit.hardware import probe
+from tourkit.server.process import SPINNING
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOTS, CONTEXT, TOKENS = 16, 1024, 128
@@ -47,9 +50,9 @@ def direct(model: Path, work: Path) -> Iterator[str]:
     del arguments[front : front + 2]
     scratch = work / "direct"
     scratch.mkdir()
-    environment = os.environ | vllm.environment(spec, cpu=cpu) | {"TMPDIR": str(scratch)}
+    environment = SPINNING | os.environ | vllm.environment(spec, cpu=cpu) | {"TMPDIR": str(scratch)}
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *arguments]
-    with running(command, work / "direct.log", environment) as process:
+    with running(command, work / "direct.log", environment, says=False) as process:
         while process.poll() is None and not answers(f"http://{address}/health"):
             time.sleep(0.2)
         yield f"http://{address}"
@@ -75,10 +78,14 @@ def gateway(model: Path, work: Path) -> Iterator[str]:
 
 
 @contextmanager
-def running(command: list[str], log: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+def running(
+    command: list[str], log: Path, environment: dict[str, str], *, says: bool = True
+) -> Iterator[subprocess.Popen[str]]:
+    """A server. `says`: its stdout is for us and not for the log; what it would print there nobody reads."""
     with log.open("w") as errors:
+        to = subprocess.PIPE if says else errors
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, start_new_session=True
+            command, stdout=to, stderr=errors, text=True, env=environment, start_new_session=True
         )
     try:
         yield process
@@ -106,29 +113,32 @@ async def tokens_a_second(url: str, name: str, end: int, requests: int, *, strea
             content = f"Item {index} costs {index * 7} rubles. Write a long story about it."
             body: dict[str, Any] = {"model": name, "messages": [{"role": "user", "content": content}]}
             body |= {"max_tokens": TOKENS, "temperature": 0, "stream": stream, "logit_bias": {str(end): -100}}
+            body |= {"stream_options": {"include_usage": True}} if stream else {}
             async with gate, session.post(f"{url}/v1/chat/completions", json=body) as reply:
                 assert reply.status == 200, await reply.text()
                 raw = await reply.read()
-                assert stream or json.loads(raw)["usage"]["completion_tokens"] == TOKENS
+                *_, last, done = raw.removesuffix(b"\n\n").split(b"\n\n") if stream else (raw, b"")
+                assert done == (b"data: [DONE]" if stream else b"")
+                assert json.loads(last.removeprefix(b"data: "))["usage"]["completion_tokens"] == TOKENS
 
         started = time.perf_counter()
         await asyncio.gather(*map(ask, range(requests)))
         return requests * TOKENS / (time.perf_counter() - started)
 
 
-def measure(model: Path, rounds: int, requests: int) -> list[dict[str, Any]]:
+def measure(model: Path, modes: list[str], rounds: int, requests: int) -> list[dict[str, Any]]:
     end = json.loads((model / "config.json").read_text())["eos_token_id"]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         with direct(model, work) as direct_url, gateway(model, work) as gateway_url:
             both = {"direct": (direct_url, "bench"), "gateway": (gateway_url, "tool")}
             rows = []
-            for mode, stream in MODES.items():
+            for mode in modes:
                 found: dict[str, list[float]] = {"direct": [], "gateway": []}
                 for turn in range(rounds + 1):  # the first to warm up
                     for side in sorted(both, reverse=turn % 2 == 1):
                         url, name = both[side]
-                        speed = asyncio.run(tokens_a_second(url, name, end, requests, stream=stream))
+                        speed = asyncio.run(tokens_a_second(url, name, end, requests, stream=MODES[mode]))
                         if turn:
                             found[side].append(speed)
                 ratios = [ours / theirs for ours, theirs in zip(found["gateway"], found["direct"], strict=True)]
@@ -147,11 +157,13 @@ def measure(model: Path, rounds: int, requests: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / "weights" / "tiny" / "safetensors")
+    parser.add_argument("--mode", choices=MODES, help="only this one")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--requests", type=int, default=96)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    rows = measure(args.model.resolve(), args.rounds, args.requests)
+    modes = [args.mode] if args.mode else list(MODES)
+    rows = measure(args.model.resolve(), modes, args.rounds, args.requests)
     if args.json:
         print(json.dumps(rows, indent=2))
         return

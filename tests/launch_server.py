@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from tourkit import offline
 from tourkit.backends.base import LoadSpec
 from tourkit.server.gateway import GatewayOptions, bind, serve
 from tourkit.server.process import Launch
@@ -54,6 +55,7 @@ def launch_of(told: dict[str, Any]) -> Launch:
 
 def main() -> None:
     launches = tuple(launch_of(told) for told in json.loads(sys.argv[1]))
+    offline.engage()
     options = GatewayOptions(offline=True, say=lambda text: tell(text, sys.stderr))
     serve(launches, options, bind("127.0.0.1", 0), lambda url: tell(url, sys.stdout))
 

@@ -352,20 +352,25 @@ def test_a_client_that_hangs_up_frees_its_slot(server: StackServer) -> None:
 
 
 def greedy_answers(server: StackServer, prompts: list[Any]) -> list[str]:
-    with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(lambda messages: ask(server, messages=messages, max_tokens=200).text, prompts))
+    """One after the other: in company the last bits of a logit differ, and with them a near-tie."""
+    return [ask(server, messages=messages, max_tokens=200).text for messages in prompts]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(usable("llama_cpp")), reason=usable("llama_cpp"))
 @pytest.mark.parametrize("stack", stack_params("vllm", "transformers", "onnx"))
-def test_held_out_greedy_answers_are_those_of_llama_cpp(stack: str, start: Starter) -> None:
+def test_held_out_greedy_answers_are_those_of_llama_cpp(
+    stack: str, start: Starter, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tools.tiny.parity import held_out_prompts
 
     prompts = held_out_prompts(PARITY_PROMPTS)
     expected, found = (greedy_answers(start(name), prompts) for name in ("llama_cpp", stack))
 
-    assert sum(map(str.__eq__, found, expected)) / len(prompts) >= SAME
+    same = sum(map(str.__eq__, found, expected))
+    with capsys.disabled():
+        sys.stdout.write(f"\n{stack}: {same} of {len(prompts)} held-out greedy answers are those of llama_cpp\n")
+    assert same / len(prompts) >= SAME
 
 
 @pytest.mark.skipif(bool(usable("llama_cpp")), reason=usable("llama_cpp"))

@@ -436,6 +436,22 @@ def test_an_engine_that_dies_is_started_again(temporary: Path) -> None:
 
 
 @needs_vllm
+def test_it_goes_with_all_its_processes_when_its_turn_is_over_and_comes_back(tmp_path: Path) -> None:
+    in_turn = replace(launch("tool"), resident=False)
+    other = replace(gguf(), load=replace(gguf().load, model="other"), roles=("brain",), resident=False)
+    with launch_server(in_turn, other, log=tmp_path / "log") as running:
+        models = [ask(running).headers["x-tourkit-model"]]
+        processes = family(running.process.pid)[1:]
+        models.append(ask(running, model="brain").headers["x-tourkit-model"])
+        left = [pid for pid in processes if alive(pid)]
+        models.append(ask(running).headers["x-tourkit-model"])
+
+    assert models == ["tiny F16 vllm", "other F16 llama_cpp", "tiny F16 vllm"]
+    assert len(processes) >= 2  # vLLM's server and its engine
+    assert left == []
+
+
+@needs_vllm
 @pytest.mark.parametrize("harm", ["half a weight file", "more memory than there is"])
 def test_what_it_cannot_load_is_answered_by_the_next_link(harm: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"

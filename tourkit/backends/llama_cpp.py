@@ -50,6 +50,7 @@ def load(spec: LoadSpec) -> Engine:
         flash_attention=spec.flash_attention,
     )
     if runner.embeds:
+        runner.embed([[0] * min(8, runner.max_len)])  # what crashes at first use does so now, while it is loaded
         return LlamaEmbedder(runner, deterministic=spec.deterministic)
     prefixes = LlamaPrefixes(runner, Path(spec.prefix_cache)) if spec.prefix_cache and not spec.deterministic else None
     return LlamaEngine(runner, deterministic=spec.deterministic, prefixes=prefixes)

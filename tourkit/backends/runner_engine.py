@@ -13,7 +13,9 @@ from tourkit.engine.chat_template import ChatTemplate
 from tourkit.engine.constraint import GrammarCompiler, Matcher
 from tourkit.engine.engine import BatchEngine
 from tourkit.engine.types import Emit, Enforced, EngineInfo, EngineStats, Request, SamplingParams, Submission
-from tourkit.errors import RequestError
+from tourkit.errors import LocalError, RequestError
+
+_WARM_UP = 8  # tokens
 
 
 class TextRunner(Runner, Protocol):
@@ -42,6 +44,21 @@ class TextRunner(Runner, Protocol):
         ...
 
 
+def warm_up(runner: Runner) -> None:
+    """Run a small batch and one more token, and forget them.
+
+    A library that was built for other processors crashes at its first batch, not when it loads: whoever waits for the
+    model to be loaded should hear of that. Raises EngineError, or LocalError where even this finds no memory.
+    """
+    length = min(_WARM_UP, runner.n_batch, runner.n_ctx // runner.n_slots - 1)
+    for batch in (range(length), range(length, length + 1)):
+        for pos in batch:
+            runner.add(pos % runner.n_vocab, pos, 0, logits=pos == batch[-1])
+        if not runner.decode():
+            raise LocalError(f"{len(batch)} tokens find no memory: lower --context or --slots")
+    runner.truncate(0, 0)
+
+
 class RunnerEngine:
     """The Engine of one loaded model. `emulated`: parameters tourkit serves because the stack's library does not."""
 
@@ -56,6 +73,7 @@ class RunnerEngine:
         deterministic: bool = False,
         prefixes: PrefixStore | None = None,
     ) -> None:
+        warm_up(runner)
         self._runner = runner
         self._info = EngineInfo(stack, runner.max_len, runner.n_slots, runner.n_vocab, emulated)
         source = runner.chat_template

@@ -131,7 +131,9 @@ def serve(
 
     def ready(url: str) -> None:
         for placement in made.placements:
-            click.echo(f"{', '.join(placement.roles)}: {placement.model} {placement.quant} on {placement.stack}")
+            in_turn = "" if placement.resident else ", in turn"
+            what = f"{placement.model} {placement.quant} on {placement.stack}{in_turn}"
+            click.echo(f"{', '.join(placement.roles)}: {what}")
         click.echo(f"tourkit serves at {url}/v1" + (" (offline)" if offline else ""))
 
     if deterministic and any(placement.gpu_layers for placement in made.placements):

@@ -26,13 +26,16 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from tourkit.backends.base import LoadSpec
-from tourkit.errors import EngineDead, LocalError, RequestError, TourkitError
+from tourkit.errors import EngineDead, EngineError, LocalError, RequestError, TourkitError
 from tourkit.plan import Placement, Plan
-from tourkit.server.metrics import exposition
+from tourkit.server import status
+from tourkit.server.metrics import exposition, of_turns
 from tourkit.server.process import Launch, State, Worker
 from tourkit.server.replies import error_body
 from tourkit.server.respond import error_response, json_response
-from tourkit.server.worker import SECRET_HEADER, EndingServer
+from tourkit.server.swapping import Swapper
+from tourkit.server.upstream import Upstream
+from tourkit.server.worker import EndingServer
 
 # What a worker answers for its model.
 _FORWARDED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
@@ -60,7 +63,8 @@ class Gateway:
         self._launches = launches
         self._options = options
         self._workers: dict[str, Worker] = {}
-        self._sessions: dict[int, aiohttp.ClientSession] = {}
+        self._swapper = Swapper(())
+        self._upstream = Upstream()
         self._folder = ""
 
     def app(self) -> Starlette:
@@ -89,30 +93,36 @@ class Gateway:
                 announcements.append(asyncio.create_task(self._announce(worker)))
                 for name in (launch.model, *launch.roles):
                     self._workers[name] = worker
+            self._swapper = Swapper(self._distinct())
             for worker in self._distinct():
-                worker.start()
+                if worker.launch.resident:
+                    worker.start()
+            self._swapper.begin()
             yield
         finally:
             for announcement in announcements:
                 announcement.cancel()
             await self.stop()
-            await asyncio.gather(*(session.close() for session in self._sessions.values()))
+            await self._upstream.close()
             shutil.rmtree(self._folder, ignore_errors=True)
 
     async def stop(self) -> None:
         """End every worker, and with it every answer under way. Idempotent."""
+        self._swapper.close()
         await asyncio.gather(*(worker.stop() for worker in self._distinct()))
 
     async def _announce(self, worker: Worker) -> None:
         """Say when a worker is ready, or why it will not be."""
-        started = time.monotonic()
         try:
-            await worker.ready()
+            answering = worker
+            while (found := await answering.ready()) is not answering:
+                answering = found
         except EngineDead as exc:
             self._options.say(f"failed: {worker.passed_over[-1] if worker.passed_over else exc}")
             return
         names = ", ".join(worker.launch.roles)
-        self._options.say(f"ready: {names} ({worker.answering.model}) after {time.monotonic() - started:.1f} s")
+        seconds = time.monotonic() - worker.started
+        self._options.say(f"ready: {names} ({worker.answering.model}) after {seconds:.1f} s")
 
     def _holder(self, launch: Launch) -> Worker | None:
         """The worker that was planned to hold the same as `launch`, and has not had to load something else."""
@@ -125,60 +135,30 @@ class Gateway:
     # --- routes ---------------------------------------------------------------------------------------------------
 
     async def health(self, request: Request) -> Response:
-        """200 when every worker answers, 503 while one loads or when one has failed."""
-        states = {
-            f"{worker.launch.model} {worker.launch.quant}": {
-                "state": worker.state.name.lower(),
-                "roles": list(worker.launch.roles),
-                "pid": worker.pid,
-                "restarts": worker.restarts,
-                "error": worker.error,
-                "answers": worker.answering.title,
-                "passed_over": worker.passed_over,
-            }
-            for worker in self._distinct()
-        }
-        ready = all(worker.state is State.READY for worker in self._distinct())
-        return json_response(200 if ready else 503, {"status": "ok" if ready else "not ready", "workers": states})
+        return json_response(*status.health(self._distinct(), self._swapper))
 
     async def metrics(self, request: Request) -> Response:
         """Counters of every worker that is up, in Prometheus' text format."""
-        up = [worker for worker in self._distinct() if worker.state is State.READY and worker.stand_in is None]
-        return PlainTextResponse(exposition([(worker.current, await self._stats(worker)) for worker in up]))
-
-    async def _stats(self, worker: Worker) -> dict[str, Any]:
-        try:
-            session, base = self._session(await worker.ready())
-            async with session.get(f"{base}/stats") as answer:
-                return dict(orjson.loads(await answer.read()))
-        except (EngineDead, aiohttp.ClientError):  # it went down meanwhile: it has no figures now
-            return {}
+        loaded = {worker: worker.state is State.READY and worker.stand_in is None for worker in self._distinct()}
+        figures = [(worker.current, await self._upstream.stats(worker)) for worker, is_up in loaded.items() if is_up]
+        turns = of_turns([(worker.current, is_up) for worker, is_up in loaded.items()], self._swapper)
+        return PlainTextResponse(exposition(figures) + turns)
 
     async def models(self, request: Request) -> Response:
         try:
             self._authorize(request.headers.get("authorization"))
         except RequestError as exc:
             return error_response(exc)
-        return json_response(200, {"object": "list", "data": [self._model(name) for name in self._workers]})
+        served = [status.model(name, worker) for name, worker in self._workers.items()]
+        return json_response(200, {"object": "list", "data": served})
 
     async def model(self, request: Request) -> Response:
         try:
             self._authorize(request.headers.get("authorization"))
-            self._find(request.path_params["name"])
+            name = request.path_params["name"]
+            return json_response(200, status.model(name, self._find(name)))
         except RequestError as exc:
             return error_response(exc)
-        return json_response(200, self._model(request.path_params["name"]))
-
-    def _model(self, name: str) -> dict[str, Any]:
-        launch, roles = self._workers[name].answering, list(self._workers[name].launch.roles)
-        about = {"model": launch.model, "quant": launch.quant, "stack": launch.load.stack, "roles": roles}
-        return {
-            "id": name,
-            "object": "model",
-            "created": 0,
-            "owned_by": "tourkit",
-            "max_model_len": launch.load.max_len,
-        } | about
 
     async def forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request to the worker of its model, and the worker's bytes back as they come."""
@@ -202,38 +182,29 @@ class Gateway:
                 await error_response(failure)(scope, receive, send)
 
     async def _pass(self, worker: Worker, path: str, body: bytes, send: Send) -> TourkitError | None:
-        """Forward one request. An error that comes before the first byte is returned, to be answered as JSON."""
+        """Forward one request, in the turn of its worker. An error before the first byte is returned, to be answered
+        as JSON."""
+        try:
+            async with self._swapper.admitted(worker) as admitted:
+                return await self._relay(admitted, path, body, send)
+        except EngineError as exc:
+            return exc
+
+    async def _relay(self, worker: Worker, path: str, body: bytes, send: Send) -> EngineDead | None:
         started = False
         try:
-            worker = await worker.ready()
-            session, base = self._session(worker)
-            headers = {SECRET_HEADER: worker.secret, "content-type": "application/json"}
-            async with session.post(f"{base}{path}", data=body, headers=headers) as answer:
+            async with self._upstream.post(worker, path, body) as answer:
                 await send(_start(answer, worker.current))
                 started = True
                 async for block in answer.content.iter_any():
                     await send({"type": "http.response.body", "body": block, "more_body": True})
                 worker.answered()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except EngineDead as exc:
-            return exc
         except aiohttp.ClientError as exc:
             if not started:
                 return EngineDead(f"the worker of {worker.current.model} went away ({exc}): ask again, it is restarted")
             await _cut_short(send, worker, streaming=answer.content_type == "text/event-stream")
         return None
-
-    def _session(self, worker: Worker) -> tuple[aiohttp.ClientSession, str]:
-        """A client of a worker that is ready, kept for its connections; and the base URL to use with it."""
-        address = worker.address
-        unix = address.removeprefix("unix:") if address.startswith("unix:") else None
-        session = self._sessions.get(id(worker))
-        if session is None:
-            connector = aiohttp.UnixConnector(unix, limit=0) if unix else aiohttp.TCPConnector(limit=0)
-            timeout = aiohttp.ClientTimeout(total=None)  # a long generation is no fault; a dead worker closes
-            session = aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
-            self._sessions[id(worker)] = session
-        return session, "http://worker" if unix else f"http://{address}"
 
     def _find(self, name: str) -> Worker:
         worker = self._workers.get(name)

@@ -1,4 +1,4 @@
-"""Worker figures as Prometheus' text exposition format, version 0.0.4."""
+"""Figures of the workers and of their turns in Prometheus' text exposition format, version 0.0.4."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tourkit.server.process import Launch
+from tourkit.server.swapping import Swapper
 
 _GAUGES = {
     "running": "sequences_running Sequences being generated.",
@@ -34,6 +35,21 @@ def exposition(workers: Iterable[tuple[Launch, dict[str, Any]]]) -> str:
             lines += [f"# HELP tourkit_{name} {about}", f"# TYPE tourkit_{name} {kind}"]
             for launch, figures in rows:
                 if key in figures:
-                    labels = f'model="{launch.model}",quant="{launch.quant}",stack="{launch.load.stack}"'
-                    lines.append(f"tourkit_{name}{{{labels}}} {figures[key]}")
+                    lines.append(f"tourkit_{name}{{{_labels(launch)}}} {figures[key]}")
     return "\n".join(lines) + "\n"
+
+
+def of_turns(loaded: Iterable[tuple[Launch, bool]], swapper: Swapper) -> str:
+    """Which models are in memory, and what the taking of turns has come to."""
+    lines = ["# HELP tourkit_model_loaded Whether the model is in memory.", "# TYPE tourkit_model_loaded gauge"]
+    lines += [f"tourkit_model_loaded{{{_labels(launch)}}} {int(is_up)}" for launch, is_up in loaded]
+    for name, kind, about, value in (
+        ("turn_requests_waiting", "gauge", "Requests that wait for the turn of their model.", swapper.waiting),
+        ("turn_swaps_total", "counter", "Times that a model was evicted for another.", swapper.swaps),
+    ):
+        lines += [f"# HELP tourkit_{name} {about}", f"# TYPE tourkit_{name} {kind}", f"tourkit_{name} {value}"]
+    return "\n".join(lines) + "\n"
+
+
+def _labels(launch: Launch) -> str:
+    return f'model="{launch.model}",quant="{launch.quant}",stack="{launch.load.stack}"'

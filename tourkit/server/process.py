@@ -1,7 +1,7 @@
-"""Life of one worker process: starting, ready, failed, stopped. Waiters are woken on every change that answers them.
+"""Life of one worker process: starting, ready, failed, stopped; unloaded, where it takes turns with others.
 
-What cannot be loaded is replaced by the next of its fallbacks. A worker is a process group of its own: whatever it has
-started ends with it.
+Waiters are woken on every change that answers them. What cannot be loaded is replaced by the next of its fallbacks. A
+worker is a process group of its own: whatever it has started ends with it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum, auto
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -30,17 +32,22 @@ from tourkit.server.worker import WorkerSpec
 _MAX_CRASHES = 3  # in a row without one answered request in between: then the worker stays down
 _STOP_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 2.0  # for stderr to end after its process has
+_LOOK_SECONDS = 0.02  # between two looks at what was killed
 _LAST_LINES = 200  # of stderr: the tracebacks of two processes
 _MOST_LINE = 1 << 20  # bytes
 _LONG_PATH = 40  # of the 107 characters of a socket's path; vLLM's have 37 in their folder, which has 24
 _MODULES = {"vllm": "tourkit.server.vllm_worker"}  # stacks that bring a server of their own
 _MODULE = "tourkit.server.worker"
+# Threads spin for a moment between two steps, which decoding needs (a third of its speed), but not for long: those of
+# an idle worker would take the processors from a busy one.
+SPINNING = {"GOMP_SPINCOUNT": "100000"}
 # What a Python process says last, but for lines that only say that another process said more.
 _RAISED = re.compile(r"\b([A-Z]\w*(?:Error|Exception))\b(?:: (.+))?$")
 _SEE_ABOVE = re.compile("root cause above|initialization failed|ended with an? (error|exception)", re.IGNORECASE)
 
 
 class State(Enum):
+    UNLOADED = auto()  # it is not its turn
     STARTING = auto()
     READY = auto()
     FAILED = auto()
@@ -100,35 +107,44 @@ class Worker:
         self.launch = launch
         self.current = launch
         self.stand_in: Worker | None = None
-        self.state = State.STARTING
+        self.state = State.STARTING if launch.resident else State.UNLOADED
         self.error: str | None = None
         self.passed_over: list[str] = []  # a line for each that could not be loaded
         self.address = ""
         self.secret = secrets.token_hex(16)
         self.restarts = 0
+        self.started = 0.0  # by the monotonic clock
         self._uds = uds
         self._offline = offline
         self._say = say
         self._others = others
         self._crashes = 0
-        self._stopping = asyncio.Event()
+        self._told_to_be: State | None = None  # UNLOADED or STOPPED, once told to end
         self._process: asyncio.subprocess.Process | None = None
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
+        """Load, in a process of its own: what was loaded last, or the launch."""
+        self._told_to_be = None
+        self.state = State.STARTING
+        self.started = time.monotonic()
         self._task = asyncio.create_task(self._supervise())
 
+    async def settled(self) -> None:
+        """Wait until it is known whether this can be loaded."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.state not in (State.STARTING, State.UNLOADED))
+
     async def ready(self) -> Worker:
-        """Wait for what answers here: this worker, or the one that stands in for it.
+        """Wait until this is loaded; itself, or the worker that stands in for it, which may not be ready.
 
         Raises EngineDead when nothing can be loaded, or when it is being stopped.
         """
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.state is not State.STARTING)
+        await self.settled()
         if self.state is not State.READY:
             raise EngineDead(self.error or f"{self.launch.model} {self.launch.quant}: the worker is stopped")
-        return self if self.stand_in is None else await self.stand_in.ready()
+        return self if self.stand_in is None else self.stand_in
 
     def answered(self) -> None:
         """A request went well: earlier crashes are forgiven."""
@@ -144,9 +160,18 @@ class Worker:
         return self.current if self.stand_in is None else self.stand_in.answering
 
     async def stop(self) -> None:
+        """End for good."""
+        await self._end(State.STOPPED)
+
+    async def unload(self) -> None:
+        """Give the memory back, until the next start. Where nothing can be loaded there is nothing to give back."""
+        if self.state in (State.STARTING, State.READY) and self.stand_in is None:
+            await self._end(State.UNLOADED)
+
+    async def _end(self, state: State) -> None:
         """Ask the process to end by closing its stdin, and insist after a while."""
-        self._stopping.set()
-        await self._become(State.STOPPED)
+        self._told_to_be = state
+        await self._become(state)
         process = self._process
         if process is not None and process.returncode is None:
             if process.stdin is not None:
@@ -160,14 +185,15 @@ class Worker:
 
     async def _supervise(self) -> None:
         """Run the launch and, one after the other, its fallbacks, until told to stop or nothing is left."""
-        links = (self.launch, *self.launch.fallbacks)
+        links = (self.launch, *self.launch.fallbacks)[len(self.passed_over) :]
         for link, following in zip(links, (*links[1:], None), strict=True):
             other = self._others(link) if link is not self.launch else None
             if other is not None:
                 self.stand_in = other
                 await self._become(State.READY)
                 return
-            self.current, self._crashes = link, 0
+            if link is not self.current:
+                self.current, self._crashes = link, 0
             reason = await self._run(link, is_last=following is None)
             if reason is None:
                 return
@@ -175,18 +201,18 @@ class Worker:
             self.passed_over.append(failure)
             if following is not None:
                 self._say(f"{', '.join(link.roles)}: {failure}; falling back to {following.title}")
-        self.error = self.passed_over[-1] if len(links) == 1 else "; ".join(self.passed_over)
+        self.error = "; ".join(self.passed_over)
         await self._become(State.FAILED)
 
     async def _run(self, link: Launch, *, is_last: bool) -> str | None:
         """Keep a process for `link`; why that is given up, or None when told to stop."""
-        while not self._stopping.is_set():
+        while not self._must_end():
             scratch = _scratch()
             try:
                 ending = await self._live(link, scratch)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-            if self._stopping.is_set():
+            if self._must_end():
                 break
             if ending.told:
                 return ending.words  # a reason was given: trying again would give the same one
@@ -200,9 +226,12 @@ class Worker:
 
     async def _live(self, link: Launch, scratch: str) -> _Ending:
         """One process from start to end."""
-        process = await self._spawn(link, scratch)
-        if self._stopping.is_set() and process.stdin is not None:
-            process.stdin.close()  # stop() came while the process was being made
+        try:
+            process = await self._spawn(link, scratch)
+        except OSError as exc:  # no memory or no process left to be had
+            return _Ending(was_ready=False, told=True, words=f"its process cannot be made ({exc.strerror})")
+        if self._must_end() and process.stdin is not None:
+            process.stdin.close()  # the order to end came while the process was being made
         words: deque[str] = deque(maxlen=_LAST_LINES)
         has_children = link.load.stack in _MODULES
         listening = asyncio.create_task(_listen(process, words, every_line=not has_children))
@@ -212,6 +241,8 @@ class Worker:
         await self._become(State.STARTING)
         if has_children:
             _kill(process)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(_gone(process.pid), _STOP_SECONDS)  # what comes next needs the memory
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(listening, _LAST_WORDS_SECONDS)
         return _Ending(was_ready, error is not None, error or _last_words(words, code))
@@ -243,9 +274,12 @@ class Worker:
             await self._become(State.READY)
         return greeting.get("error")
 
+    def _must_end(self) -> bool:
+        return self._told_to_be is not None
+
     async def _become(self, state: State) -> None:
         async with self._changed:
-            self.state = State.STOPPED if self._stopping.is_set() else state
+            self.state = self._told_to_be or state
             self._changed.notify_all()
 
 
@@ -256,9 +290,7 @@ def _scratch() -> str:
 
 
 def _environment(link: Launch, scratch: str) -> dict[str, str]:
-    # Threads spin for a moment between two steps, which decoding needs (a third of its speed), but not for long:
-    # those of an idle worker would take the processors from a busy one.
-    found = {"GOMP_SPINCOUNT": "100000"} | os.environ | {"TMPDIR": scratch}
+    found = SPINNING | os.environ | {"TMPDIR": scratch}
     if link.device != "cpu":
         found["CUDA_VISIBLE_DEVICES"] = link.device  # ROCm reads it too
     elif link.load.gpu_layers == 0:
@@ -301,6 +333,21 @@ def _kill(process: asyncio.subprocess.Process) -> None:
             os.killpg(process.pid, signal.SIGKILL)
     elif process.returncode is None:
         process.kill()
+
+
+async def _gone(group: int) -> None:
+    while _runs(group):
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _runs(group: int) -> bool:
+    """Whether a process of the group has not ended yet. A zombie has: it holds no memory."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it is gone now
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in ("Z", "X"):
+                return True
+    return False
 
 
 def _remove_socket(path: str) -> None:

@@ -170,11 +170,11 @@ def _end_with_gateway() -> None:
 
 
 async def serve(spec: WorkerSpec) -> None:
-    """Load, say so, and serve until told to stop."""
+    """Load, say so, and serve until told to stop; told while it loads, it ends at once."""
+    threading.Thread(target=_end_with_gateway, daemon=True).start()
     engine = await asyncio.to_thread(partial(backends.load, spec.load))
     sock, address = _listen(spec)
     server = EndingServer(ModelServer(engine, spec.secret).app(), partial(asyncio.to_thread, engine.close))
-    threading.Thread(target=_end_with_gateway, daemon=True).start()
     _tell({"ready": True, "address": address, **asdict(engine.info)})
     try:
         await server.serve(sockets=[sock])

@@ -1,0 +1,253 @@
+"""Who is let in, who is loaded and who has to go, as tables of events; and that every request gets its turn."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from tourkit.server.turns import NOTHING, Phase, Step, Turns
+
+Event = Callable[[Turns], Step]
+
+
+def ask(number: int, model: str) -> Event:
+    return lambda turns: turns.ask(number, model)
+
+
+def leave(number: int) -> Event:
+    return lambda turns: turns.leave(number)
+
+
+def begin(model: str) -> Event:
+    return lambda turns: turns.begin(model)
+
+
+def loaded() -> Event:
+    return lambda turns: turns.loaded()
+
+
+def admit(*numbers: int) -> Step:
+    return Step(admit=numbers)
+
+
+def load(model: str, evict: str | None = None) -> Step:
+    return Step(evict=evict, load=model)
+
+
+CASES: dict[str, list[tuple[Event, Step]]] = {
+    "the first request has its model loaded and is let in then": [
+        (ask(1, "a"), load("a")),
+        (loaded(), admit(1)),
+    ],
+    "one is loaded before anybody asks, and nothing is evicted for the first request": [
+        (begin("a"), load("a")),
+        (loaded(), NOTHING),
+        (ask(1, "a"), admit(1)),
+    ],
+    "while nobody waits for another model, requests are let in as they come": [
+        (ask(1, "a"), load("a")),
+        (loaded(), admit(1)),
+        (ask(2, "a"), admit(2)),
+        (leave(1), NOTHING),
+        (ask(3, "a"), admit(3)),
+    ],
+    "another model waits until those inside have ended": [
+        (ask(1, "a"), load("a")),
+        (loaded(), admit(1)),
+        (ask(2, "a"), admit(2)),
+        (ask(3, "b"), NOTHING),
+        (leave(1), NOTHING),
+        (leave(2), load("b", evict="a")),
+        (loaded(), admit(3)),
+    ],
+    "a model that nobody is using goes at once": [
+        (ask(1, "a"), load("a")),
+        (loaded(), admit(1)),
+        (leave(1), NOTHING),
+        (ask(2, "b"), load("b", evict="a")),
+    ],
+    "who comes after somebody that waits for another model waits behind him": [
+        (ask(1, "a"), load("a")),
+        (loaded(), admit(1)),
+        (ask(2, "b"), NOTHING),
+        (ask(3, "a"), NOTHING),
+        (leave(1), load("b", evict="a")),
+        (loaded(), admit(2)),
+        (leave(2), load("a", evict="b")),
+        (loaded(), admit(3)),
+    ],
+    "with a turn come all that wait for the model by then": [
+        (ask(1, "a"), load("a")),
+        (loaded(), admit(1)),
+        (ask(2, "b"), NOTHING),
+        (ask(3, "c"), NOTHING),
+        (ask(4, "b"), NOTHING),
+        (leave(1), load("b", evict="a")),
+        (ask(5, "b"), NOTHING),
+        (loaded(), admit(2, 4, 5)),
+        (ask(6, "b"), NOTHING),
+        (leave(2), NOTHING),
+        (leave(4), NOTHING),
+        (leave(5), load("c", evict="b")),
+        (loaded(), admit(3)),
+    ],
+    "the turn goes to the model that was asked for first": [
+        (begin("a"), load("a")),
+        (ask(1, "c"), NOTHING),
+        (ask(2, "b"), NOTHING),
+        (ask(3, "a"), NOTHING),
+        (loaded(), admit(3)),
+        (leave(3), load("c", evict="a")),
+        (loaded(), admit(1)),
+        (leave(1), load("b", evict="c")),
+    ],
+    "who hangs up while waiting is forgotten": [
+        (ask(1, "a"), load("a")),
+        (loaded(), admit(1)),
+        (ask(2, "b"), NOTHING),
+        (leave(2), NOTHING),
+        (leave(1), NOTHING),
+        (ask(3, "a"), admit(3)),
+    ],
+    "who waited behind one that hangs up is let in, but for those behind somebody else": [
+        (ask(1, "a"), load("a")),
+        (loaded(), admit(1)),
+        (ask(2, "b"), NOTHING),
+        (ask(3, "a"), NOTHING),
+        (ask(4, "a"), NOTHING),
+        (ask(5, "c"), NOTHING),
+        (ask(6, "a"), NOTHING),
+        (leave(2), admit(3, 4)),
+        (leave(1), NOTHING),
+        (leave(3), NOTHING),
+        (leave(4), load("c", evict="a")),
+    ],
+    "when all hang up during a load, it ends and the next one gets the turn": [
+        (ask(1, "a"), load("a")),
+        (ask(2, "b"), NOTHING),
+        (leave(1), NOTHING),
+        (loaded(), load("b", evict="a")),
+        (loaded(), admit(2)),
+    ],
+    "when everybody hangs up during a load, what was loaded stays": [
+        (ask(1, "a"), load("a")),
+        (leave(1), NOTHING),
+        (loaded(), NOTHING),
+        (ask(2, "a"), admit(2)),
+    ],
+    "a model that could not be loaded has its requests let in to hear of it, and then goes": [
+        (ask(1, "a"), load("a")),
+        (ask(2, "b"), NOTHING),
+        (loaded(), admit(1)),
+        (leave(1), load("b", evict="a")),
+    ],
+    "who leaves twice leaves once": [
+        (ask(1, "a"), load("a")),
+        (loaded(), admit(1)),
+        (leave(1), NOTHING),
+        (leave(1), NOTHING),
+    ],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_event_has_its_step(case: str) -> None:
+    turns = Turns()
+
+    for event, step in CASES[case]:
+        assert event(turns) == step
+
+
+def test_the_phase_says_what_is_going_on() -> None:
+    turns = Turns()
+    phases = [turns.phase]
+    for event in (ask(1, "a"), loaded(), ask(2, "b"), leave(1), loaded()):
+        event(turns)
+        phases.append(turns.phase)
+
+    assert phases == [Phase.FREE, Phase.SWAPPING, Phase.OPEN, Phase.DRAINING, Phase.SWAPPING, Phase.OPEN]
+
+
+def test_a_swap_is_counted_when_a_model_has_to_go() -> None:
+    turns = Turns()
+    for event in (begin("a"), loaded(), ask(1, "a"), leave(1)):
+        event(turns)
+    assert turns.swaps == 0
+
+    turns.ask(2, "b")
+    assert turns.swaps == 1
+
+
+def test_who_waits_is_counted_by_model() -> None:
+    turns = Turns()
+    for event in (begin("a"), ask(1, "a"), ask(2, "b"), ask(3, "b")):
+        event(turns)
+
+    assert (turns.waiting, turns.waiting_for("a"), turns.waiting_for("b")) == (3, 1, 2)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_under_any_load_every_request_has_its_turn_after_at_most_one_of_each_other_model(seed: int) -> None:
+    """Requests come, end and hang up at random; nobody is inside but with the holder, and nobody is passed by."""
+    world = World(random.Random(seed))
+    for number in range(300):
+        world.happen(number)
+    while world.inside or world.asked or world.swapping:
+        world.finish_something()
+
+    assert world.turns.phase in (Phase.OPEN, Phase.FREE)
+    assert world.turns.waiting == 0
+    assert world.longest_wait <= len(MODELS)
+
+
+MODELS = ("a", "b", "c", "d")
+
+
+class World:
+    """Requests and a memory for one model, obeying the steps."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.turns = Turns()
+        self.chance = chance
+        self.asked: dict[int, tuple[str, int]] = {}  # model, and the turns given before
+        self.inside: dict[int, str] = {}
+        self.swapping = False
+        self.given = 0
+        self.longest_wait = 0
+
+    def happen(self, number: int) -> None:
+        kind = self.chance.random()
+        if kind < 0.5:
+            model = self.chance.choice(MODELS)
+            self.asked[number] = (model, self.given)
+            self.obey(self.turns.ask(number, model))
+        elif kind < 0.6 and self.asked:
+            gone = self.chance.choice(list(self.asked))
+            del self.asked[gone]
+            self.obey(self.turns.leave(gone))
+        else:
+            self.finish_something()
+
+    def finish_something(self) -> None:
+        if self.swapping:
+            self.swapping = False
+            self.obey(self.turns.loaded())
+        elif self.inside:
+            done = self.chance.choice(list(self.inside))
+            del self.inside[done]
+            self.obey(self.turns.leave(done))
+
+    def obey(self, step: Step) -> None:
+        for number in step.admit:
+            model, before = self.asked.pop(number)
+            assert model == self.turns.holder
+            self.inside[number] = model
+            self.longest_wait = max(self.longest_wait, self.given - before)
+        if step.load is not None:
+            assert not self.inside
+            assert not self.swapping
+            assert step.load != step.evict
+            self.swapping = True
+            self.given += 1
