@@ -114,6 +114,17 @@ def test_every_variant_of_the_tour_is_used_or_passed_over_with_a_reason() -> Non
     assert all(each.reason for each in made.passed_over)
 
 
+def test_an_encoder_of_safetensors_runs_on_the_stack_that_serves_it() -> None:
+    encoder = Shape((0,) * 4, (0,) * 4, 64, 256, 1000, 512, "a test", embeds=True)
+    bundle = index({"embed": ("e5",)}, {"e5": {"F32": 0.5}})
+
+    found = planned(bundle, cpu(16, Stack("vllm"), Stack("transformers")), encoder)
+    without = planned(bundle, cpu(16, Stack("vllm")), encoder)
+
+    assert [placement.stack for placement in found.placements] == ["transformers"]
+    assert "needs llama_cpp or transformers" in reasons(without)["e5 F32"]
+
+
 def test_a_variant_whose_size_the_lock_does_not_know_is_passed_over_with_the_mend() -> None:
     assert "tourkit lock" in reasons(tour(20))["gemma-2-9b-it Q6_K"]
 

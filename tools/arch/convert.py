@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -84,7 +85,8 @@ def to_onnx(tiny: Tiny, folder: Path) -> str:
     if done.returncode == 0:
         return ""
     shutil.rmtree(target, ignore_errors=True)
-    return done.stderr.strip().splitlines()[-1]
+    lines = done.stderr.strip().splitlines()
+    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception): ", line)), lines[-1])
 
 
 def _line(exc: Exception) -> str:
@@ -98,7 +100,7 @@ def convert(tiny: Tiny, folder: Path) -> None:
         note.unlink(missing_ok=True)
         if why:
             (folder / FILES[form]).unlink(missing_ok=True) if form == "gguf" else None
-            note.write_text(why + "\n", encoding="utf-8")
+            note.write_text(why.replace(str(folder / "safetensors"), tiny.name) + "\n", encoding="utf-8")
         print(f"{folder}: {form}: {why or 'converted'}", flush=True)
 
 

@@ -43,7 +43,9 @@ def _config(tiny: Tiny, target: Path, n_tokens: int) -> Any:
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(target)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    config = getattr(transformers, tiny.config)(**tiny.fields | ids, vocab_size=-(-n_tokens // tiny.padding) * tiny.padding)
+    config = getattr(transformers, tiny.config)(
+        **tiny.fields | ids, vocab_size=-(-n_tokens // tiny.padding) * tiny.padding
+    )
     config.architectures = None
     return config
 
@@ -65,7 +67,7 @@ def _random(model: Any, seed: int) -> None:
 
 
 def _writer(config: Any, target: Path) -> dict[str, Any]:
-    """Saves the first random model whose greedy answer is clear; that answer, and the tokens of the prompt and texts."""
+    """Saves the first random model with a clear greedy answer; that answer, and the tokens of prompt and texts."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(target)
@@ -92,7 +94,7 @@ def _writer(config: Any, target: Path) -> dict[str, Any]:
 
 
 def _tokens(target: Path) -> dict[str, list[int]]:
-    """By tokenizer.json alone: transformers 5 reads a space at the beginning of a text in its own way for Llama's kind."""
+    """By tokenizer.json alone: for Llama's kind transformers 5 reads a space at the beginning of a text another way."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))

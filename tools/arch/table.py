@@ -9,7 +9,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tools.arch.families import BY_NAME, TINY, Tiny
@@ -19,12 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "architectures.json"
 PAGE = ROOT / "docs" / "backends.md"
 BEGIN, END = "<!-- families: written by `make docs` -->", "<!-- families: end -->"
-_LIBRARIES = {
-    "llama_cpp": ("llama-cpp-python",),
-    "vllm": ("vllm", "transformers"),
-    "transformers": ("transformers", "torch"),
-    "onnx": ("onnxruntime-genai", "onnxruntime"),
-}
+_FORMATS = {"gguf": "GGUF", "safetensors": "safetensors", "onnx": "ONNX"}
 
 
 def read() -> dict[str, dict[str, str]]:
@@ -57,10 +51,47 @@ def _keep(stack: str, name: str, why: str) -> None:
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+def render(results: dict[str, dict[str, str]]) -> str:
+    """Families by stacks: "yes", or the number of the line below that says what fails."""
+    notes: list[str] = []
+    rows = [f"| {' | '.join(_row(tiny, results, notes))} |" for tiny in TINY]
+    heads = ["families", "class", *(f"{_FORMATS[form]}: `{stack}`" for stack, form in STACKS.items())]
+    table = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows]
+    return "\n".join([*table, "", *(f"{i}. {note}" for i, note in enumerate(notes, 1))]) + "\n"
+
+
+def _row(tiny: Tiny, results: dict[str, dict[str, str]], notes: list[str]) -> Iterator[str]:
+    yield ", ".join(tiny.families)
+    yield f"`{tiny.architecture}`"
+    for stack in STACKS:
+        why = results.get(stack, {}).get(tiny.name)
+        if why is None:
+            yield "not tried"
+            continue
+        note = why.replace("|", "\\|")
+        if why and note not in notes:
+            notes.append(note)
+        yield f"no ({notes.index(note) + 1})" if why else "yes"
+
+
+def page(text: str, results: dict[str, dict[str, str]]) -> str:
+    """docs/backends.md with the table written anew."""
+    before, _, rest = text.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise SystemExit(f"{PAGE}: no {BEGIN} … {END}")
+    return f"{before}{BEGIN}\n{render(results)}{END}{after}"
+
+
 def main() -> None:
     match sys.argv[1:]:
         case ["try", stack, models, *names]:
             try_all(stack, Path(models), names)
+        case ["write"]:
+            PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), read()), encoding="utf-8")
         case _:
             raise SystemExit(__doc__)
 

@@ -30,7 +30,8 @@ PHI_3 = (
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 PHI_2 = (
-    "{% for m in messages %}{{ 'Output' if m.role == 'assistant' else 'Instruct' }}: {{ m.content }}\n{% endfor %}Output:"
+    "{% for m in messages %}{{ 'Output' if m.role == 'assistant' else 'Instruct' }}: {{ m.content }}\n{% endfor %}"
+    "Output:"
 )
 FALCON = (
     "{% for m in messages %}{{ 'Assistant' if m.role == 'assistant' else 'User' }}: {{ m.content | trim }}\n\n"

@@ -20,7 +20,10 @@ from tourkit.backends import STACKS
 
 WHERE = {"gguf": "gguf/tiny-f32.gguf", "safetensors": "safetensors", "onnx": "onnx"}
 PACKAGES = {
-    **{"llama_cpp": "llama_cpp", "vllm": "vllm", "transformers": "transformers", "onnx": "onnxruntime_genai"},
+    "llama_cpp": "llama_cpp",
+    "vllm": "vllm",
+    "transformers": "transformers",
+    "onnx": "onnxruntime_genai",
 }
 SCHEMA = {
     "type": "object",

@@ -22,7 +22,7 @@ _SPACES = tuple(" " * n for n in range(8, 1, -1))  # GPT-NeoX's and Phi-2's, for
 
 @dataclass(frozen=True)
 class Kind:
-    """`pre`: how text is cut before merging; for llama.cpp, which knows published tokenizers by a hash, under that name.
+    """`pre`: llama.cpp's name for how text is cut before merging.
 
     `first`, `last`: control tokens before and after the trained ones; `text`: added tokens that are only text.
     """
@@ -48,7 +48,14 @@ _MISTRAL = (*_LLAMA, "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "
 _GEMMA_UNUSED = ("<mask>", "<2mass>", "[@BOS@]", *(f"<unused{i}>" for i in range(99)))
 _GEMMA = ("<pad>", "<eos>", "<bos>", "<unk>", *_GEMMA_UNUSED, "<start_of_turn>", "<end_of_turn>")  # ids 106 and 107
 _PHI_3 = ("<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|system|>", "<|end|>", "<|user|>")
-_LLAMA_3 = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>")
+_LLAMA_3 = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+)
 _CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _FALCON = (">>TITLE<<", ">>ABSTRACT<<", ">>INTRODUCTION<<", ">>SUMMARY<<", "<|endoftext|>")
 _XLM = ("<s>", "<pad>", "</s>", "<unk>")
@@ -190,7 +197,7 @@ def _sentencepiece(kind: Kind, folder: Path) -> Any:
 
 
 def _unigram(kind: Kind, folder: Path) -> Any:
-    """XLM-RoBERTa's: SentencePiece's own first tokens are written over with fairseq's; sentencepiece.bpe.model beside."""
+    """XLM-RoBERTa's: fairseq's first tokens in place of SentencePiece's own; sentencepiece.bpe.model beside."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     model = _trained(kind, "unigram")
@@ -259,7 +266,9 @@ def _merges(vocab: dict[str, int]) -> Iterator[tuple[str, str]]:
         pairs = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
         if piece.startswith(("<", "[")) and len(piece) > 2:  # a byte or a control token
             continue
-        yield from sorted((pair for pair in pairs if set(pair) <= vocab.keys()), key=lambda p: (vocab[p[0]], vocab[p[1]]))
+        yield from sorted(
+            (pair for pair in pairs if set(pair) <= vocab.keys()), key=lambda p: (vocab[p[0]], vocab[p[1]])
+        )
 
 
 def _normalizer(model: Any) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tourkit.backends.llama_embedding import LlamaEmbedder
+from tourkit.backends.embedder import BatchEmbedder
 from tourkit.backends.llama_prefixes import LlamaPrefixes
 from tourkit.backends.llama_runner import LlamaRunner
 from tourkit.backends.runner_engine import RunnerEngine
@@ -50,6 +50,6 @@ def load(spec: LoadSpec) -> Engine:
         flash_attention=spec.flash_attention,
     )
     if runner.embeds:
-        return LlamaEmbedder(runner, deterministic=spec.deterministic)
+        return BatchEmbedder(runner, deterministic=spec.deterministic)
     prefixes = LlamaPrefixes(runner, Path(spec.prefix_cache)) if spec.prefix_cache and not spec.deterministic else None
     return LlamaEngine(runner, deterministic=spec.deterministic, prefixes=prefixes)

@@ -84,6 +84,8 @@ def shape_of(folder: Path) -> Shape:
     shape = model_shape.of_file(folder)
     if shape is None:
         raise LocalError(f"{folder}: config.json does not tell the model's shape: run `tourkit verify` on the bundle")
+    if shape.embeds:
+        raise LocalError(f"{folder}: makes embeddings, which vllm does not serve here: use transformers")
     return shape
 
 
