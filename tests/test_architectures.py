@@ -7,6 +7,7 @@ made here, where what makes them is installed.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,8 +62,15 @@ def test_every_family_works_on_a_stack(family: str) -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the tiny models, each made when a test first wants it."""
-    return Path(GIVEN) if GIVEN else tmp_path_factory.mktemp("architectures")
+    """The folder of the tiny models: the one that is given, or one with the sample."""
+    if GIVEN:
+        return Path(GIVEN)
+    folder = tmp_path_factory.mktemp("architectures")
+    for step in ("make", "convert"):
+        command = [sys.executable, "-m", f"tools.arch.{step}", str(folder), *SAMPLE]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    return folder
 
 
 def obstacle(name: str, stack: str) -> str:
@@ -87,11 +95,6 @@ def obstacle(name: str, stack: str) -> str:
 )
 def test_the_stack_does_with_the_model_what_the_table_says(name: str, stack: str, models: Path, tmp_path: Path) -> None:
     """When a cell has changed for the better: `make arch-table`."""
-    if not (models / name).is_dir():
-        from tools.arch.convert import convert
-        from tools.arch.make import make
-
-        convert(BY_NAME[name], make(BY_NAME[name], models / name))
     why = trial.attempt(BY_NAME[name], stack, models / name, tmp_path / "log")
 
     told = RESULTS[stack][name]

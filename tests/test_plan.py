@@ -457,6 +457,14 @@ def test_what_is_to_be_started_carries_device_cache_and_chain(tmp_path: Path) ->
     assert brain.fallbacks[0].load.path == str(tmp_path / "models/m/Q8_0/m.gguf")
 
 
+def test_a_chat_template_of_the_manifest_goes_with_every_form_of_its_model(tmp_path: Path) -> None:
+    bundle = index({"brain": ("m",)}, {"m": {"FP8": 8, "Q8_0": 8}})
+
+    [brain] = launches(tmp_path, planned(bundle, with_gpus(16, stacks=ALL_STACKS[:2])), chat_templates={"m": "{{ x }}"})
+
+    assert {launch.load.chat_template for launch in (brain, *brain.fallbacks)} == {"{{ x }}"}
+
+
 # --- adapters -------------------------------------------------------------------------------------------------------
 
 

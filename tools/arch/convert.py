@@ -100,7 +100,7 @@ def convert(tiny: Tiny, folder: Path) -> None:
         note.unlink(missing_ok=True)
         if why:
             (folder / FILES[form]).unlink(missing_ok=True) if form == "gguf" else None
-            note.write_text(why.replace(str(folder / "safetensors"), tiny.name) + "\n", encoding="utf-8")
+            note.write_text(why.replace(str(folder / "safetensors"), "…") + "\n", encoding="utf-8")
         print(f"{folder}: {form}: {why or 'converted'}", flush=True)
 
 

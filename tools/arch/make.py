@@ -30,7 +30,7 @@ def make(tiny: Tiny, folder: Path) -> Path:
     kind = vocabularies.KINDS[tiny.vocabulary]
     n_tokens = vocabularies.write(kind, target, tiny.template)
     config = _config(tiny, target, n_tokens)
-    reference = _embedder(tiny, config, target) if tiny.pooling else _writer(config, target)
+    reference = _embedder(tiny, config, target) if tiny.pooling else _writer(config, n_tokens, target)
     if tiny.published:
         _publish(tiny, target)
     (folder / "reference.json").write_text(json.dumps(reference, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -50,8 +50,12 @@ def _config(tiny: Tiny, target: Path, n_tokens: int) -> Any:
     return config
 
 
-def _random(model: Any, seed: int) -> None:
-    """Every weight random, biases and norms too, so that none can be left out or mistaken for another."""
+def _random(model: Any, seed: int, n_tokens: int) -> None:
+    """Every weight random, biases and norms too, so that none can be left out or mistaken for another.
+
+    Those of the vocabulary's padding are none: stacks count it among the tokens or not, and trained models give it
+    next to no probability.
+    """
     import torch
 
     torch.manual_seed(seed)
@@ -61,12 +65,14 @@ def _random(model: Any, seed: int) -> None:
                 torch.nn.init.normal_(weights, std=_SPREAD)
             else:
                 weights.add_(torch.randn_like(weights) * _SPREAD)
+        for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
+            layer.weight[n_tokens:] = 0
 
 
 # --- models that write ----------------------------------------------------------------------------------------------
 
 
-def _writer(config: Any, target: Path) -> dict[str, Any]:
+def _writer(config: Any, n_tokens: int, target: Path) -> dict[str, Any]:
     """Saves the first random model with a clear greedy answer; that answer, and the tokens of prompt and texts."""
     import transformers
 
@@ -77,7 +83,7 @@ def _writer(config: Any, target: Path) -> dict[str, Any]:
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     plain = set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder)
     for seed in range(_SEEDS):
-        _random(model, seed)
+        _random(model, seed, n_tokens)
         answer, logprobs = _greedy(model, prompt, plain)
         words = tokenizer.decode(answer)
         if len(answer) == ANSWER and "\ufffd" not in words and words.strip() == words:
@@ -128,7 +134,7 @@ def _embedder(tiny: Tiny, config: Any, target: Path) -> dict[str, Any]:
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(target)
     model = transformers.AutoModel.from_config(config).float().eval()
-    _random(model, 0)
+    _random(model, 0, config.vocab_size)
     model.save_pretrained(target)
     mean = tiny.pooling == "mean"
     pooling = {

@@ -25,6 +25,7 @@ class LlamaEngine(RunnerEngine):
         speculate: bool = True,
         deterministic: bool = False,
         prefixes: PrefixStore | None = None,
+        chat_template: str = "",
     ) -> None:
         super().__init__(
             runner,
@@ -33,6 +34,7 @@ class LlamaEngine(RunnerEngine):
             speculate=speculate,
             deterministic=deterministic,
             prefixes=prefixes,
+            chat_template=chat_template,
         )
 
 
@@ -52,4 +54,4 @@ def load(spec: LoadSpec) -> Engine:
     if runner.embeds:
         return BatchEmbedder(runner, deterministic=spec.deterministic)
     prefixes = LlamaPrefixes(runner, Path(spec.prefix_cache)) if spec.prefix_cache and not spec.deterministic else None
-    return LlamaEngine(runner, deterministic=spec.deterministic, prefixes=prefixes)
+    return LlamaEngine(runner, deterministic=spec.deterministic, prefixes=prefixes, chat_template=spec.chat_template)

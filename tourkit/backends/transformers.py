@@ -311,4 +311,10 @@ def load(spec: LoadSpec) -> Engine:
     runner = TransformersRunner(
         folder, slots=spec.slots, max_len=spec.max_len, threads=spec.threads, gpu_layers=spec.gpu_layers
     )
-    return RunnerEngine(runner, "transformers", emulated=EMULATED, deterministic=spec.deterministic)
+    return RunnerEngine(
+        runner,
+        "transformers",
+        emulated=EMULATED,
+        deterministic=spec.deterministic,
+        chat_template=spec.chat_template,
+    )
