@@ -1,4 +1,4 @@
-"""Weights that carry no chat template get the manifest's: through the lock-step of manifest, bundle, plan and worker."""
+"""Weights that carry no chat template get that of the manifest, through bundle, plan and worker."""
 
 from __future__ import annotations
 
@@ -33,9 +33,11 @@ def client(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ope
     index = read_index(root)
     models = tuple(dataclasses.replace(model, chat_template=TEMPLATE) for model in index.models)
     write_index(root, dataclasses.replace(index, models=models))
-    with serving(root, folder / "log", "--offline", "--context", "512") as running:
-        with openai.OpenAI(base_url=f"{running.url}/v1", api_key="unused", max_retries=0) as client:
-            yield client
+    with (
+        serving(root, folder / "log", "--offline", "--context", "512") as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="unused", max_retries=0) as client,
+    ):
+        yield client
 
 
 def test_a_chat_is_written_by_the_template_of_the_bundle(client: openai.OpenAI) -> None:
