@@ -72,7 +72,7 @@ def attempt(tiny: Tiny, stack: str, folder: Path, log: Path) -> str:
     form = STACKS[stack]
     note = folder / f"{form}.txt"
     if note.is_file():
-        return f"convert: {note.read_text(encoding='utf-8').strip()}"
+        return f"convert: {_short(note.read_text(encoding='utf-8').strip(), stack, folder)}"
     reference = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
     with stack_server(stack, folder / WHERE[form], log) as server:
         tried = Tried(server.url, reference)
@@ -80,7 +80,7 @@ def attempt(tiny: Tiny, stack: str, folder: Path, log: Path) -> str:
             try:
                 step(tried)
             except Failed as exc:
-                return f"{name}: {_without_paths(str(exc), folder)}"
+                return f"{name}: {_short(str(exc), stack, folder)}"
     return ""
 
 
@@ -153,5 +153,8 @@ def _message(body: str) -> str:
         return body.strip()
 
 
-def _without_paths(text: str, folder: Path) -> str:
-    return re.sub(re.escape(str(folder)) + r"[^\s:;,]*", tail, text) if (tail := folder.name) else text
+def _short(text: str, stack: str, folder: Path) -> str:
+    """The first sentence of a reason, without what is of this machine alone."""
+    for known in (folder.resolve(), folder):
+        text = re.sub(re.escape(str(known)) + r"[\w./-]*", folder.name, text)
+    return re.split(r"(?<=[.!]) ", text.removeprefix(f"tiny test on {stack}: "))[0]
