@@ -54,7 +54,7 @@ def test_the_table_in_the_docs_is_what_came_of_it() -> None:
 
 @pytest.mark.parametrize("family", OF_FAMILY)
 def test_every_family_works_on_a_stack(family: str) -> None:
-    assert "" in [RESULTS[stack][OF_FAMILY[family].name] for stack in STACKS]
+    assert any(table.works(RESULTS[stack][OF_FAMILY[family].name]) for stack in STACKS)
 
 
 # --- trying it ------------------------------------------------------------------------------------------------------

@@ -51,11 +51,15 @@ def _keep(stack: str, name: str, why: str) -> None:
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def works(why: str) -> bool:
+    return not why or why.startswith("but ")
+
+
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
 def render(results: dict[str, dict[str, str]]) -> str:
-    """Families by stacks: "yes", or the number of the line below that says what fails."""
+    """Families by stacks: "yes", or "no", and the number of the line below that says what fails."""
     notes: list[str] = []
     rows = [f"| {' | '.join(_row(tiny, results, notes))} |" for tiny in TINY]
     heads = ["families", "class", *(f"{_FORMATS[form]}: `{stack}`" for stack, form in STACKS.items())]
@@ -74,7 +78,8 @@ def _row(tiny: Tiny, results: dict[str, dict[str, str]], notes: list[str]) -> It
         note = why.replace("|", "\\|")
         if why and note not in notes:
             notes.append(note)
-        yield f"no ({notes.index(note) + 1})" if why else "yes"
+        answer = "yes" if works(why) else "no"
+        yield f"{answer} ({notes.index(note) + 1})" if why else answer
 
 
 def page(text: str, results: dict[str, dict[str, str]]) -> str:
