@@ -17,7 +17,7 @@ export CMAKE_ARGS += -DCMAKE_C_FLAGS="$(NO_AMX)" -DCMAKE_CXX_FLAGS="$(NO_AMX)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-transformers test-onnx test-vllm check tiny-model tiny-quick tiny-eval lint types format docs bench wheel clean
+.PHONY: help demo test test-transformers test-onnx test-vllm test-arch test-arch-sample arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,23 @@ test-vllm: $(VLLM)/ready ## the stack vllm on a CPU, on weights/tiny, and what a
 	$(VLLM)/bin/python -m pytest tests/test_vllm.py tests/test_fallback.py tests/test_stacks.py \
 		-k "not transformers and not onnx"
 
+ARCH := build/architectures
+ON_ARCH = TOURKIT_ARCHITECTURES=$(ARCH) $(1)/bin/python -m pytest tests/test_architectures.py
+
+test-arch: $(ARCH)/ready $(HF)/ready $(ORT)/ready $(VLLM)/ready ## tiny models of every architecture of the catalogue, on every stack
+	$(call ON_ARCH,$(HF)) -k "not onnx and not vllm"
+	$(call ON_ARCH,$(ORT)) -k "onnx"
+	$(call ON_ARCH,$(VLLM)) -k "vllm"
+
+test-arch-sample: $(TINY)/ready ## three of them, on all stacks but vllm; CI runs this
+	$(TINY)/bin/python -m pytest tests/test_architectures.py
+
+arch-table: $(ARCH)/ready $(HF)/ready $(ORT)/ready $(VLLM)/ready ## try them all, and write docs/architectures.json and its table anew
+	for stack in llama_cpp transformers; do $(HF)/bin/python -m tools.arch.table try $$stack $(ARCH); done
+	$(ORT)/bin/python -m tools.arch.table try onnx $(ARCH)
+	$(VLLM)/bin/python -m tools.arch.table try vllm $(ARCH)
+	$(TINY)/bin/python -m tools.arch.table write
+
 check: lint types test ## what CI runs
 
 lint: $(DEV)/ready ## ruff: rules and formatting
@@ -51,9 +68,10 @@ format: $(DEV)/ready ## rewrite the code in the project's format
 	$(DEV)/bin/ruff format .
 	$(DEV)/bin/ruff check --fix .
 
-docs: $(DEV)/ready ## write docs/cli.md anew from --help, and docs/catalogue.md from manifests/
+docs: $(DEV)/ready ## write docs/cli.md from --help, docs/catalogue.md from manifests/, the table of families in docs/backends.md
 	$(DEV)/bin/python tools/cli_reference.py docs/cli.md
 	$(DEV)/bin/python tools/catalogue_page.py docs/catalogue.md
+	$(DEV)/bin/python -m tools.arch.table write
 
 bench: $(DEV)/ready ## tourkit beside its peers, as ratios of interleaved runs
 	$(DEV)/bin/python bench/prefetch_vs_hf.py
@@ -82,6 +100,11 @@ wheel: $(DEV)/ready ## build the wheel into dist/
 
 clean: ## remove what the targets made, but not the wheel cache
 	rm -rf $(RUN) $(DEV) $(TINY) $(HF) $(ORT) $(VLLM) dist build .pytest_cache .mypy_cache .ruff_cache
+
+$(ARCH)/ready: $(TINY)/ready $(wildcard tools/arch/*.py)
+	$(TINY)/bin/python -m tools.arch.make $(ARCH)
+	$(TINY)/bin/python -m tools.arch.convert $(ARCH)
+	touch $@
 
 $(WHEELS)/ready:
 	$(PYTHON) -m pip wheel --no-cache-dir --no-deps -w $(WHEELS) "$(LLAMA)"

@@ -25,7 +25,7 @@ def build(folder: Path = FOLDER) -> Path:
     if all((binaries / target).is_file() for target in TARGETS):
         return binaries
     folder.mkdir(parents=True, exist_ok=True)
-    source = _sources(folder)
+    source = sources(folder)
     configure = ["cmake", "-S", str(source), "-B", str(folder / "build"), "-DCMAKE_BUILD_TYPE=Release"]
     flags = shlex.split(os.environ.get("CMAKE_ARGS", ""))  # those of the library (see the Makefile)
     _run([*configure, *(f"-D{option}=OFF" for option in _OFF), *flags])
@@ -33,7 +33,7 @@ def build(folder: Path = FOLDER) -> Path:
     return binaries
 
 
-def _sources(folder: Path) -> Path:
+def sources(folder: Path = FOLDER) -> Path:
     """llama.cpp out of the sdist of the llama-cpp-python that is installed here."""
     name = f"llama_cpp_python-{version('llama-cpp-python')}"
     source = folder / name / "vendor" / "llama.cpp"

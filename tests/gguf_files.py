@@ -12,10 +12,10 @@ BERT_WIDTH, BERT_CONTEXT = 32, 64
 _BERT_WORDS = "the name date of bill total is due number".split()
 
 
-def rewrite(source: Path, target: Path, *, parts: int = 1, **changes: int) -> Path:
+def rewrite(source: Path, target: Path, *, parts: int = 1, without: str = "", **changes: int) -> Path:
     """The same tensors and metadata in `target`, with some of the latter changed (`pooling_type=3`), in `parts` files.
 
-    Returns the first file, which is `target` itself for one part.
+    `without`: a key to leave out. Returns the first file, which is `target` itself for one part.
     """
     reader = gguf.GGUFReader(source)
     arch = str(reader.fields["general.architecture"].contents())
@@ -23,7 +23,7 @@ def rewrite(source: Path, target: Path, *, parts: int = 1, **changes: int) -> Pa
     writer = gguf.GGUFWriter(str(target), arch, split_max_tensors=per_part)
     values = {f"{arch}.{name.replace('__', '.')}": value for name, value in changes.items()}
     for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", *values):
+        if name.startswith("GGUF.") or name in ("general.architecture", without, *values):
             continue
         sub_type = field.types[1] if len(field.types) > 1 else None
         writer.add_key_value(name, field.contents(), field.types[0], sub_type)

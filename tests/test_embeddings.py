@@ -21,8 +21,8 @@ from gguf_files import BERT_CONTEXT, BERT_WIDTH, rewrite, write_bert
 from serving import Serving, serving
 
 from tourkit.backends.base import Embedder, Embeddings, Engine, LoadSpec
+from tourkit.backends.embedder import BatchEmbedder
 from tourkit.backends.llama_cpp import load
-from tourkit.backends.llama_embedding import LlamaEmbedder
 from tourkit.backends.llama_runner import LlamaRunner
 from tourkit.bundle import BundleModel, BundleVariant, build_index, variant_dir, write_index
 from tourkit.engine.types import Request, SamplingParams
@@ -46,15 +46,15 @@ def files(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.fixture(params=["mean", "cls", "last"])
-def engine(request: pytest.FixtureRequest, files: dict[str, Path]) -> Iterator[LlamaEmbedder]:
-    engine = LlamaEmbedder(LlamaRunner(files[request.param], threads=1))
+def engine(request: pytest.FixtureRequest, files: dict[str, Path]) -> Iterator[BatchEmbedder]:
+    engine = BatchEmbedder(LlamaRunner(files[request.param], threads=1))
     yield engine
     engine.close()
 
 
 @pytest.fixture
-def bert(files: dict[str, Path]) -> Iterator[LlamaEmbedder]:
-    engine = LlamaEmbedder(LlamaRunner(files["mean"], threads=1), max_waiting=100)
+def bert(files: dict[str, Path]) -> Iterator[BatchEmbedder]:
+    engine = BatchEmbedder(LlamaRunner(files["mean"], threads=1), max_waiting=100)
     yield engine
     engine.close()
 
@@ -63,7 +63,7 @@ def vectors(engine: Embedder, *texts: Any) -> np.ndarray:
     return engine.embed(texts).result(timeout=60).vectors
 
 
-def test_texts_together_get_the_vectors_they_get_alone(engine: LlamaEmbedder) -> None:
+def test_texts_together_get_the_vectors_they_get_alone(engine: BatchEmbedder) -> None:
     together = vectors(engine, *TEXTS)
 
     alone = np.concatenate([vectors(engine, text) for text in TEXTS])
@@ -73,13 +73,13 @@ def test_texts_together_get_the_vectors_they_get_alone(engine: LlamaEmbedder) ->
     assert abs(alone[0] - alone[1]).max() > 50 * TOLERANCE
 
 
-def test_every_vector_has_length_1(engine: LlamaEmbedder) -> None:
+def test_every_vector_has_length_1(engine: BatchEmbedder) -> None:
     lengths = np.linalg.norm(vectors(engine, *TEXTS), axis=1)
 
     assert lengths == pytest.approx(1, abs=1e-5)
 
 
-def test_token_ids_are_taken_as_they_are(bert: LlamaEmbedder) -> None:
+def test_token_ids_are_taken_as_they_are(bert: BatchEmbedder) -> None:
     tokens = bert.tokenize("the name", add_special=True)
 
     by_text, by_ids = vectors(bert, "the name"), vectors(bert, tokens)
@@ -89,7 +89,7 @@ def test_token_ids_are_taken_as_they_are(bert: LlamaEmbedder) -> None:
     assert abs(by_text - without_ends).max() > TOLERANCE
 
 
-def test_texts_of_many_requests_share_calls_and_get_back_to_their_own(engine: LlamaEmbedder) -> None:
+def test_texts_of_many_requests_share_calls_and_get_back_to_their_own(engine: BatchEmbedder) -> None:
     alone = vectors(engine, *TEXTS)
     calls = engine.stats().decode_steps
 
@@ -104,7 +104,7 @@ def test_texts_of_many_requests_share_calls_and_get_back_to_their_own(engine: Ll
 def test_a_text_longer_than_a_call_of_a_causal_model_is_taken_in_several(files: dict[str, Path]) -> None:
     found = []
     for n_batch in (32, 512):
-        engine = LlamaEmbedder(LlamaRunner(files["last"], max_len=512, n_batch=n_batch, threads=1))
+        engine = BatchEmbedder(LlamaRunner(files["last"], max_len=512, n_batch=n_batch, threads=1))
         found.append(vectors(engine, "the name and the date " * 20, "short"))
         engine.close()
 
@@ -113,7 +113,7 @@ def test_a_text_longer_than_a_call_of_a_causal_model_is_taken_in_several(files: 
 
 def test_deterministic_embeddings_are_equal_to_the_bit_under_load(files: dict[str, Path]) -> None:
     engine = load(LoadSpec("embed", "llama_cpp", str(files["mean"]), 4, 64, 1, deterministic=True))
-    assert isinstance(engine, LlamaEmbedder)
+    assert isinstance(engine, BatchEmbedder)
     alone = [vectors(engine, text) for text in TEXTS]
     found: dict[int, np.ndarray] = {}
 
@@ -135,7 +135,7 @@ def test_deterministic_embeddings_are_equal_to_the_bit_under_load(files: dict[st
     ids=["too long", "no such token", "empty"],
 )
 def test_a_text_that_cannot_be_embedded_is_refused_by_its_place(
-    bert: LlamaEmbedder, text: Any, code: str | None
+    bert: BatchEmbedder, text: Any, code: str | None
 ) -> None:
     with pytest.raises(RequestError, match=r"input\[1\]") as refused:
         bert.embed(["the name", text])
@@ -143,13 +143,13 @@ def test_a_text_that_cannot_be_embedded_is_refused_by_its_place(
     assert (refused.value.param, refused.value.code) == ("input", code)
 
 
-def test_more_texts_than_may_wait_are_refused(bert: LlamaEmbedder) -> None:
+def test_more_texts_than_may_wait_are_refused(bert: BatchEmbedder) -> None:
     with pytest.raises(QueueFull, match="100 texts"):
         bert.embed(["the name"] * 101)
 
 
 def test_texts_nobody_waits_for_any_more_leave_the_queue(files: dict[str, Path]) -> None:
-    engine = LlamaEmbedder(LlamaRunner(files["mean"], threads=1))
+    engine = BatchEmbedder(LlamaRunner(files["mean"], threads=1))
     futures = [engine.embed(["the name of the bill"] * 2000) for _ in range(3)]
 
     cancelled = [future.cancel() for future in futures[1:]]
@@ -163,7 +163,7 @@ def test_texts_nobody_waits_for_any_more_leave_the_queue(files: dict[str, Path])
 
 
 def test_closing_answers_everybody_who_still_waits(files: dict[str, Path]) -> None:
-    engine = LlamaEmbedder(LlamaRunner(files["mean"], threads=1))
+    engine = BatchEmbedder(LlamaRunner(files["mean"], threads=1))
     futures = [engine.embed(["the name"] * 2000) for _ in range(4)]
 
     engine.close()
@@ -205,7 +205,7 @@ def test_an_encoder_that_gives_no_embeddings_is_refused_when_it_is_loaded(
 def test_an_encoder_takes_any_cache_type_for_it_has_no_cache(files: dict[str, Path]) -> None:
     """Its heads of 16 numbers would not suit q8_0."""
     engine = load(LoadSpec("embed", "llama_cpp", str(files["mean"]), 4, 64, 1, cache_type="q8_0"))
-    assert isinstance(engine, LlamaEmbedder)
+    assert isinstance(engine, BatchEmbedder)
 
     assert vectors(engine, "the name").shape == (1, BERT_WIDTH)
 
@@ -216,7 +216,7 @@ def test_a_client_that_hangs_up_takes_its_texts_out_of_the_queue() -> None:
     """The worker's own app over an engine that would never answer."""
     future: Future[Embeddings] = Future()
 
-    class Stuck(LlamaEmbedder):
+    class Stuck(BatchEmbedder):
         def __init__(self) -> None:
             self._size = BERT_WIDTH  # no model
 

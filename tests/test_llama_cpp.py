@@ -121,6 +121,14 @@ def test_a_file_that_is_no_model_is_named_with_the_mend(tmp_path: Path, content:
     assert "\n" not in str(failed.value)
 
 
+def test_what_is_wrong_with_a_model_is_told_not_only_that_it_failed(tiny_gguf: Path, tmp_path: Path) -> None:
+    """llama.cpp's last line says no more than that; the reason is in the one before."""
+    odd = rewrite(tiny_gguf, tmp_path / "odd.gguf", feed_forward_length=96)
+
+    with pytest.raises(LocalError, match="wrong shape"):
+        load(LoadSpec(model="odd", stack="llama_cpp", path=str(odd), slots=1, max_len=64, threads=1))
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(LocalError, match="no such file"):
         LlamaRunner(tmp_path / "gone.gguf")

@@ -81,6 +81,17 @@ def test_an_embedding_model_keeps_no_cache(tmp_path: Path) -> None:
     assert cache_size(load(found)) == 0
 
 
+def test_an_encoder_of_safetensors_is_known_by_its_config(tmp_path: Path) -> None:
+    config = {"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    found = of_file(tmp_path)
+
+    assert found is not None
+    assert found.embeds
+    assert cache_size(load(found)) == 0
+
+
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"nonsense of some length", b"GGUF" + b"\xff" * 100])
 def test_a_file_that_is_no_whole_gguf_tells_nothing_and_is_no_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.gguf").write_bytes(content)

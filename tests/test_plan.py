@@ -114,6 +114,17 @@ def test_every_variant_of_the_tour_is_used_or_passed_over_with_a_reason() -> Non
     assert all(each.reason for each in made.passed_over)
 
 
+def test_an_encoder_of_safetensors_runs_on_the_stack_that_serves_it() -> None:
+    encoder = Shape((0,) * 4, (0,) * 4, 64, 256, 1000, 512, "a test", embeds=True)
+    bundle = index({"embed": ("e5",)}, {"e5": {"F32": 0.5}})
+
+    found = planned(bundle, cpu(16, Stack("vllm"), Stack("transformers")), encoder)
+    without = planned(bundle, cpu(16, Stack("vllm")), encoder)
+
+    assert [placement.stack for placement in found.placements] == ["transformers"]
+    assert "needs llama_cpp or transformers" in reasons(without)["e5 F32"]
+
+
 def test_a_variant_whose_size_the_lock_does_not_know_is_passed_over_with_the_mend() -> None:
     assert "tourkit lock" in reasons(tour(20))["gemma-2-9b-it Q6_K"]
 
@@ -444,6 +455,14 @@ def test_what_is_to_be_started_carries_device_cache_and_chain(tmp_path: Path) ->
         ("llama_cpp", "cpu", 0),
     ]
     assert brain.fallbacks[0].load.path == str(tmp_path / "models/m/Q8_0/m.gguf")
+
+
+def test_a_chat_template_of_the_manifest_goes_with_every_form_of_its_model(tmp_path: Path) -> None:
+    bundle = index({"brain": ("m",)}, {"m": {"FP8": 8, "Q8_0": 8}})
+
+    [brain] = launches(tmp_path, planned(bundle, with_gpus(16, stacks=ALL_STACKS[:2])), chat_templates={"m": "{{ x }}"})
+
+    assert {launch.load.chat_template for launch in (brain, *brain.fallbacks)} == {"{{ x }}"}
 
 
 # --- adapters -------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from tourkit.model_shape import Shape, of_size
 # The stack for equally many bits a weight, best first. On a GPU for throughput; on a CPU by what was measured.
 _ON_GPU = ("vllm", "llama_cpp", "transformers", "onnx")
 _ON_CPU = ("llama_cpp", "onnx", "vllm", "transformers")
+_EMBEDDING = ("llama_cpp", "transformers")  # stacks that serve encoders
 _BITS = re.compile(r"(?:Q|FP|BF|F|INT|W|NF)(\d+)|(\d+)-?BIT")
 _USUAL_BITS = 4
 _FP8_CAPABILITY = (7, 5)  # vLLM's FP8 page: weights only from Turing, computed in FP8 from 8.9
@@ -90,6 +91,9 @@ def forms_of(
             size += lora[1]
             places = [place for place in places if place[0] == "llama_cpp"]
             refusals.append("an adapter needs the GGUF of its base")
+        if shape.embeds:
+            places = [place for place in places if place[0] in _EMBEDDING]
+            refusals.append(f"makes embeddings, which needs {' or '.join(_EMBEDDING)}")
         if not places:
             passed.append(PassedOver(model.id, variant.quant, "; ".join(dict.fromkeys(refusals))))
         for stack, on_gpu in places:

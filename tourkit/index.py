@@ -46,6 +46,7 @@ class BundleModel:
     family: str | None
     gated: bool | None
     adapts: str | None = None  # the id of the model this LoRA adapter is for
+    chat_template: str | None = None  # Jinja source, for weights that carry none
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +123,8 @@ def render_index(index: Index) -> bytes:
 
 
 def _model(model: BundleModel) -> dict[str, Any]:
-    raw = asdict(model)
-    if model.adapts is None:
-        del raw["adapts"]
-    return raw
+    absent = {name for name in ("adapts", "chat_template") if getattr(model, name) is None}
+    return {name: value for name, value in asdict(model).items() if name not in absent}
 
 
 def render_sums(index: Index, index_bytes: bytes) -> bytes:

@@ -82,6 +82,7 @@ class Model:
     roles: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     adapts: str | None = None  # the id of the model this LoRA adapter is for
+    chat_template: str | None = None  # Jinja source, for weights that carry none
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +367,7 @@ def _model(id_: str, raw: dict[str, Any]) -> Model:
         roles=tuple(raw.get("roles", ())),
         languages=tuple(raw.get("languages", ())),
         adapts=raw.get("adapts"),
+        chat_template=raw.get("chat_template"),
     )
 
 

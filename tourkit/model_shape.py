@@ -18,6 +18,7 @@ from tourkit.manifest import Arch
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _POOLINGS = (1, 2, 3, 4)  # mean, first token, last token, rank: any but none
+_ENCODERS = ("bert", "xlm-roberta")  # model types whose tokens see the whole text: they make embeddings
 _MOST_TEXT = 1 << 20  # bytes: a chat template is a few thousand
 _GUESSED_KV_PER_PARAM = 1 / 20_000  # values a token: Phi-3 mini, which keeps many, has 1/19,400
 
@@ -168,8 +169,9 @@ def _of_config(config: dict[str, Any]) -> Shape:
         kv_heads = 1  # Falcon's first design
     kv_heads = int((config.get("attn_config") or {}).get("kv_n_heads") or kv_heads)  # MPT
     head = number("head_dim", default=width // heads)
+    embeds = embeds_by(config)
     return Shape(
-        kv=(kv_heads * 2 * head,) * layers,
+        kv=(0 if embeds else kv_heads * 2 * head,) * layers,
         windows=_windows(config, layers),
         width=width,
         feed_forward=number("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", default=4 * width),
@@ -178,7 +180,13 @@ def _of_config(config: dict[str, Any]) -> Shape:
         source="config.json",
         head=head,
         experts_used=max(1, number("num_experts_per_tok", default=1)),
+        embeds=embeds,
     )
+
+
+def embeds_by(config: dict[str, Any]) -> bool:
+    """Whether a config.json is that of an encoder, which makes embeddings and writes no text."""
+    return config.get("model_type") in _ENCODERS and not config.get("is_decoder")
 
 
 def _windows(config: dict[str, Any], layers: int) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ class LoadSpec:
     `gpu_layers`: layers on the GPU, all for -1, the backend's own choice for None. `flash_attention` None: where the
     device can. `lora`: adapter files to apply. `deterministic`: the same text for the same request, whatever else
     runs. `prefix_cache`: folder in which prompts that were shared are kept until the next start, "" for none.
+    `chat_template`: Jinja source for weights that carry none, "" for none.
     """
 
     model: str
@@ -35,6 +36,7 @@ class LoadSpec:
     lora: tuple[str, ...] = ()
     deterministic: bool = False
     prefix_cache: str = ""
+    chat_template: str = ""
 
 
 class Engine(Protocol):

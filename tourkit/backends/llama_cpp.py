@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tourkit.backends.llama_embedding import LlamaEmbedder
+from tourkit.backends.embedder import BatchEmbedder
 from tourkit.backends.llama_prefixes import LlamaPrefixes
 from tourkit.backends.llama_runner import LlamaRunner
 from tourkit.backends.runner_engine import RunnerEngine
@@ -25,6 +25,7 @@ class LlamaEngine(RunnerEngine):
         speculate: bool = True,
         deterministic: bool = False,
         prefixes: PrefixStore | None = None,
+        chat_template: str = "",
     ) -> None:
         super().__init__(
             runner,
@@ -33,6 +34,7 @@ class LlamaEngine(RunnerEngine):
             speculate=speculate,
             deterministic=deterministic,
             prefixes=prefixes,
+            chat_template=chat_template,
         )
 
 
@@ -51,6 +53,6 @@ def load(spec: LoadSpec) -> Engine:
     )
     if runner.embeds:
         runner.embed([[0] * min(8, runner.max_len)])  # what crashes at first use does so now, while it is loaded
-        return LlamaEmbedder(runner, deterministic=spec.deterministic)
+        return BatchEmbedder(runner, deterministic=spec.deterministic)
     prefixes = LlamaPrefixes(runner, Path(spec.prefix_cache)) if spec.prefix_cache and not spec.deterministic else None
-    return LlamaEngine(runner, deterministic=spec.deterministic, prefixes=prefixes)
+    return LlamaEngine(runner, deterministic=spec.deterministic, prefixes=prefixes, chat_template=spec.chat_template)

@@ -20,6 +20,8 @@ _SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 _NO_POOLING = (-1, 0)  # LLAMA_POOLING_TYPE_UNSPECIFIED and _NONE: a model that writes text
 LAST_POOLING, _RANK_POOLING = 3, 4
 
+_NO_REASON = "failed to load model"  # how llama.cpp ends every log of that kind, after the line that says why
+
 _log_tail: deque[str] = deque(maxlen=20)
 _log_callback: Any = None
 
@@ -48,7 +50,8 @@ def reason() -> str:
     """The last line in which llama.cpp said what went wrong."""
     lines = [line for line in _log_tail if line and line != "."]
     words = ("error", "fail", "invalid", "does not", "requires")
-    wrong = [line for line in lines if any(word in line.lower() for word in words)]
+    said = [line for line in lines if not line.endswith(_NO_REASON)]
+    wrong = [line for line in said if any(word in line.lower() for word in words)]
     return (wrong or lines or ["llama.cpp gave no reason"])[-1]
 
 

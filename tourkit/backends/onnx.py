@@ -161,5 +161,11 @@ def load(spec: LoadSpec) -> RunnerEngine:
         gpu_layers=spec.gpu_layers,
     )
     # Guesses are checked by the logits of each of their tokens.
-    speculate = runner.every_row
-    return RunnerEngine(runner, "onnx", emulated=EMULATED, speculate=speculate, deterministic=spec.deterministic)
+    return RunnerEngine(
+        runner,
+        "onnx",
+        emulated=EMULATED,
+        speculate=runner.every_row,
+        deterministic=spec.deterministic,
+        chat_template=spec.chat_template,
+    )

@@ -60,7 +60,10 @@ def warm_up(runner: Runner) -> None:
 
 
 class RunnerEngine:
-    """The Engine of one loaded model. `emulated`: parameters tourkit serves because the stack's library does not."""
+    """The Engine of one loaded model. `emulated`: parameters tourkit serves because the stack's library does not.
+
+    `chat_template` is used where the model carries none.
+    """
 
     def __init__(
         self,
@@ -72,11 +75,12 @@ class RunnerEngine:
         speculate: bool = True,
         deterministic: bool = False,
         prefixes: PrefixStore | None = None,
+        chat_template: str = "",
     ) -> None:
         warm_up(runner)
         self._runner = runner
         self._info = EngineInfo(stack, runner.max_len, runner.n_slots, runner.n_vocab, emulated)
-        source = runner.chat_template
+        source = runner.chat_template or chat_template
         self._template = ChatTemplate(source, runner.special_tokens) if source else None
         self._grammars: GrammarCompiler | None = None
         self._grammars_lock = threading.Lock()
@@ -141,7 +145,9 @@ class RunnerEngine:
             return self._runner.tokenize(request.prompt, add_special=True, parse_special=False)
         if self._template is None:
             raise RequestError(
-                "this model carries no chat template: use /v1/completions with a plain prompt", param="messages"
+                "this model carries no chat template: use /v1/completions with a plain prompt, or give its model a "
+                "chat_template in the manifest",
+                param="messages",
             )
         text = self._template.render(request.messages or ())
         bos = self._runner.special_tokens["bos_token"]

@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tourkit.backends import packed
+from tourkit.backends.embedder import BatchEmbedder
+from tourkit.backends.encoder import EncoderRunner
 from tourkit.backends.runner_engine import RunnerEngine
 from tourkit.backends.slots import Part, SlotRunner, refuse_foreign
 from tourkit.backends.vocabulary import Vocabulary, read_json
 from tourkit.errors import LocalError
+from tourkit.model_shape import embeds_by
 from tourkit.offline import ENVIRONMENT
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from tourkit.backends.base import LoadSpec
+    from tourkit.backends.base import Engine, LoadSpec
 
 # What transformers' continuous batching cannot do request by request.
 EMULATED = (
@@ -293,14 +296,25 @@ def _line(exc: Exception) -> str:
     return " ".join(str(exc).split())[:300]
 
 
-def load(spec: LoadSpec) -> RunnerEngine:
-    """Load a folder of safetensors and start its engine. Raises LocalError."""
+def load(spec: LoadSpec) -> Engine:
+    """Load a folder of safetensors and start its engine: its configuration decides which. Raises LocalError."""
     refuse_foreign(spec)
     path = Path(spec.path)
     folder = path if path.is_dir() else path.parent
     if not (folder / "config.json").is_file():
         raise LocalError(f"{folder}: no config.json: a safetensors variant is one folder as Hugging Face lays it out")
+    if embeds_by(read_json(folder / "config.json")):
+        torch = _import_torch()
+        torch.set_num_threads(spec.threads)
+        encoder = EncoderRunner(folder, _device(torch, spec.gpu_layers), max_len=spec.max_len)
+        return BatchEmbedder(encoder, "transformers", deterministic=spec.deterministic)
     runner = TransformersRunner(
         folder, slots=spec.slots, max_len=spec.max_len, threads=spec.threads, gpu_layers=spec.gpu_layers
     )
-    return RunnerEngine(runner, "transformers", emulated=EMULATED, deterministic=spec.deterministic)
+    return RunnerEngine(
+        runner,
+        "transformers",
+        emulated=EMULATED,
+        deterministic=spec.deterministic,
+        chat_template=spec.chat_template,
+    )

@@ -84,6 +84,8 @@ def shape_of(folder: Path) -> Shape:
     shape = model_shape.of_file(folder)
     if shape is None:
         raise LocalError(f"{folder}: config.json does not tell the model's shape: run `tourkit verify` on the bundle")
+    if shape.embeds:
+        raise LocalError(f"{folder}: makes embeddings, which vllm does not serve here: use transformers")
     return shape
 
 
@@ -153,11 +155,13 @@ class Texts:
     Raises LocalError when the tokenizer is of a kind that is not known here.
     """
 
-    def __init__(self, folder: Path, n_vocab: int, max_len: int) -> None:
+    def __init__(self, folder: Path, n_vocab: int, max_len: int, chat_template: str = "") -> None:
         self.max_len = max_len
         source = None if (folder / "tokenizer.json").is_file() else converted_tokenizer(folder)
         self.vocabulary = Vocabulary(folder, n_vocab, source)
-        template = self.vocabulary.chat_template
+        # What vLLM itself is to be given: what it does not find in the folder.
+        self.lent_template = "" if self.vocabulary.chat_template else chat_template
+        template = self.vocabulary.chat_template or chat_template
         self._template = ChatTemplate(template, self.vocabulary.special_tokens) if template else None
         self._grammars: GrammarCompiler | None = None
         self._lock = threading.Lock()
@@ -169,7 +173,9 @@ class Texts:
             return vocabulary.tokenize(request.prompt, add_special=True, parse_special=False)
         if self._template is None:
             raise RequestError(
-                "this model carries no chat template: use /v1/completions with a plain prompt", param="messages"
+                "this model carries no chat template: use /v1/completions with a plain prompt, or give its model a "
+                "chat_template in the manifest",
+                param="messages",
             )
         text = self._template.render(request.messages or ())
         return vocabulary.tokenize(text, add_special=self._lacks_bos(text), parse_special=True)

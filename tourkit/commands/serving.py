@@ -138,7 +138,10 @@ def serve(
 
     if deterministic and any(placement.gpu_layers for placement in made.placements):
         note("--deterministic holds on a CPU only: on a GPU a near-tie may still fall either way")
-    started = gateway.launches(bundle, made, deterministic=deterministic, prefix_cache=prefix_cache)
+    templates = {model.id: model.chat_template for model in index.models if model.chat_template}
+    started = gateway.launches(
+        bundle, made, deterministic=deterministic, prefix_cache=prefix_cache, chat_templates=templates
+    )
     options = gateway.GatewayOptions(offline=offline, api_key=api_key, say=note)
     gateway.serve(started, options, gateway.bind(host, port), ready)
 

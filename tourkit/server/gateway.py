@@ -12,9 +12,10 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -226,14 +227,22 @@ class Gateway:
 
 
 def launches(
-    root: Path, plan: Plan, *, deterministic: bool = False, prefix_cache: Path | None = None
+    root: Path,
+    plan: Plan,
+    *,
+    deterministic: bool = False,
+    prefix_cache: Path | None = None,
+    chat_templates: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Launch, ...]:
-    """What to start for a plan over the bundle at `root`. The options are those of LoadSpec."""
+    """What to start for a plan over the bundle at `root`. The options are those of LoadSpec, templates by model."""
     kept = str(prefix_cache.resolve()) if prefix_cache is not None else ""
-    return tuple(_launch(root, placement, deterministic, kept) for placement in plan.placements)
+    return tuple(_launch(root, placement, deterministic, kept, chat_templates) for placement in plan.placements)
 
 
-def _launch(root: Path, placement: Placement, deterministic: bool, prefix_cache: str) -> Launch:
+def _launch(
+    root: Path, placement: Placement, deterministic: bool, prefix_cache: str, chat_templates: Mapping[str, str]
+) -> Launch:
+    fallbacks = (_launch(root, each, deterministic, prefix_cache, chat_templates) for each in placement.fallbacks)
     return Launch(
         load=LoadSpec(
             model=placement.model,
@@ -247,12 +256,13 @@ def _launch(root: Path, placement: Placement, deterministic: bool, prefix_cache:
             lora=tuple(str((root / path).resolve()) for path in placement.lora),
             deterministic=deterministic,
             prefix_cache=prefix_cache,
+            chat_template=chat_templates.get(placement.model, ""),
         ),
         quant=placement.quant,
         roles=placement.roles,
         device=placement.device,
         resident=placement.resident,
-        fallbacks=tuple(_launch(root, fallback, deterministic, prefix_cache) for fallback in placement.fallbacks),
+        fallbacks=tuple(fallbacks),
     )
 
 

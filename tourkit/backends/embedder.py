@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tourkit.backends.base import Embeddings
 from tourkit.engine.types import Emit, EngineInfo, EngineStats, Request, Submission
@@ -16,10 +16,32 @@ from tourkit.errors import EngineDead, QueueFull, RequestError
 if TYPE_CHECKING:
     import numpy as np
 
-    from tourkit.backends.llama_runner import LlamaRunner
-
 _PACK = 512  # tokens a call at which packing more texts into it no longer pays
 _MAX_WAITING = 8192  # texts
+
+
+class EmbeddingRunner(Protocol):
+    """One loaded model that makes embeddings, as the engine drives it from one thread."""
+
+    n_slots: int  # texts a call at most
+    n_batch: int  # tokens a call at most
+    n_vocab: int
+    max_len: int  # tokens a text
+
+    @property
+    def n_embd(self) -> int:
+        """Numbers of an embedding."""
+        ...
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+
+    def piece(self, token: int) -> bytes: ...
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Float32 (len(texts), n_embd), each of length 1; a text alone may have max_len tokens. Raises EngineError."""
+        ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -37,14 +59,21 @@ class _Job:
         return len(self.texts) - self.n_taken
 
 
-class LlamaEmbedder:
-    """The Engine and Embedder of GGUF models that make embeddings. `deterministic`: one text a call."""
+class BatchEmbedder:
+    """The Engine and Embedder of models that make embeddings. `deterministic`: one text a call."""
 
-    def __init__(self, runner: LlamaRunner, *, deterministic: bool = False, max_waiting: int = _MAX_WAITING) -> None:
+    def __init__(
+        self,
+        runner: EmbeddingRunner,
+        stack: str = "llama_cpp",
+        *,
+        deterministic: bool = False,
+        max_waiting: int = _MAX_WAITING,
+    ) -> None:
         self._runner = runner
         self._texts_a_call = 1 if deterministic else runner.n_slots
         self._max_waiting = max_waiting
-        self._info = EngineInfo("llama_cpp", runner.max_len, runner.n_slots, runner.n_vocab)
+        self._info = EngineInfo(stack, runner.max_len, runner.n_slots, runner.n_vocab)
         self._size = runner.n_embd
         self._n_tokens = self._n_calls = 0
         # Shared between threads, under _gate:

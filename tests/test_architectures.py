@@ -1,0 +1,101 @@
+"""Every architecture of the catalogue on every stack, as the table in docs/backends.md has it.
+
+The tiny models come from the folder TOURKIT_ARCHITECTURES (`make test-arch` makes them all), else those of SAMPLE are
+made here, where what makes them is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tools.arch import table, trial  # noqa: E402 - the tools are beside the tests, not installed
+from tools.arch.families import BY_NAME, OF_FAMILY, TINY  # noqa: E402
+from tourkit import manifest  # noqa: E402
+from tourkit.backends import STACKS  # noqa: E402
+
+GIVEN = os.environ.get("TOURKIT_ARCHITECTURES")
+SAMPLE = ("llama-2", "falcon", "all-minilm")  # SentencePiece, BPE of bytes, an embedder
+MAKERS = ("torch", "transformers", "sentencepiece", "onnxruntime_genai")
+CATALOGUE = manifest.catalogue()
+RESULTS = table.read()
+CELLS = [(tiny.name, stack) for tiny in TINY for stack in STACKS]
+
+
+@pytest.mark.parametrize("model", CATALOGUE.values(), ids=CATALOGUE.keys())
+def test_every_family_of_the_catalogue_has_a_tiny_model_of_its_architecture(model: manifest.Model) -> None:
+    """When this fails: a row in tools/arch/families.py, then `make arch-table`."""
+    assert model.family in OF_FAMILY
+    assert OF_FAMILY[model.family].architecture == model.architecture
+
+
+def test_no_tiny_model_is_of_a_family_that_is_gone() -> None:
+    assert OF_FAMILY.keys() == {model.family for model in CATALOGUE.values()}
+
+
+def test_every_cell_was_tried() -> None:
+    assert [(name, stack) for name, stack in CELLS if name not in RESULTS[stack]] == []
+
+
+def test_the_table_in_the_docs_is_what_came_of_it() -> None:
+    """When this fails: `make docs`."""
+    text = table.PAGE.read_text(encoding="utf-8")
+
+    assert table.page(text, RESULTS) == text
+
+
+@pytest.mark.parametrize("family", OF_FAMILY)
+def test_every_family_works_on_a_stack(family: str) -> None:
+    assert any(table.works(RESULTS[stack][OF_FAMILY[family].name]) for stack in STACKS)
+
+
+# --- trying it ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny models: the one that is given, or one with the sample."""
+    if GIVEN:
+        return Path(GIVEN)
+    folder = tmp_path_factory.mktemp("architectures")
+    for step in ("make", "convert"):
+        command = [sys.executable, "-m", f"tools.arch.{step}", str(folder), *SAMPLE]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+def obstacle(name: str, stack: str) -> str:
+    """Why a cell cannot be tried here; empty when it can."""
+    if find_spec(trial.PACKAGES[stack]) is None:
+        return f"{trial.PACKAGES[stack]} is not installed here: make test-arch"
+    if GIVEN:
+        return ""
+    if name not in SAMPLE:
+        return "no tiny model of it here: make test-arch"
+    missing = [maker for maker in MAKERS if find_spec(maker) is None]
+    return f"{missing[0]} is not installed here, to make a tiny model: make test-arch-sample" if missing else ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "stack"),
+    [
+        pytest.param(*cell, marks=pytest.mark.skipif(bool(obstacle(*cell)), reason=obstacle(*cell)), id="-".join(cell))
+        for cell in CELLS
+    ],
+)
+def test_the_stack_does_with_the_model_what_the_table_says(name: str, stack: str, models: Path, tmp_path: Path) -> None:
+    """When a cell has changed for the better: `make arch-table`."""
+    why = trial.attempt(BY_NAME[name], stack, models / name, tmp_path / "log")
+
+    told = RESULTS[stack][name]
+    assert why.partition(":")[0] == told.partition(":")[0], why or f"it works now; the table says: {told}"

@@ -1,0 +1,207 @@
+"""Makes tiny random models with what they must answer: `python -m tools.arch.make build/architectures [NAME…]`.
+
+Each folder has safetensors/ as the family publishes its own, and reference.json: what transformers itself computes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from tools.arch import vocabularies
+from tools.arch.families import BY_NAME, TINY, Tiny
+
+MESSAGES = [{"role": "user", "content": "Anna paid 1200 rubles on 2025-03-14. Write what happened, in words."}]
+TEXTS = ["the name and the date", "Счёт № 42 на сумму 1 200,50 ₽", "emoji 🙂, I've 12345...  a", " x\n\n  y"]
+ANSWER = 12  # tokens of the reference's answer
+_CLEAR = 0.05  # the least by which each of them beats the next best: rounding must not turn an answer elsewhere
+_SEEDS = 200
+_SPREAD = 0.15  # of weights: wide enough that attention matters
+
+
+def make(tiny: Tiny, folder: Path) -> Path:
+    """The model's folder, made anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    target = folder / "safetensors"
+    target.mkdir(parents=True)
+    kind = vocabularies.KINDS[tiny.vocabulary]
+    n_tokens = vocabularies.write(kind, target, tiny.template)
+    config = _config(tiny, target, n_tokens)
+    reference = _embedder(tiny, config, target) if tiny.pooling else _writer(config, n_tokens, target)
+    if tiny.published:
+        _publish(tiny, target)
+    (folder / "reference.json").write_text(json.dumps(reference, indent=1, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+def _config(tiny: Tiny, target: Path, n_tokens: int) -> Any:
+    """The family's configuration."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(target)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    config = getattr(transformers, tiny.config)(
+        **tiny.fields | ids, vocab_size=-(-n_tokens // tiny.padding) * tiny.padding
+    )
+    config.architectures = None
+    return config
+
+
+def _random(model: Any, seed: int, n_tokens: int) -> None:
+    """Every weight random, biases and norms too, so that none can be left out or mistaken for another.
+
+    Those of the vocabulary's padding are none: stacks count it among the tokens or not, and trained models give it
+    next to no probability.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.dim() > 1:
+                torch.nn.init.normal_(weights, std=_SPREAD)
+            else:
+                weights.add_(torch.randn_like(weights) * _SPREAD)
+        for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
+            layer.weight[n_tokens:] = 0
+
+
+# --- models that write ----------------------------------------------------------------------------------------------
+
+
+def _writer(config: Any, n_tokens: int, target: Path) -> dict[str, Any]:
+    """Saves the first random model with a clear greedy answer; that answer, and the tokens of prompt and texts."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(target)
+    text = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    written = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    prompt = tokenizer(text, add_special_tokens=not written).input_ids
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    plain = set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder)
+    for seed in range(_SEEDS):
+        _random(model, seed, n_tokens)
+        answer, logprobs = _greedy(model, prompt, plain)
+        words = tokenizer.decode(answer)
+        if len(answer) == ANSWER and "\ufffd" not in words and words.strip() == words:
+            model.save_pretrained(target)
+            shutil.rmtree(target / ".cache", ignore_errors=True)
+            return {
+                "prompt_tokens": len(prompt),
+                "answer": words,
+                "logprobs": logprobs,
+                "eos": tokenizer.eos_token_id,
+                "texts": _tokens(target),
+            }
+    raise SystemExit(f"{target}: none of {_SEEDS} random models answers clearly")
+
+
+def _tokens(target: Path) -> dict[str, list[int]]:
+    """By tokenizer.json alone: for Llama's kind transformers 5 reads a space at the beginning of a text another way."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))
+    return {text: tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS}
+
+
+def _greedy(model: Any, prompt: list[int], plain: set[int]) -> tuple[list[int], list[float]]:
+    """The likeliest tokens and their log probabilities, up to one that is not plain text or hardly before the next."""
+    import torch
+
+    answer: list[int] = []
+    logprobs: list[float] = []
+    with torch.inference_mode():
+        while len(answer) < ANSWER:
+            likely = model(torch.tensor([prompt + answer]), use_cache=False).logits[0, -1].log_softmax(-1).topk(2)
+            best = int(likely.indices[0])
+            if likely.values[0] - likely.values[1] < _CLEAR or best not in plain:
+                break
+            logprobs.append(round(float(likely.values[0]), 5))
+            answer.append(best)
+    return answer, logprobs
+
+
+# --- models that embed ----------------------------------------------------------------------------------------------
+
+
+def _embedder(tiny: Tiny, config: Any, target: Path) -> dict[str, Any]:
+    """Saves a random encoder as sentence-transformers lays it out; the vectors of some texts."""
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(target)
+    model = transformers.AutoModel.from_config(config).float().eval()
+    _random(model, 0, config.vocab_size)
+    model.save_pretrained(target)
+    mean = tiny.pooling == "mean"
+    pooling = {
+        "word_embedding_dimension": config.hidden_size,
+        "pooling_mode_mean_tokens": mean,
+        "pooling_mode_cls_token": not mean,
+    }
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for i, (path, name) in enumerate(modules)
+    ]
+    (target / "modules.json").write_text(json.dumps(listed), encoding="utf-8")
+    (target / "1_Pooling").mkdir()
+    (target / "1_Pooling" / "config.json").write_text(json.dumps(pooling), encoding="utf-8")
+    vectors = []
+    with torch.inference_mode():
+        for text in TEXTS:
+            states = model(torch.tensor([tokenizer(text).input_ids])).last_hidden_state[0]
+            vector = torch.nn.functional.normalize(states.mean(0) if mean else states[0], dim=0)
+            vectors.append([round(float(x), 6) for x in vector])
+    return {"vectors": vectors}
+
+
+# --- as it is published ---------------------------------------------------------------------------------------------
+
+
+def _publish(tiny: Tiny, target: Path) -> None:
+    """Write the names the family's own files have over those of the class."""
+    path = target / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | tiny.published
+    if tiny.name == "internlm2":
+        config.pop("head_dim", None)
+        _as_internlm2(target, config)
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _as_internlm2(target: Path, config: dict[str, Any]) -> None:
+    """InternLM2 is a Llama under other names, with the queries, key and value of a group in one matrix."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file = target / "model.safetensors"
+    tensors = load_file(file)
+    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+    size = config["hidden_size"] // heads
+    names = {"model.embed_tokens.weight": "model.tok_embeddings.weight", "lm_head.weight": "output.weight"}
+    made = {names.get(name, name): tensor for name, tensor in tensors.items() if ".layers." not in name}
+    parts = {
+        "attention.wo": "self_attn.o_proj", "attention_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm", "feed_forward.w1": "mlp.gate_proj",
+        "feed_forward.w2": "mlp.down_proj", "feed_forward.w3": "mlp.up_proj",
+    }  # fmt: skip
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}"
+        made |= {f"{layer}.{new}.weight": tensors[f"{layer}.{old}.weight"] for new, old in parts.items()}
+        q, k, v = (tensors[f"{layer}.self_attn.{x}_proj.weight"].reshape(groups, -1, size, q_in) for x, q_in in
+                   (("q", heads * size), ("k", heads * size), ("v", heads * size)))  # fmt: skip
+        made[f"{layer}.attention.wqkv.weight"] = torch.cat([q, k, v], dim=1).reshape(-1, heads * size).contiguous()
+    save_file(made, file, metadata={"format": "pt"})
+
+
+def main() -> None:
+    root, names = Path(sys.argv[1]), sys.argv[2:]
+    for tiny in [BY_NAME[name] for name in names] or TINY:
+        print(make(tiny, root / tiny.name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What each stack does with each tiny model, kept in docs/architectures.json, and the table of it in docs/backends.md.
+
+`python -m tools.arch.table try STACK build/architectures [NAME…]` in the stack's own environment; `… write`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tools.arch.families import BY_NAME, TINY, Tiny
+from tourkit.backends import STACKS
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "architectures.json"
+PAGE = ROOT / "docs" / "backends.md"
+BEGIN, END = "<!-- families: written by `make docs` -->", "<!-- families: end -->"
+_FORMATS = {"gguf": "GGUF", "safetensors": "safetensors", "onnx": "ONNX"}
+
+
+def read() -> dict[str, dict[str, str]]:
+    """By stack and model: empty where all is as it should be, else the step that fails and why."""
+    found: dict[str, dict[str, str]] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    return found
+
+
+def try_all(stack: str, models: Path, names: list[str]) -> None:
+    """Try the models on a stack and keep what came of it."""
+    from tools.arch.trial import attempt
+
+    for tiny in [BY_NAME[name] for name in names] or TINY:
+        with tempfile.TemporaryDirectory() as folder:
+            why = attempt(tiny, stack, models / tiny.name, Path(folder) / "log")
+        print(f"{stack} {tiny.name}: {why or 'ok'}", flush=True)
+        _keep(stack, tiny.name, why)
+
+
+def _keep(stack: str, name: str, why: str) -> None:
+    results = read()
+    rows = results.setdefault(stack, {})
+    rows[name] = why
+    order = [tiny.name for tiny in TINY]
+    results = {
+        stack: {name: results[stack][name] for name in order if name in results[stack]}
+        for stack in STACKS
+        if stack in results
+    }
+    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def works(why: str) -> bool:
+    return not why or why.startswith("but ")
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+def render(results: dict[str, dict[str, str]]) -> str:
+    """Families by stacks: "yes", or "no", and the number of the line below that says what fails."""
+    notes: list[str] = []
+    rows = [f"| {' | '.join(_row(tiny, results, notes))} |" for tiny in TINY]
+    heads = ["families", "class", *(f"{_FORMATS[form]}: `{stack}`" for stack, form in STACKS.items())]
+    table = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows]
+    return "\n".join([*table, "", *(f"{i}. {note}" for i, note in enumerate(notes, 1))]) + "\n"
+
+
+def _row(tiny: Tiny, results: dict[str, dict[str, str]], notes: list[str]) -> Iterator[str]:
+    yield ", ".join(tiny.families)
+    yield f"`{tiny.architecture}`"
+    for stack in STACKS:
+        why = results.get(stack, {}).get(tiny.name)
+        if why is None:
+            yield "not tried"
+            continue
+        note = why.replace("|", "\\|")
+        if why and note not in notes:
+            notes.append(note)
+        answer = "yes" if works(why) else "no"
+        yield f"{answer} ({notes.index(note) + 1})" if why else answer
+
+
+def page(text: str, results: dict[str, dict[str, str]]) -> str:
+    """docs/backends.md with the table written anew."""
+    before, _, rest = text.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise SystemExit(f"{PAGE}: no {BEGIN} … {END}")
+    return f"{before}{BEGIN}\n{render(results)}{END}{after}"
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["try", stack, models, *names]:
+            try_all(stack, Path(models), names)
+        case ["write"]:
+            PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), read()), encoding="utf-8")
+        case _:
+            raise SystemExit(__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Tries a tiny model on a stack, over HTTP as any client would: whether it loads, answers and extracts, and why not."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from tests.stack_server import stack_server
+from tools.arch.families import Tiny
+from tools.arch.make import ANSWER, MESSAGES, TEXTS
+from tourkit.backends import STACKS
+
+WHERE = {"gguf": "gguf/tiny-f32.gguf", "safetensors": "safetensors", "onnx": "onnx"}
+PACKAGES = {
+    "llama_cpp": "llama_cpp",
+    "vllm": "vllm",
+    "transformers": "transformers",
+    "onnx": "onnxruntime_genai",
+}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "rubles": {"type": "integer", "minimum": 0, "maximum": 99999},
+        "kind": {"enum": ["paid", "owed"]},
+    },
+    "required": ["name", "rubles", "kind"],
+    "additionalProperties": False,
+}
+_NEAR = 0.02  # of log probabilities: llama.cpp keeps its KV cache in 16 bits
+_SAME = 0.999  # cosine of embeddings
+
+
+class Failed(Exception):
+    """What did not work, in a few words."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One model on one stack, by its URL, and what transformers computed for it."""
+
+    url: str
+    reference: dict[str, Any]
+
+    def ask(self, path: str, **fields: Any) -> dict[str, Any]:
+        """One request. Raises Failed with the server's reason."""
+        data = json.dumps({"model": "tool"} | fields).encode()
+        request = urllib.request.Request(f"{self.url}{path}", data, {"content-type": "application/json"})
+        try:
+            with urllib.request.urlopen(request) as reply:
+                found: dict[str, Any] = json.load(reply)
+        except urllib.error.HTTPError as exc:
+            with exc:
+                raise Failed(_message(exc.read().decode())) from exc
+        return found
+
+    def chat(self, **fields: Any) -> dict[str, Any]:
+        """A greedy answer to the reference's question."""
+        return self.ask("/v1/chat/completions", messages=MESSAGES, temperature=0, **fields)
+
+
+def attempt(tiny: Tiny, stack: str, folder: Path, log: Path) -> str:
+    """Why the model does not do on the stack all it should, after the step that failed; empty when it does.
+
+    "but …" when it is only some text that has other tokens.
+    """
+    form = STACKS[stack]
+    note = folder / f"{form}.txt"
+    if note.is_file():
+        return f"convert: {_short(note.read_text(encoding='utf-8').strip(), stack, folder)}"
+    reference = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
+    with stack_server(stack, folder / WHERE[form], log) as server:
+        tried, but = Tried(server.url, reference), ""
+        for name, step in (EMBEDDER if tiny.pooling else WRITER).items():
+            try:
+                step(tried)
+            except Failed as exc:
+                why = f"{name}: {_short(str(exc), stack, folder)}"
+                if name != READ:
+                    return why
+                but = f"but {why}"
+    return but
+
+
+# --- what a model that writes must do -------------------------------------------------------------------------------
+
+
+def loads(tried: Tried) -> None:
+    tried.ask("/tokenize", prompt="a")
+
+
+def reads(tried: Tried) -> None:
+    """Plain texts have the tokens that the model's tokenizer.json gives them."""
+    for text, expected in tried.reference["texts"].items():
+        found = tried.ask("/tokenize", prompt=text, add_special_tokens=False)["tokens"]
+        _expect(found, expected, f"tokens of {text!r}")
+
+
+def chats(tried: Tried) -> None:
+    """The greedy answer is that of the model's own pass in transformers, and each token as likely."""
+    reply = tried.chat(max_tokens=ANSWER, logprobs=True, top_logprobs=1)
+    choice = reply["choices"][0]
+    _expect(reply["usage"]["prompt_tokens"], tried.reference["prompt_tokens"], "tokens of the prompt")
+    _expect(choice["message"]["content"], tried.reference["answer"], "the answer")
+    found = [row["logprob"] for row in choice["logprobs"]["content"]]
+    apart = max(abs(one - other) for one, other in zip(found, tried.reference["logprobs"], strict=True))
+    if apart > _NEAR:
+        raise Failed(f"log probabilities are off by up to {apart:.2g}")
+
+
+def ends(tried: Tried) -> None:
+    choice = tried.chat(max_tokens=8, logit_bias={str(tried.reference["eos"]): 100})["choices"][0]
+    _expect((choice["message"]["content"], choice["finish_reason"]), ("", "stop"), "an answer that ends at once")
+
+
+def extracts(tried: Tried) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "payment", "schema": SCHEMA, "strict": True}}
+    text = tried.chat(max_tokens=200, response_format=form)["choices"][0]["message"]["content"]
+    try:
+        jsonschema.validate(json.loads(text), SCHEMA)
+    except (json.JSONDecodeError, jsonschema.ValidationError) as exc:
+        raise Failed(f"{text!r} does not meet the schema") from exc
+
+
+# --- what a model that embeds must do -------------------------------------------------------------------------------
+
+
+def embeds(tried: Tried) -> None:
+    """The vectors point where those of the model's own pass in transformers do."""
+    rows = tried.ask("/v1/embeddings", input=TEXTS)["data"]
+    for text, row, expected in zip(TEXTS, rows, tried.reference["vectors"], strict=True):
+        cosine = sum(one * other for one, other in zip(row["embedding"], expected, strict=True))
+        if cosine < _SAME:
+            raise Failed(f"the vector of {text!r} is another one (cosine {cosine:.3f})")
+
+
+Step = Callable[[Tried], None]
+READ = "read"
+WRITER: dict[str, Step] = {"load": loads, READ: reads, "chat": chats, "end": ends, "extract": extracts}
+EMBEDDER: dict[str, Step] = {"load": loads, "embed": embeds}
+
+
+def _expect(found: Any, expected: Any, what: str) -> None:
+    if found != expected:
+        raise Failed(f"{what}: {found!r} for {expected!r}")
+
+
+def _message(body: str) -> str:
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return body.strip()
+
+
+def _short(text: str, stack: str, folder: Path) -> str:
+    """The first sentence of a reason, without what is of this machine alone."""
+    for known in (folder.resolve(), folder):
+        text = re.sub(re.escape(str(known)) + r"[\w./-]*", folder.name, text)
+    return re.split(r"(?<=[.!]) ", text.removeprefix(f"tiny test on {stack}: "))[0]

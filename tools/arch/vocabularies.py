@@ -1,0 +1,343 @@
+"""Tokenizers of the kinds the catalogue's families have, trained on a page of text: the files a model folder has."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = 1000  # tokens trained, bytes among them; control tokens come on top
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPACES = tuple(" " * n for n in range(8, 1, -1))  # GPT-NeoX's and Phi-2's, for code
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`pre`: llama.cpp's name for how text is cut before merging.
+
+    `first`, `last`: control tokens before and after the trained ones; `text`: added tokens that are only text.
+    """
+
+    model: str  # "bpe" of bytes, "sentencepiece" BPE with bytes, "unigram", "wordpiece"
+    bos: str | None
+    eos: str | None
+    tokenizer_class: str
+    pre: str = ""
+    first: tuple[str, ...] = ()
+    last: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
+    adds_bos: bool = False
+    prefix_space: bool = True  # of sentencepiece: a space before every text
+    rstrip: bool = False  # added tokens take the space after them
+    unk: str | None = None
+    pad: str | None = None
+
+
+_LLAMA = ("<unk>", "<s>", "</s>")
+_YI = ("<unk>", "<|startoftext|>", "<|endoftext|>", "<|Human|>", "<|Assistant|>", "<|System|>", "<|im_start|>")
+_MISTRAL = (*_LLAMA, "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]")
+_GEMMA_UNUSED = ("<mask>", "<2mass>", "[@BOS@]", *(f"<unused{i}>" for i in range(99)))
+_GEMMA = ("<pad>", "<eos>", "<bos>", "<unk>", *_GEMMA_UNUSED, "<start_of_turn>", "<end_of_turn>")  # ids 106 and 107
+_PHI_3 = ("<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|system|>", "<|end|>", "<|user|>")
+_LLAMA_3 = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+)
+_CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_FALCON = (">>TITLE<<", ">>ABSTRACT<<", ">>INTRODUCTION<<", ">>SUMMARY<<", "<|endoftext|>")
+_XLM = ("<s>", "<pad>", "</s>", "<unk>")
+
+KINDS = {
+    "llama": Kind("sentencepiece", "<s>", "</s>", "LlamaTokenizer", first=_LLAMA, adds_bos=True, unk="<unk>"),
+    "yi": Kind(
+        "sentencepiece", "<|startoftext|>", "<|im_end|>", "LlamaTokenizer", first=(*_YI, "<|im_end|>"), unk="<unk>"
+    ),
+    "mistral": Kind("sentencepiece", "<s>", "</s>", "LlamaTokenizer", first=_MISTRAL, adds_bos=True, unk="<unk>"),
+    "gemma": Kind(
+        *("sentencepiece", "<bos>", "<eos>", "GemmaTokenizer"),
+        first=_GEMMA, adds_bos=True, prefix_space=False, unk="<unk>", pad="<pad>",
+    ),
+    "phi-3": Kind(
+        *("sentencepiece", "<s>", "<|endoftext|>", "LlamaTokenizer"),
+        first=_LLAMA, last=_PHI_3, rstrip=True, unk="<unk>", pad="<|endoftext|>",
+    ),
+    "internlm2": Kind(
+        *("sentencepiece", "<s>", "</s>", "LlamaTokenizer"),
+        first=(*_LLAMA, "<|im_end|>", "<|im_start|>"), adds_bos=True, unk="<unk>",
+    ),
+    "llama-3": Kind(
+        "bpe", "<|begin_of_text|>", "<|eot_id|>", "PreTrainedTokenizerFast", "llama-bpe", last=_LLAMA_3, adds_bos=True
+    ),
+    "qwen2": Kind("bpe", None, "<|im_end|>", "Qwen2Tokenizer", "qwen2", last=_CHATML, pad="<|endoftext|>"),
+    "phi-2": Kind(
+        "bpe", "<|endoftext|>", "<|endoftext|>", "CodeGenTokenizer", "phi-2", last=("<|endoftext|>",), text=_SPACES
+    ),
+    "falcon": Kind("bpe", None, "<|endoftext|>", "PreTrainedTokenizerFast", "falcon", first=_FALCON),
+    "neox": Kind(
+        *("bpe", "<|endoftext|>", "<|endoftext|>", "GPTNeoXTokenizer", "mpt"),
+        first=("<|endoftext|>", "<|padding|>"), text=_SPACES,
+    ),
+    "olmo": Kind(
+        *("bpe", None, "<|endoftext|>", "GPTNeoXTokenizer", "olmo"),
+        last=("<|endoftext|>", "<|padding|>"), text=_SPACES, pad="<|padding|>",
+    ),
+    "bloom": Kind(
+        *("bpe", "<s>", "</s>", "BloomTokenizer", "bloom"),
+        first=("<unk>", "<s>", "</s>", "<pad>"), unk="<unk>", pad="<pad>",
+    ),
+    "opt": Kind(
+        *("bpe", "</s>", "</s>", "GPT2Tokenizer", "gpt-2"),
+        first=("<s>", "<pad>", "</s>", "<unk>"), adds_bos=True, unk="<unk>", pad="<pad>",
+    ),
+    "bert": Kind(
+        *("wordpiece", None, None, "BertTokenizer", "bert-bge"),
+        first=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), unk="[UNK]", pad="[PAD]",
+    ),
+    "xlm-roberta": Kind(
+        *("unigram", "<s>", "</s>", "XLMRobertaTokenizer"), first=_XLM, last=("<mask>",), unk="<unk>", pad="<pad>"
+    ),
+}  # fmt: skip
+
+
+def write(kind: Kind, folder: Path, template: str) -> int:
+    """tokenizer.json, tokenizer_config.json and what else the kind has; the number of tokens."""
+    made = {"bpe": _bytes, "sentencepiece": _sentencepiece, "unigram": _unigram, "wordpiece": _wordpiece}[kind.model](
+        kind, folder
+    )
+    special = [_added(text, kind.rstrip and text in kind.last) for text in (*kind.first, *kind.last)]
+    made.add_special_tokens(special)
+    made.add_tokens([_plain(text) for text in kind.text])
+    _dress(made, kind)
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(_config(made, kind, template), indent=1), encoding="utf-8")
+    return int(made.get_vocab_size())
+
+
+def corpus() -> list[str]:
+    """Lines of text in English and Russian."""
+    lines: list[str] = []
+    for name in ("json_extraction", "graph_extraction"):
+        text = (ROOT / "templates" / name / "documents.jsonl").read_text(encoding="utf-8")
+        lines += [line for row in text.splitlines() for line in json.loads(row)["text"].splitlines()]
+    return lines
+
+
+# --- the kinds ------------------------------------------------------------------------------------------------------
+
+
+def _bytes(kind: Kind, folder: Path) -> Any:
+    """BPE over GPT-2's alphabet of bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(ignore_merges=kind.pre == "llama-bpe"))
+    tokenizer.pre_tokenizer = _cut(kind.pre)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    size = SIZE + len(kind.first)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=list(kind.first), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    return tokenizer
+
+
+def _cut(pre: str) -> Any:
+    """The pre-tokenizer of a kind of byte-level BPE, as its published tokenizer.json has it."""
+    from tokenizers import Regex, pre_tokenizers
+
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+    def split(pattern: str, behavior: str = "isolated") -> Any:
+        return pre_tokenizers.Split(Regex(pattern), behavior)
+
+    match pre:
+        case "llama-bpe":
+            return pre_tokenizers.Sequence([split(_CL100K.replace("DIGITS", "{1,3}")), byte_level])
+        case "qwen2":
+            return pre_tokenizers.Sequence([split(_CL100K.replace("DIGITS", "")), byte_level])
+        case "bloom":
+            return pre_tokenizers.Sequence([split(r" ?[^(\s|[.,!?…。，、।۔،])]+"), byte_level])
+        case "falcon":
+            steps = [pre_tokenizers.Punctuation("contiguous"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            return pre_tokenizers.Sequence([*steps, split("[0-9][0-9][0-9]")])
+        case _:
+            return pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+def _sentencepiece(kind: Kind, folder: Path) -> Any:
+    """BPE as SentencePiece trains it, with bytes for what it has no pieces for; beside it, tokenizer.model."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    model = _trained(kind, "bpe", byte_fallback=True)
+    (folder / "tokenizer.model").write_bytes(model.serialized_model_proto())
+    vocab = {model.id_to_piece(i): i for i in range(model.get_piece_size())}
+    tokenizer = Tokenizer(models.BPE(vocab, list(_merges(vocab)), unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    spaces = [normalizers.Replace(" ", _SPACE)]
+    bytes_ = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if kind.prefix_space:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), *spaces])
+        tokenizer.decoder = decoders.Sequence([*bytes_, decoders.Strip(" ", 1, 0)])
+    else:
+        tokenizer.normalizer = normalizers.Sequence(spaces)
+        tokenizer.decoder = decoders.Sequence(bytes_)
+    return tokenizer
+
+
+def _unigram(kind: Kind, folder: Path) -> Any:
+    """XLM-RoBERTa's: fairseq's first tokens in place of SentencePiece's own; sentencepiece.bpe.model beside."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    model = _trained(kind, "unigram")
+    (folder / "sentencepiece.bpe.model").write_bytes(model.serialized_model_proto())
+    pieces = [(model.id_to_piece(i), model.get_score(i)) for i in range(3, model.get_piece_size())]
+    tokenizer = Tokenizer(models.Unigram([*((text, 0.0) for text in kind.first), *pieces], 3, False))
+    charsmap = _normalizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Precompiled(charsmap), normalizers.Replace(Regex(" {2,}"), " ")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    from tokenizers import decoders
+
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer
+
+
+def _wordpiece(kind: Kind, folder: Path) -> Any:
+    """BERT's, lower-case; vocab.txt beside."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=SIZE, special_tokens=list(kind.first), show_progress=False)
+    tokenizer.train_from_iterator(corpus(), trainer)
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words), encoding="utf-8")
+    return tokenizer
+
+
+def _trained(kind: Kind, model_type: str, **more: Any) -> Any:
+    """A SentencePiece model whose control tokens are the kind's first ones."""
+    from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+    first = list(kind.first) if model_type == "bpe" else ["<unk>", "<s>", "</s>"]
+    ids = {"unk_id": first.index("<unk>"), "bos_id": first.index(kind.bos or ""), "eos_id": -1, "pad_id": -1}
+    names = {"bos_piece": kind.bos, "unk_piece": "<unk>"}
+    ends = next(text for text in first if text in ("</s>", "<|endoftext|>", "<eos>"))
+    ids["eos_id"], names["eos_piece"] = first.index(ends), ends
+    if "<pad>" in first:
+        ids["pad_id"], names["pad_piece"] = first.index("<pad>"), "<pad>"
+    rest = [text for text in first if text not in names.values()]
+    written = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus()),
+        model_writer=written,
+        model_type=model_type,
+        vocab_size=SIZE + len(first),
+        user_defined_symbols=rest,
+        add_dummy_prefix=kind.prefix_space,
+        remove_extra_whitespaces=model_type != "bpe",
+        normalization_rule_name="identity" if model_type == "bpe" else "nmt_nfkc",
+        minloglevel=2,
+        **ids,
+        **names,
+        **more,
+    )
+    return SentencePieceProcessor(model_proto=written.getvalue())
+
+
+def _merges(vocab: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """Merges in the order of the pieces they make, which is that of SentencePiece's scores."""
+    for piece, _ in sorted(vocab.items(), key=lambda item: item[1]):
+        pairs = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        if piece.startswith(("<", "[")) and len(piece) > 2:  # a byte or a control token
+            continue
+        yield from sorted(
+            (pair for pair in pairs if set(pair) <= vocab.keys()), key=lambda p: (vocab[p[0]], vocab[p[1]])
+        )
+
+
+def _normalizer(model: Any) -> bytes:
+    """The table by which a SentencePiece model changes characters."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model.serialized_model_proto())
+    return bytes(proto.normalizer_spec.precompiled_charsmap)
+
+
+# --- what is common -------------------------------------------------------------------------------------------------
+
+
+def _added(text: str, rstrip: bool) -> Any:
+    from tokenizers import AddedToken
+
+    return AddedToken(text, normalized=False, special=True, rstrip=rstrip)
+
+
+def _plain(text: str) -> Any:
+    from tokenizers import AddedToken
+
+    return AddedToken(text, normalized=True, special=False)
+
+
+def _dress(tokenizer: Any, kind: Kind) -> None:
+    """What every text is put between."""
+    from tokenizers import processors
+
+    if kind.model in ("wordpiece", "unigram"):
+        start, end = ("[CLS]", "[SEP]") if kind.model == "wordpiece" else ("<s>", "</s>")
+        tokens = [(text, tokenizer.token_to_id(text)) for text in (start, end)]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{start} $A {end}", pair=f"{start} $A {end} $B {end}", special_tokens=tokens
+        )
+    elif kind.adds_bos and kind.bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{kind.bos} $A",
+            pair=f"{kind.bos} $A {kind.bos} $B",
+            special_tokens=[(kind.bos, tokenizer.token_to_id(kind.bos))],
+        )
+
+
+def _config(tokenizer: Any, kind: Kind, template: str) -> dict[str, Any]:
+    """tokenizer_config.json as published folders have it."""
+    added = {
+        str(id_): {
+            "content": token.content,
+            "lstrip": False,
+            "normalized": token.normalized,
+            "rstrip": token.rstrip,
+            "single_word": False,
+            "special": token.special,
+        }
+        for id_, token in tokenizer.get_added_tokens_decoder().items()
+    }
+    found: dict[str, Any] = {
+        "added_tokens_decoder": added,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1024,
+        "tokenizer_class": kind.tokenizer_class,
+    }
+    named = {"bos_token": kind.bos, "eos_token": kind.eos, "unk_token": kind.unk, "pad_token": kind.pad}
+    found |= {name: text for name, text in named.items() if text is not None}
+    if kind.model == "sentencepiece":
+        found |= {"add_bos_token": kind.adds_bos, "add_eos_token": False, "legacy": True}
+    if kind.model == "wordpiece":
+        found |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]", "do_lower_case": True}
+    if kind.model == "unigram":
+        found |= {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+    return found | ({"chat_template": template} if template else {})
