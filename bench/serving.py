@@ -1,8 +1,8 @@
 """Serving beside its peers on one machine, in one run: tourkit, llama-server with and without its own guessing,
 llama_cpp.server, and llama-batched-bench as the ceiling.
 
-`python bench/serving.py [--shape 205m] [--rounds 3] [--quick] [--json]`. Every row is the median of interleaved rounds
-and its ratio to the peer; the servers run one at a time, each with the same model, slots, threads and prompts.
+`python bench/serving.py [--shape 205m] [--rounds 3] [--scale 1] [--json]`. Every row is the median of interleaved
+rounds and its ratio to the peer; the servers run one at a time, each with the same model, slots, threads and prompts.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", default="205m", choices=sorted(shapes.SHAPES))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="a quarter of the work")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the work, such as 0.25 for a quarter")
+    parser.add_argument("--others-once", action="store_true", help="the last two servers in the first round only")
     parser.add_argument("--only", nargs="+", choices=COLUMNS[:4], default=COLUMNS[:4], help="these servers")
     parser.add_argument("--binaries", type=Path, help="where llama-server is, if it is built already")
     parser.add_argument("--json", action="store_true")
@@ -138,13 +139,13 @@ def main() -> None:
         for seed in range(1, given.rounds + 1):
             engine_alone(gguf, binaries, table)
             for name, start in zip(COLUMNS, starters(gguf, binaries, work), strict=False):
-                if name not in given.only:
+                if name not in given.only or (given.others_once and seed > 1 and name in COLUMNS[2:]):
                     continue
                 started = time.perf_counter()
                 with start() as server:
                     server.chat(words(16, seed), max_tokens=1)
                     table.add("start to first answer", "seconds", server.name, time.perf_counter() - started)
-                    measure(server, table, seed, 0.25 if given.quick else 1.0)
+                    measure(server, table, seed, given.scale)
     report(list(table.rows.values()), as_json=given.json)
 
 
