@@ -1,8 +1,9 @@
 """Serving beside its peers on one machine, in one run: tourkit, llama-server with and without its own guessing,
 llama_cpp.server, and llama-batched-bench as the ceiling.
 
-`python bench/serving.py [--shape 205m] [--rounds 3] [--scale 1] [--json]`. Every row is the median of interleaved
-rounds and its ratio to the peer; the servers run one at a time, each with the same model, slots, threads and prompts.
+`python bench/serving.py [--shape 205m] [--rounds 3] [--scale 1] [--json]`. All servers run at once, with the same
+model, slots, threads and prompts; one works while the others are idle. Each kind of work is given to one after the
+other in every round, so that a machine that is slow for a while is slow for all; a ratio is the median of the rounds'.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ COLUMNS = ("tourkit", PEER, "llama-server, n-gram", "llama_cpp.server", "llama-b
 
 @dataclass
 class Row:
-    """One line of the table: what was done, in which unit, and each server's figures by round."""
+    """One line of the table: what was done, in which unit, and each server's figure of each round."""
 
     title: str
     unit: str
@@ -47,12 +48,11 @@ class Row:
         return {name: statistics.median(values) for name, values in self.figures.items()}
 
     def ratio(self, peer: str) -> float | None:
-        """How many times better than the peer tourkit is."""
-        found = self.medians
-        if "tourkit" not in found or peer not in found:
-            return None
-        ours, theirs = found["tourkit"], found[peer]
-        return theirs / ours if self.unit in ("seconds", "ms", "MiB") else ours / theirs
+        """How many times better than the peer tourkit is: the median over the rounds that both took part in."""
+        pairs = zip(self.figures.get("tourkit", ()), self.figures.get(peer, ()), strict=False)
+        less_is_better = self.unit in ("seconds", "ms", "MiB")
+        ratios = [theirs / ours if less_is_better else ours / theirs for ours, theirs in pairs]
+        return statistics.median(ratios) if ratios else None
 
 
 class Table:
@@ -66,33 +66,43 @@ class Table:
         self.rows.setdefault(title, Row(title, unit)).figures.setdefault(name, []).append(value)
 
 
-def measure(server: Server, table: Table, seed: int, scale: float) -> None:
-    """One round of everything on a server; the slowest one gets an eighth of the documents."""
-    share = scale / 8 if server.name == "llama_cpp.server" else scale
+Figures = dict[str, tuple[str, float]]  # title → unit, value
 
-    def count(n: int) -> int:
-        return max(2, int(n * share))
 
-    def add(title: str, unit: str, value: float) -> None:
-        table.add(title, unit, server.name, value)
+def first_token(server: Server, seed: int, scale: float) -> Figures:
+    return {"time to first token, 1,000 tokens": ("seconds", server.first_token(words(1000, seed + 99)))}
 
-    prompt = words(1000, seed + 99)
-    add("time to first token, 1,000 tokens", "seconds", server.first_token(prompt))
-    for clients in (1, 8):
-        speed = free_text(server, clients, max(24, int(96 * scale)), seed)
-        add(f"free text, {clients} client{'s' * (clients > 1)}", "tokens/s", speed)
-    for clients in (1, 8):
-        prompts = documents(count(8 if clients == 1 else 24), 165, 66, seed + clients)
-        requests, complete = extraction(server, clients, prompts, seed)
-        title = f"schema extraction, {clients} client{'s' * (clients > 1)}"
-        add(title, "requests/s", requests)
-        add(f"{title}, complete", "objects/s", complete)
-    requests, _ = extraction(server, 8, documents(count(64), 885, 60, seed + 50), seed)
-    add("64 documents, 885 shared tokens", "requests/s", requests)
-    for title, schema in (("free text", False), ("by schema", True)):
-        took = voting(server, words(885, seed + 77 + schema), schema=schema, seed=seed)
-        add(f"voting n = 10, {title}", "seconds", took)
-    add("peak memory", "MiB", server.memory() / 2**20)
+
+def free(clients: int, server: Server, seed: int, scale: float) -> Figures:
+    speed = free_text(server, clients, max(24, int(96 * scale)), seed)
+    return {f"free text, {clients} client{'s' * (clients > 1)}": ("tokens/s", speed)}
+
+
+def extract(clients: int, documents_: int, server: Server, seed: int, scale: float) -> Figures:
+    prompts = documents(max(2, int(documents_ * scale)), 165, 66, seed + clients)
+    requests, complete = extraction(server, clients, prompts, seed)
+    title = f"schema extraction, {clients} client{'s' * (clients > 1)}"
+    return {title: ("requests/s", requests), f"{title}, complete": ("objects/s", complete)}
+
+
+def shared(server: Server, seed: int, scale: float) -> Figures:
+    requests, _ = extraction(server, 8, documents(max(8, int(64 * scale)), 885, 60, seed + 50), seed)
+    return {"64 documents, 885 shared tokens": ("requests/s", requests)}
+
+
+def vote(schema: bool, server: Server, seed: int, scale: float) -> Figures:
+    title = f"voting n = 10, {'by schema' if schema else 'free text'}"
+    return {title: ("seconds", voting(server, words(885, seed + 77 + schema), schema=schema, seed=seed))}
+
+
+def peak(server: Server, seed: int, scale: float) -> Figures:
+    return {"peak memory": ("MiB", server.memory() / 2**20)}
+
+
+WORK = [
+    *(first_token, partial(free, 1), partial(free, 8), partial(extract, 1, 8), partial(extract, 8, 24)),
+    *(shared, partial(vote, False), partial(vote, True), peak),
+]
 
 
 def engine_alone(gguf: Path, binaries: Path, table: Table) -> None:
@@ -132,20 +142,26 @@ def main() -> None:
     given = parser.parse_args()
     binaries = given.binaries or build_llama_cpp.build()
     table = Table()
-    with tempfile.TemporaryDirectory(prefix="tourkit-bench-") as folder:
-        work = Path(folder)
-        gguf = work / f"{given.shape}.gguf"
+    with tempfile.TemporaryDirectory(prefix="tourkit-bench-") as folder, ExitStack() as running:
+        gguf = Path(folder) / f"{given.shape}.gguf"
         shapes.write(shapes.SHAPES[given.shape], gguf)
-        for seed in range(1, given.rounds + 1):
+        for _ in range(given.rounds):
             engine_alone(gguf, binaries, table)
-            for name, start in zip(COLUMNS, starters(gguf, binaries, work), strict=False):
-                if name not in given.only or (given.others_once and seed > 1 and name in COLUMNS[2:]):
-                    continue
+        servers = []
+        for name, start in zip(COLUMNS, starters(gguf, binaries, Path(folder)), strict=False):
+            if name in given.only:
                 started = time.perf_counter()
-                with start() as server:
-                    server.chat(words(16, seed), max_tokens=1)
-                    table.add("start to first answer", "seconds", server.name, time.perf_counter() - started)
-                    measure(server, table, seed, given.scale)
+                servers.append(running.enter_context(start()))
+                servers[-1].chat(words(16, 1), max_tokens=1)
+                table.add("start to first answer", "seconds", name, time.perf_counter() - started)
+        for work in WORK:
+            for seed in range(1, given.rounds + 1):
+                for server in servers:
+                    if given.others_once and seed > 1 and server.name in COLUMNS[2:]:
+                        continue
+                    slowest = server.name == "llama_cpp.server"  # an eighth of the documents is enough of it
+                    for title, (unit, value) in work(server, seed, given.scale / 8 if slowest else given.scale).items():
+                        table.add(title, unit, server.name, value)
     report(list(table.rows.values()), as_json=given.json)
 
 
