@@ -24,7 +24,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tourkit.backends.base import LoadSpec
 from tourkit.errors import EngineDead, EngineError, LocalError, RequestError, TourkitError
@@ -68,10 +68,9 @@ class Gateway:
         self._upstream = Upstream()
         self._folder = ""
 
-    def app(self) -> Starlette:
-        return Starlette(
+    def app(self) -> ASGIApp:
+        about = Starlette(
             routes=[
-                *(Route(path, _AsgiEndpoint(self.forward), methods=["POST"]) for path in _FORWARDED),
                 Route("/v1/models", self.models, methods=["GET"]),
                 Route("/v1/models/{name:path}", self.model, methods=["GET"]),
                 Route("/health", self.health, methods=["GET"]),
@@ -80,6 +79,14 @@ class Gateway:
             exception_handlers={404: _not_found, 405: _not_found},
             lifespan=self._lifespan,
         )
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _FORWARDED:
+                await self.forward(scope, receive, send)  # past the middleware, whose part in a stream is to cost time
+            else:
+                await about(scope, receive, send)
+
+        return app
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -197,7 +204,7 @@ class Gateway:
             async with self._upstream.post(worker, path, body) as answer:
                 await send(_start(answer, worker.current))
                 started = True
-                async for block in answer.content.iter_any():
+                while block := await answer.content.readany():
                     await send({"type": "http.response.body", "body": block, "more_body": True})
                 worker.answered()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -264,16 +271,6 @@ def _launch(
         resident=placement.resident,
         fallbacks=tuple(fallbacks),
     )
-
-
-class _AsgiEndpoint:
-    """A plain ASGI function as a route's endpoint: Starlette would wrap a function in its request/response form."""
-
-    def __init__(self, call: Callable[[Scope, Receive, Send], Any]) -> None:
-        self._call = call
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._call(scope, receive, send)
 
 
 async def _read_body(request: Request) -> bytes:

@@ -25,6 +25,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from tourkit import backends
 from tourkit.backends.base import LoadSpec
@@ -185,7 +186,7 @@ async def serve(spec: WorkerSpec) -> None:
 class EndingServer(uvicorn.Server):
     """A uvicorn server that first ends what runs when it is told to stop, so that no client waits for nothing."""
 
-    def __init__(self, app: Starlette, end: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, app: ASGIApp, end: Callable[[], Awaitable[None]]) -> None:
         options: dict[str, Any] = {"log_level": "warning", "access_log": False, "lifespan": "on"}
         super().__init__(uvicorn.Config(app, timeout_graceful_shutdown=_GRACE_SECONDS, **options))
         self._end = end
