@@ -29,7 +29,7 @@ test: $(DEV)/ready ## every test; no network, no GPU, no downloaded weights
 	$(DEV)/bin/python -m pytest -n auto
 
 test-transformers: $(HF)/ready ## the stack transformers, on weights/tiny and on tiny random models of many families
-	$(HF)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_vocabulary.py
+	$(HF)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_encoder.py tests/test_vocabulary.py
 
 test-onnx: $(ORT)/ready ## the stack onnx, on weights/tiny
 	$(ORT)/bin/python -m pytest tests/test_stacks.py tests/test_vocabulary.py

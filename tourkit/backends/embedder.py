@@ -26,8 +26,10 @@ class EmbeddingRunner(Protocol):
     n_slots: int  # texts a call at most
     n_batch: int  # tokens a call at most
     n_vocab: int
-    n_embd: int
     max_len: int  # tokens a text
+
+    @property
+    def n_embd(self) -> int: ...
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
 
