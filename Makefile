@@ -46,7 +46,7 @@ test-arch: $(ARCH)/ready $(HF)/ready $(ORT)/ready $(VLLM)/ready ## tiny models o
 	$(call ON_ARCH,$(ORT)) -k "onnx"
 	$(call ON_ARCH,$(VLLM)) -k "vllm"
 
-test-arch-sample: $(TINY)/ready ## three of them, on all stacks but vllm; CI runs this
+test-arch-sample: $(TINY)/ready ## four of them, on all stacks but vllm; CI runs this
 	$(TINY)/bin/python -m pytest tests/test_architectures.py
 
 arch-table: $(ARCH)/ready $(HF)/ready $(ORT)/ready $(VLLM)/ready ## try them all, and write docs/architectures.json and its table anew
