@@ -29,7 +29,7 @@ test: $(DEV)/ready ## every test; no network, no GPU, no downloaded weights
 	$(DEV)/bin/python -m pytest -n auto
 
 test-transformers: $(HF)/ready ## the stack transformers, on weights/tiny and on tiny random models of many families
-	$(HF)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_vocabulary.py
+	$(HF)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_encoder.py tests/test_vocabulary.py
 
 test-onnx: $(ORT)/ready ## the stack onnx, on weights/tiny
 	$(ORT)/bin/python -m pytest tests/test_stacks.py tests/test_vocabulary.py
@@ -46,7 +46,7 @@ test-arch: $(ARCH)/ready $(HF)/ready $(ORT)/ready $(VLLM)/ready ## tiny models o
 	$(call ON_ARCH,$(ORT)) -k "onnx"
 	$(call ON_ARCH,$(VLLM)) -k "vllm"
 
-test-arch-sample: $(TINY)/ready ## three of them, on all stacks but vllm; CI runs this
+test-arch-sample: $(TINY)/ready ## four of them, on all stacks but vllm; CI runs this
 	$(TINY)/bin/python -m pytest tests/test_architectures.py
 
 arch-table: $(ARCH)/ready $(HF)/ready $(ORT)/ready $(VLLM)/ready ## try them all, and write docs/architectures.json and its table anew

@@ -23,7 +23,7 @@ from tourkit import manifest  # noqa: E402
 from tourkit.backends import STACKS  # noqa: E402
 
 GIVEN = os.environ.get("TOURKIT_ARCHITECTURES")
-SAMPLE = ("llama-2", "falcon", "all-minilm")  # SentencePiece, BPE of bytes, an embedder
+SAMPLE = ("llama-2", "gemma-2", "falcon", "all-minilm")  # SentencePiece, sliding windows, BPE of bytes, an embedder
 MAKERS = ("torch", "transformers", "sentencepiece", "onnxruntime_genai")
 CATALOGUE = manifest.catalogue()
 RESULTS = table.read()

@@ -32,6 +32,12 @@ BROKEN = {
         "import resource\nresource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\nbytearray(2 << 30)",
         "MemoryError",
     ),
+    "refused by pydantic": (
+        "import sys\nprint('(Server pid=7) a.ValidationError: 1 validation error for ModelConfig', file=sys.stderr)\n"
+        "print('(Server pid=7)   Value error, not supported: M [type=value_error, in=1]', file=sys.stderr)\n"
+        "import os\nos._exit(1)",
+        "it ended while loading: ValidationError: 1 validation error for ModelConfig: Value error, not supported: M",
+    ),
     "killed for memory": (
         "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
         "it ended while loading: signal SIGKILL, maybe for want of memory",

@@ -119,10 +119,10 @@ def test_an_encoder_of_safetensors_runs_on_the_stack_that_serves_it() -> None:
     bundle = index({"embed": ("e5",)}, {"e5": {"F32": 0.5}})
 
     found = planned(bundle, cpu(16, Stack("vllm"), Stack("transformers")), encoder)
-    without = planned(bundle, cpu(16, Stack("vllm")), encoder)
 
     assert [placement.stack for placement in found.placements] == ["transformers"]
-    assert "needs llama_cpp or transformers" in reasons(without)["e5 F32"]
+    with pytest.raises(NotSo, match="makes embeddings, which needs llama_cpp or transformers"):
+        planned(bundle, cpu(16, Stack("vllm")), encoder)
 
 
 def test_a_variant_whose_size_the_lock_does_not_know_is_passed_over_with_the_mend() -> None:

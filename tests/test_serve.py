@@ -585,3 +585,43 @@ def test_an_api_key_is_asked_for(tiny_gguf: Path, tmp_path: Path) -> None:
 
     assert (refused, wrong, right) == (401, 401, 200)
     assert answer["error"]["code"] == "invalid_api_key"
+
+
+DEAD_WORKER = """
+import sys
+from tourkit import backends
+from tourkit.engine.types import EngineInfo
+from tourkit.errors import EngineDead
+from tourkit.server import worker
+
+class Dead:
+    info = EngineInfo("llama_cpp", 64, 1, 300)
+
+    def tokenize(self, text, *, add_special):
+        raise EngineDead("the engine thread died: a test")
+
+    def close(self):
+        print("closed", file=sys.stderr)
+
+backends.load = lambda spec: Dead()
+sys.exit(worker.main())
+"""
+
+
+def test_a_worker_whose_engine_died_says_so_and_ends_so_that_another_is_started() -> None:
+    load = {"model": "m", "stack": "llama_cpp", "path": "m.gguf", "slots": 1, "max_len": 64, "threads": 1}
+    spec = json.dumps({"load": load, "uds": "", "secret": "s", "offline": False})
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", DEAD_WORKER, spec], **pipes) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        connection = http.client.HTTPConnection(json.loads(process.stdout.readline())["address"])
+        connection.request("POST", "/tokenize", b'{"model": "m", "prompt": "a"}', {"x-tourkit-secret": "s"})
+        answer = connection.getresponse()
+        status, said = answer.status, answer.read()
+        connection.close()
+        process.wait()  # its stdin is still open: it ends by itself
+
+        assert (status, process.returncode) == (503, 0)
+        assert b"the engine thread died" in said
+        assert b"closed" in process.stderr.read()

@@ -50,8 +50,9 @@ class OnnxRunner(SlotRunner):
     ) -> None:
         self._genai = _import_genai()
         self._folder = folder
-        trained = read_json(folder / "genai_config.json").get("model", {}).get("context_length", max_len)
-        self._max_len = min(max_len, int(trained))
+        about = read_json(folder / "genai_config.json").get("model", {})
+        self._max_len = min(max_len, int(about.get("context_length", max_len)))
+        self._window: dict[str, Any] = about.get("decoder", {}).get("sliding_window") or {}
         self._model = self._load(threads, gpu_layers)
         n_vocab, rewinds, self.every_row = self._try_out()
         self._generators: list[Any] = [self._generator() for _ in range(slots)]
@@ -67,6 +68,9 @@ class OnnxRunner(SlotRunner):
     def _load(self, threads: int | None, gpu_layers: int | None) -> Any:
         try:
             config = self._genai.Config(str(self._folder))
+            if self._window:  # a layer keeps what its window has left behind too: without it nothing can be dropped
+                window = self._window | {"cache_slack": self._max_len}
+                config.overlay(json.dumps({"model": {"decoder": {"sliding_window": window}}}))
             if threads is not None:
                 options = {"intra_op_num_threads": threads}
                 config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))

@@ -43,6 +43,8 @@ _MODULE = "tourkit.server.worker"
 SPINNING = {"GOMP_SPINCOUNT": "100000"}
 # What a Python process says last, but for lines that only say that another process said more.
 _RAISED = re.compile(r"\b([A-Z]\w*(?:Error|Exception))\b(?:: (.+))?$")
+_COUNTED = re.compile(r"\d+ validation errors? for \w+$")  # pydantic's, which says on the next line what they are
+_BARE = re.compile(r"^\([^)]*\)| \[type=.*$")  # without the name of vLLM's process, and what was given
 _SEE_ABOVE = re.compile("root cause above|initialization failed|ended with an? (error|exception)", re.IGNORECASE)
 
 
@@ -315,10 +317,12 @@ async def _listen(process: asyncio.subprocess.Process, words: deque[str], *, eve
 
 def _last_words(words: deque[str], code: int) -> str:
     """Why a process ended, in one line: the last exception it printed, or the signal, or the exit code."""
-    for line in reversed(words):
-        found = _RAISED.search(line)
-        if found and not _SEE_ABOVE.search(line):
-            return found[0][:300]
+    lines = list(words)
+    for i in reversed(range(len(lines))):
+        found = _RAISED.search(lines[i])
+        if found and not _SEE_ABOVE.search(lines[i]):
+            said = _COUNTED.search(found[0]) and "".join(lines[i + 1 : i + 2])
+            return found[0][:300] + (f": {_BARE.sub('', said).strip()[:300]}" if said else "")
     last = next((f" ({line.strip()[:200]})" for line in reversed(words) if line.strip()), "")
     if code >= 0:
         return f"code {code}{last}"

@@ -29,7 +29,7 @@ from starlette.types import ASGIApp
 
 from tourkit import backends
 from tourkit.backends.base import LoadSpec
-from tourkit.errors import RequestError, TourkitError
+from tourkit.errors import EngineDead, RequestError, TourkitError
 from tourkit.server.embedding import embed
 from tourkit.server.generation import Generation, complete, stream
 from tourkit.server.replies import ChatReply, TextReply
@@ -71,9 +71,10 @@ def read_spec(text: str) -> WorkerSpec:
 class ModelServer:
     """The HTTP routes over one engine."""
 
-    def __init__(self, engine: Engine, secret: str) -> None:
+    def __init__(self, engine: Engine, secret: str, on_dead: Callable[[], None] = lambda: None) -> None:
         self._engine = engine
         self._secret = secret
+        self._on_dead = on_dead
 
     def app(self) -> Starlette:
         return Starlette(
@@ -85,7 +86,7 @@ class ModelServer:
                 Route("/detokenize", self.detokenize, methods=["POST"]),
                 Route("/stats", self.stats, methods=["GET"]),
             ],
-            exception_handlers={TourkitError: _answer_error},
+            exception_handlers={TourkitError: self._answer_error},
         )
 
     async def stats(self, request: HttpRequest) -> Response:
@@ -136,10 +137,11 @@ class ModelServer:
         headers |= {"cache-control": "no-cache", "x-tourkit-constraint": generation.constraint.level}
         return StreamingResponse(stream(generation, reply, asked, request), media_type=_EVENTS, headers=headers)
 
-
-async def _answer_error(request: HttpRequest, exc: Exception) -> Response:
-    assert isinstance(exc, TourkitError)
-    return error_response(exc)
+    async def _answer_error(self, request: HttpRequest, exc: Exception) -> Response:
+        assert isinstance(exc, TourkitError)
+        if isinstance(exc, EngineDead):  # it will answer nothing any more: the gateway starts another worker
+            self._on_dead()
+        return error_response(exc)
 
 
 # --- the process --------------------------------------------------------------------------------------------------
@@ -166,7 +168,8 @@ def _listen(spec: WorkerSpec) -> tuple[socket.socket, str]:
 
 def _end_with_gateway() -> None:
     """Ask this process to stop as soon as stdin closes: the gateway holds the other end."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1024):  # not through sys.stdin: its lock, held here, aborts an interpreter that ends by itself
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -175,7 +178,12 @@ async def serve(spec: WorkerSpec) -> None:
     threading.Thread(target=_end_with_gateway, daemon=True).start()
     engine = await asyncio.to_thread(partial(backends.load, spec.load))
     sock, address = _listen(spec)
-    server = EndingServer(ModelServer(engine, spec.secret).app(), partial(asyncio.to_thread, engine.close))
+
+    def leave() -> None:
+        server.should_exit = True
+
+    app = ModelServer(engine, spec.secret, on_dead=leave).app()
+    server = EndingServer(app, partial(asyncio.to_thread, engine.close))
     _tell({"ready": True, "address": address, **asdict(engine.info)})
     try:
         await server.serve(sockets=[sock])
