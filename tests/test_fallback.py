@@ -32,10 +32,10 @@ BROKEN = {
         "MemoryError",
     ),
     "refused by pydantic": (
-        "import sys\nprint('(APIServer pid=7) a.ValidationError: 1 validation error for ModelConfig', file=sys.stderr)\n"
+        "import os, sys\nprint('(Server pid=7) a.ValidationError: 1 validation error for Model', file=sys.stderr)\n"
         "print('(Server pid=7)   Value error, not supported: M [type=value_error, in=1]', file=sys.stderr)\n"
-        "import os\nos._exit(1)",
-        "it ended while loading: ValidationError: 1 validation error for ModelConfig: Value error, not supported: M",
+        "os._exit(1)",
+        "it ended while loading: ValidationError: 1 validation error for Model: Value error, not supported: M",
     ),
     "killed for memory": (
         "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
