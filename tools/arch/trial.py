@@ -164,4 +164,6 @@ def _short(text: str, stack: str, folder: Path) -> str:
     """The first sentence of a reason, without what is of this machine alone."""
     for known in (folder.resolve(), folder):
         text = re.sub(re.escape(str(known)) + r"[\w./-]*", folder.name, text)
-    return re.split(r"(?<=[.!]) ", text.removeprefix(f"tiny test on {stack}: "))[0]
+    for known in (f"tiny test on {stack}: ", f"{folder.name}: ", "the worker ended 3 times in a row, last with "):
+        text = text.removeprefix(known)
+    return re.split(r"(?<=[.!]) ", text)[0]
