@@ -300,7 +300,7 @@ class BatchEngine:
         if idle:
             oldest = min(idle, key=lambda slot: slot.used)
             if self._parking is not None:
-                self._parking.clear(oldest, self._slots)
+                self._parking.keep(oldest, self._slots)
             self._runner.truncate(oldest.id, 0)
             oldest.cells = None
             return
