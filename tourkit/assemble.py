@@ -64,10 +64,7 @@ def _index(manifest: Manifest, lock: Lock, variants: Sequence[LockedVariant], fi
         manifest_sha256=lock.manifest_sha256,
         lock_sha256=lock.sha256,
         roles={role: ids for role, ids in roles.items() if ids},
-        models=tuple(
-            BundleModel(m.id, m.repo, m.license, m.context, m.family, m.gated, m.adapts, m.chat_template)
-            for m in models
-        ),
+        models=tuple(map(BundleModel.of, models)),
         variants=tuple(BundleVariant(v.model, v.quant, v.format, v.repo, v.revision, v.commit or "") for v in variants),
         files=tuple(files[path] for path in sorted(files)),
     )

@@ -12,7 +12,7 @@ import orjson
 
 from tourkit.errors import NotSo, UsageError
 from tourkit.files import write_atomic
-from tourkit.manifest import check_distinct, check_path, raise_problems, schema_problems
+from tourkit.manifest import Model, check_distinct, check_path, raise_problems, schema_problems
 
 FORMAT = 1
 INDEX = "bundle.json"
@@ -47,6 +47,11 @@ class BundleModel:
     gated: bool | None
     adapts: str | None = None  # the id of the model this LoRA adapter is for
     chat_template: str | None = None  # Jinja source, for weights that carry none
+
+    @staticmethod
+    def of(m: Model) -> "BundleModel":
+        """What a bundle says of a model of the manifest."""
+        return BundleModel(m.id, m.repo, m.license, m.context, m.family, m.gated, m.adapts, m.chat_template)
 
 
 @dataclass(frozen=True, slots=True)

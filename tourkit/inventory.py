@@ -15,10 +15,7 @@ from tourkit.model_shape import Shape, of_arch, of_file
 
 def index_of(manifest: Manifest, lock: Lock) -> Index:
     """The index of the bundle that `prefetch` would make. A variant whose weights have no known size gets no files."""
-    models = tuple(
-        BundleModel(m.id, m.repo, m.license, m.context, m.family, m.gated, m.adapts, m.chat_template)
-        for m in manifest.models.values()
-    )
+    models = tuple(map(BundleModel.of, manifest.models.values()))
     variants = tuple(
         BundleVariant(model.id, v.quant, v.format, v.repo, v.revision, "")
         for model in manifest.models.values()
