@@ -325,6 +325,24 @@ def test_more_than_can_wait_is_answered_429(server: LaunchServer) -> None:
 
 
 @needs_vllm
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_hangs_up_frees_its_slots(server: LaunchServer, stream: bool) -> None:
+    end = json.loads((SAFETENSORS / "config.json").read_text())["eos_token_id"]
+    endless = {"max_tokens": 1800, "logit_bias": {str(end): -100}, "n": 3, "temperature": 1, "stream": stream}
+    ask(server)  # the figures of a worker are there once it is up
+    before = metric(server, "generated_tokens_total")
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc)
+    connection.request("POST", "/v1/chat/completions", json.dumps({"model": "tool", "messages": QUESTION} | endless))
+    while metric(server, "sequences_running") < 3:
+        pass
+    connection.close()
+
+    while metric(server, "sequences_running") or metric(server, "sequences_waiting"):
+        pass
+    assert metric(server, "generated_tokens_total") - before < 3 * 1800
+
+
+@needs_vllm
 def test_its_figures_are_among_the_metrics(server: LaunchServer) -> None:
     before = metric(server, "generated_tokens_total")
     used = ask(server, temperature=1).body["usage"]["completion_tokens"]

@@ -1,6 +1,7 @@
 """vLLM: what its own server is started with, a request in its words, and text as every other stack reads it.
 
-vLLM serves HTTP itself, in a process of its own (server/vllm_worker.py), our front before it (server/vllm_front.py).
+It runs in a process of its own (server/vllm_worker.py); our front in there (server/vllm_front.py) asks its engine
+(vllm_engine.py).
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,10 +26,9 @@ from tourkit.errors import LocalError, RequestError
 from tourkit.model_shape import Shape
 from tourkit.offline import ENVIRONMENT
 
-MAX_LOGPROBS = 21  # 20, and the sampled token, which may be none of the 20 likeliest
+_MAX_LOGPROBS = 20  # of a position, besides that of the sampled token
 _BATCH = 2048  # tokens a step: vLLM's own choice but on the largest GPUs, where working memory would be four times that
 _BLOCK = 128  # tokens of a KV block on a CPU; a multiple of those on GPUs
-_TEMPLATE = 512  # bytes that a chat template may put around a message
 _FRONT = "tourkit.server.vllm_front.Front"
 # Where the answer copies from the prompt, guesses from the prompt are mostly right. Then vLLM refuses min_p and
 # logit_bias, so the roles that are asked all sorts of things go without.
@@ -109,7 +108,7 @@ def arguments(
         "gpu-memory-utilization": 0.01,  # with the line before it limits nothing; vLLM would still want it to be free
         "generation-config": "vllm",  # no defaults from the model's files: requests say everything (`body`)
         "structured-outputs-config": json.dumps(structured),
-        "max-logprobs": MAX_LOGPROBS,
+        "max-logprobs": _MAX_LOGPROBS,
         "fingerprint-mode": "none",
         "uvicorn-log-level": "warning",
     }
@@ -159,8 +158,6 @@ class Texts:
         self.max_len = max_len
         source = None if (folder / "tokenizer.json").is_file() else converted_tokenizer(folder)
         self.vocabulary = Vocabulary(folder, n_vocab, source)
-        # What vLLM itself is to be given: what it does not find in the folder.
-        self.lent_template = "" if self.vocabulary.chat_template else chat_template
         template = self.vocabulary.chat_template or chat_template
         self._template = ChatTemplate(template, self.vocabulary.special_tokens) if template else None
         self._grammars: GrammarCompiler | None = None
@@ -180,16 +177,6 @@ class Texts:
         text = self._template.render(request.messages or ())
         return vocabulary.tokenize(text, add_special=self._lacks_bos(text), parse_special=True)
 
-    @cached_property
-    def chat_lacks_bos(self) -> bool:
-        """Whether the token every prompt begins with must be put before what the chat template makes."""
-        if self._template is None:
-            return False
-        try:
-            return self._lacks_bos(self._template.render([{"role": "user", "content": "a"}]))
-        except RequestError:  # a template that wants more than a question
-            return False
-
     def _lacks_bos(self, text: str) -> bool:
         bos = self.vocabulary.special_tokens["bos_token"]
         return self.vocabulary.adds_bos and not (bos and text.startswith(bos))
@@ -204,7 +191,7 @@ class Texts:
         """The beginning of an answer without the space that SentencePiece models begin with."""
         return text.removeprefix(" ") if self.vocabulary.starts_with_space else text
 
-    def check(self, request: Request) -> None:
+    def check(self, request: Request, n_prompt: int) -> None:
         """Raises RequestError for tokens this model does not have, and for more of them than fit its context.
 
         vLLM would quietly give fewer tokens than are asked for.
@@ -215,21 +202,13 @@ class Texts:
                     f"logit_bias names token {token}: this model has {self.vocabulary.n_vocab}", param="logit_bias"
                 )
         wanted = request.params.max_tokens or 1
-        if self._most_tokens(request) + wanted <= self.max_len:
-            return
-        tokens = len(self.prompt(request))
-        if tokens + wanted > self.max_len:
+        if n_prompt + wanted > self.max_len:
             raise RequestError(
-                f"{tokens} prompt tokens and {wanted} to generate do not fit a context of {self.max_len}: "
+                f"{n_prompt} prompt tokens and {wanted} to generate do not fit a context of {self.max_len}: "
                 "shorten the prompt, lower max_tokens, or serve with a larger --context",
-                param="messages" if tokens >= self.max_len else "max_tokens",
+                param="messages" if n_prompt >= self.max_len else "max_tokens",
                 code="context_length_exceeded",
             )
-
-    def _most_tokens(self, request: Request) -> int:
-        """More tokens than the prompt can have: a token is a byte at least. Counting them is far slower."""
-        texts = [message["content"] for message in request.messages or ()] + [request.prompt or ""]
-        return sum(len(text.encode()) for text in texts) + _TEMPLATE * len(texts)
 
     def matcher(self, constraint: Constraint, *, tight: bool) -> Matcher:
         """What vLLM is to hold the text to, worked out as on the other stacks. Raises RequestError."""
@@ -255,32 +234,28 @@ def structured(grammar: str) -> dict[str, Any]:
     return {"json": only["json_schema"]} if only.get("json_schema") is not None else {"grammar": only["lark_grammar"]}
 
 
-def body(request: Request, model: str, texts: Texts, grammar: str | None) -> dict[str, Any]:
-    """A request in vLLM's words, every default named: what a model's own files say must not show through."""
+def sampling(request: Request, texts: Texts, grammar: str | None) -> Any:
+    """A request as vLLM's SamplingParams, every default named: what a model's own files say must not show through."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
     params = request.params
-    found: dict[str, Any] = {
-        "model": model,
-        "n": request.n,
-        "temperature": params.temperature,
-        "top_p": params.top_p,
-        "top_k": params.top_k,
-        "min_p": params.min_p,
-        "frequency_penalty": params.frequency_penalty,
-        "presence_penalty": params.presence_penalty,
-        "repetition_penalty": 1.0,
-        "seed": params.seed,
-        "stop": list(params.stop),
-        "stop_token_ids": sorted(texts.vocabulary.eog),
-        "logit_bias": {str(token): bias for token, bias in params.logit_bias} or None,
-        "max_tokens": params.max_tokens,
-        "spaces_between_special_tokens": False,
-    }
-    if request.messages is not None:
-        found |= {"messages": list(request.messages), "add_special_tokens": texts.chat_lacks_bos}
-    else:
-        found["prompt"] = texts.prompt(request)  # as tokens: vLLM would read <|end|> in it as more than text
-    if params.top_logprobs is not None:
-        found |= {"logprobs": True, "top_logprobs": params.top_logprobs + 1, "return_tokens_as_token_ids": True}
-    if grammar is not None:
-        found["structured_outputs"] = structured(grammar)
-    return found
+    return SamplingParams(
+        n=request.n,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        min_p=params.min_p,
+        frequency_penalty=params.frequency_penalty,
+        presence_penalty=params.presence_penalty,
+        repetition_penalty=1.0,
+        seed=params.seed,
+        stop=list(params.stop),
+        stop_token_ids=sorted(texts.vocabulary.eog),
+        logit_bias=dict(params.logit_bias) or None,
+        max_tokens=params.max_tokens,
+        logprobs=params.top_logprobs,
+        spaces_between_special_tokens=False,
+        structured_outputs=None if grammar is None else StructuredOutputsParams(**structured(grammar)),
+        output_kind=RequestOutputKind.FINAL_ONLY if request.whole else RequestOutputKind.DELTA,
+        skip_clone=True,
+    )

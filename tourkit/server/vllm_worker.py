@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from typing import Any
@@ -45,8 +44,6 @@ def main() -> int:
         shape = vllm.shape_of(folder)
         sys.argv = ["vllm", *vllm.arguments(spec.load, folder, shape, address, spec.roles, cpu=cpu)]
         texts = vllm.Texts(folder, shape.vocab, spec.load.max_len, spec.load.chat_template)
-        if texts.lent_template:
-            sys.argv += ["--chat-template", _written(texts.lent_template)]
         Front.served = Served(spec.load, texts, spec.secret)
         threading.Thread(target=_greet, args=(address, gateway), daemon=True).start()
         serve()
@@ -54,13 +51,6 @@ def main() -> int:
         _tell(gateway, {"ready": False, "error": str(exc)})
         return exc.exit_code
     return 0
-
-
-def _written(template: str) -> str:
-    """A file with a chat template, in the folder for temporary files that each start of vLLM has of its own."""
-    with tempfile.NamedTemporaryFile("w", suffix=".jinja", delete=False, encoding="utf-8") as file:
-        file.write(template)
-    return file.name
 
 
 def _take_stdout() -> int:
