@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ class Generation:
         self._engine = engine
         self._left = n
         self._submission: int | None = None
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._queue: asyncio.Queue[Delta | None] = asyncio.Queue()
         self._arrived: deque[Delta] = deque()  # from the engine thread, not in the queue yet
         self.n_prompt = 0
@@ -48,10 +49,13 @@ class Generation:
         return generation
 
     def _emit(self, delta: Delta) -> None:
-        """Called from the engine thread, which must not fail because the loop is gone.
+        """Called from the engine's thread, which must not fail because the loop is gone, or from the loop's own.
 
         The loop is woken once for all that arrives until it looks: each time costs the engine a part of its step.
         """
+        if threading.get_ident() == self._thread:
+            self._queue.put_nowait(delta)
+            return
         self._arrived.append(delta)
         if len(self._arrived) == 1 and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._take_in)
