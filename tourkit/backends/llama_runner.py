@@ -75,6 +75,7 @@ class LlamaRunner(LlamaModel):
         self._wanted: list[int] = []  # rows of the batch whose logits are asked for
         self._outputs: dict[int, int] = {}  # rows of the last decode → where their logits stand among all of them
         self._logits: np.ndarray | None = None  # of the last decode, shape (outputs, n_vocab); None until asked for
+        self._room: tuple[int, np.ndarray | None] = 0, None  # where logits were last, and the largest view of them
 
     def _make_context(self, n_ctx: int, threads: int | None, unified: bool, flash_attention: bool | None) -> Any:
         lib = self._lib
@@ -145,13 +146,21 @@ class LlamaRunner(LlamaModel):
         return found
 
     def _all_logits(self) -> np.ndarray:
-        """A view of all logits of the last decode: llama.cpp keeps them one after the other, in the batch's order."""
+        """A view of all logits of the last decode: llama.cpp keeps them one after the other, in the batch's order.
+
+        They are mostly where the last ones were, in memory that only grows, and making a view takes as long as a draw.
+        """
         import numpy as np
 
         pointer = self._lib.llama_get_logits(self._context)
         if not pointer:
             raise EngineError("the last decode gave no logits")
-        return np.ctypeslib.as_array(pointer, shape=(len(self._outputs), self.n_vocab))
+        address = ctypes.addressof(pointer.contents)
+        known, view = self._room
+        if view is None or address != known or len(self._outputs) > len(view):
+            view = np.ctypeslib.as_array(pointer, shape=(len(self._outputs), self.n_vocab))
+            self._room = address, view
+        return view
 
     def share(self, source: int, target: int, length: int) -> None:
         self._lib.llama_memory_seq_cp(self._memory, source, target, 0, length)

@@ -6,6 +6,7 @@ Every stack whose library gives logits for tokens gets the whole API this way, a
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any, Protocol
 
 from tourkit.backends.base import PrefixStore, Runner
@@ -77,7 +78,6 @@ class RunnerEngine:
         prefixes: PrefixStore | None = None,
         chat_template: str = "",
     ) -> None:
-        warm_up(runner)
         self._runner = runner
         self._info = EngineInfo(stack, runner.max_len, runner.n_slots, runner.n_vocab, emulated)
         source = runner.chat_template or chat_template
@@ -91,6 +91,7 @@ class RunnerEngine:
             speculate=speculate,
             deterministic=deterministic,
             prefixes=prefixes,
+            warm_up=partial(warm_up, runner),
         )
 
     @property

@@ -6,6 +6,7 @@ builds draw them: the same logits and seed give the same token on every stack.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _FEW = 256  # candidates that usually hold the probability top_p asks for
 _WORDS = 64  # random words drawn at a time: a call of the generator costs as much as hundreds of words
 _BLOCK = 256  # weights that are added up at a time
+_ROOM = threading.local()
 
 
 class NumpySampler:
@@ -84,17 +86,29 @@ def _by_chance(scores: np.ndarray, temperature: float, uniform: float) -> int:
     """
     import numpy as np
 
-    weights = scores - scores.max()
+    weights = np.subtract(scores, scores.max(), out=_scratch(len(scores)))
     weights /= np.float32(temperature)
     np.exp(weights, out=weights)
     even = len(weights) // _BLOCK * _BLOCK
     sums = weights[:even].reshape(-1, _BLOCK).sum(axis=1)
-    reached = np.cumsum(np.append(sums, weights[even:].sum()), dtype=np.float64)
+    if even < len(weights):
+        sums = np.append(sums, weights[even:].sum())
+    reached = sums.cumsum(dtype=np.float64)
     goal = reached[-1] * uniform
-    block = int(np.searchsorted(reached, goal))
-    inside = np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
-    at = int(np.searchsorted(inside, goal - (reached[block - 1] if block else 0.0)))
+    block = int(reached.searchsorted(goal))
+    inside = weights[block * _BLOCK : (block + 1) * _BLOCK].cumsum(dtype=np.float64)
+    at = int(inside.searchsorted(goal - (reached[block - 1] if block else 0.0)))
     return block * _BLOCK + min(at, len(inside) - 1)
+
+
+def _scratch(size: int) -> np.ndarray:
+    """Room for a vocabulary of float32, one a thread: memory that is new each time costs more than the arithmetic."""
+    import numpy as np
+
+    room: np.ndarray | None = getattr(_ROOM, "weights", None)
+    if room is None or len(room) < size:
+        room = _ROOM.weights = np.empty(size, dtype=np.float32)
+    return room[:size]
 
 
 def _adjusted(logits: np.ndarray, params: SamplingParams, seen: Counter[int]) -> np.ndarray:
