@@ -124,13 +124,13 @@ class FakeRunner:
         del self._cells[slot][length:]
         return self.partial_kv or not length
 
-    def read_state(self, slot: int) -> bytes:
+    def read_state(self, slot: int) -> bytearray:
         assert self._tokens[slot], "reads a slot that holds nothing"
-        return array("i", self._tokens[slot]).tobytes()
+        return bytearray(array("i", self._tokens[slot]).tobytes())
 
-    def write_state(self, slot: int, data: bytes) -> bool:
+    def write_state(self, slot: int, data: bytearray) -> bool:
         assert not self._tokens[slot], "writes into a slot that is not empty"
-        tokens = array("i", data).tolist()
+        tokens = array("i", bytes(data)).tolist()
         used = {id(cell) for cells in self._cells.values() for cell in cells}
         if len(used) + len(tokens) > self.n_ctx:
             return False

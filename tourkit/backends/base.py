@@ -161,11 +161,11 @@ class Runner(Protocol):
         """Keep KV cells [0, length) of a slot; False if this model cannot keep a part (then all are gone)."""
         ...
 
-    def read_state(self, slot: int) -> bytes:
-        """The cells of a slot, to be written back later; only where slots have one pool."""
+    def read_state(self, slot: int) -> bytearray:
+        """The cells of a slot, to be written back later; empty when they cannot be had. Only where slots have one pool."""
         ...
 
-    def write_state(self, slot: int, data: bytes) -> bool:
+    def write_state(self, slot: int, data: bytearray) -> bool:
         """Fill an empty slot with cells that were read; False (and still empty) when the pool has no room."""
         ...
 

@@ -214,14 +214,14 @@ class LlamaRunner(LlamaModel):
 
     # --- state ----------------------------------------------------------------------------------------------------
 
-    def read_state(self, slot: int) -> bytes:
+    def read_state(self, slot: int) -> bytearray:
         size = self.state_size(slot)
-        buffer = (ctypes.c_uint8 * size)()
-        read = self._lib.llama_state_seq_get_data(self._context, buffer, size, slot)
-        return bytes(memoryview(buffer)[:read])
+        data = bytearray(size)
+        read = self._lib.llama_state_seq_get_data(self._context, (ctypes.c_uint8 * size).from_buffer(data), size, slot)
+        return data if read == size else bytearray()
 
-    def write_state(self, slot: int, data: bytes) -> bool:
-        source = ctypes.cast(ctypes.c_char_p(data), ctypes.POINTER(ctypes.c_uint8))
+    def write_state(self, slot: int, data: bytearray) -> bool:
+        source = (ctypes.c_uint8 * len(data)).from_buffer(data)
         if self._lib.llama_state_seq_set_data(self._context, source, len(data), slot):
             return True
         self.truncate(slot, 0)

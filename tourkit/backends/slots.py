@@ -137,10 +137,10 @@ class SlotRunner(ABC):
         self.copy_cells(source, target, length)
         self._held[target] = length
 
-    def read_state(self, slot: int) -> bytes:
+    def read_state(self, slot: int) -> bytearray:
         raise EngineError(f"slot {slot}: this stack keeps the cells of each slot apart")
 
-    def write_state(self, slot: int, data: bytes) -> bool:
+    def write_state(self, slot: int, data: bytearray) -> bool:
         raise EngineError(f"slot {slot}: this stack keeps the cells of each slot apart")
 
     def truncate(self, slot: int, length: int) -> bool:

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from tourkit.engine.logprobs import log_softmax, token_logprob
+from tourkit.engine.drawing import forced_tokens, next_tokens
 from tourkit.engine.parking import Parking
 from tourkit.engine.prefix import Placement, Slot, common_prefix, place, worth_keeping
 from tourkit.engine.scheduler import Chunk, next_batch, victim
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from tourkit.backends.base import PrefixStore, Runner
     from tourkit.engine.constraint import Matcher
+
+_REST_AFTER = 0.3  # seconds without work
 
 
 class BatchEngine:
@@ -182,14 +184,19 @@ class BatchEngine:
 
     def _take_inbox(self) -> bool:
         """Wait for work, take new sequences and aborts in; False when it is time to stop."""
+        if self._running and not (self._inbox or self._aborted or self._closing):
+            return True  # between two tokens there is mostly nothing new, and the gate takes as long as all the rest
         with self._gate:
-            self._gate.wait_for(lambda: self._closing or self._inbox or self._aborted or self._running or self._waiting)
+            resting = self._parking is None or self._parking.rested
+            idle = not self._gate.wait_for(self._has_work, timeout=None if resting else _REST_AFTER)
             if self._closing:
                 return False
             new = list(self._inbox)
             self._waiting.extend(new)
             self._inbox.clear()
             aborted, self._aborted = self._aborted, set()
+        if idle and self._parking is not None:
+            self._parking.rest(self._slots)
         for seq in new:
             self._open(seq)
         if aborted:
@@ -200,12 +207,15 @@ class BatchEngine:
             self._waiting = deque(seq for seq in self._waiting if seq.status is Status.WAITING)
         return True
 
+    def _has_work(self) -> bool:
+        return bool(self._closing or self._inbox or self._aborted or self._running or self._waiting)
+
     def _open(self, seq: Sequence) -> None:
         """Begin the answer with what its grammar forces: computed with the prompt, and once for all `n` samples."""
         if seq.matcher is None or seq.top_logprobs is not None:
             return
         try:
-            forced = self._forced(seq, seq.matcher)
+            forced = forced_tokens(seq)
             ending = self._append(seq, forced)
         except EngineError as exc:
             ending = Finish.ERROR, str(exc)
@@ -354,7 +364,7 @@ class BatchEngine:
     def _extend(self, seq: Sequence, row: int) -> tuple[Finish, str | None] | None:
         """Sample one token, append it and what the grammar forces after it; why the sequence ends, if it does."""
         try:
-            new = self._next_tokens(seq, row)
+            new = next_tokens(self._runner, seq, row)
         except EngineError as exc:
             return Finish.ERROR, str(exc)
         self._count(generated_tokens=len(new), forced_tokens=len(new) - 1)
@@ -375,39 +385,6 @@ class BatchEngine:
             return Finish.STOP, None
         return (Finish.LENGTH, None) if seq.n_left <= 0 else None
 
-    def _next_tokens(self, seq: Sequence, row: int) -> list[int]:
-        """The sampled token and those the grammar forces after it, at most as many as are left."""
-        matcher = seq.matcher
-        raw = log_softmax(self._runner.logits(row)) if seq.top_logprobs is not None else None
-        token = seq.sampler.sample(row) if matcher is None else self._sample_constrained(seq, matcher, row)
-        if raw is not None and token not in self._runner.eog:
-            seq.logprobs.append(token_logprob(raw, token, seq.top_logprobs or 0, self._runner.piece))
-        if matcher is None or token in self._runner.eog:
-            return [token]
-        matcher.accept([token])
-        # A forced token is never looked at by the model, so it has no probability to report.
-        return [token] if matcher.done or raw is not None else [token, *self._forced(seq, matcher, taken=1)]
-
-    def _forced(self, seq: Sequence, matcher: Matcher, taken: int = 0) -> list[int]:
-        """The tokens the grammar forces now, at most as many as are left when `taken` are; it has accepted them."""
-        forced = matcher.forced()[: seq.n_left - taken]
-        if forced:
-            matcher.accept(forced)
-            for token in forced:
-                seq.sampler.accept(token)
-        return forced
-
-    def _sample_constrained(self, seq: Sequence, matcher: Matcher, row: int) -> int:
-        logits = self._runner.logits(row)
-        if seq.n_left <= matcher.reserve:
-            return matcher.closing_token(logits)
-        token = seq.sampler.propose(row)
-        if token is not None and matcher.allows(token):  # far cheaper than computing the mask and applying it
-            seq.sampler.accept(token)
-            return token
-        matcher.mask(logits)
-        return seq.sampler.sample(row)
-
     def _end(self, seq: Sequence, reason: Finish, error: str | None = None) -> None:
         if seq.slot is not None:
             self._release(seq, keep=True)
@@ -425,4 +402,5 @@ class BatchEngine:
         self._running.remove(seq)
 
     def _count(self, **more: int) -> None:
-        self._counts.update(more)
+        for name, number in more.items():
+            self._counts[name] += number

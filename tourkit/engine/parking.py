@@ -1,8 +1,8 @@
 """Cells of ended sequences, moved out of the context and back.
 
 Where all slots take their cells from one pool, attention passes over every cell in use: prompts that wait to be asked
-for again slow down those that run. So only the latest stay there; the others are parked in the host's memory, from
-where they come back in a few milliseconds instead of being computed again.
+for again slow down those that run. So only the latest stay there, and none while nothing runs; the others are parked in
+the host's memory, from where they come back in a few milliseconds instead of being computed again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Parked:
 
     tokens: list[int]
     taken_over: int
-    data: bytes
+    data: bytearray
 
 
 class Parking:
@@ -39,9 +39,18 @@ class Parking:
         self._idle_cells = idle_cells
         self._most_bytes = most_bytes
         self._parked: list[Parked] = []
+        self.rested = True  # whether there was nothing to move since `rest`
+
+    def rest(self, slots: list[Slot]) -> None:
+        """While nobody waits: park every idle slot that is worth it, so that the next prompt finds an empty pool."""
+        self.rested = True
+        for slot in sorted((slot for slot in slots if slot.owner is None), key=lambda slot: slot.used):
+            if len(slot.cells or ()) >= _WORTH_PARKING:
+                self.clear(slot, slots)
 
     def make_way(self, slots: list[Slot]) -> None:
-        """Empty idle slots, least recently used first, until what the others hold is within the limit."""
+        """A sequence begins: empty idle slots, least recently used first, until the others are within the limit."""
+        self.rested = False
         idle = sorted((slot for slot in slots if slot.owner is None and slot.cells), key=lambda slot: slot.used)
         held = sum(len(slot.cells or ()) for slot in idle)
         for slot in idle:

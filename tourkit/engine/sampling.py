@@ -30,6 +30,7 @@ class NumpySampler:
 
         self._logits = logits
         self._params = params
+        self._penalises = bool(params.frequency_penalty or params.presence_penalty)
         self._seen: Counter[int] = Counter()
         self._random = np.random.RandomState(seed)  # the Mersenne Twister, seeded as std::mt19937 is
         self._words: list[int] = []  # of the generator, drawn many at a time, the next one last
@@ -46,7 +47,8 @@ class NumpySampler:
         return draw(self._logits(row), params, self._seen, self._uniform)
 
     def accept(self, token: int) -> None:
-        self._seen[token] += 1
+        if self._penalises:
+            self._seen[token] += 1
 
     def close(self) -> None:
         """Nothing to free."""
@@ -61,8 +63,6 @@ class NumpySampler:
 
 def draw(logits: np.ndarray, params: SamplingParams, seen: Counter[int], uniform: Callable[[], float]) -> int:
     """One token: bias, penalties, then top-k, top-p, min-p, temperature, then by chance. `logits` stay as they are."""
-    import numpy as np
-
     scores = _adjusted(logits, params, seen)
     if params.temperature <= 0:
         return int(scores.argmax())
@@ -72,6 +72,8 @@ def draw(logits: np.ndarray, params: SamplingParams, seen: Counter[int], uniform
     if params.top_p < 1:
         ids = _nucleus(scores, ids, params.top_p)
     if params.min_p > 0:
+        import numpy as np
+
         ids = np.arange(len(scores)) if ids is None else ids
         ids = ids[scores[ids] >= scores[ids].max() + np.log(np.float32(params.min_p))]
     at = _by_chance(scores if ids is None else scores[ids], params.temperature, uniform())
@@ -103,25 +105,24 @@ def _by_chance(scores: np.ndarray, temperature: float, uniform: float) -> int:
 
 def _scratch(size: int) -> np.ndarray:
     """Room for a vocabulary of float32, one a thread: memory that is new each time costs more than the arithmetic."""
-    import numpy as np
-
     room: np.ndarray | None = getattr(_ROOM, "weights", None)
     if room is None or len(room) < size:
+        import numpy as np
+
         room = _ROOM.weights = np.empty(size, dtype=np.float32)
     return room[:size]
 
 
 def _adjusted(logits: np.ndarray, params: SamplingParams, seen: Counter[int]) -> np.ndarray:
     """The logits with bias and penalties; the same array when there are none."""
+    if not params.logit_bias and not seen:
+        return logits
     import numpy as np
 
-    penalised = seen if params.frequency_penalty or params.presence_penalty else {}
-    if not params.logit_bias and not penalised:
-        return logits
     scores = logits.copy()
     for token, bias in params.logit_bias:
         scores[token] += np.float32(bias)
-    for token, count in penalised.items():
+    for token, count in seen.items():
         scores[token] -= np.float32(count * params.frequency_penalty + params.presence_penalty)
     return scores
 

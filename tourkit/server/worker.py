@@ -7,6 +7,7 @@ ends when its stdin closes, so that no worker outlives its gateway.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -177,6 +178,8 @@ async def serve(spec: WorkerSpec) -> None:
     """Load, say so, and serve until told to stop; told while it loads, it ends at once."""
     threading.Thread(target=_end_with_gateway, daemon=True).start()
     engine = await asyncio.to_thread(partial(backends.load, spec.load))
+    gc.collect()
+    gc.freeze()  # what is loaded stays: to look through it now and then would hold up a token for a tenth of a second
     sock, address = _listen(spec)
 
     def leave() -> None:
