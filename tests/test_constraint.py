@@ -218,8 +218,10 @@ def test_a_schema_nested_too_deep_is_refused_before_it_is_compiled(compiler: Gra
         ({"type": "string", "enum": ["a"]}, {"type": "string", "enum": ["a"]}),
         ({"type": "string", "pattern": "a+"}, {"type": "string", "pattern": "a+"}),
         ({"type": "array"}, {"type": "array", "maxItems": MAX_ITEMS}),
-        ({"type": "number"}, {"type": "number", "minimum": -(10**15), "maximum": 10**15}),
-        ({"type": "number", "minimum": 0}, {"type": "number", "minimum": 0}),
+        ({"type": "number"}, {"type": "number", "minimum": -(10**15), "maximum": 10**15, "multipleOf": 1e-9}),
+        ({"type": "number", "minimum": 0}, {"type": "number", "minimum": 0, "multipleOf": 1e-9}),
+        ({"type": "number", "minimum": 1e-13}, {"type": "number", "minimum": 1e-13}),
+        ({"type": "number", "multipleOf": 0.5}, {"type": "number", "multipleOf": 0.5}),
         ({"enum": ["string"]}, {"enum": ["string"]}),
         (True, True),
         (
@@ -231,6 +233,23 @@ def test_a_schema_nested_too_deep_is_refused_before_it_is_compiled(compiler: Gra
 )
 def test_limits_are_added_only_where_a_schema_sets_none(schema: Any, expected: Any) -> None:
     assert bounded(schema) == expected
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "takes"),
+    [
+        ({"type": "number"}, "0.123456789", True),
+        ({"type": "number"}, "0.1234567891", False),
+        ({"type": "number", "minimum": 0, "maximum": 1000}, "3.141592653", True),
+        ({"type": "number", "minimum": 0, "maximum": 1000}, "3.1415926535", False),
+        ({"type": "number", "multipleOf": 1e-10}, "0.1234567891", True),
+    ],
+    ids=str,
+)
+def test_a_number_does_not_go_on_for_ever(
+    runner: LlamaRunner, compiler: GrammarCompiler, schema: dict[str, Any], text: str, takes: bool
+) -> None:
+    assert accepts(runner, start(compiler, schema), text) is takes
 
 
 @pytest.mark.parametrize(

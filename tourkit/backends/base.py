@@ -162,7 +162,7 @@ class Runner(Protocol):
         ...
 
     def read_state(self, slot: int) -> bytearray:
-        """The cells of a slot, to be written back later; empty when they cannot be had. Only where slots have one pool."""
+        """The cells of a slot, to be written back later; empty when they cannot be had. Only of slots with one pool."""
         ...
 
     def write_state(self, slot: int, data: bytearray) -> bool:

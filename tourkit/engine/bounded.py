@@ -5,11 +5,13 @@ Applied to the copy of the schema that generation follows, never to the one resu
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 MAX_LENGTH = 2000  # characters a string
 MAX_ITEMS = 200
 MAX_MAGNITUDE = 10**15  # whole numbers up to here are exact in a double; beyond 1e308 JSON parsers give infinity
+MAX_DECIMALS = 9  # of a number: small models go on writing digits, and llguidance counts no more than ten
 
 _SCHEMA_MAPS = ("properties", "$defs", "definitions", "patternProperties")
 _SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -72,6 +74,8 @@ def _limited_type(schema: dict[str, Any]) -> dict[str, Any]:
     for name, free_of in _FREE_OF.items():
         if name in names and not any(key in schema for key in free_of):
             limits |= _limits(name, schema)
+    if "number" in names and not any(key in schema for key in ("multipleOf", "enum", "const", *_finer_bounds(schema))):
+        limits["multipleOf"] = 10**-MAX_DECIMALS
     return limits
 
 
@@ -81,6 +85,20 @@ def _limits(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     if name == "array":
         return {"maxItems": max(MAX_ITEMS, schema.get("minItems", 0))}
     return {"minimum": -MAX_MAGNITUDE, "maximum": MAX_MAGNITUDE}
+
+
+def _finer_bounds(schema: dict[str, Any]) -> list[str]:
+    """The bounds that have more decimals than MAX_DECIMALS themselves."""
+    found = []
+    for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+        exponent = Decimal(str(schema.get(key, 0))).as_tuple().exponent if _is_number(schema.get(key, 0)) else 0
+        if not isinstance(exponent, int) or exponent < -MAX_DECIMALS:
+            found.append(key)
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _may_be_closed(schema: dict[str, Any]) -> bool:
