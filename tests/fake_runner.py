@@ -57,6 +57,7 @@ class FakeRunner:
         n_ctx: int = 4096,
         n_batch: int = 64,
         next_token: Callable[[tuple[int, ...]], int] = hashed,
+        prompts_apart: bool = False,
         fail_at_step: int | None = None,
         gate: threading.Event | None = None,
         partial_kv: bool = True,
@@ -64,6 +65,7 @@ class FakeRunner:
         self.n_slots, self.n_ctx, self.n_batch, self.n_vocab = slots, n_ctx, n_batch, 257
         self.eog = frozenset({EOG})
         self.partial_kv = self.shares_kv = self.one_pool = partial_kv
+        self.prompts_apart = prompts_apart
         self._next_token = next_token
         self._fail_at_step = fail_at_step
         self._gate = gate

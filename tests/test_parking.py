@@ -111,3 +111,28 @@ def test_an_engine_answers_the_same_and_computes_no_parked_prompt_again() -> Non
     engine.close()
     assert answers == [alone(prompt, 8) for prompt in prompts] * 2
     assert stats.cached_tokens == 6 * 599
+
+
+def test_an_engine_without_work_parks_what_waits_in_its_slots_and_answers_from_it() -> None:
+    runner = FakeRunner(slots=2, n_batch=512, n_ctx=4000)
+    engine = BatchEngine(runner)
+    prompt = text(0, 600)
+    first = submit(engine, prompt, max_tokens=8).wait()[0]
+    while any(runner.tokens(slot) for slot in range(2)):
+        pass  # until it rests
+
+    second = submit(engine, prompt, max_tokens=8).wait()[0]
+
+    stats = engine.stats()
+    engine.close()
+    assert first == second == alone(prompt, 8)
+    assert stats.cached_tokens == 599
+
+
+def test_short_prompts_stay_in_their_slots_when_the_rest_is_parked() -> None:
+    _, parking, slots = pool(300, 100)
+
+    parking.rest(slots)
+
+    assert [len(slot.cells or ()) for slot in slots] == [0, 100]
+    assert parking.rested

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tourkit.engine.prefix import Slot, common_prefix, place
-from tourkit.engine.scheduler import next_batch, victim
+from tourkit.engine.scheduler import next_batch, next_batches, victim
 from tourkit.engine.sequence import Sequence
 from tourkit.engine.speculation import PromptLookup
 from tourkit.engine.text import TextStream
@@ -44,6 +44,25 @@ def test_next_batch(
     chunks = next_batch([sequence(*each) for each in running], budget)
 
     assert [(c.sequence.submission, c.start, c.end, c.sample) for c in chunks] == expected
+
+
+@pytest.mark.parametrize(
+    ("running", "apart", "expected"),
+    [
+        ([(1, 11, 10), (2, 100, 0)], False, [[1, 2]]),
+        ([(1, 11, 10), (2, 100, 0)], True, [[1], [2]]),
+        ([(1, 11, 10), (2, 40, 0)], True, [[1, 2]]),
+        ([(1, 100, 0), (2, 100, 0)], True, [[1, 2]]),
+        ([(1, 100, 80), (2, 100, 0), (3, 11, 10)], True, [[1, 3], [2]]),
+    ],
+    ids=["together", "apart", "too few to split", "prompts alone", "the end of a prompt is short"],
+)
+def test_prompts_are_computed_apart_from_what_generates(
+    running: list[tuple[int, int, int]], apart: bool, expected: list[list[int]]
+) -> None:
+    batches = next_batches([sequence(*each) for each in running], 512, apart=apart)
+
+    assert [[chunk.sequence.submission for chunk in batch] for batch in batches] == expected
 
 
 def test_guesses_get_what_is_left_of_the_budget() -> None:

@@ -138,6 +138,7 @@ class Runner(Protocol):
     partial_kv: bool  # whether a part of a slot's cells can be kept or shared: not so for recurrent models
     shares_kv: bool  # whether a slot can take over cells of another one
     one_pool: bool  # whether slots take their cells from one pool, all of which every decode passes over
+    prompts_apart: bool  # whether prompts are best decoded in calls of their own
 
     def add(self, token: int, pos: int, slot: int, *, logits: bool) -> int | None:
         """Put a token into the batch; the row its logits will have, when asked for."""

@@ -101,6 +101,7 @@ class LlamaModel:
         lib = self._lib
         params = lib.llama_model_default_params()
         params.n_gpu_layers = gpu_layers if gpu_layers is not None else -1 if lib.llama_supports_gpu_offload() else 0
+        self.on_gpu = params.n_gpu_layers != 0 and bool(lib.llama_supports_gpu_offload())
         # Read, not mapped: where the CPU's kernels repack weights, a mapped file stays in memory beside the copy; and a
         # drive that is pulled out ends a process that has mapped it.
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE

@@ -71,6 +71,7 @@ class LlamaRunner(LlamaModel):
         self.n_ctx = int(lib.llama_n_ctx(self._context))
         self.max_len = min(self.max_len, int(lib.llama_n_ctx_seq(self._context)))
         self.one_pool = unified and not self.embeds
+        self.prompts_apart = self.one_pool and not self.on_gpu
         self._batch = lib.llama_batch_init(self.n_batch, 0, 1)
         self._wanted: list[int] = []  # rows of the batch whose logits are asked for
         self._outputs: dict[int, int] = {}  # rows of the last decode → where their logits stand among all of them

@@ -45,7 +45,7 @@ class SlotRunner(ABC):
         self.eog = vocabulary.eog
         self.partial_kv = partial_kv
         self.shares_kv = shares_kv
-        self.one_pool = False
+        self.one_pool = self.prompts_apart = False
         self.special_tokens = vocabulary.special_tokens
         self._held: list[int] = [0] * slots  # cells of each slot
         self._batch: dict[int, Part] = {}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tourkit.engine.drawing import forced_tokens, next_tokens
 from tourkit.engine.parking import Parking
 from tourkit.engine.prefix import Placement, Slot, common_prefix, place, worth_keeping
-from tourkit.engine.scheduler import Chunk, next_batch, victim
+from tourkit.engine.scheduler import Chunk, next_batches, victim
 from tourkit.engine.sequence import Sequence, Status
 from tourkit.engine.speculation import PromptLookup
 from tourkit.engine.text import TextStream
@@ -37,9 +37,8 @@ class BatchEngine:
 
     `max_waiting` sequences may queue for a slot; more raise QueueFull. `speculate`: guess by prompt lookup.
     `deterministic`: one sequence a call and no shared cells, so that no answer depends on what else runs.
-    `prefixes`: where shared prompts are kept between runs. `warm_up` is called first, in the engine's thread: what it
-    raises is raised here. All work on the model belongs to one thread, because GCC's OpenMP makes threads spin for a
-    hundredth of the time once two threads have had teams of as many as there are processors: a fifth of the speed.
+    `prefixes`: where shared prompts are kept between runs. `warm_up` is called first, and what it raises is raised
+    here; in the engine's thread, because OpenMP is slower once two threads have computed (docs/architecture.md).
     """
 
     def __init__(
@@ -78,7 +77,11 @@ class BatchEngine:
         warm: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(warm_up, warm), name="tourkit-engine", daemon=True)
         self._thread.start()
-        warm.result()
+        try:
+            warm.result()
+        except BaseException:
+            self._thread.join()  # which closes the runner
+            raise
 
     # --- called from any thread -----------------------------------------------------------------------------
 
@@ -270,25 +273,32 @@ class BatchEngine:
         return length
 
     def _step(self) -> None:
+        """One batch; two where prompts are best computed apart from what is being generated."""
         if not self._running:
             return
         turn = self._turn()
         for seq in turn:
             seq.draft = self._guess(seq)
-        chunks = next_batch(turn, self._runner.n_batch)
+        for chunks in next_batches(turn, self._runner.n_batch, apart=self._runner.prompts_apart):
+            if not self._compute(chunks):
+                return
+
+    def _compute(self, chunks: list[Chunk]) -> bool:
+        """Run a batch and take its tokens in; False when there was no room for it, and some was made instead."""
         rows = [self._fill(chunk) for chunk in chunks]
         if not self._runner.decode():
             if any(chunk.draft for chunk in chunks):
                 self._short_of_cells = True  # the same again without guesses, which are the first to go
             else:
                 self._make_room()
-            return
+            return False
         self._count(decode_steps=1)
         for chunk in chunks:
             chunk.sequence.n_kv = chunk.end
         for chunk, logits in zip(chunks, rows, strict=True):
             if logits:
                 self._advance(chunk, logits)
+        return True
 
     def _turn(self) -> list[Sequence]:
         """Which sequences the next batch is for: all, or each in turn alone, so that no rounding differs."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 
 _SHORT = 32  # pending tokens up to which a sequence counts as generating: one sampled and some forced
+_FEW = 64  # tokens: batches of fewer are never split
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,24 @@ class Chunk:
     end: int
     sample: bool
     draft: tuple[int, ...] = ()
+
+    @property
+    def short(self) -> bool:
+        """Whether its sequence is generating and not a prompt that is being computed."""
+        return self.sample and self.end - self.start <= _SHORT
+
+
+def next_batches(running: Iterable[Sequence], budget: int, *, apart: bool) -> list[list[Chunk]]:
+    """What the next decode calls carry: all in one; or, `apart`, what generates in one and prompts in another.
+
+    llama.cpp's attention on CPUs takes 64 tokens of a batch together and computes whatever one of them may look at for
+    all of them: a few tokens of each running sequence among those of a prompt make it attend to all of the cache.
+    """
+    chunks = next_batch(running, budget)
+    if not apart or sum(chunk.end - chunk.start + len(chunk.draft) for chunk in chunks) < _FEW:
+        return [chunks]
+    halves = [[chunk for chunk in chunks if chunk.short is short] for short in (True, False)]
+    return [half for half in halves if half]
 
 
 def next_batch(running: Iterable[Sequence], budget: int) -> list[Chunk]:
