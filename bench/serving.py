@@ -156,7 +156,7 @@ def main() -> None:
                 table.add("start to first answer", "seconds", name, time.perf_counter() - started)
         for work in WORK:
             for seed in range(1, given.rounds + 1):
-                for server in servers:
+                for server in servers if seed % 2 else servers[::-1]:
                     if given.others_once and seed > 1 and server.name in COLUMNS[2:]:
                         continue
                     slowest = server.name == "llama_cpp.server"  # an eighth of the documents is enough of it
