@@ -93,6 +93,8 @@ def obj(**properties: Any) -> dict[str, Any]:
         ({"type": "integer", "exclusiveMaximum": 3}, 7, 2),
         ({"multipleOf": 5}, 13, 15),
         ({"multipleOf": 0.01}, 1.234, 1.23),
+        ({"multipleOf": 2.5}, 2026.0, 2025.0),
+        ({"multipleOf": 7}, 10**400, (10**400 + 3) // 7 * 7),
         ({"type": "integer"}, "12", 12),
         ({"type": "integer"}, " -7 ", -7),
         ({"type": "number"}, "1.5", 1.5),
@@ -148,3 +150,11 @@ def test_a_repair_says_what_was_done_and_where() -> None:
     _result, lines = repair(obj(n={"maximum": 5}), {"n": 7, "extra": 1})
 
     assert sorted(lines) == ["/n: lowered to the maximum", ": unknown keys left out"]
+
+
+def test_a_number_too_large_to_be_checked_is_said_and_not_raised() -> None:
+    errors = validate({"multipleOf": 0.5}, 10**400)
+
+    assert len(errors) == 1
+    assert "cannot be checked" in errors[0]
+    assert repair({"multipleOf": 0.5}, 10**400) == (10**400, [])

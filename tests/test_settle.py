@@ -20,10 +20,12 @@ from tourkit.engine.types import (
     Request,
     Submission,
 )
+from tourkit.errors import RequestError
 from tourkit.server.generation import complete
 from tourkit.server.replies import ChatReply, Choice
 from tourkit.server.settle import ask_again, settle
 from tourkit.server.wire import Generate
+from tourkit.server.worker import SECRET_HEADER, ModelServer
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -135,6 +137,47 @@ def test_an_answer_that_breaks_the_schema_is_asked_for_once_more_and_the_better_
         "choices": [{"index": 0, "valid": True, "repaired": [], "retried": True, "errors": []}],
     }
     assert answer["usage"] == {"prompt_tokens": 14, "completion_tokens": 10, "total_tokens": 24}
+
+
+def test_an_answer_that_cannot_be_asked_for_again_is_given_out_as_what_it_is() -> None:
+    """Such as one that is so long that a conversation with it does not fit the context."""
+
+    class Full(Canned):
+        def submit(self, request: Request, emit: Emit) -> Submission:
+            if self.asked:
+                raise RequestError("does not fit a context of 100")
+            return super().submit(request, emit)
+
+    answer = answer_of(Full('{"n": 1, "forbidden": 1}'), **CHAT)
+    outcome = answer["tourkit"]["choices"][0]
+
+    assert (outcome["valid"], outcome["retried"]) == (False, False)
+    assert answer["choices"][0]["message"]["content"] == '{"n": 1, "forbidden": 1}'
+
+
+def test_a_fault_of_ours_is_answered_as_json_and_ends_no_connection() -> None:
+    """Raised further, it would make uvicorn close a connection that the gateway keeps for the next request."""
+
+    class Faulty(Canned):
+        def submit(self, request: Request, emit: Emit) -> Submission:
+            raise OverflowError("too large")
+
+    sent: list[Any] = []
+    body = json.dumps({"model": "tool", "messages": [{"role": "user", "content": "Q"}]}).encode()
+    headers = [(SECRET_HEADER.encode(), b"secret")]
+    path = "/v1/chat/completions"
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(ModelServer(Faulty(), "secret").app()(scope, receive, send))
+
+    assert sent[0]["status"] == 500
+    assert "OverflowError: too large" in json.loads(sent[1]["body"])["error"]["message"]
 
 
 def test_an_answer_that_stays_wrong_is_never_called_valid() -> None:

@@ -9,7 +9,9 @@ import functools
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
 _MAX_ERRORS = 10
@@ -123,6 +125,8 @@ def _errors(schema: Any, data: Any) -> tuple[list[Any], str | None]:
         return found, f": the schema cannot be checked: {_line(str(exc) or type(exc).__name__)}"
     except (UnknownType, re.error, TypeError, AttributeError, ValueError) as exc:
         return found, f": the schema is not one that can be checked: {_line(str(exc))}"
+    except OverflowError as exc:
+        return found, f": the value cannot be checked: {exc}"
     return found, None
 
 
@@ -240,21 +244,30 @@ def _without_unknown(value: dict[str, Any], wanted: Any, schema: dict[str, Any])
 
 def _limit(value: Any, limit: Any, schema: dict[str, Any]) -> Any:
     strict = schema.get("exclusiveMinimum" if value < limit else "exclusiveMaximum") is True
-    if strict or (isinstance(value, int) and not float(limit).is_integer()):
+    if strict or (isinstance(value, int) and not _is_whole(limit)):
         return _UNMENDED
     return int(limit) if isinstance(value, int) else limit
 
 
 def _next_whole(shift: int) -> Callable[[Any, Any, Any], Any]:
     def moved(value: Any, limit: Any, _schema: Any) -> Any:
-        return math.floor(limit) + shift if isinstance(value, int) and float(limit).is_integer() else _UNMENDED
+        return math.floor(limit) + shift if isinstance(value, int) and _is_whole(limit) else _UNMENDED
 
     return moved
 
 
 def _multiple(value: Any, step: Any, _schema: Any) -> Any:
-    made = round(value / step) * step if step > 0 else value
-    return float(f"{made:.12g}") if isinstance(made, float) else made
+    if step <= 0 or not (isinstance(value, int) or math.isfinite(value)):
+        return _UNMENDED
+    unit = Fraction(str(step))
+    made = round(Fraction(str(value)) / unit) * unit  # exact: a whole number may be far beyond what a float holds
+    if made.denominator == 1 and isinstance(value, int):
+        return int(made)
+    return float(made) if abs(made) < sys.float_info.max else _UNMENDED
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, int) or float(number).is_integer()
 
 
 def _cut(value: Any, limit: int, _schema: Any) -> Any:

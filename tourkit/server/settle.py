@@ -14,6 +14,7 @@ from typing import Any
 
 from tourkit.engine.repair import repair, validate
 from tourkit.engine.types import Enforced, Finish, Request
+from tourkit.errors import RequestError
 from tourkit.server.replies import Choice
 
 _MOST_ERRORS = 5  # told to the caller, and to the model when it is asked again
@@ -76,12 +77,16 @@ async def settle_all(
     for i, choice in enumerate(choices):
         outcome = await asyncio.to_thread(settle, schema, choice)  # a schema's patterns can be slow to match
         if outcome.worth_asking_again and request.messages is not None:
-            second = await ask(ask_again(request, choice.text, outcome))
+            try:
+                second = await ask(ask_again(request, choice.text, outcome))
+            except RequestError:  # such as a conversation that with this answer in it no longer fits the context
+                second = choice
             if second is None:
                 return None
-            better = await asyncio.to_thread(settle, schema, second)
-            outcome = replace(better if better.valid else outcome, retried=True)
-            choices[i] = second if better.valid else choice
+            if second is not choice:
+                better = await asyncio.to_thread(settle, schema, second)
+                outcome = replace(better if better.valid else outcome, retried=True)
+                choices[i] = second if better.valid else choice
         choices[i] = replace(choices[i], text=outcome.text)
         settled.append(outcome)
     return settled

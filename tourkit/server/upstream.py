@@ -11,6 +11,8 @@ import orjson
 from tourkit.server.process import Worker
 from tourkit.server.worker import SECRET_HEADER
 
+_KEPT_SECONDS = 2.0  # of an idle connection: workers close theirs after 5, and a request must not meet with that
+
 
 class Upstream:
     """An HTTP client for each worker. All methods belong to the gateway's event loop."""
@@ -41,7 +43,8 @@ class Upstream:
         unix = address.removeprefix("unix:") if address.startswith("unix:") else None
         session = self._sessions.get(id(worker))
         if session is None:
-            connector = aiohttp.UnixConnector(unix, limit=0) if unix else aiohttp.TCPConnector(limit=0)
+            kept: dict[str, Any] = {"limit": 0, "keepalive_timeout": _KEPT_SECONDS}
+            connector = aiohttp.UnixConnector(unix, **kept) if unix else aiohttp.TCPConnector(**kept)
             timeout = aiohttp.ClientTimeout(total=None)  # a long generation is no fault; a dead worker closes
             session = aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
             self._sessions[id(worker)] = session

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
@@ -26,11 +27,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tourkit import backends
 from tourkit.backends.base import LoadSpec
-from tourkit.errors import EngineDead, RequestError, TourkitError
+from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError
 from tourkit.server.embedding import embed
 from tourkit.server.generation import Generation, complete, stream
 from tourkit.server.replies import ChatReply, TextReply
@@ -77,8 +78,8 @@ class ModelServer:
         self._secret = secret
         self._on_dead = on_dead
 
-    def app(self) -> Starlette:
-        return Starlette(
+    def app(self) -> ASGIApp:
+        routes = Starlette(
             routes=[
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
                 Route("/v1/completions", self.complete, methods=["POST"]),
@@ -87,8 +88,16 @@ class ModelServer:
                 Route("/detokenize", self.detokenize, methods=["POST"]),
                 Route("/stats", self.stats, methods=["GET"]),
             ],
-            exception_handlers={TourkitError: self._answer_error},
+            exception_handlers={TourkitError: self._answer_error, Exception: self._answer_failure},
         )
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await routes(scope, receive, send)
+            except Exception:  # noqa: BLE001 - answered by now; raised further, it would end a connection others wait on
+                traceback.print_exc()
+
+        return app
 
     async def stats(self, request: HttpRequest) -> Response:
         from tourkit import offline
@@ -143,6 +152,9 @@ class ModelServer:
         if isinstance(exc, EngineDead):  # it will answer nothing any more: the gateway starts another worker
             self._on_dead()
         return error_response(exc)
+
+    async def _answer_failure(self, request: HttpRequest, exc: Exception) -> Response:
+        return error_response(EngineError(f"a fault of tourkit, please report it: {type(exc).__name__}: {exc}"))
 
 
 # --- the process --------------------------------------------------------------------------------------------------
