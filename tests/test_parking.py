@@ -135,4 +135,4 @@ def test_short_prompts_stay_in_their_slots_when_the_rest_is_parked() -> None:
     parking.rest(slots)
 
     assert [len(slot.cells or ()) for slot in slots] == [0, 100]
-    assert parking.rested
+    assert not parking.is_due(slots)

@@ -15,10 +15,11 @@ MAX_DECIMALS = 9  # of a number: small models go on writing digits, and llguidan
 
 _SCHEMA_MAPS = ("properties", "$defs", "definitions", "patternProperties")
 _SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _FREE_OF = {
     "string": ("maxLength", "pattern", "format", "enum", "const"),
     "array": ("maxItems", "prefixItems", "enum", "const"),
-    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "enum", "const"),
+    "number": (*_BOUNDS, "multipleOf", "enum", "const"),
 }
 # An object with one of these may need keys its own `properties` do not name.
 _OPEN_BESIDE = ("additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames", "minProperties")
@@ -74,7 +75,8 @@ def _limited_type(schema: dict[str, Any]) -> dict[str, Any]:
     for name, free_of in _FREE_OF.items():
         if name in names and not any(key in schema for key in free_of):
             limits |= _limits(name, schema)
-    if "number" in names and not any(key in schema for key in ("multipleOf", "enum", "const", *_finer_bounds(schema))):
+    fixed = any(key in schema for key in ("multipleOf", "enum", "const"))
+    if "number" in names and not fixed and not any(_is_finer(schema.get(key)) for key in _BOUNDS):
         limits["multipleOf"] = 10**-MAX_DECIMALS
     return limits
 
@@ -87,18 +89,10 @@ def _limits(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"minimum": -MAX_MAGNITUDE, "maximum": MAX_MAGNITUDE}
 
 
-def _finer_bounds(schema: dict[str, Any]) -> list[str]:
-    """The bounds that have more decimals than MAX_DECIMALS themselves."""
-    found = []
-    for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
-        exponent = Decimal(str(schema.get(key, 0))).as_tuple().exponent if _is_number(schema.get(key, 0)) else 0
-        if not isinstance(exponent, int) or exponent < -MAX_DECIMALS:
-            found.append(key)
-    return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_finer(bound: Any) -> bool:
+    """Whether a bound has more decimals than MAX_DECIMALS itself, or is infinite."""
+    exponent = Decimal(str(bound)).as_tuple().exponent if isinstance(bound, float) else 0
+    return not isinstance(exponent, int) or exponent < -MAX_DECIMALS
 
 
 def _may_be_closed(schema: dict[str, Any]) -> bool:

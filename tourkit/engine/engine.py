@@ -190,8 +190,8 @@ class BatchEngine:
         if self._running and not (self._inbox or self._aborted or self._closing):
             return True  # between two tokens there is mostly nothing new, and the gate takes as long as all the rest
         with self._gate:
-            resting = self._parking is None or self._parking.rested
-            idle = not self._gate.wait_for(self._has_work, timeout=None if resting else _REST_AFTER)
+            due = self._parking is not None and self._parking.is_due(self._slots)
+            idle = not self._gate.wait_for(self._has_work, timeout=_REST_AFTER if due else None)
             if self._closing:
                 return False
             new = list(self._inbox)

@@ -39,19 +39,20 @@ class Parking:
         self._idle_cells = idle_cells
         self._most_bytes = most_bytes
         self._parked: list[Parked] = []
-        self.rested = True  # whether there was nothing to move since `rest`
 
     def rest(self, slots: list[Slot]) -> None:
         """While nobody waits: park every idle slot that is worth it, so that the next prompt finds an empty pool."""
-        self.rested = True
-        for slot in sorted((slot for slot in slots if slot.owner is None), key=lambda slot: slot.used):
-            if len(slot.cells or ()) >= _WORTH_PARKING:
+        for slot in _idle(slots):
+            if _is_worth_parking(slot):
                 self.clear(slot, slots)
+
+    def is_due(self, slots: list[Slot]) -> bool:
+        """Whether `rest` has anything to do."""
+        return any(map(_is_worth_parking, _idle(slots)))
 
     def make_way(self, slots: list[Slot]) -> None:
         """A sequence begins: empty idle slots, least recently used first, until the others are within the limit."""
-        self.rested = False
-        idle = sorted((slot for slot in slots if slot.owner is None and slot.cells), key=lambda slot: slot.used)
+        idle = _idle(slots)
         held = sum(len(slot.cells or ()) for slot in idle)
         for slot in idle:
             if held <= self._idle_cells:
@@ -112,3 +113,12 @@ class Parking:
     def _use(self, parked: Parked) -> None:
         self._parked.remove(parked)
         self._parked.append(parked)
+
+
+def _idle(slots: list[Slot]) -> list[Slot]:
+    """Those that hold something nobody computes with, least recently used first."""
+    return sorted((slot for slot in slots if slot.owner is None and slot.cells), key=lambda slot: slot.used)
+
+
+def _is_worth_parking(slot: Slot) -> bool:
+    return len(slot.cells or ()) >= _WORTH_PARKING

@@ -27,11 +27,6 @@ class Chunk:
     sample: bool
     draft: tuple[int, ...] = ()
 
-    @property
-    def short(self) -> bool:
-        """Whether its sequence is generating and not a prompt that is being computed."""
-        return self.sample and self.end - self.start <= _SHORT
-
 
 def next_batches(running: Iterable[Sequence], budget: int, *, apart: bool) -> list[list[Chunk]]:
     """What the next decode calls carry: all in one; or, `apart`, what generates in one and prompts in another.
@@ -42,7 +37,7 @@ def next_batches(running: Iterable[Sequence], budget: int, *, apart: bool) -> li
     chunks = next_batch(running, budget)
     if not apart or sum(chunk.end - chunk.start + len(chunk.draft) for chunk in chunks) < _FEW:
         return [chunks]
-    halves = [[chunk for chunk in chunks if chunk.short is short] for short in (True, False)]
+    halves = [[chunk for chunk in chunks if _generates(chunk.sequence) is short] for short in (True, False)]
     return [half for half in halves if half]
 
 
@@ -52,7 +47,7 @@ def next_batch(running: Iterable[Sequence], budget: int) -> list[Chunk]:
     A long prompt is cut into chunks, so it never stalls the streams that are already running. Guesses get what is
     left of the budget.
     """
-    ordered = sorted(running, key=lambda seq: (seq.n_pending > _SHORT, seq.submission, seq.index))
+    ordered = sorted(running, key=lambda seq: (not _generates(seq), seq.submission, seq.index))
     chunks = []
     for seq in ordered:
         take = min(seq.n_pending, budget)
@@ -62,6 +57,11 @@ def next_batch(running: Iterable[Sequence], budget: int) -> list[Chunk]:
         end = seq.n_kv + take
         chunks.append(Chunk(seq, seq.n_kv, end, sample=end == len(seq.tokens)))
     return _with_drafts(chunks, budget)
+
+
+def _generates(seq: Sequence) -> bool:
+    """Whether a sequence is generating, and not a prompt that is being computed."""
+    return seq.n_pending <= _SHORT
 
 
 def _with_drafts(chunks: list[Chunk], budget: int) -> list[Chunk]:

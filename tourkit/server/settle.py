@@ -7,6 +7,7 @@ against the schema as it was sent makes an answer valid.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -77,13 +78,10 @@ async def settle_all(
     for i, choice in enumerate(choices):
         outcome = await asyncio.to_thread(settle, schema, choice)  # a schema's patterns can be slow to match
         if outcome.worth_asking_again and request.messages is not None:
-            try:
+            with contextlib.suppress(RequestError):  # such as of a conversation that no longer fits the context
                 second = await ask(ask_again(request, choice.text, outcome))
-            except RequestError:  # such as a conversation that with this answer in it no longer fits the context
-                second = choice
-            if second is None:
-                return None
-            if second is not choice:
+                if second is None:
+                    return None
                 better = await asyncio.to_thread(settle, schema, second)
                 outcome = replace(better if better.valid else outcome, retried=True)
                 choices[i] = second if better.valid else choice
