@@ -5,44 +5,22 @@ Every stack whose library gives logits for tokens gets the whole API this way, a
 
 from __future__ import annotations
 
-import threading
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from tourkit.backends.base import PrefixStore, Runner
-from tourkit.engine.chat_template import ChatTemplate
-from tourkit.engine.constraint import GrammarCompiler, Matcher
+from tourkit.backends.texts import Texts, Vocabular
 from tourkit.engine.engine import BatchEngine
-from tourkit.engine.types import Emit, Enforced, EngineInfo, EngineStats, Request, SamplingParams, Submission
-from tourkit.errors import LocalError, RequestError
+from tourkit.engine.types import Emit, Enforced, EngineInfo, EngineStats, Request, Submission
+from tourkit.errors import LocalError
 
 _WARM_UP = 8  # tokens
 
 
-class TextRunner(Runner, Protocol):
-    """A Runner with its vocabulary. `special_tokens`: bos_token and eos_token as text, empty where there is none."""
+class TextRunner(Vocabular, Runner, Protocol):
+    """A Runner with its vocabulary."""
 
     max_len: int  # tokens a sequence
-    special_tokens: dict[str, str]
-
-    @property
-    def chat_template(self) -> str | None:
-        """Jinja source, if the model carries one."""
-        ...
-
-    @property
-    def adds_bos(self) -> bool: ...
-
-    @property
-    def starts_with_space(self) -> bool:
-        """True for SentencePiece vocabularies, whose answers naturally begin with a space."""
-        ...
-
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
-
-    def grammar_tokenizer(self) -> Any:
-        """llguidance's view of the vocabulary; called once."""
-        ...
 
 
 def warm_up(runner: Runner) -> None:
@@ -80,10 +58,7 @@ class RunnerEngine:
     ) -> None:
         self._runner = runner
         self._info = EngineInfo(stack, runner.max_len, runner.n_slots, runner.n_vocab, emulated)
-        source = runner.chat_template or chat_template
-        self._template = ChatTemplate(source, runner.special_tokens) if source else None
-        self._grammars: GrammarCompiler | None = None
-        self._grammars_lock = threading.Lock()
+        self._texts = Texts(runner, runner.max_len, chat_template)
         self._batches = BatchEngine(
             runner,
             max_waiting=max_waiting,
@@ -99,19 +74,11 @@ class RunnerEngine:
         return self._info
 
     def submit(self, request: Request, emit: Emit) -> Submission:
-        tokens = self._prompt_tokens(request)
-        room = self._runner.max_len - len(tokens)
-        wanted = request.params.max_tokens
-        if room < 1 or (wanted is not None and wanted > room):
-            raise RequestError(
-                f"{len(tokens)} prompt tokens and {wanted or 1} to generate do not fit a context of "
-                f"{self._runner.max_len}: shorten the prompt, lower max_tokens, or serve with a larger --context",
-                param="messages" if room < 1 else "max_tokens",
-                code="context_length_exceeded",
-            )
-        self._check_bias(request.params)
-        matchers = [self._matcher(request) for _ in range(request.n)]
-        submission = self._batches.submit(tokens, request.params, wanted or room, emit, matchers, whole=request.whole)
+        tokens = self._texts.prompt(request)
+        self._texts.check(request, len(tokens))
+        room = request.params.max_tokens or self._runner.max_len - len(tokens)
+        matchers = [self._texts.matcher(request) for _ in range(request.n)]
+        submission = self._batches.submit(tokens, request.params, room, emit, matchers, whole=request.whole)
         first = matchers[0]
         enforced = Enforced(first.level, first.dropped) if first is not None else Enforced()
         return Submission(submission, len(tokens), enforced)
@@ -120,53 +87,13 @@ class RunnerEngine:
         self._batches.abort(submission_id)
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        return self._runner.tokenize(text, add_special=add_special, parse_special=False)
+        return self._texts.tokenize(text, add_special=add_special)
 
     def detokenize(self, tokens: list[int]) -> str:
-        for token in tokens:
-            if token >= self._runner.n_vocab:
-                raise RequestError(f"token {token}: this model has {self._runner.n_vocab}", param="tokens")
-        return b"".join(self._runner.piece(token) for token in tokens).decode(errors="replace")
+        return self._texts.detokenize(tokens)
 
     def stats(self) -> EngineStats:
         return self._batches.stats()
 
     def close(self) -> None:
         self._batches.close()
-
-    def _check_bias(self, params: SamplingParams) -> None:
-        for token, _ in params.logit_bias:
-            if token >= self._runner.n_vocab:
-                raise RequestError(
-                    f"logit_bias names token {token}: this model has {self._runner.n_vocab}", param="logit_bias"
-                )
-
-    def _prompt_tokens(self, request: Request) -> list[int]:
-        if request.prompt is not None:
-            return self._runner.tokenize(request.prompt, add_special=True, parse_special=False)
-        if self._template is None:
-            raise RequestError(
-                "this model carries no chat template: use /v1/completions with a plain prompt, or give its model a "
-                "chat_template in the manifest",
-                param="messages",
-            )
-        text = self._template.render(request.messages or ())
-        bos = self._runner.special_tokens["bos_token"]
-        add_bos = self._runner.adds_bos and not (bos and text.startswith(bos))
-        return self._runner.tokenize(text, add_special=add_bos, parse_special=True)
-
-    def _matcher(self, request: Request) -> Matcher | None:
-        if request.constraint is None:
-            return None
-        with self._grammars_lock:  # made on first use: a second or so for a large vocabulary
-            if self._grammars is None:
-                runner = self._runner
-                self._grammars = GrammarCompiler(
-                    runner.grammar_tokenizer(),
-                    runner.n_vocab,
-                    runner.eog,
-                    runner.piece,
-                    lambda text: len(runner.tokenize(text, add_special=False, parse_special=False)),
-                    leading_space=runner.starts_with_space,
-                )
-        return self._grammars.matcher(request.constraint, tight=request.tight)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,12 +16,11 @@ from typing import Any, NoReturn
 from tourkit import memory, model_shape
 from tourkit.backends.base import LoadSpec
 from tourkit.backends.slots import refuse_foreign
+from tourkit.backends.texts import Texts
 from tourkit.backends.transformers import converted_tokenizer
 from tourkit.backends.vocabulary import Vocabulary, read_json
-from tourkit.engine.chat_template import ChatTemplate
-from tourkit.engine.constraint import GrammarCompiler, Matcher
-from tourkit.engine.types import Constraint, Request
-from tourkit.errors import LocalError, RequestError
+from tourkit.engine.types import Request
+from tourkit.errors import LocalError
 from tourkit.model_shape import Shape
 from tourkit.offline import ENVIRONMENT
 
@@ -148,82 +146,10 @@ def cache_bytes(spec: LoadSpec, shape: Shape, *, whole: bool) -> int:
 # --- requests -------------------------------------------------------------------------------------------------------
 
 
-class Texts:
-    """The vocabulary, chat template and grammars of a folder, as every other stack has them. Thread-safe.
-
-    Raises LocalError when the tokenizer is of a kind that is not known here.
-    """
-
-    def __init__(self, folder: Path, n_vocab: int, max_len: int, chat_template: str = "") -> None:
-        self.max_len = max_len
-        source = None if (folder / "tokenizer.json").is_file() else converted_tokenizer(folder)
-        self.vocabulary = Vocabulary(folder, n_vocab, source)
-        template = self.vocabulary.chat_template or chat_template
-        self._template = ChatTemplate(template, self.vocabulary.special_tokens) if template else None
-        self._grammars: GrammarCompiler | None = None
-        self._lock = threading.Lock()
-
-    def prompt(self, request: Request) -> list[int]:
-        """The tokens of a prompt or of messages. Raises RequestError."""
-        vocabulary = self.vocabulary
-        if request.prompt is not None:
-            return vocabulary.tokenize(request.prompt, add_special=True, parse_special=False)
-        if self._template is None:
-            raise RequestError(
-                "this model carries no chat template: use /v1/completions with a plain prompt, or give its model a "
-                "chat_template in the manifest",
-                param="messages",
-            )
-        text = self._template.render(request.messages or ())
-        return vocabulary.tokenize(text, add_special=self._lacks_bos(text), parse_special=True)
-
-    def _lacks_bos(self, text: str) -> bool:
-        bos = self.vocabulary.special_tokens["bos_token"]
-        return self.vocabulary.adds_bos and not (bos and text.startswith(bos))
-
-    def detokenize(self, tokens: list[int]) -> str:
-        for token in tokens:
-            if token >= self.vocabulary.n_vocab:
-                raise RequestError(f"token {token}: this model has {self.vocabulary.n_vocab}", param="tokens")
-        return b"".join(self.vocabulary.piece(token) for token in tokens).decode(errors="replace")
-
-    def bared(self, text: str) -> str:
-        """The beginning of an answer without the space that SentencePiece models begin with."""
-        return text.removeprefix(" ") if self.vocabulary.starts_with_space else text
-
-    def check(self, request: Request, n_prompt: int) -> None:
-        """Raises RequestError for tokens this model does not have, and for more of them than fit its context.
-
-        vLLM would quietly give fewer tokens than are asked for.
-        """
-        for token, _ in request.params.logit_bias:
-            if token >= self.vocabulary.n_vocab:
-                raise RequestError(
-                    f"logit_bias names token {token}: this model has {self.vocabulary.n_vocab}", param="logit_bias"
-                )
-        wanted = request.params.max_tokens or 1
-        if n_prompt + wanted > self.max_len:
-            raise RequestError(
-                f"{n_prompt} prompt tokens and {wanted} to generate do not fit a context of {self.max_len}: "
-                "shorten the prompt, lower max_tokens, or serve with a larger --context",
-                param="messages" if n_prompt >= self.max_len else "max_tokens",
-                code="context_length_exceeded",
-            )
-
-    def matcher(self, constraint: Constraint, *, tight: bool) -> Matcher:
-        """What vLLM is to hold the text to, worked out as on the other stacks. Raises RequestError."""
-        with self._lock:
-            if self._grammars is None:
-                vocabulary = self.vocabulary
-                self._grammars = GrammarCompiler(
-                    vocabulary.grammar_tokenizer(),
-                    vocabulary.n_vocab,
-                    vocabulary.eog,
-                    vocabulary.piece,
-                    lambda text: len(vocabulary.tokenize(text, add_special=False, parse_special=False)),
-                    leading_space=vocabulary.starts_with_space,
-                )
-        return self._grammars.matcher(constraint, tight=tight)
+def texts_of(folder: Path, spec: LoadSpec, n_vocab: int) -> Texts:
+    """Raises LocalError when the tokenizer is of a kind that is not known here."""
+    source = None if (folder / "tokenizer.json").is_file() else converted_tokenizer(folder)
+    return Texts(Vocabulary(folder, n_vocab, source), spec.max_len, spec.chat_template)
 
 
 def structured(grammar: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from tourkit.backends import vllm
 from tourkit.backends.base import LoadSpec
+from tourkit.backends.texts import Texts
 from tourkit.engine.types import (
     Delta,
     Emit,
@@ -47,7 +48,7 @@ class VllmEngine:
     Nothing is called from the loop but `emit`; `submit` and `abort` may be called from any other thread.
     """
 
-    def __init__(self, client: Any, loop: asyncio.AbstractEventLoop, load: LoadSpec, texts: vllm.Texts) -> None:
+    def __init__(self, client: Any, loop: asyncio.AbstractEventLoop, load: LoadSpec, texts: Texts) -> None:
         self._client = client
         self._loop = loop
         self._load = load
@@ -66,11 +67,9 @@ class VllmEngine:
         """Raises RequestError, QueueFull, EngineDead."""
         tokens = self._texts.prompt(request)
         self._texts.check(request, len(tokens))
-        enforced, grammar = Enforced(), None
-        if request.constraint is not None:
-            matcher = self._texts.matcher(request.constraint, tight=request.tight)
-            enforced, grammar = Enforced(matcher.level, matcher.dropped), matcher.grammar
-        params = vllm.sampling(request, self._texts, grammar)
+        matcher = self._texts.matcher(request)
+        enforced = Enforced(matcher.level, matcher.dropped) if matcher is not None else Enforced()
+        params = vllm.sampling(request, self._texts, matcher.grammar if matcher is not None else None)
         self._take_places(request.n)
         submission = next(self._ids)
         try:
@@ -86,7 +85,7 @@ class VllmEngine:
         self._loop.call_soon_threadsafe(self._cancel, submission_id)
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        return self._texts.vocabulary.tokenize(text, add_special=add_special, parse_special=False)
+        return self._texts.tokenize(text, add_special=add_special)
 
     def detokenize(self, tokens: list[int]) -> str:
         return self._texts.detokenize(tokens)

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tourkit.backends import vllm
 from tourkit.backends.base import LoadSpec
+from tourkit.backends.texts import Texts
 from tourkit.backends.vllm_engine import VllmEngine
 from tourkit.server.worker import ModelServer
 
@@ -22,7 +22,7 @@ class Served:
     """What the front stands before."""
 
     load: LoadSpec
-    texts: vllm.Texts
+    texts: Texts
     secret: str
 
 

@@ -43,7 +43,7 @@ def main() -> int:
         address = f"unix:{spec.uds}" if spec.uds else f"127.0.0.1:{_free_port()}"
         shape = vllm.shape_of(folder)
         sys.argv = ["vllm", *vllm.arguments(spec.load, folder, shape, address, spec.roles, cpu=cpu)]
-        texts = vllm.Texts(folder, shape.vocab, spec.load.max_len, spec.load.chat_template)
+        texts = vllm.texts_of(folder, spec.load, shape.vocab)
         Front.served = Served(spec.load, texts, spec.secret)
         threading.Thread(target=_greet, args=(address, gateway), daemon=True).start()
         serve()

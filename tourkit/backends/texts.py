@@ -1,0 +1,114 @@
+"""What every stack does with text: prompts and answers as tokens, checks of a request, grammars for one vocabulary."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Protocol
+
+from tourkit.engine.chat_template import ChatTemplate
+from tourkit.engine.constraint import GrammarCompiler, Matcher
+from tourkit.engine.types import Request
+from tourkit.errors import RequestError
+
+
+class Vocabular(Protocol):
+    """The text side of a model. `special_tokens`: bos_token and eos_token as text, empty where there is none."""
+
+    n_vocab: int
+    eog: frozenset[int]  # every end-of-generation token
+    special_tokens: dict[str, str]
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source, if the model carries one."""
+        ...
+
+    @property
+    def adds_bos(self) -> bool: ...
+
+    @property
+    def starts_with_space(self) -> bool:
+        """True for SentencePiece vocabularies, whose answers naturally begin with a space."""
+        ...
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+
+    def piece(self, token: int) -> bytes: ...
+
+    def grammar_tokenizer(self) -> Any:
+        """llguidance's view of the vocabulary; called once."""
+        ...
+
+
+class Texts:
+    """Prompts, checks and grammars of one model. Thread-safe. `chat_template` is used where the model carries none."""
+
+    def __init__(self, vocabulary: Vocabular, max_len: int, chat_template: str = "") -> None:
+        self.vocabulary = vocabulary
+        self.max_len = max_len
+        source = vocabulary.chat_template or chat_template
+        self._template = ChatTemplate(source, vocabulary.special_tokens) if source else None
+        self._grammars: GrammarCompiler | None = None
+        self._lock = threading.Lock()
+
+    def prompt(self, request: Request) -> list[int]:
+        """The tokens of a prompt or of messages. Raises RequestError."""
+        vocabulary = self.vocabulary
+        if request.prompt is not None:
+            return vocabulary.tokenize(request.prompt, add_special=True, parse_special=False)
+        if self._template is None:
+            raise RequestError(
+                "this model carries no chat template: use /v1/completions with a plain prompt, or give its model a "
+                "chat_template in the manifest",
+                param="messages",
+            )
+        text = self._template.render(request.messages or ())
+        bos = vocabulary.special_tokens["bos_token"]
+        add_bos = vocabulary.adds_bos and not (bos and text.startswith(bos))
+        return vocabulary.tokenize(text, add_special=add_bos, parse_special=True)
+
+    def check(self, request: Request, n_prompt: int) -> None:
+        """Raises RequestError for more tokens than fit the context, and for tokens this model does not have."""
+        wanted = request.params.max_tokens or 1
+        if n_prompt + wanted > self.max_len:
+            raise RequestError(
+                f"{n_prompt} prompt tokens and {wanted} to generate do not fit a context of {self.max_len}: "
+                "shorten the prompt, lower max_tokens, or serve with a larger --context",
+                param="messages" if n_prompt >= self.max_len else "max_tokens",
+                code="context_length_exceeded",
+            )
+        for token, _ in request.params.logit_bias:
+            if token >= self.vocabulary.n_vocab:
+                raise RequestError(
+                    f"logit_bias names token {token}: this model has {self.vocabulary.n_vocab}", param="logit_bias"
+                )
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        return self.vocabulary.tokenize(text, add_special=add_special, parse_special=False)
+
+    def detokenize(self, tokens: list[int]) -> str:
+        for token in tokens:
+            if token >= self.vocabulary.n_vocab:
+                raise RequestError(f"token {token}: this model has {self.vocabulary.n_vocab}", param="tokens")
+        return b"".join(self.vocabulary.piece(token) for token in tokens).decode(errors="replace")
+
+    def bared(self, text: str) -> str:
+        """The beginning of an answer without the space that SentencePiece models begin with."""
+        return text.removeprefix(" ") if self.vocabulary.starts_with_space else text
+
+    def matcher(self, request: Request) -> Matcher | None:
+        """What the text is to be held to; None for free text. Raises RequestError."""
+        if request.constraint is None:
+            return None
+        with self._lock:  # made on first use: a second or so for a large vocabulary
+            if self._grammars is None:
+                vocabulary = self.vocabulary
+                self._grammars = GrammarCompiler(
+                    vocabulary.grammar_tokenizer(),
+                    vocabulary.n_vocab,
+                    vocabulary.eog,
+                    vocabulary.piece,
+                    lambda text: len(vocabulary.tokenize(text, add_special=False, parse_special=False)),
+                    leading_space=vocabulary.starts_with_space,
+                )
+        return self._grammars.matcher(request.constraint, tight=request.tight)
