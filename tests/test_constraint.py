@@ -221,7 +221,25 @@ def test_a_schema_nested_too_deep_is_refused_before_it_is_compiled(compiler: Gra
         ({"type": "number"}, {"type": "number", "minimum": -(10**15), "maximum": 10**15, "multipleOf": 1e-9}),
         ({"type": "number", "minimum": 0}, {"type": "number", "minimum": 0, "multipleOf": 1e-9}),
         ({"type": "number", "minimum": 1e-13}, {"type": "number", "minimum": 1e-13}),
-        ({"type": "number", "multipleOf": 0.5}, {"type": "number", "multipleOf": 0.5}),
+        (
+            {"type": "number", "multipleOf": 0.5},
+            {"type": "number", "multipleOf": 0.5, "minimum": -(10**15), "maximum": 10**15},
+        ),
+        (
+            {"type": "integer", "multipleOf": 1.0, "minimum": 0},
+            {"type": "integer", "multipleOf": 1.0, "minimum": 0, "maximum": 10**15},
+        ),
+        ({"type": "integer", "multipleOf": 3, "minimum": 1e20}, {"type": "integer", "multipleOf": 3, "minimum": 1e20}),
+        ({"type": "integer", "multipleOf": 3, "enum": [3]}, {"type": "integer", "multipleOf": 3, "enum": [3]}),
+        (
+            {"type": "number", "allOf": [{"multipleOf": 5}, {"type": "number", "maximum": 10}]},
+            {
+                "type": "number",
+                "allOf": [{"multipleOf": 5}, {"type": "number", "maximum": 10}],
+                "minimum": -(10**15),
+                "maximum": 10**15,
+            },
+        ),
         ({"enum": ["string"]}, {"enum": ["string"]}),
         (True, True),
         (
@@ -243,6 +261,10 @@ def test_limits_are_added_only_where_a_schema_sets_none(schema: Any, expected: A
         ({"type": "number", "minimum": 0, "maximum": 1000}, "3.141592653", True),
         ({"type": "number", "minimum": 0, "maximum": 1000}, "3.1415926535", False),
         ({"type": "number", "multipleOf": 1e-10}, "0.1234567891", True),
+        ({"type": "integer", "multipleOf": 1.0}, "1" * 15, True),
+        ({"type": "integer", "multipleOf": 1.0}, "1" * 17, False),
+        ({"allOf": [{"type": "number", "multipleOf": 5}, {"type": "number", "maximum": 10}]}, "6.5", False),
+        ({"allOf": [{"type": "number", "multipleOf": 5}, {"type": "number", "maximum": 10}]}, "5", True),
     ],
     ids=str,
 )

@@ -76,6 +76,7 @@ CASES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
     ({"enum": [1, "a", "bb"], "not": {"pattern": "a"}, "contains": {}}, ["bb"], ["a", 1]),
     ({"type": "integer", "minimum": 1, "maximum": 9, "not": {"multipleOf": 2}}, [1, 9], [0, 2, 11]),
     ({"type": "integer", "not": {"minimum": 5}}, [4, -1], [5, 6]),
+    ({"type": "string", "not": {"pattern": "^(id|name)$"}}, ["x", "named", "", "idid"], ["id", "name"]),
     ({"type": "boolean", "not": {"const": True}}, [False], [True]),
     ({"oneOf": [{"enum": ["a", "b"]}, {"enum": ["b", "c"]}]}, ["a", "c"], ["b", "d"]),
     ({"oneOf": [{"type": "string"}, {"$ref": "#/$defs/n"}], "$defs": {"n": {"type": "number"}}}, ["x", 1], [None]),
@@ -191,6 +192,37 @@ def test_a_tighter_grammar_for_a_second_attempt_allows_valid_documents_only(
     assert not accepts(runner, compiler, schema, 14, tight=True)
 
 
+TIGHT: list[tuple[dict[str, Any], Any, list[Any]]] = [
+    (
+        {"minItems": 2, "oneOf": [{"items": {"pattern": "a"}}, {"items": {"pattern": "a|c"}}]},
+        ["c", "a"],
+        [["a", "a"], [1, 2], {"x": 1}],
+    ),
+    ({"oneOf": [{"items": {"const": 1}}, {"contains": {"const": 2}}], "type": "array"}, [2, 1], [[3], [1, 3]]),
+    (
+        {
+            "type": "object",
+            "patternProperties": {"a": {"type": "null"}, "b": {}},
+            "not": {"patternProperties": {"a": {"type": "string"}}},
+        },
+        {"a": None},
+        [{}, {"ab": "x"}, {"a": 1}],
+    ),
+]
+
+
+@pytest.mark.parametrize(("schema", "valid", "others"), TIGHT, ids=lambda value: json.dumps(value)[:100])
+def test_what_could_be_held_to_in_part_only_is_held_to_at_the_second_attempt(
+    runner: LlamaRunner, compiler: GrammarCompiler, schema: dict[str, Any], valid: Any, others: list[Any]
+) -> None:
+    """Fewer documents than are valid, the one here among them, and nothing that is not."""
+    assert not validate(schema, valid)
+    assert compiler.matcher(Constraint.json_schema(schema)).level == "relaxed"
+    assert compiler.matcher(Constraint.json_schema(schema), tight=True).level == "strict"
+    assert accepts(runner, compiler, schema, valid, tight=True)
+    assert [data for data in others if accepts(runner, compiler, schema, data, tight=True)] == []
+
+
 @pytest.mark.parametrize(
     "schema",
     [
@@ -214,6 +246,13 @@ def test_a_tighter_grammar_for_a_second_attempt_allows_valid_documents_only(
         {"propertyNames": {"not": {"enum": ["a"]}}},
         {"patternProperties": {"^a": {"type": "string"}}},
         {"multipleOf": 2},
+        {"pattern": "a"},
+        {"pattern": "b|c"},
+        {"pattern": "^(a|abc)$"},
+        {"pattern": "^(?:x)"},
+        {"pattern": "^a|c$"},
+        {"pattern": "^$"},
+        {"pattern": "[ab]"},
         {"items": {"type": "string"}},
         {"$ref": "#/$defs/x"},
         {"type": "string", "description": "remarks are nothing to negate", "title": "x"},

@@ -613,11 +613,12 @@ def test_too_little_room_is_said_before_the_first_byte(tiny: Set) -> None:
 
 
 CHILD = """
-import resource, sys
+import resource, signal, sys
 from pathlib import Path
 from tourkit import lock, manifest, prefetch
 from tourkit.errors import TourkitError
 from tourkit.hub import Hub
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have told its background jobs to ignore
 limit = int(sys.argv[4])
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -5,6 +5,7 @@ Applied to the copy of the schema that generation follows, never to the one resu
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 from typing import Any
 
@@ -16,6 +17,7 @@ MAX_DECIMALS = 9  # of a number: small models go on writing digits, and llguidan
 _SCHEMA_MAPS = ("properties", "$defs", "definitions", "patternProperties")
 _SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_NUMBERS = frozenset(("number", "integer"))
 _FREE_OF = {
     "string": ("maxLength", "pattern", "format", "enum", "const"),
     "array": ("maxItems", "prefixItems", "enum", "const"),
@@ -38,47 +40,65 @@ _FORMATS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T
 
 def bounded(schema: Any) -> Any:
     """A copy of `schema` with limits where a plain type has none of its own, and objects without unnamed keys."""
-    return _bounded(schema, True, not _extends_by_reference(schema))
+    # llguidance miscounts a number that must be a multiple of a large step and of a fine one, or fine within a point.
+    decimals = '"multipleOf"' not in json.dumps(schema)
+    return _bounded(schema, True, not _extends_by_reference(schema), decimals)
 
 
-def _bounded(schema: Any, closed: bool, definitions: bool) -> Any:
-    """`closed`: objects may be closed here, and in `definitions`. Not in allOf: another part may name other keys."""
+def _bounded(schema: Any, alone: bool, definitions: bool, decimals: bool) -> Any:
+    """`alone`: nothing else is said of what is described here; `definitions`: nor of what is in them.
+
+    Not so in allOf: another part may name other keys of the object. `decimals`: those of numbers may be counted.
+    """
     if not isinstance(schema, dict):
         return schema
     limited = dict(schema)
     for key in _SCHEMA_MAPS:
         if isinstance(schema.get(key), dict):
-            within = definitions if key in ("$defs", "definitions") else closed
-            limited[key] = {name: _bounded(part, within, definitions) for name, part in schema[key].items()}
+            within = definitions if key in ("$defs", "definitions") else alone
+            limited[key] = {name: _bounded(part, within, definitions, decimals) for name, part in schema[key].items()}
     shared = any(key in schema for key in ("properties", "required", "allOf", "$ref"))
     for key in _SCHEMA_LISTS:
         if isinstance(schema.get(key), list):
-            within = closed and not (key == "allOf" or (key != "prefixItems" and shared))
-            limited[key] = [_bounded(part, within, definitions) for part in schema[key]]
+            within = alone and not (key == "allOf" or (key != "prefixItems" and shared))
+            limited[key] = [_bounded(part, within, definitions, decimals) for part in schema[key]]
     for key in ("items", "additionalProperties"):
         if isinstance(schema.get(key), dict):
-            limited[key] = _bounded(schema[key], closed, definitions)
-    limited |= _limited_type(schema)
+            limited[key] = _bounded(schema[key], alone, definitions, decimals)
+    limited |= _limited_type(schema, decimals and alone)
     if "pattern" not in schema and schema.get("format") in _FORMATS and schema.get("type") == "string":
         limited["pattern"] = _FORMATS[limited.pop("format")]
-    if closed and _may_be_closed(schema):
+    if alone and _may_be_closed(schema):
         limited["additionalProperties"] = False
     return limited
 
 
-def _limited_type(schema: dict[str, Any]) -> dict[str, Any]:
+def _limited_type(schema: dict[str, Any], decimals: bool) -> dict[str, Any]:
     types = schema.get("type")
     names = types if isinstance(types, list) else [types]
     limits: dict[str, Any] = {}
     if "allOf" in schema or "$ref" in schema:
-        return limits
+        return _within_reach(schema) if _NUMBERS & set(names) else limits
     for name, free_of in _FREE_OF.items():
         if name in names and not any(key in schema for key in free_of):
             limits |= _limits(name, schema)
-    fixed = any(key in schema for key in ("multipleOf", "enum", "const"))
-    if "number" in names and not fixed and not any(_is_finer(schema.get(key)) for key in _BOUNDS):
+    fixed = any(key in schema for key in ("enum", "const"))
+    if "number" in names and decimals and not fixed and not any(_is_finer(schema.get(key)) for key in _BOUNDS):
         limits["multipleOf"] = 10**-MAX_DECIMALS
+    if "multipleOf" in schema and _NUMBERS & set(names):
+        limits |= _within_reach(schema)
     return limits
+
+
+def _within_reach(schema: dict[str, Any]) -> dict[str, Any]:
+    """The limits a number lacks whose multiples are asked for: no parser tells those of a huge one."""
+    if "enum" in schema or "const" in schema:
+        return {}
+    low, high = (schema.get(a, schema.get(b)) for a, b in (_BOUNDS[::2], _BOUNDS[1::2]))
+    limits = {} if low is not None else {"minimum": -MAX_MAGNITUDE}
+    limits |= {} if high is not None else {"maximum": MAX_MAGNITUDE}
+    beyond = any(isinstance(bound, int | float) and abs(bound) >= MAX_MAGNITUDE for bound in (low, high))
+    return {} if beyond else limits
 
 
 def _limits(name: str, schema: dict[str, Any]) -> dict[str, Any]:

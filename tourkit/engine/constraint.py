@@ -37,8 +37,9 @@ _MAX_SOURCE = 1_000_000  # characters
 _UNSATISFIABLE = "nsatisfiable"
 _UNRESOLVED = re.compile("not present in a registry|does not exist|nresolvable")
 _LIMIT = re.compile("too complex|too large|too many|TooComplex|limit|row has|NoExtension", re.IGNORECASE)
-# The lexer's fuel is spent by every copy of a grammar together: the default lets a busy one run dry.
-_FUEL = {"initial_lexer_fuel": 10_000_000}
+# The lexer's first fuel is spent by every copy of a grammar together, and a step among long repetitions needs much: the
+# defaults let a busy grammar run dry.
+_FUEL = {"initial_lexer_fuel": 10_000_000, "step_lexer_fuel": 5_000_000}
 _SIZES = (_FUEL, _FUEL | {"max_items_in_row": 20_000, "step_max_items": 500_000})
 _PARAMS = {"regex": "regex", "grammar": "grammar", "choice": "choice"}
 _MAX_NESTING = 100  # llguidance and Python's own JSON parser give up a little above this

@@ -37,8 +37,11 @@ def rungs(schema: dict[str, Any], *, readable: Readable, tight: bool = False) ->
     root = _bundled(schema)
     narrowed = False
     if tight:
-        rewrite = Rewrite(root, EXACT, True, readable, tight=True)
-        yield Rung(EXACT, rewrite.schema(root, ""), narrowed=True)
+        for level in (EXACT, PATTERNS):
+            rewrite = Rewrite(root, level, True, readable, tight=True)
+            tightened = rewrite.schema(root, "")
+            if not rewrite.dropped:
+                yield Rung(EXACT, tightened, narrowed=True)
     for narrow in (True, False):
         seen = ""
         for level in (EXACT, ONE_OF, KEYWORDS, PATTERNS, SHAPES):

@@ -96,6 +96,8 @@ def _opposite(key: str, value: Any, inner: Inner) -> Negation | None:
             parts = {name: inner(part) for name, part in value.items()}
             options = [_having(name, part.schema) for name, part in parts.items() if part is not None]
             return Negation(any_of(options), all(part is not None and part.exact for part in parts.values()))
+        case "pattern":
+            return _opposite_pattern(str(value))
         case "contains":
             items = inner(value)
             return None if items is None else Negation({"type": "array", "items": items.schema}, items.exact)
@@ -126,10 +128,15 @@ def _narrow(key: str, value: Any, inner: Inner) -> Negation | None:
         parts = [(pattern, inner(part)) for pattern, part in value.items()]
         options = [_having(name, part.schema) for pattern, part in parts if part for name in _names(pattern)]
         return Negation(any_of(options), exact=False)
+    if key == "pattern" and (words := _words(str(value))) is not None and all(words):
+        firsts = "".join(sorted({_literal(word[0]) for word in words}))
+        return Negation({"type": "string", "pattern": f"^[^{firsts}]*$"}, exact=False)
     if key == "multipleOf":
         return Negation({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": value}, exact=False)
     if key == "items" and (first := inner(value)) is not None and first.schema is not False:
-        return Negation({"type": "array", "prefixItems": [first.schema], "minItems": 1}, exact=False)
+        wrong = [[True] * before + [first.schema] for before in range(2)]  # the first item or the second
+        options = [{"type": "array", "prefixItems": items, "minItems": len(items)} for items in wrong]
+        return Negation(any_of(options), exact=False)
     return None
 
 
@@ -145,6 +152,25 @@ _NUMERIC = {
     "minProperties": ("object", "maxProperties", -1),
     "maxProperties": ("object", "minProperties", 1),
 }
+
+
+def _opposite_pattern(pattern: str) -> Negation | None:
+    """Strings that are none of the words, where the pattern is whole words."""
+    words = _words(pattern)
+    if words is None or not (pattern.startswith("^") and pattern.endswith("$")):
+        return None
+    return Negation({"type": "string", "pattern": other_than(words)})
+
+
+def _words(pattern: str) -> list[str] | None:
+    """The words a pattern looks for, `^(a|b)$` or `a|b`, where it is nothing but words; else None."""
+    inner = pattern.removeprefix("^").removesuffix("$")
+    anchored = inner != pattern
+    grouped = re.fullmatch(r"\((?:\?:)?(.*)\)", inner)
+    inner = grouped[1] if grouped else inner
+    if anchored and not grouped and "|" in inner:  # `^a|b$`: each end is that of one word
+        return None
+    return inner.split("|") if re.fullmatch(r"[\w |-]*", inner, re.ASCII) else None
 
 
 def _opposite_limit(key: str, value: Any) -> Negation | None:

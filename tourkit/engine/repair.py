@@ -30,13 +30,26 @@ def repair(schema: Any, data: Any) -> tuple[Any, list[str]]:
     """`data` with what a rule can mend mended, and a line for each repair. The caller validates the result."""
     holder = {"": json.loads(json.dumps(data))}
     done: list[str] = []
+    units: dict[str, Fraction] = {}
     for _ in range(_MAX_ROUNDS):
         errors, _problem = _errors(schema, holder[""])
+        for error in errors:
+            _join_multiples(error, units)
         made = [line for error in errors for line in _mended(error, holder)]
         done += made
         if not made:
             break
-    return holder[""], done
+    return holder[""], list(dict.fromkeys(done))
+
+
+def _join_multiples(error: Any, units: dict[str, Fraction]) -> None:
+    """Let a number that breaks several `multipleOf`, at once or in turn, be rounded to what meets them all."""
+    if error.validator != "multipleOf" or error.validator_value <= 0:
+        return
+    at, step = _pointer(error.absolute_path), Fraction(str(error.validator_value))
+    known = units.get(at, step)
+    whole = math.lcm(known.numerator * step.denominator, step.numerator * known.denominator)
+    units[at] = error.validator_value = Fraction(whole, known.denominator * step.denominator)
 
 
 def metaschema_error(schema: Any) -> str | None:
@@ -256,11 +269,17 @@ def _next_whole(shift: int) -> Callable[[Any, Any, Any], Any]:
     return moved
 
 
-def _multiple(value: Any, step: Any, _schema: Any) -> Any:
+def _multiple(value: Any, step: Any, schema: Any) -> Any:
+    """The nearest multiple within the limits beside `step`."""
     if step <= 0 or not (isinstance(value, int) or math.isfinite(value)):
         return _UNMENDED
     unit = Fraction(str(step))
     made = round(Fraction(str(value)) / unit) * unit  # exact: a whole number may be far beyond what a float holds
+    low, high = schema.get("minimum", made), schema.get("maximum", made)
+    if made < low < math.inf:
+        made = math.ceil(Fraction(str(low)) / unit) * unit
+    elif made > high > -math.inf:
+        made = math.floor(Fraction(str(high)) / unit) * unit
     if made.denominator == 1 and isinstance(value, int):
         return int(made)
     return float(made) if abs(made) < sys.float_info.max else _UNMENDED

@@ -25,6 +25,9 @@ _UNSUPPORTED = frozenset(
 # Keywords whose meaning depends on those beside them.
 _WIDE = frozenset("properties patternProperties additionalProperties items prefixItems additionalItems $ref".split())
 _IN_PLACE = ("allOf", "anyOf", "oneOf", "$ref", "if", "dependentSchemas", "$dynamicRef", "not")
+_ABOUT = dict.fromkeys(("properties", "required", "patternProperties", "minProperties"), "object")
+_ABOUT |= dict.fromkeys(("items", "prefixItems", "contains", "minItems"), "array")
+_ABOUT |= dict.fromkeys(("pattern", "minLength", "maxLength"), "string")
 _MAX_NUMBERS = 1000
 _MAX_OPTIONS = 24  # alternatives made of one keyword at most: each of them costs the grammar
 
@@ -70,7 +73,7 @@ class Rewrite:
             return {"enum": values} | {key: schema[key] for key in ("$defs", "definitions") if key in schema}
         result: dict[str, Any] = {}
         more: list[Any] = []
-        schema = self._closed(_respelled(schema))
+        schema = self._closed(_respelled(_typed(schema) if self.tight else schema))
         for key, value in schema.items():
             rule = _RULES.get(key)
             parts = rule(self, schema, value, at) if rule else None
@@ -132,8 +135,11 @@ class Rewrite:
             return
         del schema["patternProperties"]
         others = schema.get("additionalProperties", True)
-        if others is not False and False not in patterns.values() and self.narrows():
-            every = {"allOf": [*patterns.values(), others]}
+        possible = [part for part in patterns.values() if part is not False]
+        if others is not False and possible and self.narrows():
+            if len(possible) < len(patterns):
+                self.drop(at, "patternProperties")  # which keys may not be is lost
+            every = {"allOf": [*possible, others]}
             schema["properties"] = {
                 name: {"allOf": [part, every]} for name, part in schema.get("properties", {}).items()
             }
@@ -168,6 +174,14 @@ def _whole_numbers(schema: dict[str, Any]) -> list[int] | None:
     if schema.get("type") != "integer" or type(low) is not int or type(high) is not int:
         return None
     return list(range(low, high + 1)) if 0 <= high - low <= _MAX_NUMBERS else None
+
+
+def _typed(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema that names no type, with the one type its keywords are about."""
+    if any(key in schema for key in ("type", "enum", "const", "$ref")):
+        return schema
+    kinds = {_ABOUT[key] for key in schema if key in _ABOUT}
+    return schema | {"type": kinds.pop()} if len(kinds) == 1 else schema
 
 
 def _respelled(schema: dict[str, Any]) -> dict[str, Any]:
