@@ -286,7 +286,8 @@ def _parsed(source: str) -> Any:
         schema = None
     except ValueError as exc:
         _refuse("response_format", f"the schema is not JSON: {exc}", "invalid_schema")
-    if schema is None or _depth(schema) > _MAX_NESTING:
+    brackets = source.count("{") + source.count("[")  # too few to nest that deep: as with most, and quicker to tell
+    if schema is None or (brackets > _MAX_NESTING and _depth(schema) > _MAX_NESTING):
         _refuse("response_format", f"the schema is nested over {_MAX_NESTING} levels deep", "invalid_schema")
     return schema
 
