@@ -4,6 +4,8 @@ llama_cpp.server, and llama-batched-bench as the ceiling.
 `python bench/serving.py [--shape 205m] [--rounds 3] [--scale 1] [--json]`. All servers run at once, with the same
 model, slots, threads and prompts; one works while the others are idle. Each kind of work is given to one after the
 other in every round, so that a machine that is slow for a while is slow for all; a ratio is the median of the rounds'.
+Every round has servers started anew: where a process's memory happens to lie makes it some percent quicker or slower
+for as long as it lives.
 """
 
 from __future__ import annotations
@@ -47,12 +49,16 @@ class Row:
     def medians(self) -> dict[str, float]:
         return {name: statistics.median(values) for name, values in self.figures.items()}
 
-    def ratio(self, peer: str) -> float | None:
-        """How many times better than the peer tourkit is: the median over the rounds that both took part in."""
+    def ratios(self, peer: str) -> list[float]:
+        """How many times better than the peer tourkit is, of each round that both took part in; the lowest first."""
         pairs = zip(self.figures.get("tourkit", ()), self.figures.get(peer, ()), strict=False)
         less_is_better = self.unit in ("seconds", "ms", "MiB")
-        ratios = [theirs / ours if less_is_better else ours / theirs for ours, theirs in pairs]
-        return statistics.median(ratios) if ratios else None
+        return sorted(theirs / ours if less_is_better else ours / theirs for ours, theirs in pairs)
+
+    def told(self, peer: str) -> str:
+        """The median of the ratios, lowest to highest; empty without any."""
+        ratios = self.ratios(peer)
+        return f"**{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f})" if ratios else ""
 
 
 class Table:
@@ -130,6 +136,24 @@ def starters(gguf: Path, binaries: Path, work: Path) -> list[Callable[[], Abstra
     ]
 
 
+def one_round(
+    start: dict[str, Callable[[], AbstractContextManager[Server]]], seed: int, scale: float, table: Table
+) -> None:
+    """Every kind of work once, each given to one server after the other; who goes first alternates with the round."""
+    servers = []
+    with ExitStack() as running:
+        for name, starter in start.items():
+            started = time.perf_counter()
+            servers.append(running.enter_context(starter()))
+            servers[-1].chat(words(16, 1), max_tokens=1)
+            table.add("start to first answer", "seconds", name, time.perf_counter() - started)
+        for work in WORK:
+            for server in servers if seed % 2 else servers[::-1]:
+                share = scale / 8 if server.name == "llama_cpp.server" else scale  # so much of it is enough
+                for title, (unit, value) in work(server, seed, share).items():
+                    table.add(title, unit, server.name, value)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", default="205m", choices=sorted(shapes.SHAPES))
@@ -142,47 +166,33 @@ def main() -> None:
     given = parser.parse_args()
     binaries = given.binaries or build_llama_cpp.build()
     table = Table()
-    with tempfile.TemporaryDirectory(prefix="tourkit-bench-") as folder, ExitStack() as running:
+    with tempfile.TemporaryDirectory(prefix="tourkit-bench-") as folder:
         gguf = Path(folder) / f"{given.shape}.gguf"
         shapes.write(shapes.SHAPES[given.shape], gguf)
-        for _ in range(given.rounds):
+        start = dict(zip(COLUMNS, starters(gguf, binaries, Path(folder)), strict=False))
+        for seed in range(1, given.rounds + 1):
             engine_alone(gguf, binaries, table)
-        servers = []
-        for name, start in zip(COLUMNS, starters(gguf, binaries, Path(folder)), strict=False):
-            if name in given.only:
-                started = time.perf_counter()
-                servers.append(running.enter_context(start()))
-                servers[-1].chat(words(16, 1), max_tokens=1)
-                table.add("start to first answer", "seconds", name, time.perf_counter() - started)
-        for work in WORK:
-            for seed in range(1, given.rounds + 1):
-                for server in servers if seed % 2 else servers[::-1]:
-                    if given.others_once and seed > 1 and server.name in COLUMNS[2:]:
-                        continue
-                    slowest = server.name == "llama_cpp.server"  # an eighth of the documents is enough of it
-                    for title, (unit, value) in work(server, seed, given.scale / 8 if slowest else given.scale).items():
-                        table.add(title, unit, server.name, value)
+            wanted = [name for name in given.only if seed == 1 or not given.others_once or name in COLUMNS[:2]]
+            one_round({name: start[name] for name in wanted}, seed, given.scale, table)
     report(list(table.rows.values()), as_json=given.json)
 
 
 def report(rows: list[Row], *, as_json: bool) -> None:
     """The medians of every server, and the ratios to llama-server, to llama_cpp.server and to the ceiling."""
     if as_json:
-        lines = [{"what": row.title, "unit": row.unit, **row.medians, "ratio": row.ratio(PEER)} for row in rows]
+        lines = [{"what": row.title, "unit": row.unit, **row.medians, "ratios": row.ratios(PEER)} for row in rows]
         print(json.dumps(lines, indent=2))
         return
     print("| work | " + " | ".join(COLUMNS) + " | ratio to llama-server |")
     print("|---" * (len(COLUMNS) + 2) + "|")
     for row in rows:
         cells = [f"{row.medians[name]:.4g}" if name in row.figures else "" for name in COLUMNS]
-        ratio = row.ratio(PEER)
-        shown = [f"{row.title}, {row.unit}", *cells, f"**{ratio:.2f}**" if ratio else ""]
+        shown = [f"{row.title}, {row.unit}", *cells, row.told(PEER)]
         print("| " + " | ".join(shown) + " |")
     for peer in ("llama-batched-bench", "llama_cpp.server"):
         for row in rows:
-            ratio = row.ratio(peer)
-            if ratio:
-                print(f"{row.title}: {ratio:.2f} of {peer}")
+            if row.told(peer):
+                print(f"{row.title}: {row.told(peer)} of {peer}")
 
 
 if __name__ == "__main__":

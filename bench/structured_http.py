@@ -36,6 +36,13 @@ PROMPT = (
 Row = dict[str, Any]
 
 
+def held_to(server: Server, schema: Any) -> Row:
+    """The field that asks for a schema, as each server reads it."""
+    if server.name == "llama_cpp.server":
+        return {"type": "json_object", "schema": schema}
+    return {"type": "json_schema", "json_schema": {"name": "record", "schema": schema}}
+
+
 def ask(server: Server, row: Row) -> tuple[str, str]:
     """What came of one schema, and a line about it."""
     body = {
@@ -43,7 +50,7 @@ def ask(server: Server, row: Row) -> tuple[str, str]:
         "messages": [{"role": "user", "content": PROMPT}],
         "max_tokens": MAX_TOKENS,
         "temperature": 0,
-        "response_format": {"type": "json_schema", "json_schema": {"name": "record", "schema": row["schema"]}},
+        "response_format": held_to(server, row["schema"]),
     }
     try:
         connection = http.client.HTTPConnection(server.host, timeout=600)
