@@ -191,8 +191,8 @@ def report(rows: list[Row], *, as_json: bool) -> None:
         print("| " + " | ".join(shown) + " |")
     for peer in ("llama-batched-bench", "llama_cpp.server"):
         for row in rows:
-            if row.told(peer):
-                print(f"{row.title}: {row.told(peer)} of {peer}")
+            if told := row.told(peer):
+                print(f"{row.title}: {told} of {peer}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from servers import Limits, Server, llama_cpp_server, llama_server, tourkit
+from work import by_schema
 
 from tourkit.data import TINY_GGUF
 from tourkit.engine.repair import validate
@@ -36,13 +37,6 @@ PROMPT = (
 Row = dict[str, Any]
 
 
-def held_to(server: Server, schema: Any) -> Row:
-    """The field that asks for a schema, as each server reads it."""
-    if server.name == "llama_cpp.server":
-        return {"type": "json_object", "schema": schema}
-    return {"type": "json_schema", "json_schema": {"name": "record", "schema": schema}}
-
-
 def ask(server: Server, row: Row) -> tuple[str, str]:
     """What came of one schema, and a line about it."""
     body = {
@@ -50,7 +44,7 @@ def ask(server: Server, row: Row) -> tuple[str, str]:
         "messages": [{"role": "user", "content": PROMPT}],
         "max_tokens": MAX_TOKENS,
         "temperature": 0,
-        "response_format": held_to(server, row["schema"]),
+        "response_format": by_schema(server, row["schema"], strict=False),
     }
     try:
         connection = http.client.HTTPConnection(server.host, timeout=600)

@@ -39,11 +39,11 @@ def documents(count: int, shared: int, own: int, seed: int) -> list[str]:
     return [f"{head}\n{words(own, seed * 1000 + i)}" for i in range(count)]
 
 
-def by_schema(server: Server) -> dict[str, Any]:
-    """The field that asks for SCHEMA, as each server reads it."""
+def by_schema(server: Server, schema: Any, *, strict: bool) -> dict[str, Any]:
+    """The field that asks for a schema, as each server reads it."""
     if server.name == "llama_cpp.server":
-        return {"type": "json_object", "schema": SCHEMA}
-    return {"type": "json_schema", "json_schema": {"name": "record", "schema": SCHEMA, "strict": True}}
+        return {"type": "json_object", "schema": schema}
+    return {"type": "json_schema", "json_schema": {"name": "record", "schema": schema, "strict": strict}}
 
 
 def endless(server: Server) -> dict[str, Any]:
@@ -68,7 +68,12 @@ def free_text(server: Server, clients: int, tokens: int, seed: int) -> float:
 
 def extraction(server: Server, clients: int, prompts: list[str], seed: int) -> tuple[float, float]:
     """Requests a second, and complete objects a second."""
-    options = {"max_tokens": 200, "temperature": 0.8, "seed": seed, "response_format": by_schema(server)}
+    options = {
+        "max_tokens": 200,
+        "temperature": 0.8,
+        "seed": seed,
+        "response_format": by_schema(server, SCHEMA, strict=True),
+    }
 
     def gives_object(prompt: str) -> bool:
         try:
@@ -84,7 +89,7 @@ def voting(server: Server, prompt: str, *, schema: bool, seed: int) -> float:
     """Seconds for ten samples of one prompt; llama_cpp.server, which has no `n`, is asked ten times."""
     options: dict[str, Any] = {"max_tokens": 64, "temperature": 0.8, **endless(server)}
     if schema:
-        options = {"max_tokens": 200, "temperature": 0.8, "response_format": by_schema(server)}
+        options = {"max_tokens": 200, "temperature": 0.8, "response_format": by_schema(server, SCHEMA, strict=True)}
     alone = server.name == "llama_cpp.server"
     started = time.perf_counter()
     try:

@@ -17,7 +17,7 @@ MAX_DECIMALS = 9  # of a number: small models go on writing digits, and llguidan
 _SCHEMA_MAPS = ("properties", "$defs", "definitions", "patternProperties")
 _SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-_NUMBERS = frozenset(("number", "integer"))
+_NUMBERS = ("number", "integer")
 _FREE_OF = {
     "string": ("maxLength", "pattern", "format", "enum", "const"),
     "array": ("maxItems", "prefixItems", "enum", "const"),
@@ -77,23 +77,21 @@ def _limited_type(schema: dict[str, Any], decimals: bool) -> dict[str, Any]:
     types = schema.get("type")
     names = types if isinstance(types, list) else [types]
     limits: dict[str, Any] = {}
+    numeric = any(name in names for name in _NUMBERS) and "enum" not in schema and "const" not in schema
     if "allOf" in schema or "$ref" in schema:
-        return _within_reach(schema) if _NUMBERS & set(names) else limits
+        return _within_reach(schema) if numeric else limits
     for name, free_of in _FREE_OF.items():
         if name in names and not any(key in schema for key in free_of):
             limits |= _limits(name, schema)
-    fixed = any(key in schema for key in ("enum", "const"))
-    if "number" in names and decimals and not fixed and not any(_is_finer(schema.get(key)) for key in _BOUNDS):
+    if numeric and "number" in names and decimals and not any(_is_finer(schema.get(key)) for key in _BOUNDS):
         limits["multipleOf"] = 10**-MAX_DECIMALS
-    if "multipleOf" in schema and _NUMBERS & set(names):
+    if numeric and "multipleOf" in schema:
         limits |= _within_reach(schema)
     return limits
 
 
 def _within_reach(schema: dict[str, Any]) -> dict[str, Any]:
-    """The limits a number lacks whose multiples are asked for: no parser tells those of a huge one."""
-    if "enum" in schema or "const" in schema:
-        return {}
+    """The limits a number lacks: of a huge one, parsers lose the last digits, and what it is a multiple of."""
     low, high = (schema.get(a, schema.get(b)) for a, b in (_BOUNDS[::2], _BOUNDS[1::2]))
     limits = {} if low is not None else {"minimum": -MAX_MAGNITUDE}
     limits |= {} if high is not None else {"maximum": MAX_MAGNITUDE}
@@ -106,7 +104,7 @@ def _limits(name: str, schema: dict[str, Any]) -> dict[str, Any]:
         return {"maxLength": max(MAX_LENGTH, schema.get("minLength", 0))}
     if name == "array":
         return {"maxItems": max(MAX_ITEMS, schema.get("minItems", 0))}
-    return {"minimum": -MAX_MAGNITUDE, "maximum": MAX_MAGNITUDE}
+    return _within_reach(schema)
 
 
 def _is_finer(bound: Any) -> bool:

@@ -37,11 +37,13 @@ def rungs(schema: dict[str, Any], *, readable: Readable, tight: bool = False) ->
     root = _bundled(schema)
     narrowed = False
     if tight:
+        tried = None
         for level in (EXACT, PATTERNS):
             rewrite = Rewrite(root, level, True, readable, tight=True)
             tightened = rewrite.schema(root, "")
-            if not rewrite.dropped:
+            if not rewrite.dropped and tightened != tried:
                 yield Rung(EXACT, tightened, narrowed=True)
+            tried = tightened
     for narrow in (True, False):
         seen = ""
         for level in (EXACT, ONE_OF, KEYWORDS, PATTERNS, SHAPES):
