@@ -7,6 +7,7 @@ Run: python bench/jsonschemabench.py [--limit N] [--path FILE.jsonl.gz]
 from __future__ import annotations
 
 import argparse
+import gc
 import gzip
 import json
 import random
@@ -64,6 +65,7 @@ def main() -> None:
         gguf = Path(folder) / "tiny.gguf"
         write_random_gguf(gguf)
         runner = LlamaRunner(gguf, slots=1, max_len=64)
+        gc.freeze()  # as a worker does once it has loaded
         try:
             tally = measure(rows, runner, options.walks)
         finally:

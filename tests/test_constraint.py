@@ -291,6 +291,44 @@ def test_an_object_that_may_need_other_keys_stays_open(schema: dict[str, Any]) -
     assert bounded(schema) == schema
 
 
+def test_what_is_costly_to_compile_is_written_once_for_all_that_name_it(
+    runner: LlamaRunner, compiler: GrammarCompiler
+) -> None:
+    price = {"type": "number", "description": "in roubles"}
+    schema = {
+        "type": "object",
+        "properties": {"net": price, "gross": {"type": "number"}, "code": {"type": "string", "pattern": "^[A-Z]{2}$"}},
+        "required": ["net", "gross", "code"],
+        "$defs": {"unused": {"type": "null"}},
+    }
+
+    limited = bounded(schema)
+
+    properties, once = limited["properties"], limited["$defs"]
+    assert properties["net"] == properties["gross"] != properties["code"]
+    assert [part.get("type") for part in once.values()] == ["null", "number", "string"]
+    matcher = start(compiler, schema)
+    assert matcher.level == "strict"
+    assert accepts(runner, matcher, '{"net": 1.5, "gross": 2, "code": "AB"}')
+    assert not accepts(runner, start(compiler, schema), '{"net": 1.5, "gross": 1' + "0" * 15)
+    assert not accepts(runner, start(compiler, schema), '{"net": 1.5, "gross": 2, "code": "ABC')
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a": {"$id": "inner", "properties": {"b": {"type": "integer"}}}}},
+        {"allOf": [{"properties": {"b": {"type": "integer"}}}, {"properties": {"b": {"minimum": 0}}}]},
+        {"oneOf": [{"type": "integer"}, {"type": "string"}]},
+        {"properties": {"b": {"type": "integer"}}, "$defs": True},
+        {"properties": {"b": {"type": "integer", "enum": [1], "minimum": 0}}},
+    ],
+    ids=str,
+)
+def test_nothing_is_referred_to_where_the_reference_could_mean_something_else(schema: dict[str, Any]) -> None:
+    assert "$ref" not in json.dumps(bounded(schema))
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "takes"),
     [

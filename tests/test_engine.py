@@ -357,3 +357,21 @@ def test_a_model_that_fails_its_first_batch_is_refused_and_closed() -> None:
     with pytest.raises(LocalError, match="no memory"):
         BatchEngine(runner, warm_up=fail)
     assert runner.closed
+
+
+def test_what_can_wait_is_done_at_the_first_rest_and_the_release_comes_last() -> None:
+    done: list[str] = []
+    rested = threading.Event()
+
+    def at_rest() -> None:
+        done.append("rest")
+        rested.set()
+
+    engine = BatchEngine(FakeRunner(), at_rest=at_rest, release=lambda: done.append("release"))
+    answer = submit(engine, "one").wait()
+    rested.wait()
+
+    assert done == ["rest"]
+    assert submit(engine, "one").wait() == answer
+    engine.close()
+    assert done == ["rest", "release"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import queue
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -377,3 +379,17 @@ def test_a_state_that_does_not_fit_leaves_the_slot_empty(tiny_gguf: Path) -> Non
 
     assert not fits
     assert decoded
+
+
+def test_an_engine_that_nobody_asks_gets_ready_for_grammars_and_ends_all_the_same(tiny_gguf: Path) -> None:
+    begun = threading.Event()
+
+    class Noting(LlamaRunner):
+        def grammar_tokenizer(self) -> Any:
+            begun.set()
+            return super().grammar_tokenizer()
+
+    engine = LlamaEngine(Noting(tiny_gguf, slots=1, max_len=64, threads=1))
+
+    begun.wait()
+    engine.close()

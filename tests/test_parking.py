@@ -129,10 +129,22 @@ def test_an_engine_without_work_parks_what_waits_in_its_slots_and_answers_from_i
     assert stats.cached_tokens == 599
 
 
-def test_short_prompts_stay_in_their_slots_when_the_rest_is_parked() -> None:
-    _, parking, slots = pool(300, 100)
+def test_at_rest_every_slot_is_emptied_and_what_is_worth_bringing_back_is_parked() -> None:
+    _, parking, slots = pool(300, 100, 40)
+    prompts = [slot.cells or [] for slot in slots]
 
     parking.rest(slots)
 
-    assert [len(slot.cells or ()) for slot in slots] == [0, 100]
+    assert [len(slot.cells or ()) for slot in slots] == [0, 0, 0]
     assert not parking.is_due(slots)
+    assert [parking.bring_back(slots[0], [*tokens, 1], beyond=-64) for tokens in prompts] == [300, 100, 0]
+
+
+def test_short_prompts_are_not_moved_while_another_waits() -> None:
+    _, parking, slots = pool(100, 700)
+    first = slots[0].cells or []
+
+    parking.make_way(slots)
+
+    assert [len(slot.cells or ()) for slot in slots] == [0, 700]
+    assert parking.bring_back(slots[0], [*first, 1], beyond=0) == 0

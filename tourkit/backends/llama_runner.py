@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _DECODE_MEANING = {2: "aborted", -1: "invalid batch", -2: "could not allocate", -3: "compute failed"}
 _CACHE_TYPES = ("f16", "q8_0")
+_ADDRESS_OF = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
 _EMBEDDING_SLOTS = 32  # texts a call of an embedding model: they need no cells between calls
 
 
@@ -72,6 +73,8 @@ class LlamaRunner(LlamaModel):
         self.max_len = min(self.max_len, int(lib.llama_n_ctx_seq(self._context)))
         self.one_pool = unified and not self.embeds
         self.prompts_apart = self.one_pool and not self.on_gpu
+        # The library's own binding makes a pointer object of every address.
+        self._logits_address = _ADDRESS_OF(ctypes.cast(lib.llama_get_logits, ctypes.c_void_p).value or 0)
         self._batch = lib.llama_batch_init(self.n_batch, 0, 1)
         self._wanted: list[int] = []  # rows of the batch whose logits are asked for
         self._outputs: dict[int, int] = {}  # rows of the last decode → where their logits stand among all of them
@@ -151,14 +154,14 @@ class LlamaRunner(LlamaModel):
 
         They are mostly where the last ones were, in memory that only grows, and making a view takes as long as a draw.
         """
-        import numpy as np
-
-        pointer = self._lib.llama_get_logits(self._context)
-        if not pointer:
+        address = self._logits_address(self._context)
+        if not address:
             raise EngineError("the last decode gave no logits")
-        address = ctypes.addressof(pointer.contents)
         known, view = self._room
         if view is None or address != known or len(self._outputs) > len(view):
+            import numpy as np
+
+            pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
             view = np.ctypeslib.as_array(pointer, shape=(len(self._outputs), self.n_vocab))
             self._room = address, view
         return view

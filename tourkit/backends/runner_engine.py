@@ -5,6 +5,7 @@ Every stack whose library gives logits for tokens gets the whole API this way, a
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from typing import Protocol
 
@@ -59,6 +60,7 @@ class RunnerEngine:
         self._runner = runner
         self._info = EngineInfo(stack, runner.max_len, runner.n_slots, runner.n_vocab, emulated)
         self._texts = Texts(runner, runner.max_len, chat_template)
+        self._preparing: threading.Thread | None = None
         self._batches = BatchEngine(
             runner,
             max_waiting=max_waiting,
@@ -67,6 +69,8 @@ class RunnerEngine:
             deterministic=deterministic,
             prefixes=prefixes,
             warm_up=partial(warm_up, runner),
+            at_rest=self._prepare,
+            release=self._release,
         )
 
     @property
@@ -97,3 +101,12 @@ class RunnerEngine:
 
     def close(self) -> None:
         self._batches.close()
+
+    def _prepare(self) -> None:
+        """At the first rest, not while the model loads or answers: it would hold that up."""
+        self._preparing = self._preparing or self._texts.prepare()
+
+    def _release(self) -> None:
+        if self._preparing is not None:
+            self._preparing.join()
+        self._runner.close()

@@ -100,9 +100,21 @@ class Texts:
         """What the text is to be held to; None for free text. Raises RequestError."""
         if request.constraint is None:
             return None
-        with self._lock:  # made on first use: a second or so for a large vocabulary
+        return self._compiler().matcher(request.constraint, tight=request.tight)
+
+    def prepare(self) -> threading.Thread:
+        """Make what grammars need now, so that the first request under one does not wait for it: up to a second.
+
+        Returns the thread that does it, which must end before the vocabulary is freed.
+        """
+        thread = threading.Thread(target=self._compiler, name="tourkit-grammars", daemon=True)
+        thread.start()
+        return thread
+
+    def _compiler(self) -> GrammarCompiler:
+        vocabulary = self.vocabulary
+        with self._lock:
             if self._grammars is None:
-                vocabulary = self.vocabulary
                 self._grammars = GrammarCompiler(
                     vocabulary.grammar_tokenizer(),
                     vocabulary.n_vocab,
@@ -111,4 +123,4 @@ class Texts:
                     lambda text: len(vocabulary.tokenize(text, add_special=False, parse_special=False)),
                     leading_space=vocabulary.starts_with_space,
                 )
-        return self._grammars.matcher(request.constraint, tight=request.tight)
+            return self._grammars

@@ -1,6 +1,7 @@
 """The engine thread: admits sequences into slots, packs batches, samples, and ends every sequence exactly once.
 
-Policy lives in scheduler.py and prefix.py; the model behind a Runner. Text and chat templates are the backend's.
+Policy lives in scheduler.py and prefix.py, the slots in cells.py, the model behind a Runner. Text and chat templates
+are the backend's.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from collections import Counter, deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from tourkit.engine.cells import Cells
 from tourkit.engine.drawing import forced_tokens, next_tokens
-from tourkit.engine.parking import Parking
-from tourkit.engine.prefix import Placement, Slot, common_prefix, place, worth_keeping
+from tourkit.engine.prefix import common_prefix
 from tourkit.engine.scheduler import Chunk, next_batches, victim
 from tourkit.engine.sequence import Sequence, Status
 from tourkit.engine.speculation import PromptLookup
@@ -39,6 +40,8 @@ class BatchEngine:
     `deterministic`: one sequence a call and no shared cells, so that no answer depends on what else runs.
     `prefixes`: where shared prompts are kept between runs. `warm_up` is called first, and what it raises is raised
     here; in the engine's thread, because OpenMP is slower once two threads have computed (docs/architecture.md).
+    `at_rest` is called when there is first no work for a while, `release` last, whatever happened: by default it closes
+    the runner. Both in the engine's thread too.
     """
 
     def __init__(
@@ -51,18 +54,18 @@ class BatchEngine:
         deterministic: bool = False,
         prefixes: PrefixStore | None = None,
         warm_up: Callable[[], None] = lambda: None,
+        at_rest: Callable[[], None] | None = None,
+        release: Callable[[], None] | None = None,
     ) -> None:
         self._runner = runner
+        self._at_rest = at_rest
+        self._release_runner = release or runner.close
         self._deterministic = deterministic
-        self._sharing = runner.partial_kv and not deterministic
-        self._prefixes = prefixes if self._sharing else None
-        self._parking = Parking(runner) if self._sharing and runner.one_pool else None
+        self._cells = Cells(runner, sharing=runner.partial_kv and not deterministic, prefixes=prefixes)
         self._speculate = speculate and runner.partial_kv  # wrong guesses must be forgotten again
         self._max_waiting = max_waiting
         self._strip_leading_space = strip_leading_space
-        self._slots = [Slot(i) for i in range(runner.n_slots)]
         self._ids = itertools.count(1)
-        self._clock = itertools.count(1)
         self._counts: Counter[str] = Counter()  # of EngineStats, by field
         # Shared with other threads, under _gate:
         self._gate = threading.Condition()
@@ -148,12 +151,14 @@ class BatchEngine:
         error: EngineDead | None = None
         try:
             warm_up()
-            self._restore_prefixes()
+            self._cells.restore()
             warm.set_result(None)
             while self._take_inbox():
                 self._admit()
                 self._step()
-            self._save_prefixes()
+            for seq in list(self._running):
+                self._end(seq, Finish.ABORT)
+            self._cells.save()
         except Exception as exc:  # noqa: BLE001 - thread boundary: every caller must hear of it
             error = EngineDead(f"the engine thread died: {exc!r}")
             if not warm.done():
@@ -164,42 +169,22 @@ class BatchEngine:
                 left = [*self._running, *self._waiting, *self._inbox]
             for seq in left:
                 seq.finish(Finish.ERROR if error else Finish.ABORT, str(error) if error else None)
-            self._runner.close()
-
-    def _restore_prefixes(self) -> None:
-        """Begin with the prompts that were kept, as if they had just been answered."""
-        if self._prefixes is None:
-            return
-        for slot_id, tokens in self._prefixes.restore([slot.id for slot in self._slots]).items():
-            self._slots[slot_id].cells = tokens
-
-    def _save_prefixes(self) -> None:
-        """End what runs, then keep what prompts had in common."""
-        if self._prefixes is None:
-            return
-        for seq in list(self._running):
-            self._end(seq, Finish.ABORT)
-        if self._parking is not None:
-            self._parking.unpark(self._slots)
-        for slot, tokens in worth_keeping(self._slots):
-            self._runner.truncate(slot.id, len(tokens))
-            self._prefixes.save(slot.id, tokens)
+            self._release_runner()
 
     def _take_inbox(self) -> bool:
         """Wait for work, take new sequences and aborts in; False when it is time to stop."""
         if self._running and not (self._inbox or self._aborted or self._closing):
             return True  # between two tokens there is mostly nothing new, and the gate takes as long as all the rest
         with self._gate:
-            due = self._parking is not None and self._parking.is_due(self._slots)
-            idle = not self._gate.wait_for(self._has_work, timeout=_REST_AFTER if due else None)
+            idle = not self._gate.wait_for(self._has_work, timeout=_REST_AFTER if self._rest_is_due() else None)
             if self._closing:
                 return False
             new = list(self._inbox)
             self._waiting.extend(new)
             self._inbox.clear()
             aborted, self._aborted = self._aborted, set()
-        if idle and self._parking is not None:
-            self._parking.rest(self._slots)
+        if idle:
+            self._rest()
         for seq in new:
             self._open(seq)
         if aborted:
@@ -209,6 +194,16 @@ class BatchEngine:
         if new or aborted:
             self._waiting = deque(seq for seq in self._waiting if seq.status is Status.WAITING)
         return True
+
+    def _rest_is_due(self) -> bool:
+        return self._at_rest is not None or self._cells.rest_is_due
+
+    def _rest(self) -> None:
+        """What is best done while nobody waits."""
+        self._cells.rest()
+        if self._at_rest is not None:
+            self._at_rest()
+            self._at_rest = None
 
     def _has_work(self) -> bool:
         return bool(self._closing or self._inbox or self._aborted or self._running or self._waiting)
@@ -231,46 +226,15 @@ class BatchEngine:
         if self._short_of_cells and self._running:
             return
         for seq in list(self._waiting):
-            if all(slot.owner is not None for slot in self._slots):
+            if self._cells.all_taken:
                 return
-            placement = place(self._sources(), seq.tokens) if self._sharing else self._any_slot()
+            placement = self._cells.place(seq.tokens)
             if placement is not None:
                 self._running.append(seq)  # before it leaves the queue: whatever fails here, somebody ends it
                 self._waiting.remove(seq)
-                self._start(seq, placement)
-
-    def _sources(self) -> list[Slot]:
-        """The slots whose cells a new sequence may begin with: where slots cannot share, only those that are free."""
-        return self._slots if self._runner.shares_kv else [slot for slot in self._slots if slot.owner is None]
-
-    def _any_slot(self) -> Placement:
-        """A free slot, where cells are not shared; there is one when this is called."""
-        slot = next(slot for slot in self._slots if slot.owner is None)
-        return Placement(slot, slot, 0)
-
-    def _start(self, seq: Sequence, placement: Placement) -> None:
-        target, length = placement.target, self._begin(seq, placement)
-        target.owner, target.cells, target.used, target.taken_over = seq, None, next(self._clock), length
-        seq.slot, seq.n_kv, seq.status = target.id, length, Status.RUNNING
-        if self._parking is not None:
-            self._parking.make_way(self._slots)
-        self._count(prompt_tokens=len(seq.tokens), cached_tokens=length)
-
-    def _begin(self, seq: Sequence, placement: Placement) -> int:
-        """Fill the slot of a new sequence with the cells there are for its prompt; how many tokens they are of."""
-        target, length = placement.target, placement.length
-        if self._parking is not None:
-            self._parking.keep(target, self._slots, staying=length if placement.source is target else 0)
-            back = self._parking.bring_back(target, seq.tokens, length)
-            if back:
-                return back
-        if placement.source is target and target.cells is not None:
-            return length if self._runner.truncate(target.id, length) else 0
-        self._runner.truncate(target.id, 0)
-        if placement.source is target:
-            return 0
-        self._runner.share(placement.source.id, target.id, length)
-        return length
+                self._cells.take(placement, seq)
+                seq.status = Status.RUNNING
+                self._count(prompt_tokens=len(seq.tokens), cached_tokens=seq.n_kv)
 
     def _step(self) -> None:
         """One batch; two where prompts are best computed apart from what is being generated."""
@@ -327,13 +291,7 @@ class BatchEngine:
 
     def _make_room(self) -> None:
         """The KV cache is full: forget idle prefixes first, then preempt the youngest sequence."""
-        idle = [slot for slot in self._slots if slot.owner is None and slot.cells]
-        if idle:
-            oldest = min(idle, key=lambda slot: slot.used)
-            if self._parking is not None:
-                self._parking.keep(oldest, self._slots)
-            self._runner.truncate(oldest.id, 0)
-            oldest.cells = None
+        if self._cells.forget_oldest():
             return
         seq = victim(self._running)
         if seq is None:
@@ -402,13 +360,7 @@ class BatchEngine:
         seq.finish(reason, error)
 
     def _release(self, seq: Sequence, *, keep: bool) -> None:
-        """Take the slot back; its cells stay as a prefix for later prompts when `keep`."""
-        slot = self._slots[seq.slot if seq.slot is not None else 0]
-        slot.cells = seq.tokens[: seq.n_kv] if keep else None
-        if not keep:
-            self._runner.truncate(slot.id, 0)
-        slot.owner, slot.used = None, next(self._clock)
-        seq.slot = None
+        self._cells.give_back(seq, keep=keep)
         self._running.remove(seq)
 
     def _count(self, **more: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from tourkit.engine.example import example
 from tourkit.engine.schemas import resolve
 
+_text = json.JSONEncoder(ensure_ascii=False).encode
 _MAX_DEPTH = 40
 _MAX_TEXT = 4000  # characters of one string, and values of one array
 _MAX_SAMPLES, _MAX_SAMPLE = 64, 100  # texts, characters of one
@@ -38,7 +39,7 @@ def closing_texts(schema: Any) -> tuple[str, str]:
     All that is required, and the longest chain of optional parts that may have been begun.
     """
     measure = _Measure(schema)
-    return json.dumps(measure.instance(schema, 0), ensure_ascii=False), measure.begun(schema, 0)
+    return _text(measure.instance(schema, 0)), measure.begun(schema, 0)
 
 
 def patterns(schema: Any) -> tuple[str, ...]:
@@ -119,7 +120,7 @@ class _Measure:
             self._begun[id(schema)] = ""
             texts = [self.begun(part, depth + 1) for part in self._required(schema)]
             for part in self._optional(schema):
-                begun = json.dumps(self.instance(part, depth), ensure_ascii=False)
+                begun = _text(self.instance(part, depth))
                 texts.append(f'"", {begun}{self.begun(part, depth + 1)}'[:_MAX_TEXT])
             self._begun[id(schema)] = max(texts, key=len, default="")
         return self._begun[id(schema)]

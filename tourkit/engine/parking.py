@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from tourkit.backends.base import Runner
     from tourkit.engine.prefix import Slot
 
-IDLE_CELLS = 1024  # that may stay among those of running sequences
+IDLE_CELLS = 512  # that may stay among those of running sequences
 MOST_BYTES = 256 << 20  # parked
-_WORTH_PARKING = 256  # tokens of prefill saved that justify moving a slot's cells
+_WORTH_PARKING = 256  # tokens of prefill saved that justify moving a slot's cells while a prompt waits
 _WORTH_BRINGING_BACK = 64
 
 
@@ -41,14 +41,16 @@ class Parking:
         self._parked: list[Parked] = []
 
     def rest(self, slots: list[Slot]) -> None:
-        """While nobody waits: park every idle slot that is worth it, so that the next prompt finds an empty pool."""
+        """While nobody waits: empty every idle slot, so that the next prompt finds an empty pool.
+
+        Moving cells costs nobody time now: whatever is worth bringing back is parked.
+        """
         for slot in _idle(slots):
-            if _is_worth_parking(slot):
-                self.clear(slot, slots)
+            self.clear(slot, slots, worth=_WORTH_BRINGING_BACK)
 
     def is_due(self, slots: list[Slot]) -> bool:
         """Whether `rest` has anything to do."""
-        return any(map(_is_worth_parking, _idle(slots)))
+        return bool(_idle(slots))
 
     def make_way(self, slots: list[Slot]) -> None:
         """A sequence begins: empty idle slots, least recently used first, until the others are within the limit."""
@@ -60,18 +62,21 @@ class Parking:
             held -= len(slot.cells or ())
             self.clear(slot, slots)
 
-    def clear(self, slot: Slot, slots: list[Slot]) -> None:
+    def clear(self, slot: Slot, slots: list[Slot], *, worth: int = _WORTH_PARKING) -> None:
         """Empty one idle slot, and park what it held."""
-        self.keep(slot, slots)
+        self.keep(slot, slots, worth=worth)
         self._runner.truncate(slot.id, 0)
         slot.cells = None
 
-    def keep(self, slot: Slot, slots: list[Slot], staying: int = 0) -> None:
-        """Park what an idle slot holds, unless most of it is held elsewhere, or stays: its first `staying` tokens."""
+    def keep(self, slot: Slot, slots: list[Slot], *, staying: int = 0, worth: int = _WORTH_PARKING) -> None:
+        """Park what an idle slot holds, if `worth` tokens of it are held nowhere else and do not stay.
+
+        Its first `staying` tokens do: the prompt that takes the slot begins with them.
+        """
         tokens = slot.cells or []
         elsewhere = (other.shares(tokens) for other in slots if other is not slot)
         known = (common_prefix(tokens, parked.tokens, len(tokens)) for parked in self._parked)
-        if len(tokens) - max((staying, *elsewhere, *known)) >= _WORTH_PARKING:
+        if len(tokens) - max((staying, *elsewhere, *known)) >= worth:
             self._park(slot, tokens)
 
     def bring_back(self, slot: Slot, tokens: list[int], beyond: int) -> int:
@@ -118,7 +123,3 @@ class Parking:
 def _idle(slots: list[Slot]) -> list[Slot]:
     """Those that hold something nobody computes with, least recently used first."""
     return sorted((slot for slot in slots if slot.owner is None and slot.cells), key=lambda slot: slot.used)
-
-
-def _is_worth_parking(slot: Slot) -> bool:
-    return len(slot.cells or ()) >= _WORTH_PARKING

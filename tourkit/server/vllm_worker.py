@@ -19,6 +19,7 @@ import orjson
 
 from tourkit import offline
 from tourkit.backends import vllm
+from tourkit.backends.texts import Texts
 from tourkit.errors import LocalError
 from tourkit.server.vllm_front import Front, Served
 from tourkit.server.worker import read_spec
@@ -45,7 +46,7 @@ def main() -> int:
         sys.argv = ["vllm", *vllm.arguments(spec.load, folder, shape, address, spec.roles, cpu=cpu)]
         texts = vllm.texts_of(folder, spec.load, shape.vocab)
         Front.served = Served(spec.load, texts, spec.secret)
-        threading.Thread(target=_greet, args=(address, gateway), daemon=True).start()
+        threading.Thread(target=_greet, args=(address, gateway, texts), daemon=True).start()
         serve()
     except LocalError as exc:
         _tell(gateway, {"ready": False, "error": str(exc)})
@@ -75,11 +76,12 @@ def _end_with_gateway() -> None:
         time.sleep(seconds)
 
 
-def _greet(address: str, gateway: int) -> None:
-    """Wait for as long as it takes until vLLM answers, and say so."""
+def _greet(address: str, gateway: int, texts: Texts) -> None:
+    """Wait for as long as it takes until vLLM answers, say so, and get ready for grammars."""
     while not _is_healthy(address):
         time.sleep(_LOOK_SECONDS)
     _tell(gateway, {"ready": True, "address": address})
+    texts.prepare()
 
 
 def _is_healthy(address: str) -> bool:
