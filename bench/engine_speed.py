@@ -1,4 +1,4 @@
-"""The engine without HTTP: decoding of eight sequences, free and under a grammar. `python bench/engine_speed.py GGUF`.
+"""The engine without HTTP: decoding free and under a grammar. `python bench/engine_speed.py GGUF [SEQUENCES]`, else 8.
 
 Prints JSON: tokens a second once every prompt is computed, as llama-batched-bench counts them, and the milliseconds of
 a step with and without a grammar that leaves every token of the text to be sampled.
@@ -19,7 +19,8 @@ from tourkit.backends.llama_runner import LlamaRunner
 from tourkit.engine.types import Constraint, Delta, Request, SamplingParams
 from tourkit.hardware import probe
 
-SEQUENCES, PROMPT = 8, 32
+SEQUENCES = int(sys.argv[2]) if len(sys.argv) > 2 else 8
+PROMPT = 32
 LONG_STRING = Constraint("regex", "[^\\x00-\\x1f]*")
 
 

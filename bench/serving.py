@@ -3,9 +3,9 @@ llama_cpp.server, and llama-batched-bench as the ceiling.
 
 `python bench/serving.py [--shape 205m] [--rounds 3] [--scale 1] [--json]`. All servers run at once, with the same
 model, slots, threads and prompts; one works while the others are idle. Each kind of work is given to one after the
-other in every round, so that a machine that is slow for a while is slow for all; a ratio is the median of the rounds'.
-Every round has servers started anew: where a process's memory happens to lie makes it some percent quicker or slower
-for as long as it lives.
+other in every round, short work several times, so that a machine that is slow for a while is slow for all; a ratio is
+the median of all these pairs'. Every round has servers started anew, in turns which first: where a process's memory
+happens to lie makes it some percent quicker or slower for as long as it lives, and the first is often the slower.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from servers import Limits, Server, llama_cpp_server, llama_server, tourkit
 from work import documents, extraction, free_text, voting, words
 
 from tourkit.hardware import probe
+from tourkit.server.process import HUGE_PAGES, SPINNING
 
 LIMITS = Limits(slots=10, context=1536)  # llama-server refuses an n above its slots
 NGRAM = ("--spec-type", "ngram-simple")
@@ -50,7 +51,7 @@ class Row:
         return {name: statistics.median(values) for name, values in self.figures.items()}
 
     def ratios(self, peer: str) -> list[float]:
-        """How many times better than the peer tourkit is, of each round that both took part in; the lowest first."""
+        """How many times better than the peer tourkit is, each time that both did the same; the lowest first."""
         pairs = zip(self.figures.get("tourkit", ()), self.figures.get(peer, ()), strict=False)
         less_is_better = self.unit in ("seconds", "ms", "MiB")
         return sorted(theirs / ours if less_is_better else ours / theirs for ours, theirs in pairs)
@@ -106,14 +107,15 @@ def peak(server: Server, seed: int, scale: float) -> Figures:
 
 
 WORK = [
-    *(first_token, partial(free, 1), partial(free, 8), partial(extract, 1, 8), partial(extract, 8, 24)),
-    *(shared, partial(vote, False), partial(vote, True), peak),
+    *(first_token, partial(free, 1)) * 3,
+    *(partial(free, 8),) * 2,
+    *(partial(extract, 1, 8), partial(extract, 8, 24), shared, partial(vote, False), partial(vote, True), peak),
 ]
 
 
 def engine_alone(gguf: Path, binaries: Path, table: Table) -> None:
     """Eight sequences without HTTP beside llama-batched-bench, and what a grammar adds to a step."""
-    environment = {"GOMP_SPINCOUNT": "100000"} | os.environ  # as a worker has it
+    environment = SPINNING | HUGE_PAGES | os.environ
     engine = [sys.executable, str(Path(__file__).with_name("engine_speed.py")), str(gguf)]
     ours = json.loads(subprocess.run(engine, capture_output=True, text=True, check=True, env=environment).stdout)
     command = [str(binaries / "llama-batched-bench"), "-m", str(gguf), "-c", "4096", "-b", "512", "-ub", "512"]
@@ -137,17 +139,17 @@ def starters(gguf: Path, binaries: Path, work: Path) -> list[Callable[[], Abstra
 
 
 def one_round(
-    start: dict[str, Callable[[], AbstractContextManager[Server]]], seed: int, scale: float, table: Table
+    start: dict[str, Callable[[], AbstractContextManager[Server]]], number: int, scale: float, table: Table
 ) -> None:
-    """Every kind of work once, each given to one server after the other; who goes first alternates with the round."""
+    """All the work, each piece given to one server after the other; who starts and who goes first alternates."""
     servers = []
     with ExitStack() as running:
-        for name, starter in start.items():
+        for name, starter in list(start.items())[:: 1 if number % 2 else -1]:
             started = time.perf_counter()
             servers.append(running.enter_context(starter()))
             servers[-1].chat(words(16, 1), max_tokens=1)
             table.add("start to first answer", "seconds", name, time.perf_counter() - started)
-        for work in WORK:
+        for seed, work in enumerate(WORK, number * len(WORK)):  # never the same prompts again
             for server in servers if seed % 2 else servers[::-1]:
                 share = scale / 8 if server.name == "llama_cpp.server" else scale  # so much of it is enough
                 for title, (unit, value) in work(server, seed, share).items():
@@ -170,10 +172,10 @@ def main() -> None:
         gguf = Path(folder) / f"{given.shape}.gguf"
         shapes.write(shapes.SHAPES[given.shape], gguf)
         start = dict(zip(COLUMNS, starters(gguf, binaries, Path(folder)), strict=False))
-        for seed in range(1, given.rounds + 1):
+        for number in range(1, given.rounds + 1):
             engine_alone(gguf, binaries, table)
-            wanted = [name for name in given.only if seed == 1 or not given.others_once or name in COLUMNS[:2]]
-            one_round({name: start[name] for name in wanted}, seed, given.scale, table)
+            wanted = [name for name in given.only if number == 1 or not given.others_once or name in COLUMNS[:2]]
+            one_round({name: start[name] for name in wanted}, number, given.scale, table)
     report(list(table.rows.values()), as_json=given.json)
 
 
