@@ -104,7 +104,7 @@ class RunnerEngine:
 
     def _prepare(self) -> None:
         """At the first rest, not while the model loads or answers: it would hold that up."""
-        self._preparing = self._preparing or self._texts.prepare()
+        self._preparing = self._texts.prepare()
 
     def _release(self) -> None:
         if self._preparing is not None:

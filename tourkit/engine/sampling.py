@@ -84,13 +84,13 @@ def _by_chance(scores: np.ndarray, temperature: float, uniform: float) -> int:
     """The index at which the running sum of the weights reaches its share `uniform` of the whole.
 
     Sums of blocks come first, and only one block is summed weight by weight: a running sum over a whole vocabulary
-    takes several times as long as all the rest. After a decode the caches hold none of this code, so the shortest way
-    through numpy counts: argmax, reduce and accumulate instead of max, sum and cumsum take a third off the whole.
+    takes several times as long as all the rest. After a decode the processor's caches hold none of this code, so the
+    shortest way through numpy counts: argmax, reduce and accumulate rather than max, sum and cumsum.
     """
     import numpy as np
 
-    weights = np.divide(scores, np.float32(temperature), out=_scratch(len(scores)))
-    weights -= weights[weights.argmax()]
+    weights = np.subtract(scores, scores[scores.argmax()], out=_scratch(len(scores)))
+    weights /= np.float32(temperature)
     np.exp(weights, out=weights)
     even = len(weights) // _BLOCK * _BLOCK
     sums = np.add.reduce(weights[:even].reshape(-1, _BLOCK), axis=1).astype(np.float64)
