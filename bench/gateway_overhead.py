@@ -33,7 +33,7 @@ from tourkit.backends import vllm
 from tourkit.backends.base import LoadSpec
 from tourkit.bundle import BundleModel, BundleVariant, build_index, variant_dir, write_index
 from tourkit.hardware import probe
-from tourkit.server.process import SPINNING
+from tourkit.server.process import tuned
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOTS, CONTEXT, TOKENS = 16, 1024, 128
@@ -50,7 +50,7 @@ def direct(model: Path, work: Path) -> Iterator[str]:
     del arguments[front : front + 2]
     scratch = work / "direct"
     scratch.mkdir()
-    environment = SPINNING | os.environ | vllm.environment(spec, cpu=cpu) | {"TMPDIR": str(scratch)}
+    environment = tuned("vllm") | vllm.environment(spec, cpu=cpu) | {"TMPDIR": str(scratch)}
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *arguments]
     with running(command, work / "direct.log", environment, says=False) as process:
         while process.poll() is None and not answers(f"http://{address}/health"):

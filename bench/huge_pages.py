@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import shapes
 
-from tourkit.server.process import HUGE_PAGES, SPINNING
+from tourkit.server.process import HUGE_PAGES, tuned
 
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 KINDS = {"huge": HUGE_PAGES, "usual": {"GLIBC_TUNABLES": ""}}
@@ -26,7 +25,7 @@ KINDS = {"huge": HUGE_PAGES, "usual": {"GLIBC_TUNABLES": ""}}
 
 def tokens_a_second(gguf: Path, sequences: int, kind: str) -> float:
     command = [sys.executable, str(Path(__file__).with_name("engine_speed.py")), str(gguf), str(sequences)]
-    environment = os.environ | SPINNING | KINDS[kind]
+    environment = tuned("llama_cpp") | KINDS[kind]
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     return float(json.loads(out)["tokens/s"])
 

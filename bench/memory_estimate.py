@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import queue
 import subprocess
@@ -30,7 +29,7 @@ import shapes  # noqa: E402 - beside this file
 
 from tourkit import hardware, memory, model_shape, tiny  # noqa: E402
 from tourkit.progress import size_text  # noqa: E402
-from tourkit.server.process import HUGE_PAGES, SPINNING  # noqa: E402
+from tourkit.server.process import tuned  # noqa: E402
 
 PROMPT = 700  # tokens: more than one call of the model takes
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
@@ -122,7 +121,7 @@ def measure(spec: dict[str, Any], *, on_gpu: bool) -> int:
     """Bytes a process takes that has loaded the model and answered: of RAM, or of the GPU."""
     free_before = free_on_gpu() if on_gpu else 0
     command = [sys.executable, "-W", "ignore", __file__, "--child", json.dumps(spec)]
-    environment = SPINNING | HUGE_PAGES | os.environ
+    environment = tuned("llama_cpp")
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from servers import Limits, Server, llama_cpp_server, llama_server, tourkit
 from work import documents, extraction, free_text, voting, words
 
 from tourkit.hardware import probe
-from tourkit.server.process import HUGE_PAGES, SPINNING
+from tourkit.server.process import tuned
 
 LIMITS = Limits(slots=10, context=1536)  # llama-server refuses an n above its slots
 NGRAM = ("--spec-type", "ngram-simple")
@@ -115,7 +114,7 @@ WORK = [
 
 def engine_alone(gguf: Path, binaries: Path, table: Table) -> None:
     """Eight sequences without HTTP beside llama-batched-bench, and what a grammar adds to a step."""
-    environment = SPINNING | HUGE_PAGES | os.environ
+    environment = tuned("llama_cpp")
     engine = [sys.executable, str(Path(__file__).with_name("engine_speed.py")), str(gguf)]
     ours = json.loads(subprocess.run(engine, capture_output=True, text=True, check=True, env=environment).stdout)
     command = [str(binaries / "llama-batched-bench"), "-m", str(gguf), "-c", "4096", "-b", "512", "-ub", "512"]

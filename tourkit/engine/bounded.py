@@ -28,7 +28,7 @@ _FREE_OF = {
 _OPEN_BESIDE = ("additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames", "minProperties")
 _IN_PLACE = ("allOf", "anyOf", "oneOf", "$ref", "$dynamicRef", "not", "if", "dependencies", "dependentRequired")
 
-# What a part that is written once may consist of. Its cost to compile is that of the first of these.
+# What is costly to compile, and all that a part may consist of to be written once.
 _COSTLY = (*_BOUNDS, "pattern", "format")
 _SCALAR = ("type", "multipleOf", "minLength", "maxLength", *_COSTLY)
 _ANNOTATIONS = ("title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly")

@@ -9,7 +9,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from tourkit.engine.parking import Parking
-from tourkit.engine.prefix import Placement, Slot, place, worth_keeping
+from tourkit.engine.prefix import Placement, Slot, idle, place, worth_keeping
 
 if TYPE_CHECKING:
     from tourkit.backends.base import PrefixStore, Runner
@@ -36,12 +36,10 @@ class Cells:
 
     def place(self, tokens: list[int]) -> Placement | None:
         """Where a prompt goes while a slot is free; None when it had better wait for what is being prefilled now."""
+        free = [slot for slot in self.slots if slot.owner is None]
         if not self._sharing:
-            slot = next(slot for slot in self.slots if slot.owner is None)
-            return Placement(slot, slot, 0)
-        if self._runner.shares_kv:
-            return place(self.slots, tokens)
-        return place([slot for slot in self.slots if slot.owner is None], tokens)
+            return Placement(free[0], free[0], 0)
+        return place(self.slots if self._runner.shares_kv else free, tokens)
 
     def take(self, placement: Placement, seq: Sequence) -> None:
         """Give a slot to a sequence, with the cells there are for its prompt."""
@@ -78,14 +76,14 @@ class Cells:
 
     def forget_oldest(self) -> bool:
         """Empty the idle slot that was used longest ago; False when there is none."""
-        idle = [slot for slot in self.slots if slot.owner is None and slot.cells]
-        if not idle:
+        resting = idle(self.slots)
+        if not resting:
             return False
-        oldest = min(idle, key=lambda slot: slot.used)
         if self._parking is not None:
-            self._parking.keep(oldest, self.slots)
-        self._runner.truncate(oldest.id, 0)
-        oldest.cells = None
+            self._parking.clear(resting[0], self.slots)
+        else:
+            self._runner.truncate(resting[0].id, 0)
+            resting[0].cells = None
         return True
 
     @property

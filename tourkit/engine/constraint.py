@@ -200,10 +200,8 @@ class GrammarCompiler:
         return prototype, ""
 
     def _reserve(self, schema: Any) -> int:
-        required, begun = closing_texts(schema)
-        if len(begun.encode()) <= _MAX_BEGUN:  # so it takes no more tokens either
-            return int(self._count(required + begun) * 1.15) + _SLACK
-        return int((self._count(required) + min(self._count(begun), _MAX_BEGUN)) * 1.15) + _SLACK
+        required, begun = (self._count(text) for text in closing_texts(schema))
+        return int((required + min(begun, _MAX_BEGUN)) * 1.15) + _SLACK
 
     def _grammar(self, schema: dict[str, Any]) -> str:
         from llguidance import LLMatcher

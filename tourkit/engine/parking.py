@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tourkit.engine.prefix import common_prefix
+from tourkit.engine.prefix import common_prefix, idle
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Runner
@@ -45,18 +45,18 @@ class Parking:
 
         Moving cells costs nobody time now: whatever is worth bringing back is parked.
         """
-        for slot in _idle(slots):
+        for slot in idle(slots):
             self.clear(slot, slots, worth=_WORTH_BRINGING_BACK)
 
     def is_due(self, slots: list[Slot]) -> bool:
         """Whether `rest` has anything to do."""
-        return bool(_idle(slots))
+        return bool(idle(slots))
 
     def make_way(self, slots: list[Slot]) -> None:
         """A sequence begins: empty idle slots, least recently used first, until the others are within the limit."""
-        idle = _idle(slots)
-        held = sum(len(slot.cells or ()) for slot in idle)
-        for slot in idle:
+        resting = idle(slots)
+        held = sum(len(slot.cells or ()) for slot in resting)
+        for slot in resting:
             if held <= self._idle_cells:
                 return
             held -= len(slot.cells or ())
@@ -118,8 +118,3 @@ class Parking:
     def _use(self, parked: Parked) -> None:
         self._parked.remove(parked)
         self._parked.append(parked)
-
-
-def _idle(slots: list[Slot]) -> list[Slot]:
-    """Those that hold something nobody computes with, least recently used first."""
-    return sorted((slot for slot in slots if slot.owner is None and slot.cells), key=lambda slot: slot.used)

@@ -42,6 +42,11 @@ class Slot:
         return common_prefix(seq.tokens, tokens, len(seq.tokens))
 
 
+def idle(slots: list[Slot]) -> list[Slot]:
+    """Those that hold something nobody computes with, least recently used first."""
+    return sorted((slot for slot in slots if slot.owner is None and slot.cells), key=lambda slot: slot.used)
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Use `target`; its first `length` tokens come from `source` (the same slot: keep them in place)."""
