@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from tourkit.backends.llama_cpp import LlamaRunner
-from tourkit.engine.constraint import GrammarCompiler, Matcher
+from tourkit.engine.constraint import GrammarCompiler, Manner, Matcher
 from tourkit.engine.repair import repair, validate
 from tourkit.engine.types import Constraint
 from tourkit.errors import EngineError, RequestError
@@ -96,7 +96,7 @@ def measure(rows: list[dict[str, Any]], runner: LlamaRunner, walks: int) -> Tall
             seed = number * walks + walk
             outcome = generate(tally, row, compiler.matcher(constraint), runner, seed)
             if outcome == "invalid":  # as the server does: once more, by a tighter grammar where there is one
-                again = generate(tally, row, compiler.matcher(constraint, tight=True), runner, seed + 1_000_000)
+                again = generate(tally, row, compiler.matcher(constraint, Manner(tight=True)), runner, seed + 1_000_000)
                 outcome = "valid after a retry" if again.startswith("valid") else "invalid after a retry"
             tally.documents[matcher.level, outcome] += 1
     return tally

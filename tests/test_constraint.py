@@ -14,7 +14,7 @@ import pytest
 
 from tourkit.backends.llama_cpp import LlamaRunner
 from tourkit.engine.bounded import MAX_ITEMS, MAX_LENGTH, bounded
-from tourkit.engine.constraint import GrammarCompiler, Matcher
+from tourkit.engine.constraint import GrammarCompiler, Manner, Matcher
 from tourkit.engine.minimal import minimal_instance
 from tourkit.engine.types import Constraint
 from tourkit.errors import EngineError, RequestError
@@ -32,8 +32,8 @@ def compiler(runner: LlamaRunner) -> GrammarCompiler:
     return GrammarCompiler(runner.grammar_tokenizer(), runner.n_vocab, runner.eog, runner.piece, lambda text: len(text))
 
 
-def start(compiler: GrammarCompiler, schema: dict[str, Any]) -> Matcher:
-    return compiler.matcher(Constraint.json_schema(schema))
+def start(compiler: GrammarCompiler, schema: dict[str, Any], **how: bool) -> Matcher:
+    return compiler.matcher(Constraint.json_schema(schema), Manner(**how))
 
 
 def text_of(runner: LlamaRunner, tokens: list[int]) -> str:
@@ -94,18 +94,20 @@ def test_a_model_that_begins_with_a_space_may(runner: LlamaRunner) -> None:
     circle = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
 
     assert accepts(runner, start(spaced, {"type": "object"}), ' {"a": 1}')
+    assert accepts(runner, start(spaced, {"type": "object"}, compact=True), ' {"a":1}')
     assert accepts(runner, start(spaced, {"type": "array", "uniqueItems": True}), " [1]")
     with pytest.raises(RequestError, match="no document"):
         start(spaced, circle)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("seed", range(30))
 def test_a_document_cut_off_anywhere_is_closed_out_valid(
-    runner: LlamaRunner, compiler: GrammarCompiler, seed: int
+    runner: LlamaRunner, compiler: GrammarCompiler, seed: int, compact: bool
 ) -> None:
     """Random tokens under the grammar up to a random point, then only closing tokens: valid JSON of the schema."""
     rng = random.Random(seed)
-    matcher, tokens = start(compiler, RICH), []
+    matcher, tokens = start(compiler, RICH, compact=compact), []
     for _ in range(rng.randrange(60)):
         noise = np.array([rng.random() for _ in range(runner.n_vocab)], dtype=np.float32)
         matcher.mask(noise)
@@ -135,6 +137,18 @@ def test_what_must_come_is_forced_without_sampling(runner: LlamaRunner, compiler
     matcher.accept(first)
 
     assert text_of(runner, first + matcher.forced()) == '{"answer": 42}'
+
+
+def test_there_is_a_space_after_commas_and_colons_or_none_at_all(
+    runner: LlamaRunner, compiler: GrammarCompiler
+) -> None:
+    texts = ['{"a": [1, 2], "b": 3}', '{"a":[1,2],"b":3}', '{"a": [1,2], "b": 3}', '{ "a": [1, 2], "b": 3 }']
+    schema = {"type": "object"}
+
+    spaced = [text for text in texts if accepts(runner, start(compiler, schema), text)]
+    compact = [text for text in texts if accepts(runner, start(compiler, schema, compact=True), text)]
+
+    assert (spaced, compact) == (texts[:1], texts[1:2])
 
 
 def test_a_refused_token_is_an_error_not_an_exception_from_below(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tourkit.backends.llama_cpp import LlamaRunner
-from tourkit.engine.constraint import GrammarCompiler
+from tourkit.engine.constraint import GrammarCompiler, Manner
 from tourkit.engine.example import example
 from tourkit.engine.ladder import rungs
 from tourkit.engine.negation import negate, other_than
@@ -35,7 +35,7 @@ def compiler(runner: LlamaRunner) -> GrammarCompiler:
 
 
 def accepts(runner: LlamaRunner, compiler: GrammarCompiler, schema: dict[str, Any], data: Any, **how: bool) -> bool:
-    matcher = compiler.matcher(Constraint.json_schema(schema), **how)
+    matcher = compiler.matcher(Constraint.json_schema(schema), Manner(**how))
     for token in runner.tokenize(json.dumps(data, ensure_ascii=False), add_special=False, parse_special=False):
         if not matcher.allows(token):
             return False
@@ -98,7 +98,7 @@ def test_a_keyword_the_grammar_lacks_is_said_in_another_way(
     runner: LlamaRunner, compiler: GrammarCompiler, schema: dict[str, Any], valid: list[Any], invalid: list[Any]
 ) -> None:
     """Strict all the same: nothing invalid is accepted, and what is valid can be written."""
-    matcher = compiler.matcher(Constraint.json_schema(schema), strict=True)
+    matcher = compiler.matcher(Constraint.json_schema(schema), Manner(strict=True))
 
     assert (matcher.level, matcher.dropped) == ("strict", ())
     assert [data for data in valid if not accepts(runner, compiler, schema, data)] == []
@@ -144,7 +144,7 @@ def test_what_no_rewrite_can_say_is_left_out_by_name(
     assert list(matcher.dropped) == dropped
     assert any(rung.level == level and list(rung.dropped) == dropped for rung in rungs(schema, readable=reads))
     with pytest.raises(RequestError) as refused:
-        compiler.matcher(Constraint.json_schema(schema), strict=True)
+        compiler.matcher(Constraint.json_schema(schema), Manner(strict=True))
     assert refused.value.code == "unsupported_schema"
 
 
@@ -187,7 +187,7 @@ def test_a_tighter_grammar_for_a_second_attempt_allows_valid_documents_only(
     schema = {"type": "integer", "minimum": 1, "not": {"multipleOf": 7}}
 
     assert compiler.matcher(Constraint.json_schema(schema)).level == "relaxed"
-    assert compiler.matcher(Constraint.json_schema(schema), tight=True).level == "strict"
+    assert compiler.matcher(Constraint.json_schema(schema), Manner(tight=True)).level == "strict"
     assert accepts(runner, compiler, schema, 3, tight=True)
     assert not accepts(runner, compiler, schema, 14, tight=True)
 
@@ -218,7 +218,7 @@ def test_what_could_be_held_to_in_part_only_is_held_to_at_the_second_attempt(
     """Fewer documents than are valid, the one here among them, and nothing that is not."""
     assert not validate(schema, valid)
     assert compiler.matcher(Constraint.json_schema(schema)).level == "relaxed"
-    assert compiler.matcher(Constraint.json_schema(schema), tight=True).level == "strict"
+    assert compiler.matcher(Constraint.json_schema(schema), Manner(tight=True)).level == "strict"
     assert accepts(runner, compiler, schema, valid, tight=True)
     assert [data for data in others if accepts(runner, compiler, schema, data, tight=True)] == []
 

@@ -330,6 +330,27 @@ def test_an_answer_that_leaves_no_choice_asks_the_model_nothing(engine: LlamaEng
     assert engine.stats().decode_steps == 0
 
 
+@pytest.mark.parametrize(
+    ("texts", "answer"),
+    [
+        (["Write it."], '{"kind": "fixed", "count": 3}'),
+        (['Write {"a":1}.'], '{"kind":"fixed","count":3}'),
+        (['Write {"a":1}.', '{"a": 2}'], '{"kind": "fixed", "count": 3}'),
+        (['As {"a": 2}.', 'Write {"a":1}.'], '{"kind": "fixed", "count": 3}'),
+        (['Write {\n  "a":\n 1}.'], '{"kind": "fixed", "count": 3}'),
+    ],
+)
+def test_an_answer_is_spaced_as_the_json_of_the_prompt_is(engine: LlamaEngine, texts: list[str], answer: str) -> None:
+    messages = tuple({"role": "user", "content": text} for text in texts)
+    constraint = Constraint.json_schema({"const": {"kind": "fixed", "count": 3}})
+    params = SamplingParams(max_tokens=60, temperature=0)
+
+    in_chat = ask(engine, Request(messages=messages, params=params, constraint=constraint))
+    as_text = ask(engine, Request(prompt="\n".join(texts), params=params, constraint=constraint))
+
+    assert in_chat == as_text == [(answer, Finish.STOP)]
+
+
 def test_what_a_grammar_forces_at_the_start_is_computed_once_with_the_prompt(engine: LlamaEngine) -> None:
     schema = {
         "type": "object",

@@ -6,7 +6,8 @@ import threading
 from typing import Any, Protocol
 
 from tourkit.engine.chat_template import ChatTemplate
-from tourkit.engine.constraint import GrammarCompiler, Matcher
+from tourkit.engine.constraint import GrammarCompiler, Manner, Matcher
+from tourkit.engine.spacing import compact
 from tourkit.engine.types import Request
 from tourkit.errors import RequestError
 
@@ -100,7 +101,7 @@ class Texts:
         """What the text is to be held to; None for free text. Raises RequestError."""
         if request.constraint is None:
             return None
-        return self._compiler().matcher(request.constraint, tight=request.tight)
+        return self._compiler().matcher(request.constraint, Manner(tight=request.tight, compact=compact(request)))
 
     def prepare(self) -> threading.Thread:
         """Make what grammars need now, so that the first request under one does not wait for it: up to a second.

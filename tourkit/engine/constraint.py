@@ -19,6 +19,7 @@ from tourkit.engine.ladder import rungs
 from tourkit.engine.minimal import closing_texts, patterns, samples
 from tourkit.engine.repair import metaschema_error, readable
 from tourkit.engine.rewrites import EXACT, GENERIC, SHAPES
+from tourkit.engine.spacing import separators
 from tourkit.engine.types import Constraint
 from tourkit.errors import EngineError, RequestError
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-# One space after separators: as most training text has it, and no other whitespace to wander in.
-_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _CACHE_SIZE = 256
 _SLACK = 16  # tokens
 _GRAMMAR_RESERVE = 8  # tokens; how a grammar's texts end is not known
@@ -43,6 +42,17 @@ _FUEL = {"initial_lexer_fuel": 10_000_000, "step_lexer_fuel": 5_000_000}
 _SIZES = (_FUEL, _FUEL | {"max_items_in_row": 20_000, "step_max_items": 500_000})
 _PARAMS = {"regex": "regex", "grammar": "grammar", "choice": "choice"}
 _MAX_NESTING = 100  # llguidance and Python's own JSON parser give up a little above this
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a schema is held to: `strict` refuses one that could be held to in part only; `tight` allows fewer documents
+    where that makes more of it enforceable, for a second attempt; `compact` puts no space after commas and colons.
+    """
+
+    strict: bool = False
+    tight: bool = False
+    compact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,32 +95,28 @@ class GrammarCompiler:
         self._ranks = ClosingRanks.of([piece(token) for token in range(n_vocab)], eog)
         self._braces = [token for token in range(n_vocab) if piece(token) in (b"{", b"[")]
         self._lead = [token for token in range(n_vocab) if piece(token) == b" "][:1] * 2
-        self._cache: OrderedDict[tuple[Constraint, bool, bool], Compiled] = OrderedDict()
+        self._cache: OrderedDict[tuple[Constraint, Manner], Compiled] = OrderedDict()
         self._lock = threading.Lock()
 
-    def matcher(self, constraint: Constraint, *, strict: bool = False, tight: bool = False) -> Matcher:
-        """A fresh matcher. `strict` refuses a schema that could be held to in part only.
-
-        `tight` allows fewer documents where that makes more of a schema enforceable: for a second attempt.
-        Raises RequestError when the constraint is malformed, can never be met, or cannot be held to.
-        """
-        key = (constraint, strict, tight)
+    def matcher(self, constraint: Constraint, manner: Manner = Manner()) -> Matcher:
+        """A fresh matcher. Raises RequestError when the constraint is malformed, or can never be met or held to."""
+        key = (constraint, manner)
         with self._lock:
             compiled = self._cache.get(key)
             if compiled is not None:
                 self._cache.move_to_end(key)
         # A prototype shares its lexer with all its copies, and the lexer can run out of room: then it is made anew.
         if compiled is None or self._tried(compiled.prototype)[0] is None:
-            compiled = self._compile(constraint, strict, tight)
+            compiled = self._compile(constraint, manner)
             with self._lock:
                 self._cache[key] = compiled
                 while len(self._cache) > _CACHE_SIZE:
                     self._cache.popitem(last=False)
         return Matcher(compiled, self._ranks, self._n_vocab)
 
-    def _compile(self, constraint: Constraint, strict: bool, tight: bool) -> Compiled:
+    def _compile(self, constraint: Constraint, manner: Manner) -> Compiled:
         if constraint.kind in ("json_schema", "json_object"):
-            return self._compile_schema(_parsed(constraint.source), strict, tight)
+            return self._compile_schema(_parsed(constraint.source), manner)
         grammar = _text_grammar(constraint)
         prototype, said = self._prototype(grammar)
         if prototype is None:
@@ -119,18 +125,18 @@ class GrammarCompiler:
         reserve = 0 if constraint.kind == "choice" else max(map(self._count, ways), default=_GRAMMAR_RESERVE)
         return Compiled(prototype, said, reserve, json_text=False, samples=tuple(filter(None, ways)))
 
-    def _compile_schema(self, schema: Any, strict: bool, tight: bool) -> Compiled:
+    def _compile_schema(self, schema: Any, manner: Manner) -> Compiled:
         if not isinstance(schema, dict):
             schema = {} if schema is True else {"allOf": [schema]}
         try:
-            return self._climbed_down(schema, strict, tight)
+            return self._climbed_down(schema, manner)
         except (TypeError, AttributeError, ValueError, KeyError, RecursionError, re.error) as exc:
             # A keyword with a value of the wrong kind, met while rewriting: the metaschema says it best.
             problem = metaschema_error(schema) or _line(f"{type(exc).__name__} {exc}")
         _refuse("response_format", f"the schema is not a valid JSON Schema: {problem}", "invalid_schema")
 
-    def _climbed_down(self, schema: dict[str, Any], strict: bool, tight: bool) -> Compiled:
-        prototype, said = self._attempt(schema)
+    def _climbed_down(self, schema: dict[str, Any], manner: Manner) -> Compiled:
+        prototype, said = self._attempt(schema, manner)
         if prototype is not None:
             return Compiled(prototype, said, self._reserve(schema), samples=samples(schema))
         _refuse_hopeless(said)
@@ -140,10 +146,10 @@ class GrammarCompiler:
             if not readable(pattern) and not self._reads(pattern):
                 _refuse("response_format", f"the pattern {pattern!r} is no regular expression", "invalid_schema")
         first_reason = said
-        for rung in rungs(schema, readable=self._reads, tight=tight):
-            if strict and rung.level > EXACT:
+        for rung in rungs(schema, readable=self._reads, tight=manner.tight):
+            if manner.strict and rung.level > EXACT:
                 continue
-            prototype, said = self._attempt(rung.schema)
+            prototype, said = self._attempt(rung.schema, manner)
             if prototype is not None:
                 reserve, ways = self._reserve(rung.schema), samples(rung.schema)
                 return Compiled(prototype, said, reserve, rung.level, rung.dropped, samples=ways)
@@ -157,15 +163,14 @@ class GrammarCompiler:
         """Can llguidance follow this pattern in a schema?"""
         from llguidance import LLMatcher
 
-        return not LLMatcher(
-            self._tokenizer, self._grammar({"type": "string", "pattern": pattern}), log_level=0
-        ).is_error()
+        grammar = self._grammar({"type": "string", "pattern": pattern}, Manner())
+        return not LLMatcher(self._tokenizer, grammar, log_level=0).is_error()
 
-    def _attempt(self, schema: dict[str, Any]) -> tuple[Any, str]:
+    def _attempt(self, schema: dict[str, Any], manner: Manner) -> tuple[Any, str]:
         """A prototype for the bounded schema or, where the bounds are what is refused, for the schema itself."""
-        prototype, said = self._prototype(self._grammar(bounded(schema)))
+        prototype, said = self._prototype(self._grammar(bounded(schema), manner))
         if prototype is None and (_UNSATISFIABLE in said or _LIMIT.search(said)):
-            prototype, said = self._prototype(self._grammar(schema))
+            prototype, said = self._prototype(self._grammar(schema, manner))
         return prototype, said
 
     def _prototype(self, grammar: str) -> tuple[Any, str]:
@@ -203,16 +208,15 @@ class GrammarCompiler:
         required, begun = (self._count(text) for text in closing_texts(schema))
         return int((required + min(begun, _MAX_BEGUN)) * 1.15) + _SLACK
 
-    def _grammar(self, schema: dict[str, Any]) -> str:
+    def _grammar(self, schema: dict[str, Any], manner: Manner) -> str:
         from llguidance import LLMatcher
 
+        spacing = separators(compact=manner.compact)
         if not self._leading_space:
-            return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_SPACING))
+            return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=spacing))
         # SentencePiece models start with a token that has a leading space, which a plain JSON grammar refuses.
-        spaced = {**schema, "x-guidance": _SPACING}
-        return str(
-            LLMatcher.grammar_from_lark(f"start: lead body\nlead: /[ \\n]{{0,2}}/\nbody: %json {json.dumps(spaced)}\n")
-        )
+        body = json.dumps(schema | {"x-guidance": spacing})
+        return str(LLMatcher.grammar_from_lark(f"start: lead body\nlead: /[ \\n]{{0,2}}/\nbody: %json {body}\n"))
 
 
 class Matcher:
