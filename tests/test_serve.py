@@ -342,6 +342,22 @@ def test_a_constraint_that_is_none_is_refused_by_name(served: Serving, extra: di
     assert (status, answer["error"]["param"]) == (400, param)
 
 
+# So ambiguous that after some tokens there are more ways to have got there than the parser follows.
+AMBIGUOUS = "start: s\ns: a b c d e f\n" + "\n".join(f"{name}: s s | s | /[a-z]/ |" for name in "abcdef")
+
+
+def test_a_grammar_that_outgrows_its_limits_on_the_way_is_a_fault_of_the_request(client: openai.OpenAI) -> None:
+    extra = {"grammar": AMBIGUOUS, "logit_bias": {"2": -100}}  # which never ends by itself
+    options: dict[str, Any] = {"model": "tool", "messages": HELLO, "max_tokens": 200, "temperature": 0}
+
+    with pytest.raises(openai.BadRequestError, match="grew too large") as refused:
+        client.chat.completions.create(**options, extra_body=extra)
+    with pytest.raises(openai.APIError, match="grew too large"):
+        list(client.chat.completions.create(**options, extra_body=extra, stream=True))
+
+    assert refused.value.code == "grammar_limit"
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"messages": []}', b'{"model": 5}'])
 def test_a_body_that_is_no_request_is_refused(served: Serving, body: bytes) -> None:
     status, _, answer = post(served, body)

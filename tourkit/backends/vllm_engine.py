@@ -27,7 +27,7 @@ from tourkit.engine.types import (
     Submission,
     TokenLogprob,
 )
-from tourkit.errors import EngineDead, QueueFull, RequestError
+from tourkit.errors import EngineDead, EngineError, QueueFull, RequestError
 
 _MAX_WAITING = 256  # sequences beyond the slots, as in the engine of the other stacks
 _METRICS = {  # vLLM's names → those of EngineStats
@@ -146,7 +146,7 @@ class VllmEngine:
         except asyncio.CancelledError:
             await self._client.abort(f"tourkit-{submission}")
         except Exception as exc:  # noqa: BLE001 - task boundary: whoever waits must hear of it
-            finish, error = Finish.ERROR, f"vllm: {type(exc).__name__}: {exc}"
+            finish, error = Finish.ERROR, EngineError(f"vllm: {type(exc).__name__}: {exc}")
         finally:
             del self._relays[submission]
             self._give_places(request.n)
@@ -180,7 +180,7 @@ class VllmEngine:
         return tuple(shown)
 
 
-def _finish(reason: str | None) -> tuple[Finish | None, str | None]:
+def _finish(reason: str | None) -> tuple[Finish | None, EngineError | None]:
     """Why a sequence ended, and what is said of a failure."""
     if reason is None:
         return None, None
@@ -188,7 +188,7 @@ def _finish(reason: str | None) -> tuple[Finish | None, str | None]:
         finish = Finish(reason)
     except ValueError:  # such as a repetition that vLLM was told to stop at
         return Finish.STOP, None
-    return finish, "vllm: generation failed" if finish is Finish.ERROR else None
+    return finish, EngineError("vllm: generation failed") if finish is Finish.ERROR else None
 
 
 def _param(message: str, request: Request) -> str | None:

@@ -21,7 +21,7 @@ from tourkit.engine.repair import metaschema_error, readable
 from tourkit.engine.rewrites import EXACT, GENERIC, SHAPES
 from tourkit.engine.spacing import separators
 from tourkit.engine.types import Constraint
-from tourkit.errors import EngineError, RequestError
+from tourkit.errors import EngineError, RequestError, TourkitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -255,9 +255,9 @@ class Matcher:
         return self._closing.choose(self._matcher, allowed, self._allowed, logits)
 
     def accept(self, tokens: list[int]) -> None:
-        """Advance by tokens. Raises EngineError when the grammar refuses them or hits a limit."""
+        """Advance by tokens. Raises RequestError when the grammar hits a limit, EngineError when it refuses them."""
         if not self._matcher.consume_tokens(tokens):
-            raise EngineError(f"the grammar failed: {_reason(self._matcher)}")
+            raise _failure(self._matcher)
         self._closing.follow(tokens)
 
     def forced(self) -> list[int]:
@@ -275,7 +275,7 @@ class Matcher:
 
         matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if matcher.is_error():
-            raise EngineError(f"the grammar failed: {_reason(matcher)}")
+            raise _failure(matcher)
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
         return bits[: self._n_vocab].view(bool)
 
@@ -343,6 +343,14 @@ def _refuse_hopeless(reason: str) -> None:
     """Refuse a schema that no document can meet, or that refers to what is not there."""
     if _UNSATISFIABLE in reason or "NoExtension" in reason:
         _refuse("response_format", f"no document can meet the schema: {reason}", "unsupported_schema")
+
+
+def _failure(matcher: Any) -> TourkitError:
+    """What stopped a grammar that was being followed: its own size, which is the request's, or a fault of ours."""
+    said = _reason(matcher)
+    if _LIMIT.search(said):
+        return RequestError(f"the grammar grew too large on the way, write a simpler one: {said}", code="grammar_limit")
+    return EngineError(f"the grammar failed: {said}")
 
 
 def _reason(matcher: Any) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def next_tokens(runner: Runner, seq: Sequence, row: int) -> list[int]:
     """The token drawn from a row of logits and those the grammar forces after it, at most as many as are left.
 
-    Raises EngineError.
+    Raises RequestError when a grammar hits its limits, EngineError when it fails.
     """
     matcher = seq.matcher
     raw = log_softmax(runner.logits(row)) if seq.top_logprobs is not None else None

@@ -21,7 +21,7 @@ from tourkit.engine.sequence import Sequence, Status
 from tourkit.engine.speculation import PromptLookup
 from tourkit.engine.text import TextStream
 from tourkit.engine.types import Emit, EngineStats, Finish, SamplingParams
-from tourkit.errors import EngineDead, EngineError, QueueFull
+from tourkit.errors import EngineDead, EngineError, QueueFull, TourkitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,7 +168,7 @@ class BatchEngine:
                 self._dead = error or EngineDead("the engine is shut down")
                 left = [*self._running, *self._waiting, *self._inbox]
             for seq in left:
-                seq.finish(Finish.ERROR if error else Finish.ABORT, str(error) if error else None)
+                seq.finish(Finish.ERROR if error else Finish.ABORT, error)
             self._release_runner()
 
     def _take_inbox(self) -> bool:
@@ -215,8 +215,8 @@ class BatchEngine:
         try:
             forced = forced_tokens(seq)
             ending = self._append(seq, forced)
-        except EngineError as exc:
-            ending = Finish.ERROR, str(exc)
+        except TourkitError as exc:
+            ending = Finish.ERROR, exc
         self._count(generated_tokens=seq.n_generated, forced_tokens=seq.n_generated)
         if ending is not None:
             self._end(seq, *ending)
@@ -295,7 +295,8 @@ class BatchEngine:
             return
         seq = victim(self._running)
         if seq is None:
-            self._end(self._running[0], Finish.ERROR, "the KV cache is full: serve with a larger --context")
+            full = EngineError("the KV cache is full: serve with a larger --context")
+            self._end(self._running[0], Finish.ERROR, full)
             return
         self._release(seq, keep=False)
         seq.status, seq.n_kv = Status.WAITING, 0
@@ -329,16 +330,16 @@ class BatchEngine:
         if right < guessed and seq.slot is not None and not self._runner.truncate(seq.slot, seq.n_kv):
             seq.n_kv, seq.lookup = 0, None  # this model keeps all of its cells or none: no more guesses
 
-    def _extend(self, seq: Sequence, row: int) -> tuple[Finish, str | None] | None:
+    def _extend(self, seq: Sequence, row: int) -> tuple[Finish, TourkitError | None] | None:
         """Sample one token, append it and what the grammar forces after it; why the sequence ends, if it does."""
         try:
             new = next_tokens(self._runner, seq, row)
-        except EngineError as exc:
-            return Finish.ERROR, str(exc)
+        except TourkitError as exc:
+            return Finish.ERROR, exc
         self._count(generated_tokens=len(new), forced_tokens=len(new) - 1)
         return self._append(seq, new)
 
-    def _append(self, seq: Sequence, new: list[int]) -> tuple[Finish, str | None] | None:
+    def _append(self, seq: Sequence, new: list[int]) -> tuple[Finish, TourkitError | None] | None:
         """Append tokens, give out their text; why the sequence ends with them, if it does."""
         for token in new:
             if token in self._runner.eog:
@@ -353,7 +354,7 @@ class BatchEngine:
             return Finish.STOP, None
         return (Finish.LENGTH, None) if seq.n_left <= 0 else None
 
-    def _end(self, seq: Sequence, reason: Finish, error: str | None = None) -> None:
+    def _end(self, seq: Sequence, reason: Finish, error: TourkitError | None = None) -> None:
         if seq.slot is not None:
             self._release(seq, keep=True)
             self._short_of_cells = False

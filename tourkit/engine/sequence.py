@@ -13,6 +13,7 @@ from tourkit.engine.types import Delta, Emit, Finish, TokenLogprob
 if TYPE_CHECKING:
     from tourkit.backends.base import Sampler
     from tourkit.engine.constraint import Matcher
+    from tourkit.errors import TourkitError
 
 
 class Status(Enum):
@@ -71,7 +72,7 @@ class Sequence:
         elif text:
             self.emit(Delta(self.index, text, self._unsent(), logprobs=self._unsent_logprobs()))
 
-    def finish(self, reason: Finish, error: str | None = None) -> None:
+    def finish(self, reason: Finish, error: TourkitError | None = None) -> None:
         """End the sequence. Only the first call counts, so that every sequence ends exactly once."""
         if self.status is Status.DONE:
             return

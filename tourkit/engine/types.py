@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from tourkit.errors import TourkitError
+
 
 class Finish(StrEnum):
     """Why a sequence ended. Every sequence ends exactly once."""
@@ -97,7 +99,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """New text of sequence `index`. The last delta of a sequence carries `finish`; `error` says why on ERROR.
+    """New text of sequence `index`. The last delta of a sequence carries `finish`, and `error` on ERROR.
 
     `logprobs` are those of the tokens since the last delta; their text may still be held back.
     """
@@ -106,7 +108,7 @@ class Delta:
     text: str
     n_tokens: int
     finish: Finish | None = None
-    error: str | None = None
+    error: TourkitError | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
 
 

@@ -169,7 +169,7 @@ def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
 
 def _sequence_failure(delta: Delta) -> TourkitError | None:
     if delta.finish is Finish.ERROR:
-        return EngineError(delta.error or "generation failed")
+        return delta.error or EngineError("generation failed")
     if delta.finish is Finish.ABORT:
         return EngineDead("the server is shutting down")
     return None
