@@ -19,7 +19,6 @@ from tourkit.engine.repair import validate
 from tourkit.engine.rewrites import GENERIC, KEYWORDS, ONE_OF, PATTERNS
 from tourkit.engine.schemas import resolve
 from tourkit.engine.types import Constraint
-from tourkit.errors import RequestError
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +97,7 @@ def test_a_keyword_the_grammar_lacks_is_said_in_another_way(
     runner: LlamaRunner, compiler: GrammarCompiler, schema: dict[str, Any], valid: list[Any], invalid: list[Any]
 ) -> None:
     """Strict all the same: nothing invalid is accepted, and what is valid can be written."""
-    matcher = compiler.matcher(Constraint.json_schema(schema), Manner(strict=True))
+    matcher = compiler.matcher(Constraint.json_schema(schema))
 
     assert (matcher.level, matcher.dropped) == ("strict", ())
     assert [data for data in valid if not accepts(runner, compiler, schema, data)] == []
@@ -143,9 +142,31 @@ def test_what_no_rewrite_can_say_is_left_out_by_name(
     assert matcher.level == ("generic" if level == GENERIC else "relaxed")
     assert list(matcher.dropped) == dropped
     assert any(rung.level == level and list(rung.dropped) == dropped for rung in rungs(schema, readable=reads))
-    with pytest.raises(RequestError) as refused:
-        compiler.matcher(Constraint.json_schema(schema), Manner(strict=True))
-    assert refused.value.code == "unsupported_schema"
+
+
+KEYED = {"type": "object", "patternProperties": {"^x": {}}, "additionalProperties": False}
+AT_LEAST_TWO = {"type": "object", "minProperties": 2}
+
+
+@pytest.mark.parametrize(
+    ("schema", "dropped"),
+    [
+        (AT_LEAST_TWO, ("/minProperties",)),
+        (KEYED | {"minProperties": 2}, ("/minProperties",)),
+        ({"type": "array", "items": AT_LEAST_TWO, "uniqueItems": True}, ("/items/minProperties", "/uniqueItems")),
+        ({"type": "object", "minProperties": 1}, ()),
+        (AT_LEAST_TWO | {"properties": {"a": {}}, "required": ["a"]}, ()),
+        (AT_LEAST_TWO | {"properties": {"a": {}, "b": {}}, "required": ["a", "b"], "additionalProperties": False}, ()),
+        ({"type": "object", "properties": {"minProperties": {"type": "integer"}}}, ()),
+    ],
+)
+def test_a_number_of_keys_that_one_key_written_twice_may_meet_is_told_as_not_enforced(
+    compiler: GrammarCompiler, schema: dict[str, Any], dropped: tuple[str, ...]
+) -> None:
+    matcher = compiler.matcher(Constraint.json_schema(schema))
+
+    assert matcher.dropped == dropped
+    assert matcher.level == ("relaxed" if dropped else "strict")
 
 
 def test_only_the_parts_that_are_in_the_way_are_left_out(runner: LlamaRunner, compiler: GrammarCompiler) -> None:

@@ -9,16 +9,16 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tourkit.engine.bounded import bounded
 from tourkit.engine.closing import Closing, ClosingRanks
 from tourkit.engine.example import example
-from tourkit.engine.ladder import rungs
+from tourkit.engine.ladder import miscounted, rungs
 from tourkit.engine.minimal import closing_texts, patterns, samples
 from tourkit.engine.repair import metaschema_error, readable
-from tourkit.engine.rewrites import EXACT, GENERIC, SHAPES
+from tourkit.engine.rewrites import EXACT, GENERIC, KEYWORDS, SHAPES
 from tourkit.engine.spacing import separators
 from tourkit.engine.types import Constraint
 from tourkit.errors import EngineError, RequestError, TourkitError
@@ -46,11 +46,10 @@ _MAX_NESTING = 100  # llguidance and Python's own JSON parser give up a little a
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How a schema is held to: `strict` refuses one that could be held to in part only; `tight` allows fewer documents
-    where that makes more of it enforceable, for a second attempt; `compact` puts no space after commas and colons.
+    """How a schema is held to: `tight` allows fewer documents where that makes more of it enforceable, for a second
+    attempt; `compact` puts no space after commas and colons.
     """
 
-    strict: bool = False
     tight: bool = False
     compact: bool = False
 
@@ -99,7 +98,7 @@ class GrammarCompiler:
         self._lock = threading.Lock()
 
     def matcher(self, constraint: Constraint, manner: Manner = Manner()) -> Matcher:
-        """A fresh matcher. Raises RequestError when the constraint is malformed, or can never be met or held to."""
+        """A fresh matcher. Raises RequestError when the constraint is malformed, or can never be met or followed."""
         key = (constraint, manner)
         with self._lock:
             compiled = self._cache.get(key)
@@ -116,7 +115,9 @@ class GrammarCompiler:
 
     def _compile(self, constraint: Constraint, manner: Manner) -> Compiled:
         if constraint.kind in ("json_schema", "json_object"):
-            return self._compile_schema(_parsed(constraint.source), manner)
+            schema = _parsed(constraint.source)
+            compiled = self._compile_schema(schema, manner)
+            return _relaxed(compiled, miscounted(schema)) if '"minProperties"' in constraint.source else compiled
         grammar = _text_grammar(constraint)
         prototype, said = self._prototype(grammar)
         if prototype is None:
@@ -147,8 +148,6 @@ class GrammarCompiler:
                 _refuse("response_format", f"the pattern {pattern!r} is no regular expression", "invalid_schema")
         first_reason = said
         for rung in rungs(schema, readable=self._reads, tight=manner.tight):
-            if manner.strict and rung.level > EXACT:
-                continue
             prototype, said = self._attempt(rung.schema, manner)
             if prototype is not None:
                 reserve, ways = self._reserve(rung.schema), samples(rung.schema)
@@ -278,6 +277,13 @@ class Matcher:
             raise _failure(matcher)
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
         return bits[: self._n_vocab].view(bool)
+
+
+def _relaxed(compiled: Compiled, dropped: tuple[str, ...]) -> Compiled:
+    """The same, known not to enforce these parts of the schema."""
+    if not dropped:
+        return compiled
+    return replace(compiled, level=max(compiled.level, KEYWORDS), dropped=tuple(sorted({*compiled.dropped, *dropped})))
 
 
 def _parsed(source: str) -> Any:

@@ -59,6 +59,25 @@ def rungs(schema: dict[str, Any], *, readable: Readable, tight: bool = False) ->
     yield Rung(GENERIC, _generic(schema), ("",))
 
 
+def miscounted(schema: Any) -> tuple[str, ...]:
+    """Pointers to each `minProperties` that one key written twice may meet: llguidance counts it twice."""
+    found: list[str] = []
+
+    def look(part: Any, at: str) -> None:
+        if not isinstance(part, dict):
+            return
+        least, required = part.get("minProperties"), part.get("required")
+        named = len(required) if isinstance(required, list) else 0
+        others = part.get("additionalProperties", True) is not False or part.get("patternProperties")
+        if others and isinstance(least, int) and least > named + 1:
+            found.append(f"{at}/minProperties")
+        for key, value in part.items():
+            inside(key, value, at, look)
+
+    look(schema, "")
+    return tuple(sorted(found))
+
+
 def _generic(schema: dict[str, Any]) -> dict[str, Any]:
     kind = schema.get("type", "object" if "properties" in schema else None)
     return {} if kind is None else {"type": kind}
