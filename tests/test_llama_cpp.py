@@ -331,24 +331,27 @@ def test_an_answer_that_leaves_no_choice_asks_the_model_nothing(engine: LlamaEng
 
 
 @pytest.mark.parametrize(
-    ("texts", "answer"),
+    ("answers", "spaced"),
     [
-        (["Write it."], '{"kind": "fixed", "count": 3}'),
-        (['Write {"a":1}.'], '{"kind":"fixed","count":3}'),
-        (['Write {"a":1}.', '{"a": 2}'], '{"kind": "fixed", "count": 3}'),
-        (['As {"a": 2}.', 'Write {"a":1}.'], '{"kind": "fixed", "count": 3}'),
-        (['Write {\n  "a":\n 1}.'], '{"kind": "fixed", "count": 3}'),
+        ([], True),
+        (["None."], True),
+        (['{"a":1}'], False),
+        (['{"a":1}', '{"b":"c"}'], False),
+        (['{"a":1}', '{"a": 2}'], True),
+        (['{\n  "a":\n 1}'], True),
     ],
 )
-def test_an_answer_is_spaced_as_the_json_of_the_prompt_is(engine: LlamaEngine, texts: list[str], answer: str) -> None:
-    messages = tuple({"role": "user", "content": text} for text in texts)
-    constraint = Constraint.json_schema({"const": {"kind": "fixed", "count": 3}})
+def test_an_answer_is_spaced_as_those_before_it_are(engine: LlamaEngine, answers: list[str], spaced: bool) -> None:
+    asked = {"role": "user", "content": 'Write {"kind":"","count":0}.'}
+    turns = [turn for answer in answers for turn in ({"role": "assistant", "content": answer}, asked)]
     params = SamplingParams(max_tokens=60, temperature=0)
+    held = Request(params=params, constraint=Constraint.json_schema({"const": {"kind": "fixed", "count": 3}}))
 
-    in_chat = ask(engine, Request(messages=messages, params=params, constraint=constraint))
-    as_text = ask(engine, Request(prompt="\n".join(texts), params=params, constraint=constraint))
+    in_chat = ask(engine, replace(held, messages=(asked, *turns)))
+    as_text = ask(engine, replace(held, prompt=" ".join(["Write it.", *answers])))
 
-    assert in_chat == as_text == [(answer, Finish.STOP)]
+    text = '{"kind": "fixed", "count": 3}' if spaced else '{"kind":"fixed","count":3}'
+    assert in_chat == as_text == [(text, Finish.STOP)]
 
 
 def test_what_a_grammar_forces_at_the_start_is_computed_once_with_the_prompt(engine: LlamaEngine) -> None:

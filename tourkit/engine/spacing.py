@@ -1,4 +1,4 @@
-"""Spaces in generated JSON: one after commas and colons, as most text has it; none where the prompt's JSON has none."""
+"""Spaces in generated JSON: one after commas and colons, as most text has it; none where earlier answers have none."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ _SPACED_KEY = re.compile(_KEY + r"\s")
 
 
 def compact(request: Request) -> bool:
-    """Whether the prompt has JSON, and all of it without a space after its colons.
+    """Whether the assistant's answers so far have JSON, and all of it without a space after its colons.
 
     A model writes as its examples are written. Made to leave out the spaces it expects, a small one ends its arrays at
-    once (docs/structured.md), so spaces are left out only where the prompt leaves them out.
+    once (docs/structured.md). A plain prompt may hold answers anywhere, so all of it counts.
     """
-    texts = [request.prompt or ""] if request.messages is None else [each["content"] for each in request.messages]
+    messages = request.messages or ({"role": "assistant", "content": request.prompt or ""},)
+    texts = [message["content"] for message in messages if message["role"] == "assistant"]
     return any(_KEY in text for text in texts) and not any(_SPACED_KEY.search(text) for text in texts)
 
 
