@@ -101,7 +101,7 @@ def test_a_model_that_begins_with_a_space_may(runner: LlamaRunner) -> None:
 
 
 @pytest.mark.parametrize("compact", [False, True])
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(40))
 def test_a_document_cut_off_anywhere_is_closed_out_valid(
     runner: LlamaRunner, compiler: GrammarCompiler, seed: int, compact: bool
 ) -> None:

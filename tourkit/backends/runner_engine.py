@@ -81,7 +81,7 @@ class RunnerEngine:
         tokens = self._texts.prompt(request)
         self._texts.check(request, len(tokens))
         room = request.params.max_tokens or self._runner.max_len - len(tokens)
-        matchers = [self._texts.matcher(request) for _ in range(request.n)]
+        matchers = self._texts.matchers(request, request.n)
         submission = self._batches.submit(tokens, request.params, room, emit, matchers, whole=request.whole)
         first = matchers[0]
         enforced = Enforced(first.level, first.dropped) if first is not None else Enforced()

@@ -97,11 +97,12 @@ class Texts:
         """The beginning of an answer without the space that SentencePiece models begin with."""
         return text.removeprefix(" ") if self.vocabulary.starts_with_space else text
 
-    def matcher(self, request: Request) -> Matcher | None:
-        """What the text is to be held to; None for free text. Raises RequestError."""
+    def matchers(self, request: Request, count: int) -> list[Matcher] | list[None]:
+        """What so many texts are to be held to, each by itself; None for free text. Raises RequestError."""
         if request.constraint is None:
-            return None
-        return self._compiler().matcher(request.constraint, Manner(tight=request.tight, compact=compact(request)))
+            return [None] * count
+        manner = Manner(tight=request.tight, compact=compact(request))
+        return self._compiler().matchers(request.constraint, manner, count)
 
     def prepare(self) -> threading.Thread:
         """Make what grammars need now, so that the first request under one does not wait for it: up to a second.

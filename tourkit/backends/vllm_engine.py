@@ -67,7 +67,7 @@ class VllmEngine:
         """Raises RequestError, QueueFull, EngineDead."""
         tokens = self._texts.prompt(request)
         self._texts.check(request, len(tokens))
-        matcher = self._texts.matcher(request)
+        matcher = self._texts.matchers(request, 1)[0]
         enforced = Enforced(matcher.level, matcher.dropped) if matcher is not None else Enforced()
         params = vllm.sampling(request, self._texts, matcher.grammar if matcher is not None else None)
         self._take_places(request.n)

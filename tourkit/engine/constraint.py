@@ -99,6 +99,10 @@ class GrammarCompiler:
 
     def matcher(self, constraint: Constraint, manner: Manner = Manner()) -> Matcher:
         """A fresh matcher. Raises RequestError when the constraint is malformed, or can never be met or followed."""
+        return self.matchers(constraint, manner, 1)[0]
+
+    def matchers(self, constraint: Constraint, manner: Manner, count: int) -> list[Matcher]:
+        """So many matchers of one grammar, each at its beginning; raises as `matcher` does."""
         key = (constraint, manner)
         with self._lock:
             compiled = self._cache.get(key)
@@ -111,7 +115,7 @@ class GrammarCompiler:
                 self._cache[key] = compiled
                 while len(self._cache) > _CACHE_SIZE:
                     self._cache.popitem(last=False)
-        return Matcher(compiled, self._ranks, self._n_vocab)
+        return [Matcher(compiled, self._ranks, self._n_vocab) for _ in range(count)]
 
     def _compile(self, constraint: Constraint, manner: Manner) -> Compiled:
         if constraint.kind in ("json_schema", "json_object"):
