@@ -74,6 +74,12 @@ def test_entities_and_relations_are_those_of_the_text(client: Client) -> None:
     assert evaluate.f1(edges) >= EDGES
 
 
+def test_answers_have_the_spaces_that_the_model_writes_by_itself(client: Client) -> None:
+    fixed = {"type": "json_schema", "json_schema": {"name": "fixed", "schema": {"const": [1, {"a": 2}]}}}
+
+    assert client.chat("Write it.", response_format=fixed).text == '[1, {"a": 2}]'
+
+
 def test_sums_are_right_by_vote(client: Client) -> None:
     assert share([(record["answer"], gold["answer"]) for record, gold in answers("self_consistency", client)]) >= SUMS
 

@@ -12,8 +12,9 @@ from typing import Protocol
 from tourkit.backends.base import PrefixStore, Runner
 from tourkit.backends.texts import Texts, Vocabular
 from tourkit.engine.engine import BatchEngine
-from tourkit.engine.types import Emit, Enforced, EngineInfo, EngineStats, Request, Submission
-from tourkit.errors import LocalError
+from tourkit.engine.spacing import BEGUN, ENOUGH, QUESTION, Spacing
+from tourkit.engine.types import Emit, Enforced, EngineInfo, EngineStats, Request, SamplingParams, Submission
+from tourkit.errors import LocalError, TourkitError
 
 _WARM_UP = 8  # tokens
 
@@ -60,6 +61,7 @@ class RunnerEngine:
         self._runner = runner
         self._info = EngineInfo(stack, runner.max_len, runner.n_slots, runner.n_vocab, emulated)
         self._texts = Texts(runner, runner.max_len, chat_template)
+        self._spacing = Spacing(self._write_on)
         self._preparing: threading.Thread | None = None
         self._batches = BatchEngine(
             runner,
@@ -69,7 +71,7 @@ class RunnerEngine:
             deterministic=deterministic,
             prefixes=prefixes,
             warm_up=partial(warm_up, runner),
-            at_rest=self._prepare,
+            at_rest=self._begin_preparing,
             release=self._release,
         )
 
@@ -81,7 +83,7 @@ class RunnerEngine:
         tokens = self._texts.prompt(request)
         self._texts.check(request, len(tokens))
         room = request.params.max_tokens or self._runner.max_len - len(tokens)
-        matchers = self._texts.matchers(request, request.n)
+        matchers = self._texts.matchers(request, request.n, compact=self._spacing.compact(request))
         submission = self._batches.submit(tokens, request.params, room, emit, matchers, whole=request.whole)
         first = matchers[0]
         enforced = Enforced(first.level, first.dropped) if first is not None else Enforced()
@@ -102,9 +104,22 @@ class RunnerEngine:
     def close(self) -> None:
         self._batches.close()
 
-    def _prepare(self) -> None:
+    def _begin_preparing(self) -> None:
         """At the first rest, not while the model loads or answers: it would hold that up."""
-        self._preparing = self._texts.prepare()
+        self._preparing = threading.Thread(target=self._prepare, name="tourkit-grammars", daemon=True)
+        self._preparing.start()
+
+    def _prepare(self) -> None:
+        """Find out now what the first structured request would wait for."""
+        self._texts.prepare()
+        try:
+            self._spacing.habit()
+        except TourkitError:
+            return  # nothing is lost: a request that needs it asks again, and hears why not
+
+    def _write_on(self, emit: Emit) -> None:
+        tokens = self._texts.dialogue(QUESTION, BEGUN)[-(self._runner.max_len - ENOUGH) :]
+        self._batches.submit(tokens, SamplingParams(temperature=0), ENOUGH, emit, whole=True)
 
     def _release(self) -> None:
         if self._preparing is not None:

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 from tourkit.engine.chat_template import ChatTemplate
 from tourkit.engine.constraint import GrammarCompiler, Manner, Matcher
-from tourkit.engine.spacing import compact
 from tourkit.engine.types import Request
 from tourkit.errors import RequestError
 
@@ -52,21 +51,27 @@ class Texts:
         self._grammars: GrammarCompiler | None = None
         self._lock = threading.Lock()
 
-    def prompt(self, request: Request) -> list[int]:
-        """The tokens of a prompt or of messages. Raises RequestError."""
+    def prompt(self, request: Request, begun: str = "") -> list[int]:
+        """The tokens of a prompt or of messages, and of an answer that has begun. Raises RequestError."""
         vocabulary = self.vocabulary
         if request.prompt is not None:
-            return vocabulary.tokenize(request.prompt, add_special=True, parse_special=False)
+            return vocabulary.tokenize(request.prompt + begun, add_special=True, parse_special=False)
         if self._template is None:
             raise RequestError(
                 "this model carries no chat template: use /v1/completions with a plain prompt, or give its model a "
                 "chat_template in the manifest",
                 param="messages",
             )
-        text = self._template.render(request.messages or ())
+        text = self._template.render(request.messages or ()) + begun
         bos = vocabulary.special_tokens["bos_token"]
         add_bos = vocabulary.adds_bos and not (bos and text.startswith(bos))
         return vocabulary.tokenize(text, add_special=add_bos, parse_special=True)
+
+    def dialogue(self, question: str, begun: str) -> list[int]:
+        """The tokens of a question and of an answer that has begun; as plain text where the model has no template."""
+        if self._template is None:
+            return self.prompt(Request(prompt=f"{question}\n"), begun)
+        return self.prompt(Request(messages=({"role": "user", "content": question},)), begun)
 
     def check(self, request: Request, n_prompt: int) -> None:
         """Raises RequestError for more tokens than fit the context, and for tokens this model does not have."""
@@ -97,21 +102,19 @@ class Texts:
         """The beginning of an answer without the space that SentencePiece models begin with."""
         return text.removeprefix(" ") if self.vocabulary.starts_with_space else text
 
-    def matchers(self, request: Request, count: int) -> list[Matcher] | list[None]:
-        """What so many texts are to be held to, each by itself; None for free text. Raises RequestError."""
+    def matchers(self, request: Request, count: int, *, compact: bool) -> list[Matcher] | list[None]:
+        """What so many texts are to be held to, each by itself; None for free text. Raises RequestError.
+
+        `compact`: JSON has no space after commas and colons.
+        """
         if request.constraint is None:
             return [None] * count
-        manner = Manner(tight=request.tight, compact=compact(request))
+        manner = Manner(tight=request.tight, compact=compact)
         return self._compiler().matchers(request.constraint, manner, count)
 
-    def prepare(self) -> threading.Thread:
-        """Make what grammars need now, so that the first request under one does not wait for it: up to a second.
-
-        Returns the thread that does it, which must end before the vocabulary is freed.
-        """
-        thread = threading.Thread(target=self._compiler, name="tourkit-grammars", daemon=True)
-        thread.start()
-        return thread
+    def prepare(self) -> None:
+        """Make what grammars need now, so that the first request under one does not wait for it: up to a second."""
+        self._compiler()
 
     def _compiler(self) -> GrammarCompiler:
         vocabulary = self.vocabulary

@@ -16,6 +16,7 @@ from typing import Any
 from tourkit.backends import vllm
 from tourkit.backends.base import LoadSpec
 from tourkit.backends.texts import Texts
+from tourkit.engine.spacing import BEGUN, ENOUGH, QUESTION, Spacing
 from tourkit.engine.types import (
     Delta,
     Emit,
@@ -24,6 +25,7 @@ from tourkit.engine.types import (
     EngineStats,
     Finish,
     Request,
+    SamplingParams,
     Submission,
     TokenLogprob,
 )
@@ -53,6 +55,7 @@ class VllmEngine:
         self._loop = loop
         self._load = load
         self._texts = texts
+        self._spacing = Spacing(self._write_on)
         self._ids = itertools.count()
         self._lock = threading.Lock()
         self._unfinished = 0  # sequences asked for
@@ -67,9 +70,14 @@ class VllmEngine:
         """Raises RequestError, QueueFull, EngineDead."""
         tokens = self._texts.prompt(request)
         self._texts.check(request, len(tokens))
-        matcher = self._texts.matchers(request, 1)[0]
+        matcher = self._texts.matchers(request, 1, compact=self._spacing.compact(request))[0]
         enforced = Enforced(matcher.level, matcher.dropped) if matcher is not None else Enforced()
-        params = vllm.sampling(request, self._texts, matcher.grammar if matcher is not None else None)
+        submission = self._queue(tokens, request, emit, matcher.grammar if matcher is not None else None)
+        return Submission(submission, len(tokens), enforced)
+
+    def _queue(self, tokens: list[int], request: Request, emit: Emit, grammar: str | None) -> int:
+        """Have these tokens gone on from as the request says; returns the submission's id. Raises as `submit` does."""
+        params = vllm.sampling(request, self._texts, grammar)
         self._take_places(request.n)
         submission = next(self._ids)
         try:
@@ -79,7 +87,12 @@ class VllmEngine:
         except BaseException:
             self._give_places(request.n)
             raise
-        return Submission(submission, len(tokens), enforced)
+        return submission
+
+    def _write_on(self, emit: Emit) -> None:
+        tokens = self._texts.dialogue(QUESTION, BEGUN)[-(self._load.max_len - ENOUGH) :]
+        greedy = SamplingParams(temperature=0, max_tokens=ENOUGH)
+        self._queue(tokens, Request(params=greedy, whole=True), emit, None)
 
     def abort(self, submission_id: int) -> None:
         self._loop.call_soon_threadsafe(self._cancel, submission_id)
