@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import queue
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,23 @@ def test_the_template_a_model_carries_comes_first(tiny_gguf: Path, tmp_path: Pat
         engine.close()
 
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("template", ["", "{{ raise_exception('a system message first') }}"])
+def test_a_plain_prompt_is_held_to_a_schema_where_no_template_takes_a_question(bare: Path, template: str) -> None:
+    from tourkit.backends.base import LoadSpec
+    from tourkit.backends.llama_cpp import load
+    from tourkit.engine.types import Constraint, Delta, Request
+
+    engine = load(LoadSpec("tiny", "llama_cpp", str(bare), 1, 256, 1, chat_template=template))
+    ended: queue.SimpleQueue[Delta] = queue.SimpleQueue()
+    engine.submit(
+        Request(prompt="The name:", constraint=Constraint.json_schema({"const": ["a", 1]}), whole=True), ended.put
+    )
+    text = ended.get(timeout=60).text
+    engine.close()
+
+    assert text == '["a",1]'
 
 
 def test_a_manifest_gives_a_model_its_template(tmp_path: Path) -> None:

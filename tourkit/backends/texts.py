@@ -68,10 +68,11 @@ class Texts:
         return vocabulary.tokenize(text, add_special=add_bos, parse_special=True)
 
     def dialogue(self, question: str, begun: str) -> list[int]:
-        """The tokens of a question and of an answer that has begun; as plain text where the model has no template."""
-        if self._template is None:
+        """The tokens of a question and of an answer that has begun; as plain text where no template takes them."""
+        try:
+            return self.prompt(Request(messages=({"role": "user", "content": question},)), begun)
+        except RequestError:  # there is none, or it wants more than a question
             return self.prompt(Request(prompt=f"{question}\n"), begun)
-        return self.prompt(Request(messages=({"role": "user", "content": question},)), begun)
 
     def check(self, request: Request, n_prompt: int) -> None:
         """Raises RequestError for more tokens than fit the context, and for tokens this model does not have."""
