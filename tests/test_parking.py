@@ -6,6 +6,7 @@ import random
 
 from fake_runner import FakeRunner
 from test_engine import alone, submit
+from test_scheduler import sequence
 
 from tourkit.engine.engine import BatchEngine
 from tourkit.engine.parking import Parking
@@ -140,11 +141,15 @@ def test_at_rest_every_slot_is_emptied_and_what_is_worth_bringing_back_is_parked
     assert [parking.bring_back(slots[0], [*tokens, 1], beyond=-64) for tokens in prompts] == [300, 100, 0]
 
 
-def test_short_prompts_are_not_moved_while_another_waits() -> None:
-    _, parking, slots = pool(100, 700)
-    first = slots[0].cells or []
+def test_short_prompts_are_moved_only_while_nothing_runs() -> None:
+    back = []
+    for running in (0, 2):
+        _, parking, slots = pool(100, 700)
+        first = slots[0].cells or []
+        busy = [Slot(2 + i, owner=sequence(i, 50, 50)) for i in range(running)]
 
-    parking.make_way(slots)
+        parking.make_way([*slots, *busy])
 
-    assert [len(slot.cells or ()) for slot in slots] == [0, 700]
-    assert parking.bring_back(slots[0], [*first, 1], beyond=0) == 0
+        assert [len(slot.cells or ()) for slot in slots] == [0, 700]
+        back.append(parking.bring_back(slots[0], [*first, 1], beyond=0))
+    assert back == [100, 0]

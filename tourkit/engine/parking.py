@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tourkit.backends.base import Runner
     from tourkit.engine.prefix import Slot
 
-IDLE_CELLS = 512  # that may stay among those of running sequences
+IDLE_CELLS = 128  # that may stay among those of running sequences
 MOST_BYTES = 256 << 20  # parked
 _WORTH_PARKING = 256  # tokens of prefill saved that justify moving a slot's cells while a prompt waits
 _WORTH_BRINGING_BACK = 64
@@ -53,14 +53,18 @@ class Parking:
         return bool(idle(slots))
 
     def make_way(self, slots: list[Slot]) -> None:
-        """A sequence begins: empty idle slots, least recently used first, until the others are within the limit."""
+        """A sequence begins: empty idle slots, least recently used first, until the others are within the limit.
+
+        While others run, only long prompts are worth the time that moving them takes.
+        """
+        alone = sum(slot.owner is not None for slot in slots) <= 1
         resting = idle(slots)
         held = sum(len(slot.cells or ()) for slot in resting)
         for slot in resting:
             if held <= self._idle_cells:
                 return
             held -= len(slot.cells or ())
-            self.clear(slot, slots)
+            self.clear(slot, slots, worth=_WORTH_BRINGING_BACK if alone else _WORTH_PARKING)
 
     def clear(self, slot: Slot, slots: list[Slot], *, worth: int = _WORTH_PARKING) -> None:
         """Empty one idle slot, and park what it held."""
