@@ -55,7 +55,8 @@ class Parking:
     def make_way(self, slots: list[Slot]) -> None:
         """A sequence begins: empty idle slots, least recently used first, until the others are within the limit.
 
-        While others run, only long prompts are worth the time that moving them takes.
+        While others run, only long prompts are worth the time that moving them takes; else short ones are too, where a
+        good part of what is moved is held nowhere else.
         """
         alone = sum(slot.owner is not None for slot in slots) <= 1
         resting = idle(slots)
@@ -63,8 +64,10 @@ class Parking:
         for slot in resting:
             if held <= self._idle_cells:
                 return
-            held -= len(slot.cells or ())
-            self.clear(slot, slots, worth=_WORTH_BRINGING_BACK if alone else _WORTH_PARKING)
+            size = len(slot.cells or ())
+            held -= size
+            part = max(_WORTH_BRINGING_BACK, size // 4) if alone else _WORTH_PARKING
+            self.clear(slot, slots, worth=min(part, _WORTH_PARKING))
 
     def clear(self, slot: Slot, slots: list[Slot], *, worth: int = _WORTH_PARKING) -> None:
         """Empty one idle slot, and park what it held."""
