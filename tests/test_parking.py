@@ -153,3 +153,18 @@ def test_short_prompts_are_moved_only_while_nothing_runs() -> None:
         assert [len(slot.cells or ()) for slot in slots] == [0, 700]
         back.append(parking.bring_back(slots[0], [*first, 1], beyond=0))
     assert back == [100, 0]
+
+
+def test_a_slot_that_shares_most_with_another_is_not_moved_while_a_prompt_waits() -> None:
+    runner, parking, slots = pool(1000, 1000)
+    first, other = (slot.cells or [] for slot in slots)
+    runner.truncate(1, 0)
+    runner.share(0, 1, 900)
+    second = slots[1].cells = first[:900] + other[900:]
+    for pos in range(900, 1000):
+        runner.add(second[pos], pos, 1, logits=False)
+    assert runner.decode()
+
+    parking.make_way(slots)
+
+    assert [parking.bring_back(slots[0], [*tokens, 1], beyond=0) for tokens in (first, second)] == [900, 1000]
