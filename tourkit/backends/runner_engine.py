@@ -118,7 +118,7 @@ class RunnerEngine:
             return  # nothing is lost: a request that needs it asks again, and hears why not
 
     def _write_on(self, emit: Emit) -> None:
-        tokens = self._texts.dialogue(QUESTION, BEGUN)[-(self._runner.max_len - ENOUGH) :]
+        tokens = self._texts.dialogue(QUESTION, BEGUN, ENOUGH)
         self._batches.submit(tokens, SamplingParams(temperature=0), ENOUGH, emit, whole=True)
 
     def _release(self) -> None:

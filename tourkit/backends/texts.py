@@ -67,12 +67,16 @@ class Texts:
         add_bos = vocabulary.adds_bos and not (bos and text.startswith(bos))
         return vocabulary.tokenize(text, add_special=add_bos, parse_special=True)
 
-    def dialogue(self, question: str, begun: str) -> list[int]:
-        """The tokens of a question and of an answer that has begun; as plain text where no template takes them."""
+    def dialogue(self, question: str, begun: str, room: int) -> list[int]:
+        """The tokens of a question and of an answer that has begun, the last ones if all of them leave no `room`.
+
+        As plain text where no template takes them.
+        """
         try:
-            return self.prompt(Request(messages=({"role": "user", "content": question},)), begun)
+            tokens = self.prompt(Request(messages=({"role": "user", "content": question},)), begun)
         except RequestError:  # there is none, or it wants more than a question
-            return self.prompt(Request(prompt=f"{question}\n"), begun)
+            tokens = self.prompt(Request(prompt=f"{question}\n"), begun)
+        return tokens[-(self.max_len - room) :]
 
     def check(self, request: Request, n_prompt: int) -> None:
         """Raises RequestError for more tokens than fit the context, and for tokens this model does not have."""

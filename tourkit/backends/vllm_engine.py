@@ -90,7 +90,7 @@ class VllmEngine:
         return submission
 
     def _write_on(self, emit: Emit) -> None:
-        tokens = self._texts.dialogue(QUESTION, BEGUN)[-(self._load.max_len - ENOUGH) :]
+        tokens = self._texts.dialogue(QUESTION, BEGUN, ENOUGH)
         greedy = SamplingParams(temperature=0, max_tokens=ENOUGH)
         self._queue(tokens, Request(params=greedy, whole=True), emit, None)
 

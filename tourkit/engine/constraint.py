@@ -118,7 +118,7 @@ class GrammarCompiler:
         return [Matcher(compiled, self._ranks, self._n_vocab) for _ in range(count)]
 
     def _compile(self, constraint: Constraint, manner: Manner) -> Compiled:
-        if constraint.kind in ("json_schema", "json_object"):
+        if constraint.is_json:
             schema = _parsed(constraint.source)
             compiled = self._compile_schema(schema, manner)
             return _relaxed(compiled, miscounted(schema)) if '"minProperties"' in constraint.source else compiled

@@ -66,8 +66,8 @@ class Parking:
                 return
             size = len(slot.cells or ())
             held -= size
-            part = max(_WORTH_BRINGING_BACK, size // 4) if alone else _WORTH_PARKING
-            self.clear(slot, slots, worth=min(part, _WORTH_PARKING))
+            good_part = max(_WORTH_BRINGING_BACK, size // 4)
+            self.clear(slot, slots, worth=min(good_part, _WORTH_PARKING) if alone else _WORTH_PARKING)
 
     def clear(self, slot: Slot, slots: list[Slot], *, worth: int = _WORTH_PARKING) -> None:
         """Empty one idle slot, and park what it held."""

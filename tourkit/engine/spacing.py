@@ -11,13 +11,10 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from tourkit.engine.types import Delta, Finish
-from tourkit.errors import EngineDead
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tourkit.engine.types import Emit, Request
+    from tourkit.engine.types import Delta, Emit, Request
 
 QUESTION = "Ann Lee is 31 years old and lives in Oslo. Write this as JSON."
 BEGUN = '{"name"'
@@ -25,7 +22,6 @@ ENOUGH = 8  # tokens: the separator and some of the value
 
 _SPACED = {"item_separator": ", ", "key_separator": ": "}
 _COMPACT = {"item_separator": ",", "key_separator": ":"}
-_JSON = ("json_schema", "json_object")
 _KEY = '":'
 _SPACED_KEY = re.compile(_KEY + r"\s")
 
@@ -44,7 +40,7 @@ class Spacing:
 
     def compact(self, request: Request) -> bool:
         """Whether an answer has no space after commas and colons. Raises what `write_on` does, EngineError."""
-        if request.constraint is None or request.constraint.kind not in _JSON:
+        if request.constraint is None or not request.constraint.is_json:
             return False
         shown = _shown(request)
         return self.habit() if shown is None else shown
@@ -60,8 +56,8 @@ class Spacing:
         ended: Future[str] = Future()
 
         def take(delta: Delta) -> None:
-            if delta.finish in (Finish.ERROR, Finish.ABORT):
-                ended.set_exception(delta.error or EngineDead("the engine is shut down"))
+            if delta.failure:
+                ended.set_exception(delta.failure)
             else:
                 ended.set_result(delta.text)
 

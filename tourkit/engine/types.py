@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from tourkit.errors import TourkitError
+from tourkit.errors import EngineDead, EngineError, TourkitError
 
 
 class Finish(StrEnum):
@@ -44,6 +44,10 @@ class Constraint:
 
     kind: str
     source: str
+
+    @property
+    def is_json(self) -> bool:
+        return self.kind in ("json_schema", "json_object")
 
     @staticmethod
     def json_schema(schema: dict[str, Any]) -> Constraint:
@@ -110,6 +114,15 @@ class Delta:
     finish: Finish | None = None
     error: TourkitError | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def failure(self) -> TourkitError | None:
+        """Why the sequence has no answer, if it ended without one."""
+        if self.finish is Finish.ERROR:
+            return self.error or EngineError("generation failed")
+        if self.finish is Finish.ABORT:
+            return EngineDead("the server is shutting down")
+        return None
 
 
 Emit = Callable[[Delta], None]

@@ -13,7 +13,6 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from tourkit.engine.types import Delta, Enforced, Finish, Request, TokenLogprob
-from tourkit.errors import EngineDead, EngineError, TourkitError
 from tourkit.server.replies import ChatReply, Choice, TextReply, error_body, usage
 from tourkit.server.respond import json_response
 from tourkit.server.settle import about, settle, settle_all
@@ -101,9 +100,8 @@ async def collect(generation: Generation, n: int, http: HttpRequest) -> list[Cho
         texts[delta.index] += delta.text
         logprobs[delta.index] += delta.logprobs
         if delta.finish:
-            failure = _sequence_failure(delta)
-            if failure:
-                raise failure
+            if delta.failure:
+                raise delta.failure
             finishes[delta.index] = delta.finish
     return list(map(Choice, texts, finishes, logprobs)) if generation.complete else None
 
@@ -144,9 +142,8 @@ async def stream(
         yield _event(opening)
     texts, finishes = [""] * n, [Finish.STOP] * n
     async for delta in generation.deltas(http):
-        failure = _sequence_failure(delta)
-        if failure:
-            yield _event(error_body(failure)[1])
+        if delta.failure:
+            yield _event(error_body(delta.failure)[1])
             return
         texts[delta.index] += delta.text
         finishes[delta.index] = delta.finish or finishes[delta.index]
@@ -165,14 +162,6 @@ async def stream(
 
 def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
     return {name: one[name] + other[name] for name in one}
-
-
-def _sequence_failure(delta: Delta) -> TourkitError | None:
-    if delta.finish is Finish.ERROR:
-        return delta.error or EngineError("generation failed")
-    if delta.finish is Finish.ABORT:
-        return EngineDead("the server is shutting down")
-    return None
 
 
 def _event(body: dict[str, Any]) -> bytes:
