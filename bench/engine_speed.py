@@ -15,9 +15,9 @@ from pathlib import Path
 from work import documents
 
 from tourkit.backends.llama_cpp import LlamaEngine
-from tourkit.backends.llama_runner import LlamaRunner
-from tourkit.engine.types import Constraint, Delta, Request, SamplingParams
-from tourkit.hardware import probe
+from tourkit.backends.llama_cpp.runner import LlamaRunner
+from tourkit.generation import Constraint, Delta, Request, SamplingParams
+from tourkit.hardware.probe import probe
 
 SEQUENCES = int(sys.argv[2]) if len(sys.argv) > 2 else 8
 PROMPT = 32
@@ -54,7 +54,7 @@ def decode(engine: LlamaEngine, tokens: int, constraint: Constraint | None, seed
 
 def main() -> None:
     # Without guesses: those of free random text are seldom right, and both kinds are to run the same steps.
-    runner = LlamaRunner(Path(sys.argv[1]), slots=SEQUENCES, max_len=512, threads=probe().threads)
+    runner = LlamaRunner(Path(sys.argv[1]), slots=SEQUENCES, context=512, threads=probe().threads)
     engine = LlamaEngine(runner, speculate=False)
     decode(engine, 8, LONG_STRING, 0)
     tokens, free, steps = decode(engine, 96, None, 1)

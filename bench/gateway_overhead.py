@@ -29,11 +29,12 @@ from typing import Any
 import aiohttp
 from servers import free_port
 
-from tourkit.backends import vllm
-from tourkit.backends.base import LoadSpec
-from tourkit.bundle import BundleModel, BundleVariant, build_index, variant_dir, write_index
-from tourkit.hardware import probe
-from tourkit.server.process import tuned
+from tourkit.backends.vllm import arguments
+from tourkit.bundle.build import build_index
+from tourkit.bundle.index import BundleModel, BundleVariant, variant_dir, write_index
+from tourkit.hardware.probe import probe
+from tourkit.launch import Launch
+from tourkit.server.gateway.supervisor import tuned
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOTS, CONTEXT, TOKENS = 16, 1024, 128
@@ -43,15 +44,15 @@ MODES = {"whole answers": False, "streams": True}
 @contextmanager
 def direct(model: Path, work: Path) -> Iterator[str]:
     """`vllm serve` as tourkit starts it, without the front; its URL."""
-    spec = LoadSpec("bench", "vllm", str(model), SLOTS, CONTEXT, probe().threads)
-    cpu, address = vllm.is_cpu_build(), f"127.0.0.1:{free_port()}"
-    arguments = vllm.arguments(spec, model, vllm.shape_of(model), address, ("tool",), cpu=cpu)
+    spec = Launch("bench", "vllm", str(model), SLOTS, CONTEXT, probe().threads)
+    cpu, address = arguments.is_cpu_build(), f"127.0.0.1:{free_port()}"
+    arguments = arguments.arguments(spec, model, arguments.shape_of(model), address, ("tool",), cpu=cpu)
     front = arguments.index("--middleware")
     del arguments[front : front + 2]
     scratch = work / "direct"
     scratch.mkdir()
-    environment = tuned("vllm") | vllm.environment(spec, cpu=cpu) | {"TMPDIR": str(scratch)}
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *arguments]
+    environment = tuned("vllm") | arguments.environment(spec, cpu=cpu) | {"TMPDIR": str(scratch)}
+    command = [sys.executable, "-m", "arguments.entrypoints.cli.main", *arguments]
     with running(command, work / "direct.log", environment, says=False) as process:
         while process.poll() is None and not answers(f"http://{address}/health"):
             time.sleep(0.2)

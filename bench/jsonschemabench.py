@@ -21,12 +21,14 @@ from typing import Any
 
 import numpy as np
 
+from tools.random_gguf import write_random_gguf
 from tourkit.backends.llama_cpp import LlamaRunner
-from tourkit.engine.constraint import GrammarCompiler, Manner, Matcher
-from tourkit.engine.repair import repair, validate
-from tourkit.engine.types import Constraint
 from tourkit.errors import EngineError, RequestError
-from tourkit.tiny import write_random_gguf
+from tourkit.generation import Constraint
+from tourkit.grammar.check import validate
+from tourkit.grammar.compiler import GrammarCompiler, Manner
+from tourkit.grammar.matcher import Matcher
+from tourkit.grammar.repair import repair
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "jsonschemabench-dev.jsonl.gz"
 BUDGET = 160  # tokens drawn at random before the close-out begins, at most
@@ -64,7 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         gguf = Path(folder) / "tiny.gguf"
         write_random_gguf(gguf)
-        runner = LlamaRunner(gguf, slots=1, max_len=64)
+        runner = LlamaRunner(gguf, slots=1, context=64)
         gc.freeze()  # as a worker does once it has loaded
         try:
             tally = measure(rows, runner, options.walks)

@@ -27,9 +27,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import shapes  # noqa: E402 - beside this file
 
-from tourkit import hardware, memory, model_shape, tiny  # noqa: E402
-from tourkit.progress import size_text  # noqa: E402
-from tourkit.server.process import tuned  # noqa: E402
+from tourkit.hardware import probe  # noqa: E402
+from tourkit.planning import memory, model_shape  # noqa: E402
+from tourkit.server.gateway.supervisor import tuned  # noqa: E402
+from tourkit.units import size_text  # noqa: E402
 
 PROMPT = 700  # tokens: more than one call of the model takes
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
@@ -79,7 +80,7 @@ def main() -> None:
         for case in CASES if options.model is None else ():
             path = Path(folder) / "model.gguf"
             if case.shape is None:
-                tiny.write_random_gguf(path)
+                random_gguf.write_random_gguf(path)
             else:
                 shapes.write(case.shape, path)
             print(row(path, case.context, case.slots, case.cache_type, options), flush=True)
@@ -96,7 +97,7 @@ def row(path: Path, context: int, slots: int, cache_type: str, options: argparse
     size = path.stat().st_size
     context = min(context, shape.context or context)
     estimate = memory.estimate(memory.Load("llama_cpp", size, shape, context, slots, cache_type, layers))
-    spec = {"model": path.stem, "stack": "llama_cpp", "path": str(path), "slots": slots, "max_len": context}
+    spec = {"model": path.stem, "stack": "llama_cpp", "path": str(path), "slots": slots, "context": context}
     spec |= {"threads": options.threads, "gpu_layers": layers, "cache_type": cache_type}
     measured = measure(spec, on_gpu=options.gpu)
     predicted = estimate.gpu.total if options.gpu else estimate.ram.total
@@ -136,12 +137,12 @@ def child(spec: dict[str, Any]) -> None:
     """Load, answer in every slot, print the resident bytes, and wait to be measured."""
     import tourkit.server.worker  # noqa: F401 - what a worker has loaded besides
     from tourkit import backends
-    from tourkit.backends.base import LoadSpec
-    from tourkit.engine.types import Constraint, Delta, Request, SamplingParams
+    from tourkit.generation import Constraint, Delta, Request, SamplingParams
+    from tourkit.launch import Launch
 
-    engine = backends.load(LoadSpec(**spec))
+    engine = backends.load(Launch(**spec))
     deltas: queue.SimpleQueue[Delta] = queue.SimpleQueue()
-    length = min(PROMPT, spec["max_len"] - 64)
+    length = min(PROMPT, spec["context"] - 64)
     for slot in range(spec["slots"]):
         prompt = engine.detokenize([5 + (slot * 37 + i * 7) % 200 for i in range(length)])
         ids = engine.tokenize(prompt, add_special=False)[: length + 1]
@@ -168,7 +169,7 @@ def resident() -> int:
 
 
 def free_on_gpu() -> int:
-    gpus = hardware.probe().gpus
+    gpus = probe.probe().gpus
     if not gpus:
         sys.exit("no GPU here: leave --gpu out")
     return gpus[0].free
@@ -177,7 +178,7 @@ def free_on_gpu() -> int:
 def machine() -> str:
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     cpu = names[0].partition(":")[2].strip() if names else platform.machine()
-    here = hardware.probe()
+    here = probe.probe()
     gpus = "".join(f", {gpu.name}" for gpu in here.gpus)
     stacks = ", ".join(f"{stack.name} {stack.version}" for stack in here.stacks)
     return f"{cpu}, {here.threads} threads, {size_text(here.ram)} of RAM{gpus}; {stacks}"

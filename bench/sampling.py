@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import shapes
 
-from tourkit.backends.llama_runner import LlamaRunner
-from tourkit.backends.llama_sampling import LlamaSampler
+from tourkit.backends.llama_cpp.runner import LlamaRunner
+from tourkit.backends.llama_cpp.sampling import LlamaSampler
 from tourkit.engine.sampling import NumpySampler
-from tourkit.engine.types import SamplingParams
+from tourkit.generation import SamplingParams
 
 PARAMS = {
     "temperature 0.8": SamplingParams(temperature=0.8),
@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tourkit-bench-") as folder:
         gguf = Path(folder) / "12m.gguf"
         shapes.write(shapes.SHAPES["12m"], gguf)
-        runner = LlamaRunner(gguf, slots=1, max_len=256)
+        runner = LlamaRunner(gguf, slots=1, context=256)
         row = runner.add(5, 0, 0, logits=True)
         assert row is not None
         runner.decode()

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tourkit.bundle import BundleModel, BundleVariant, build_index, variant_dir, write_index
-from tourkit.hardware import probe
+from tourkit.bundle.build import build_index
+from tourkit.bundle.index import BundleModel, BundleVariant, variant_dir, write_index
+from tourkit.hardware.probe import probe
 
 
 @dataclass(frozen=True)

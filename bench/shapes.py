@@ -14,7 +14,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from tourkit.tiny import byte_alphabet
+from tourkit.backends.vocabulary import byte_alphabet
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from typing import Any
 
 from tourkit.backends.llama_cpp import LlamaEngine, LlamaRunner
 from tourkit.data import TINY_DOCUMENTS, TINY_GGUF
-from tourkit.engine.types import Constraint, Delta, Request, SamplingParams
-from tourkit.hardware import probe
+from tourkit.generation import Constraint, Delta, Request, SamplingParams
+from tourkit.hardware.probe import probe
 
 SYSTEM = "Repair the broken JSON. Answer with the whole corrected JSON only."
 
@@ -71,7 +71,7 @@ def main() -> None:
         return
     asked = requests()
     engines = {
-        name: LlamaEngine(LlamaRunner(given.gguf, slots=8, max_len=2048, threads=probe().threads), speculate=speculate)
+        name: LlamaEngine(LlamaRunner(given.gguf, slots=8, context=2048, threads=probe().threads), speculate=speculate)
         for name, speculate in (("off", False), ("on", True))
     }
     for clients in given.clients:

@@ -24,7 +24,7 @@ from servers import Limits, Server, llama_cpp_server, llama_server, tourkit
 from work import by_schema
 
 from tourkit.data import TINY_GGUF
-from tourkit.engine.repair import validate
+from tourkit.grammar.check import validate
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "jsonschemabench-dev.jsonl.gz"
 LIMITS = Limits(slots=8, context=2048)

@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tourkit.bundle import build_index, verify, write_index
+from tourkit.bundle.build import build_index
+from tourkit.bundle.index import write_index
+from tourkit.bundle.verify import verify
 
 
 def make_bundle(root: Path, files: int, megabytes: int) -> None:
@@ -39,7 +41,7 @@ def coreutils(root: Path) -> None:
 
 def child(root: Path) -> None:
     """A process of its own, as a person starts it: interpreter and imports are counted."""
-    code = "import sys; from pathlib import Path; from tourkit.bundle import verify; "
+    code = "import sys; from pathlib import Path; from tourkit.bundle.verify import verify; "
     code += "sys.exit(not verify(Path(sys.argv[1])).ok)"
     subprocess.run([sys.executable, "-c", code, str(root)], check=True)
 

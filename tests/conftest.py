@@ -19,7 +19,7 @@ for name in ("HF_TOKEN", "HF_ENDPOINT", "TOURKIT_URL", "TOURKIT_BUNDLE", "TOURKI
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real GGUF with random weights, made by tourkit itself."""
-    from tourkit.tiny import write_random_gguf
+    from tools.random_gguf import write_random_gguf
 
     path = tmp_path_factory.mktemp("tiny") / "tiny-random.gguf"
     write_random_gguf(path)

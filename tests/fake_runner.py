@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tourkit.engine.types import SamplingParams
+from tourkit.generation import SamplingParams
 
 EOG = 256
 

@@ -1,6 +1,6 @@
 """Serves what it is told to launch, as `tourkit serve` does once its plan is made.
 
-`python launch_server.py JSON` prints its URL; it ends with SIGTERM. JSON is a list of launches.
+`python launch_server.py JSON` prints its URL; it ends with SIGTERM. JSON is a list of placements.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tourkit import offline
-from tourkit.backends.base import LoadSpec
-from tourkit.server.gateway import GatewayOptions, bind, serve
-from tourkit.server.process import Launch
+from tourkit.net import listen
+from tourkit.planning.plan import Placement
+from tourkit.server.contract import launch_of
+from tourkit.server.gateway.app import GatewayOptions, serve
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,10 +32,12 @@ class LaunchServer:
 
 
 @contextmanager
-def launch_server(*launches: Launch, log: Path, environment: Mapping[str, str] | None = None) -> Iterator[LaunchServer]:
+def launch_server(
+    *placements: Placement, log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[LaunchServer]:
     """A gateway with those workers on a free port, ended by its own process id when the block ends."""
     path = os.pathsep.join(filter(None, ((environment or {}).get("PYTHONPATH", ""), str(ROOT))))
-    command = [sys.executable, __file__, json.dumps([asdict(launch) for launch in launches])]
+    command = [sys.executable, __file__, json.dumps([asdict(placement) for placement in placements])]
     variables = os.environ | dict(environment or {}) | {"PYTHONPATH": path}
     with log.open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=variables)
@@ -47,17 +50,16 @@ def launch_server(*launches: Launch, log: Path, environment: Mapping[str, str] |
         process.communicate()
 
 
-def launch_of(told: dict[str, Any]) -> Launch:
-    load = LoadSpec(**told["load"] | {"lora": tuple(told["load"]["lora"])})
-    fallbacks = tuple(launch_of(each) for each in told["fallbacks"])
-    return Launch(**told | {"load": load, "roles": tuple(told["roles"]), "fallbacks": fallbacks})
+def placement_of(told: dict[str, Any]) -> Placement:
+    launch, fallbacks = launch_of(told["launch"]), tuple(map(placement_of, told["fallbacks"]))
+    return Placement(**told | {"launch": launch, "roles": tuple(told["roles"]), "fallbacks": fallbacks})
 
 
 def main() -> None:
-    launches = tuple(launch_of(told) for told in json.loads(sys.argv[1]))
+    placements = tuple(placement_of(told) for told in json.loads(sys.argv[1]))
     offline.engage()
     options = GatewayOptions(offline=True, say=lambda text: tell(text, sys.stderr))
-    serve(launches, options, bind("127.0.0.1", 0), lambda url: tell(url, sys.stdout))
+    serve(placements, options, listen("127.0.0.1", 0), lambda url: tell(url, sys.stdout))
 
 
 def tell(text: str, to: TextIO) -> None:

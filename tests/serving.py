@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tourkit.bundle import BundleModel, BundleVariant, build_index, variant_dir, write_index
+from tourkit.bundle.build import build_index
+from tourkit.bundle.index import BundleModel, BundleVariant, variant_dir, write_index
 
 ROLES = {"brain": ["tiny-random"], "fast": ["tiny-random"], "tool": ["tiny-random"], "graph": ["tiny-random"]}
 

@@ -3,7 +3,8 @@
 import hashlib
 from pathlib import Path
 
-from tourkit.bundle import BundleModel, BundleVariant, Index, build_index, write_index
+from tourkit.bundle.build import build_index
+from tourkit.bundle.index import BundleModel, BundleVariant, Index, write_index
 
 COMMIT = hashlib.sha1(b"first").hexdigest()
 OTHER = hashlib.sha1(b"second").hexdigest()

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from tourkit.backends.base import LoadSpec
-from tourkit.server.gateway import GatewayOptions, bind, serve
-from tourkit.server.process import Launch
+from tourkit.launch import Launch
+from tourkit.net import listen
+from tourkit.planning.plan import Placement
+from tourkit.server.gateway.app import GatewayOptions, serve
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,10 +47,9 @@ def stack_server(stack: str, path: Path, log: Path, *, prefix: Sequence[str] = (
 
 def main() -> None:
     stack, path = sys.argv[1:]
-    load = LoadSpec(model="tiny", stack=stack, path=path, slots=4, max_len=2048, threads=1)
-    launch = Launch(load=load, quant="test", roles=("tool",))
+    launch = Launch(model="tiny", stack=stack, path=path, slots=4, context=2048, threads=1, quant="test")
     options = GatewayOptions(offline=True, say=lambda text: tell(text, sys.stderr))
-    serve((launch,), options, bind("127.0.0.1", 0), lambda url: tell(url, sys.stdout))
+    serve((Placement(("tool",), launch),), options, listen("127.0.0.1", 0), lambda url: tell(url, sys.stdout))
 
 
 def tell(text: str, to: TextIO) -> None:

@@ -12,11 +12,21 @@ from faulty_hub import FaultyHub
 from gguf_files import write_lora
 from serving import serving
 
-from tourkit import bundle, lock, manifest, prefetch
-from tourkit.bundle import BundleModel, BundleVariant, build_index, variant_dir, write_index
+from tourkit.bundle import verify
+from tourkit.bundle.build import build_index
+from tourkit.bundle.index import (
+    BundleModel,
+    BundleVariant,
+    parse_index,
+    read_index,
+    render_index,
+    variant_dir,
+    write_index,
+)
 from tourkit.errors import ManifestError, UsageError
-from tourkit.hub import Hub
-from tourkit.index import parse_index, read_index, render_index
+from tourkit.fetch import prefetch
+from tourkit.fetch.hub import Hub
+from tourkit.manifest import lock, manifest
 
 FILES = {"base-Q4_K_M.gguf": b"weights" * 100, "lora-F16.gguf": b"deltas" * 10}
 
@@ -105,7 +115,7 @@ def test_both_are_locked_fetched_and_told_of_in_the_bundle(tmp_path: Path) -> No
     ]
     assert {model.id: model.adapts for model in index.models} == {"base": None, "with-lora": "base"}
     assert read_index(tmp_path / "bundle") == index
-    assert bundle.verify(tmp_path / "bundle").ok
+    assert verify.verify(tmp_path / "bundle").ok
 
 
 def test_an_index_without_adapters_is_written_as_before(tmp_path: Path) -> None:
@@ -114,7 +124,7 @@ def test_an_index_without_adapters_is_written_as_before(tmp_path: Path) -> None:
     written = render_index(build_index(tmp_path, "set", {"graph": ["base"]}, models, []))
 
     assert "adapts" not in json.loads(written)["models"][0]
-    assert parse_index(written, "bundle.json").models == tuple(models)
+    assert parse_index(written, "verify.json").models == tuple(models)
 
 
 def adapted_bundle(root: Path, gguf: Path) -> Path:

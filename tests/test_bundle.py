@@ -15,11 +15,11 @@ import orjson
 import pytest
 from small_bundle import COMMIT, FILES, MODELS, ROLES, VARIANTS, make_bundle, write_files
 
-from tourkit.bundle import (
+from tourkit.bundle.build import build_index
+from tourkit.bundle.index import (
     BundleFile,
     BundleVariant,
     Index,
-    build_index,
     read_index,
     render_index,
     variant_dir,
@@ -289,7 +289,7 @@ def test_every_refusal_has_an_exit_code_of_ours(tmp_path: Path) -> None:
 
 def test_importing_it_stays_light() -> None:
     heavy = {"huggingface_hub", "starlette", "uvicorn", "aiohttp", "jinja2", "llama_cpp", "numpy", "jsonschema"}
-    code = f"import sys, tourkit.bundle; print(sorted({heavy!r} & sys.modules.keys()))"
+    code = f"import sys, tourkit.bundle.verify; print(sorted({heavy!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from test_docs import tool
 
-from tourkit import catalogue, data, lock, manifest
-from tourkit.catalogue import Wish
+from tourkit import data
 from tourkit.cli import main
 from tourkit.errors import ManifestError, UsageError
+from tourkit.manifest import catalogue, lock, manifest, models
+from tourkit.manifest.catalogue import Wish
 
 SETS = ("tour-20gb", "cpu-16gb")
 NEW_SETS = ("gpu-8gb", "gpu-40gb", "chinese", "code", "multilingual")
@@ -213,7 +214,7 @@ def test_the_first_model_of_each_role_fits_the_memory_the_set_is_for(name, fits)
     assert sum(needs.values()) <= fits * 2**30, needs
 
 
-def smallest_memory(model: manifest.Model) -> int:
+def smallest_memory(model: models.Model) -> int:
     small = catalogue.smallest(model)
     assert small is not None
     return catalogue.memory(model, small)
@@ -372,7 +373,7 @@ size = 1000000
 """
 
 
-def shape(tmp_path: Path, text: str) -> manifest.Manifest:
+def shape(tmp_path: Path, text: str) -> models.Manifest:
     (tmp_path / "one.toml").write_text(text, encoding="utf-8")
     return manifest.load(tmp_path / "one.toml")
 

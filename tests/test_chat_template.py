@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tourkit.engine.chat_template import ChatTemplate
+from tourkit.backends.chat_template import ChatTemplate
 from tourkit.errors import EngineError, RequestError
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}

@@ -15,7 +15,8 @@ from serving import make_bundle
 from tourkit.cli import main
 from tourkit.commands.pipelines import _seconds
 from tourkit.errors import UsageError
-from tourkit.progress import Progress, size_text
+from tourkit.progress import Progress
+from tourkit.units import size_text
 
 ROOT = Path(__file__).parent.parent
 
@@ -178,7 +179,7 @@ def test_an_interrupt_ends_quietly_with_130(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tourkit.manifest.catalogue", interrupt)
+    monkeypatch.setattr("tourkit.manifest.manifest.catalogue", interrupt)
 
     assert main(["models"]) == 130
     assert capsys.readouterr().err.strip() == "tourkit: interrupted"
@@ -190,7 +191,7 @@ def test_a_fault_of_our_own_is_one_line_too(
     def break_(*_: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("tourkit.manifest.catalogue", break_)
+    monkeypatch.setattr("tourkit.manifest.manifest.catalogue", break_)
 
     assert main(["models"]) == 4
     assert "--debug" in capsys.readouterr().err

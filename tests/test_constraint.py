@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 
 from tourkit.backends.llama_cpp import LlamaRunner
-from tourkit.engine.bounded import MAX_ITEMS, MAX_LENGTH, bounded
-from tourkit.engine.constraint import GrammarCompiler, Manner, Matcher
-from tourkit.engine.minimal import minimal_instance
-from tourkit.engine.types import Constraint
 from tourkit.errors import EngineError, RequestError
+from tourkit.generation import Constraint
+from tourkit.grammar.compiler import GrammarCompiler, Manner
+from tourkit.grammar.limits import MAX_ITEMS, MAX_LENGTH, bounded
+from tourkit.grammar.matcher import Matcher
+from tourkit.grammar.shortest import minimal_instance
 
 
 @pytest.fixture(scope="module")
 def runner(tiny_gguf: Path) -> Iterator[LlamaRunner]:
-    runner = LlamaRunner(tiny_gguf, slots=1, max_len=256)
+    runner = LlamaRunner(tiny_gguf, slots=1, context=256)
     yield runner
     runner.close()
 

@@ -15,12 +15,13 @@ from fake_runner import FakeRunner
 from serving import make_bundle, serving
 
 from tourkit import backends
-from tourkit.backends.base import Engine, LoadSpec
+from tourkit.backends.base import Engine
 from tourkit.backends.llama_cpp import load
 from tourkit.cli import cli
 from tourkit.engine.engine import BatchEngine
-from tourkit.engine.types import Constraint, Delta, Finish, Request, SamplingParams
 from tourkit.errors import LocalError, UsageError
+from tourkit.generation import Constraint, Delta, Finish, Request, SamplingParams
+from tourkit.launch import Launch
 
 SCHEMA = Constraint.json_schema(
     {
@@ -60,7 +61,7 @@ def ask(engine: Engine, request: Request) -> list[str]:
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
 def engine(request: pytest.FixtureRequest, tiny_gguf: Path) -> Iterator[Engine]:
-    engine = load(LoadSpec("tiny", "llama_cpp", str(tiny_gguf), 4, 1024, request.param, deterministic=True))
+    engine = load(Launch("tiny", "llama_cpp", str(tiny_gguf), 4, 1024, request.param, deterministic=True))
     yield engine
     engine.close()
 
@@ -95,7 +96,7 @@ def test_a_sample_of_n_is_the_answer_to_its_own_seed(engine: Engine) -> None:
 
 def test_another_stack_does_not_pretend(tmp_path: Path) -> None:
     with pytest.raises(LocalError, match="--deterministic is for llama_cpp, not onnx"):
-        backends.load(LoadSpec("tiny", "onnx", str(tmp_path), 4, 1024, 1, deterministic=True))
+        backends.load(Launch("tiny", "onnx", str(tmp_path), 4, 1024, 1, deterministic=True))
 
 
 def test_the_server_keeps_the_promise_over_http(tiny_gguf: Path, tmp_path: Path) -> None:

@@ -20,14 +20,17 @@ import pytest
 from gguf_files import BERT_CONTEXT, BERT_WIDTH, rewrite, write_bert
 from serving import Serving, serving
 
-from tourkit.backends.base import Embedder, Embeddings, Engine, LoadSpec
+from tourkit.backends.base import Embedder, Embeddings, Engine
 from tourkit.backends.embedder import BatchEmbedder
 from tourkit.backends.llama_cpp import load
-from tourkit.backends.llama_runner import LlamaRunner
-from tourkit.bundle import BundleModel, BundleVariant, build_index, variant_dir, write_index
-from tourkit.engine.types import Request, SamplingParams
+from tourkit.backends.llama_cpp.runner import LlamaRunner
+from tourkit.bundle.build import build_index
+from tourkit.bundle.index import BundleModel, BundleVariant, variant_dir, write_index
 from tourkit.errors import EngineDead, LocalError, QueueFull, RequestError
-from tourkit.server.worker import SECRET_HEADER, ModelServer
+from tourkit.generation import Request, SamplingParams
+from tourkit.launch import Launch
+from tourkit.server.contract import SECRET_HEADER
+from tourkit.server.worker.app import ModelServer
 
 TEXTS = ["the name", "date of bill", "x", "total is due " * 12, "the number of the bill is due", "the name the name"]
 # A row alone and a row among others go through kernels that round differently; the vectors have length 1.
@@ -104,7 +107,7 @@ def test_texts_of_many_requests_share_calls_and_get_back_to_their_own(engine: Ba
 def test_a_text_longer_than_a_call_of_a_causal_model_is_taken_in_several(files: dict[str, Path]) -> None:
     found = []
     for n_batch in (32, 512):
-        engine = BatchEmbedder(LlamaRunner(files["last"], max_len=512, n_batch=n_batch, threads=1))
+        engine = BatchEmbedder(LlamaRunner(files["last"], context=512, n_batch=n_batch, threads=1))
         found.append(vectors(engine, "the name and the date " * 20, "short"))
         engine.close()
 
@@ -112,7 +115,7 @@ def test_a_text_longer_than_a_call_of_a_causal_model_is_taken_in_several(files: 
 
 
 def test_deterministic_embeddings_are_equal_to_the_bit_under_load(files: dict[str, Path]) -> None:
-    engine = load(LoadSpec("embed", "llama_cpp", str(files["mean"]), 4, 64, 1, deterministic=True))
+    engine = load(Launch("embed", "llama_cpp", str(files["mean"]), 4, 64, 1, deterministic=True))
     assert isinstance(engine, BatchEmbedder)
     alone = [vectors(engine, text) for text in TEXTS]
     found: dict[int, np.ndarray] = {}
@@ -177,9 +180,7 @@ def test_closing_answers_everybody_who_still_waits(files: dict[str, Path]) -> No
 
 
 def test_a_model_decides_by_its_pooling_which_engine_it_gets(files: dict[str, Path], tiny_gguf: Path) -> None:
-    engines: list[Engine] = [
-        load(LoadSpec("x", "llama_cpp", str(path), 1, 64, 1)) for path in (files["last"], tiny_gguf)
-    ]
+    engines: list[Engine] = [load(Launch("x", "llama_cpp", str(path), 1, 64, 1)) for path in (files["last"], tiny_gguf)]
     for engine in engines:
         engine.close()
 
@@ -204,7 +205,7 @@ def test_an_encoder_that_gives_no_embeddings_is_refused_when_it_is_loaded(
 
 def test_an_encoder_takes_any_cache_type_for_it_has_no_cache(files: dict[str, Path]) -> None:
     """Its heads of 16 numbers would not suit q8_0."""
-    engine = load(LoadSpec("embed", "llama_cpp", str(files["mean"]), 4, 64, 1, cache_type="q8_0"))
+    engine = load(Launch("embed", "llama_cpp", str(files["mean"]), 4, 64, 1, cache_type="q8_0"))
     assert isinstance(engine, BatchEmbedder)
 
     assert vectors(engine, "the name").shape == (1, BERT_WIDTH)

@@ -13,10 +13,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed here: make test-transformers")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed here: make test-transformers")
 
-from tourkit import backends  # noqa: E402 - they need the two above
-from tourkit.backends.base import Embedder, LoadSpec  # noqa: E402
-from tourkit.backends.encoder import EncoderRunner  # noqa: E402
+from tourkit import backends  # noqa: E402
+from tourkit.backends.base import Embedder  # noqa: E402
+from tourkit.backends.transformers.encoder import EncoderRunner  # noqa: E402
 from tourkit.errors import LocalError, RequestError  # noqa: E402
+from tourkit.launch import Launch  # noqa: E402
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"the name date of bill total is due number a b c ##s ##e".split()]
 TEXTS = ["the name", "dates of bill", "a", "total is due " * 9, "the number of the bill is due", "b c"]
@@ -48,7 +49,7 @@ def made(folder: Path, family: str, pooling: str | None = None, **more: Any) -> 
 
 
 def load(folder: Path, **more: Any) -> Embedder:
-    spec = LoadSpec("tiny", "transformers", str(folder), slots=2, max_len=64, threads=1, **more)
+    spec = Launch("tiny", "transformers", str(folder), slots=2, context=64, threads=1, **more)
     engine = backends.load(spec)
     assert isinstance(engine, Embedder)
     return engine
@@ -95,7 +96,7 @@ def test_a_text_longer_than_the_model_reads_is_refused(tmp_path: Path) -> None:
 
 
 def test_roberta_has_fewer_positions_than_it_says(tmp_path: Path) -> None:
-    assert EncoderRunner(made(tmp_path, "XLMRoberta", max_position_embeddings=10), "cpu", max_len=64).max_len == 9
+    assert EncoderRunner(made(tmp_path, "XLMRoberta", max_position_embeddings=10), "cpu", context=64).context == 9
 
 
 def test_a_pooling_that_is_not_served_is_named(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from fake_runner import EOG, FakeRunner, hashed
 
 from tourkit.engine.engine import BatchEngine
-from tourkit.engine.types import Delta, Finish, SamplingParams
 from tourkit.errors import EngineDead, LocalError, QueueFull
+from tourkit.generation import Delta, Finish, SamplingParams
 
 
 @dataclass

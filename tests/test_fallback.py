@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from launch_server import LaunchServer, launch_server
 
-from tourkit.backends.base import LoadSpec
-from tourkit.server.process import Launch
+from tourkit.launch import Launch
+from tourkit.planning.plan import Placement
 
 # What an installation of vLLM does when it is imported, and the words that then tell why it is not used.
 BROKEN = {
@@ -73,20 +73,20 @@ def health(server: LaunchServer) -> dict[str, Any]:
     return found
 
 
-def gguf(path: Path, quant: str = "F16", **more: Any) -> Launch:
-    load = LoadSpec("tiny-random", "llama_cpp", str(path), slots=2, max_len=256, threads=1)
-    return Launch(load=load, quant=quant, roles=("tool",), **more)
+def gguf(path: Path, quant: str = "F16", **more: Any) -> Placement:
+    launch = Launch("tiny-random", "llama_cpp", str(path), slots=2, context=256, threads=1, quant=quant)
+    return Placement(("tool",), launch, **more)
 
 
 @pytest.fixture
-def safetensors(tmp_path: Path) -> Launch:
+def safetensors(tmp_path: Path) -> Placement:
     """A launch on vLLM. The folder has no weights: whatever vLLM there is must break before it reads any."""
     folder = tmp_path / "safetensors"
     folder.mkdir()
     config = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "vocab_size": 299}
     (folder / "config.json").write_text(json.dumps(config))
-    load = LoadSpec("tiny-random", "vllm", str(folder), slots=2, max_len=256, threads=1)
-    return Launch(load=load, quant="BF16", roles=("tool",))
+    launch = Launch("tiny-random", "vllm", str(folder), slots=2, context=256, threads=1, quant="BF16")
+    return Placement(("tool",), launch)
 
 
 def installation(folder: Path, code: str) -> dict[str, str]:
@@ -99,7 +99,7 @@ def installation(folder: Path, code: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("harm", BROKEN)
 def test_the_first_request_is_answered_by_the_next_link_when_the_preferred_stack_is_broken(
-    harm: str, safetensors: Launch, tiny_gguf: Path, tmp_path: Path
+    harm: str, safetensors: Placement, tiny_gguf: Path, tmp_path: Path
 ) -> None:
     code, words = BROKEN[harm]
     launch = replace(safetensors, fallbacks=(gguf(tiny_gguf),))
@@ -119,7 +119,7 @@ def test_the_first_request_is_answered_by_the_next_link_when_the_preferred_stack
     assert told.endswith("falling back to tiny-random F16 llama_cpp")
 
 
-def test_every_link_is_tried_in_order(safetensors: Launch, tiny_gguf: Path, tmp_path: Path) -> None:
+def test_every_link_is_tried_in_order(safetensors: Placement, tiny_gguf: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.gguf"
     half.write_bytes(tiny_gguf.read_bytes()[: tiny_gguf.stat().st_size // 2])
     launch = replace(safetensors, fallbacks=(gguf(half, "Q8_0"), gguf(tiny_gguf)))
@@ -136,7 +136,7 @@ def test_every_link_is_tried_in_order(safetensors: Launch, tiny_gguf: Path, tmp_
 
 
 def test_where_no_link_loads_the_answer_is_503_with_every_reason(
-    safetensors: Launch, tiny_gguf: Path, tmp_path: Path
+    safetensors: Placement, tiny_gguf: Path, tmp_path: Path
 ) -> None:
     launch = replace(safetensors, fallbacks=(gguf(tmp_path / "none.gguf"),))
     environment = installation(tmp_path, BROKEN["import error"][0])
@@ -151,7 +151,7 @@ def test_where_no_link_loads_the_answer_is_503_with_every_reason(
 
 
 def test_a_fallback_that_another_worker_holds_is_not_loaded_twice(
-    safetensors: Launch, tiny_gguf: Path, tmp_path: Path
+    safetensors: Placement, tiny_gguf: Path, tmp_path: Path
 ) -> None:
     brain = replace(safetensors, roles=("brain",), fallbacks=(gguf(tiny_gguf),))
     environment = installation(tmp_path, BROKEN["import error"][0])
@@ -166,7 +166,7 @@ def test_a_fallback_that_another_worker_holds_is_not_loaded_twice(
 
 
 def test_two_that_fall_back_on_each_other_are_both_told_of_and_wait_for_nobody(
-    safetensors: Launch, tmp_path: Path
+    safetensors: Placement, tmp_path: Path
 ) -> None:
     one = replace(safetensors, roles=("brain",), fallbacks=(gguf(tmp_path / "none.gguf"),))
     other = replace(gguf(tmp_path / "none.gguf"), fallbacks=(replace(safetensors, fallbacks=()),))
@@ -200,7 +200,9 @@ def answer_after_restart(server: LaunchServer) -> Answer:
     return answer
 
 
-def test_what_a_worker_has_started_ends_with_the_gateway_however_that_ends(safetensors: Launch, tmp_path: Path) -> None:
+def test_what_a_worker_has_started_ends_with_the_gateway_however_that_ends(
+    safetensors: Placement, tmp_path: Path
+) -> None:
     """vLLM's engine is a process of its own. Here a child waits in its place."""
     child = "import signal, subprocess\n" + (
         f"subprocess.Popen(['sh', '-c', 'echo $$ > {tmp_path}/child; exec sleep 1000'])\nsignal.pause()\n"

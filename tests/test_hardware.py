@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tourkit.hardware import Gpu, Hardware, Stack, imagined, probe
+from tourkit.hardware.probe import Gpu, Hardware, Stack, imagined, probe
 
 GIB = 2**30
 ROOT = Path(__file__).parent.parent
@@ -234,7 +234,7 @@ def test_a_probe_that_crashes_is_told_of_and_no_error() -> None:
 
 
 def test_without_gpu_libraries_there_are_no_gpus_and_no_problems() -> None:
-    from tourkit import gpu_probe
+    from tourkit.hardware import gpu_probe
 
     assert gpu_probe.devices(("libnothing.so.1",), ("libnothing.so",)) == {"devices": [], "problems": []}
 
@@ -261,7 +261,7 @@ def test_the_probe_answers_in_a_process_of_its_own_for_libraries_that_are_there(
 
 def test_probing_imports_no_inference_library() -> None:
     heavy = {"llama_cpp", "vllm", "torch", "transformers", "onnxruntime", "onnxruntime_genai", "numpy"}
-    code = f"import sys; from tourkit.hardware import probe; probe(); print(*({heavy} & sys.modules.keys()))"
+    code = f"import sys; from tourkit.hardware.probe import probe; probe(); print(*({heavy} & sys.modules.keys()))"
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

@@ -14,7 +14,7 @@ import pytest
 from faulty_hub import COMMIT, REPO, Fault, FaultyHub
 
 from tourkit.errors import HubError, WrongContent
-from tourkit.hub import Hub, HubFile, PassingError, Patience
+from tourkit.fetch.hub import Hub, HubFile, PassingError, Patience
 
 QUICK = Patience(attempts=3, delay_s=0.01, longest_s=0.02, retry_after_s=1.0, stall_s=20.0)
 FILES = {"tiny-Q4_K_M.gguf": b"w" * 200_000, "config.json": b"{}\n", "sub/файл a+b%.txt": b"unusual name\n"}
@@ -192,7 +192,7 @@ def test_offline_is_kept_but_loopback_is_no_network(server: FaultyHub, monkeypat
 
 
 def test_importing_hub_and_prefetch_loads_no_huggingface_hub() -> None:
-    code = "import sys, tourkit.hub, tourkit.prefetch; print('huggingface_hub' in sys.modules)"
+    code = "import sys, tourkit.fetch.hub, tourkit.fetch.prefetch; print('huggingface_hub' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

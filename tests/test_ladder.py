@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 
 from tourkit.backends.llama_cpp import LlamaRunner
-from tourkit.engine.constraint import GrammarCompiler, Manner
-from tourkit.engine.example import example
-from tourkit.engine.ladder import rungs
-from tourkit.engine.negation import negate, other_than
-from tourkit.engine.repair import validate
-from tourkit.engine.rewrites import GENERIC, KEYWORDS, ONE_OF, PATTERNS
-from tourkit.engine.schemas import resolve
-from tourkit.engine.types import Constraint
+from tourkit.generation import Constraint
+from tourkit.grammar.check import validate
+from tourkit.grammar.compiler import GrammarCompiler, Manner
+from tourkit.grammar.ladder import rungs
+from tourkit.grammar.negation import negate, other_than
+from tourkit.grammar.regex_example import example
+from tourkit.grammar.rewrites import GENERIC, KEYWORDS, ONE_OF, PATTERNS
+from tourkit.grammar.schema_walk import resolve
 
 
 @pytest.fixture(scope="module")
 def runner(tiny_gguf: Path) -> Iterator[LlamaRunner]:
-    runner = LlamaRunner(tiny_gguf, slots=1, max_len=256)
+    runner = LlamaRunner(tiny_gguf, slots=1, context=256)
     yield runner
     runner.close()
 

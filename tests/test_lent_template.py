@@ -12,8 +12,8 @@ import pytest
 from gguf_files import rewrite
 from serving import make_bundle, serving
 
-from tourkit import manifest
-from tourkit.bundle import read_index, write_index
+from tourkit.bundle.index import read_index, write_index
+from tourkit.manifest import manifest, models
 
 TEMPLATE = "{% for m in messages %}### {{ m.role }}: {{ m.content }}\n{% endfor %}### assistant:"
 MESSAGES = [{"role": "user", "content": "the name and the date"}]
@@ -60,13 +60,13 @@ def test_without_one_chats_are_refused_with_the_mend(bare: Path, tmp_path: Path)
 
 
 def test_the_template_a_model_carries_comes_first(tiny_gguf: Path, tmp_path: Path) -> None:
-    from tourkit.backends.base import LoadSpec
     from tourkit.backends.llama_cpp import load
-    from tourkit.engine.types import Request, SamplingParams
+    from tourkit.generation import Request, SamplingParams
+    from tourkit.launch import Launch
 
     counts = []
     for template in ("", TEMPLATE):
-        spec = LoadSpec("tiny", "llama_cpp", str(tiny_gguf), 1, 256, 1, chat_template=template)
+        spec = Launch("tiny", "llama_cpp", str(tiny_gguf), 1, 256, 1, chat_template=template)
         engine = load(spec)
         request = Request(messages=tuple(MESSAGES), params=SamplingParams(max_tokens=1))
         counts.append(engine.submit(request, lambda delta: None).n_prompt)
@@ -77,11 +77,11 @@ def test_the_template_a_model_carries_comes_first(tiny_gguf: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("template", ["", "{{ raise_exception('a system message first') }}"])
 def test_a_plain_prompt_is_held_to_a_schema_where_no_template_takes_a_question(bare: Path, template: str) -> None:
-    from tourkit.backends.base import LoadSpec
     from tourkit.backends.llama_cpp import load
-    from tourkit.engine.types import Constraint, Delta, Request
+    from tourkit.generation import Constraint, Delta, Request
+    from tourkit.launch import Launch
 
-    engine = load(LoadSpec("tiny", "llama_cpp", str(bare), 1, 256, 1, chat_template=template))
+    engine = load(Launch("tiny", "llama_cpp", str(bare), 1, 256, 1, chat_template=template))
     ended: queue.SimpleQueue[Delta] = queue.SimpleQueue()
     engine.submit(
         Request(prompt="The name:", constraint=Constraint.json_schema({"const": ["a", 1]}), whole=True), ended.put
@@ -104,8 +104,8 @@ def test_a_manifest_gives_a_model_its_template(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", [m for m in manifest.catalogue().values() if m.chat_template], ids=lambda m: m.id)
-def test_every_template_of_the_catalogue_writes_a_question(model: manifest.Model) -> None:
-    from tourkit.engine.chat_template import ChatTemplate
+def test_every_template_of_the_catalogue_writes_a_question(model: models.Model) -> None:
+    from tourkit.backends.chat_template import ChatTemplate
 
     turns = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}] * 2
     source = ChatTemplate(model.chat_template or "", {"bos_token": "<s>", "eos_token": "</s>"})

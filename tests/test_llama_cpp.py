@@ -14,23 +14,23 @@ import numpy as np
 import pytest
 from gguf_files import rewrite
 
-from tourkit.backends.base import LoadSpec
 from tourkit.backends.llama_cpp import LlamaEngine, load
-from tourkit.backends.llama_runner import LlamaRunner
-from tourkit.engine.types import Constraint, Delta, Finish, Request, SamplingParams
+from tourkit.backends.llama_cpp.runner import LlamaRunner
 from tourkit.errors import EngineError, LocalError, RequestError, UsageError
+from tourkit.generation import Constraint, Delta, Finish, Request, SamplingParams
+from tourkit.launch import ALL_LAYERS, NO_LAYERS, GpuLayers, Launch
 
 
 @pytest.fixture
 def runner(tiny_gguf: Path) -> Iterator[LlamaRunner]:
-    runner = LlamaRunner(tiny_gguf, slots=2, max_len=128, n_batch=32, threads=1)
+    runner = LlamaRunner(tiny_gguf, slots=2, context=128, n_batch=32, threads=1)
     yield runner
     runner.close()
 
 
 @pytest.fixture
 def engine(tiny_gguf: Path) -> Iterator[LlamaEngine]:
-    engine = LlamaEngine(LlamaRunner(tiny_gguf, slots=4, max_len=512, threads=1))
+    engine = LlamaEngine(LlamaRunner(tiny_gguf, slots=4, context=512, threads=1))
     yield engine
     engine.close()
 
@@ -128,7 +128,7 @@ def test_what_is_wrong_with_a_model_is_told_not_only_that_it_failed(tiny_gguf: P
     odd = rewrite(tiny_gguf, tmp_path / "odd.gguf", feed_forward_length=96)
 
     with pytest.raises(LocalError, match="wrong shape"):
-        load(LoadSpec(model="odd", stack="llama_cpp", path=str(odd), slots=1, max_len=64, threads=1))
+        load(Launch(model="odd", stack="llama_cpp", path=str(odd), slots=1, context=64, threads=1))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_guessing_changes_no_greedy_answer_under_a_schema(tiny_gguf: Path) -> No
     }
     texts, stats = [], []
     for speculate in (False, True):
-        engine = LlamaEngine(LlamaRunner(tiny_gguf, slots=2, max_len=512, threads=1), speculate=speculate)
+        engine = LlamaEngine(LlamaRunner(tiny_gguf, slots=2, context=512, threads=1), speculate=speculate)
         params = SamplingParams(max_tokens=400, temperature=0)
         messages = ({"role": "user", "content": "the name and the date and the name and the date"},)
         texts.append(ask(engine, Request(messages=messages, params=params, constraint=Constraint.json_schema(schema))))
@@ -224,7 +224,7 @@ def prefill(runner: LlamaRunner, text: str) -> np.ndarray:
 def test_a_q8_0_cache_takes_about_half_the_memory_and_says_nearly_the_same(wide_heads: Path) -> None:
     sizes, logits = [], []
     for cache_type in ("f16", "q8_0"):
-        runner = LlamaRunner(wide_heads, slots=2, max_len=256, threads=1, cache_type=cache_type)
+        runner = LlamaRunner(wide_heads, slots=2, context=256, threads=1, cache_type=cache_type)
         logits.append(prefill(runner, "the name and the date " * 10))
         sizes.append(runner.state_size(0))
         runner.close()
@@ -235,7 +235,7 @@ def test_a_q8_0_cache_takes_about_half_the_memory_and_says_nearly_the_same(wide_
 
 
 def test_a_q8_0_cache_is_shared_cut_and_reused_like_any_other(wide_heads: Path) -> None:
-    engine = load(LoadSpec("x", "llama_cpp", str(wide_heads), 4, 256, 1, cache_type="q8_0"))
+    engine = load(Launch("x", "llama_cpp", str(wide_heads), 4, 256, 1, cache_type="q8_0"))
     assert isinstance(engine, LlamaEngine)
 
     first, again, batched = (ask(engine, greedy("the name", n=n)) for n in (1, 1, 4))
@@ -264,7 +264,7 @@ def test_an_unknown_cache_type_is_refused(tiny_gguf: Path) -> None:
 
 def test_a_batch_has_room_for_every_slot(tiny_gguf: Path) -> None:
     """llama.cpp itself would end the process over it."""
-    runner = LlamaRunner(tiny_gguf, slots=16, max_len=64, n_batch=8, threads=1)
+    runner = LlamaRunner(tiny_gguf, slots=16, context=64, n_batch=8, threads=1)
 
     prefill(runner, "the name and the date")
 
@@ -275,17 +275,17 @@ def test_a_batch_has_room_for_every_slot(tiny_gguf: Path) -> None:
 def test_flash_attention_changes_nothing_but_rounding(tiny_gguf: Path) -> None:
     logits = []
     for flash_attention in (None, True, False):
-        runner = LlamaRunner(tiny_gguf, slots=1, max_len=256, threads=1, flash_attention=flash_attention)
+        runner = LlamaRunner(tiny_gguf, slots=1, context=256, threads=1, flash_attention=flash_attention)
         logits.append(prefill(runner, "the name and the date " * 10))
         runner.close()
 
     assert max(abs(other - logits[0]).max() for other in logits) < 0.01 * abs(logits[0]).max()
 
 
-@pytest.mark.parametrize("gpu_layers", [None, -1, 0, 1])
-def test_layers_for_a_gpu_that_is_not_there_are_no_error(tiny_gguf: Path, gpu_layers: int | None) -> None:
+@pytest.mark.parametrize("gpu_layers", [ALL_LAYERS, NO_LAYERS, GpuLayers(1)])
+def test_layers_for_a_gpu_that_is_not_there_are_no_error(tiny_gguf: Path, gpu_layers: GpuLayers) -> None:
     """A plan made for a GPU still runs on a CPU. That layers do go to a GPU takes one to see."""
-    runner = LlamaRunner(tiny_gguf, slots=1, max_len=64, threads=1, gpu_layers=gpu_layers)
+    runner = LlamaRunner(tiny_gguf, slots=1, context=64, threads=1, gpu_layers=gpu_layers)
 
     prefill(runner, "the name")
 
@@ -296,7 +296,7 @@ def test_a_split_model_is_loaded_in_place_and_is_the_whole_one(tiny_gguf: Path, 
     first = rewrite(tiny_gguf, tmp_path / "split.gguf", parts=3)
     logits = []
     for path in (tiny_gguf, first):
-        runner = LlamaRunner(path, slots=1, max_len=64, threads=1)
+        runner = LlamaRunner(path, slots=1, context=64, threads=1)
         logits.append(prefill(runner, "the name and the date"))
         runner.close()
 
@@ -400,7 +400,7 @@ def test_cells_that_were_read_out_give_the_same_logits_when_written_back(runner:
 
 
 def test_a_state_that_does_not_fit_leaves_the_slot_empty(tiny_gguf: Path) -> None:
-    runner = LlamaRunner(tiny_gguf, slots=2, max_len=128, n_ctx=256, n_batch=256, threads=1)
+    runner = LlamaRunner(tiny_gguf, slots=2, context=128, n_ctx=256, n_batch=256, threads=1)
     for slot, length in ((0, 150), (1, 50)):
         for pos in range(length):
             runner.add(5, pos, slot, logits=False)
@@ -425,7 +425,7 @@ def test_an_engine_that_nobody_asks_gets_ready_for_grammars_and_ends_all_the_sam
             begun.set()
             return super().grammar_tokenizer()
 
-    engine = LlamaEngine(Noting(tiny_gguf, slots=1, max_len=64, threads=1))
+    engine = LlamaEngine(Noting(tiny_gguf, slots=1, context=64, threads=1))
 
     begun.wait()
     engine.close()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tourkit import lock, manifest
 from tourkit.errors import HubError, LocalError, ManifestError
+from tourkit.manifest import lock, manifest, models
 
 FIRST, SECOND = "1" * 40, "2" * 40
 SHA = "a" * 64
@@ -102,7 +102,7 @@ BF16 = variant("BF16", "safetensors", "me/m", files=("model-*.safetensors", "*.j
 def load(tmp_path):
     """Write a set with one model of the given variants and load it."""
 
-    def write(*variants: str, name: str = "set") -> manifest.Manifest:
+    def write(*variants: str, name: str = "set") -> models.Manifest:
         path = tmp_path / f"{name}.toml"
         head = f'schema = 1\nname = "{name}"\n[roles]\ntool = ["m"]\n'
         model = '[models.m]\nrepo = "me/m"\nlicense = "mit"\ncontext = 8\n'

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from gguf_files import write_bert, write_lora
 
-from tourkit.backends.base import LoadSpec
 from tourkit.backends.llama_cpp import load
-from tourkit.backends.llama_runner import LlamaRunner
-from tourkit.engine.types import Delta, Request, SamplingParams
+from tourkit.backends.llama_cpp.runner import LlamaRunner
 from tourkit.errors import LocalError
+from tourkit.generation import Delta, Request, SamplingParams
+from tourkit.launch import Launch
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def adapter(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logits(model: Path, lora: Sequence[Path] = ()) -> np.ndarray:
-    runner = LlamaRunner(model, slots=1, max_len=64, threads=1, lora=lora)
+    runner = LlamaRunner(model, slots=1, context=64, threads=1, lora=lora)
     tokens = runner.tokenize("the name and the date", add_special=False, parse_special=False)
     for pos, token in enumerate(tokens):
         runner.add(token, pos, 0, logits=pos == len(tokens) - 1)
@@ -35,7 +35,7 @@ def logits(model: Path, lora: Sequence[Path] = ()) -> np.ndarray:
 
 
 def answer(model: Path, lora: Sequence[Path] = ()) -> str:
-    engine = load(LoadSpec("x", "llama_cpp", str(model), 2, 256, 1, lora=tuple(map(str, lora))))
+    engine = load(Launch("x", "llama_cpp", str(model), 2, 256, 1, lora=tuple(map(str, lora))))
     deltas: queue.SimpleQueue[Delta] = queue.SimpleQueue()
     engine.submit(Request(prompt="the name", params=SamplingParams(max_tokens=30, temperature=0)), deltas.put)
     text, ended = "", False

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tourkit import manifest
 from tourkit.errors import ManifestError
+from tourkit.manifest import manifest, models, paths
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HEAD = 'schema = 1\nname = "mine"\n'
@@ -60,7 +60,7 @@ def test_a_set_may_define_a_model_of_its_own(written):
 
     assert mine.name == "mine"
     assert mine.roles == {"tool": ("my-model",)}
-    assert mine.models["my-model"] == manifest.Model(
+    assert mine.models["my-model"] == models.Model(
         id="my-model",
         repo="me/my-model",
         license="apache-2.0",
@@ -70,7 +70,7 @@ def test_a_set_may_define_a_model_of_its_own(written):
         params=None,
         arch=None,
         summary="",
-        variants=(manifest.Variant("gguf", "Q4_K_M", "me/my-model-GGUF", "main", ("*Q4_K_M*.gguf",)),),
+        variants=(models.Variant("gguf", "Q4_K_M", "me/my-model-GGUF", "main", ("*Q4_K_M*.gguf",)),),
     )
     assert mine.path == path
     assert mine.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -118,7 +118,7 @@ def test_all_optional_fields_are_read(written):
     model = manifest.load(written(text)).models["my-model"]
 
     assert (model.family, model.gated, model.params, model.summary) == ("tiny", False, 205, "Малая")
-    assert model.arch == manifest.Arch(2, 4, 2, 8, 32, 100)
+    assert model.arch == models.Arch(2, 4, 2, 8, 32, 100)
 
 
 def changed(old: str, new: str) -> str:
@@ -357,7 +357,7 @@ def test_the_digest_changes_with_what_a_lock_pins(written, text):
     ["model.gguf", "a/b/c.safetensors", ".gitattributes", "модель.gguf", "a b.json", "console.gguf", "x" * 255],
 )
 def test_plain_paths_pass(path):
-    manifest.check_path(path, "here")
+    paths.check_path(path, "here")
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_plain_paths_pass(path):
 )
 def test_paths_that_some_system_refuses_are_refused(path):
     with pytest.raises(ManifestError, match=r"^here: .*: "):
-        manifest.check_path(path, "here")
+        paths.check_path(path, "here")
 
 
 @pytest.mark.parametrize(
@@ -387,18 +387,18 @@ def test_paths_that_some_system_refuses_are_refused(path):
 )
 def test_names_that_a_case_insensitive_drive_takes_for_one_are_refused(paths, names):
     with pytest.raises(ManifestError) as caught:
-        manifest.check_distinct(paths, "here")
+        paths.check_distinct(paths, "here")
 
     assert all(name in str(caught.value) for name in names), str(caught.value)
 
 
 def test_distinct_names_in_one_folder_pass():
-    manifest.check_distinct(["a/b", "a/c", "b", "ab"], "here")
+    paths.check_distinct(["a/b", "a/c", "b", "ab"], "here")
 
 
 def test_importing_costs_no_validator():
     """Only reading a manifest loads jsonschema: `tourkit --help` must stay quick."""
-    code = "import sys, tourkit.lock; print(sorted({'jsonschema', 'huggingface_hub'} & sys.modules.keys()))"
+    code = "import sys, tourkit.manifest.lock; print(sorted({'jsonschema', 'huggingface_hub'} & sys.modules.keys()))"
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

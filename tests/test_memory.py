@@ -13,9 +13,12 @@ import gguf
 import pytest
 from gguf_files import write_bert
 
-from tourkit import manifest, tiny
-from tourkit.memory import Load, Share, cache_size, estimate
-from tourkit.model_shape import Shape, gguf_header, of_arch, of_file, of_size
+from tools import random_gguf
+from tourkit.headers import gguf_header
+from tourkit.launch import ALL_LAYERS, NO_LAYERS, GpuLayers
+from tourkit.manifest import manifest
+from tourkit.planning.memory import Load, Share, cache_size, estimate
+from tourkit.planning.model_shape import Shape, of_arch, of_file, of_size
 
 ROOT = Path(__file__).parent.parent
 MIB = 2**20
@@ -25,7 +28,7 @@ def shape(*, layers: int = 4, kv: int = 512, window: int = 0, head: int = 64) ->
     return Shape((kv,) * layers, (window,) * layers, 1024, 4096, 32_000, 8192, "here", head=head)
 
 
-def load(shape: Shape, *, stack: str = "llama_cpp", cache_type: str = "f16", gpu_layers: int = 0) -> Load:
+def load(shape: Shape, *, stack: str = "llama_cpp", cache_type: str = "f16", gpu_layers: GpuLayers = NO_LAYERS) -> Load:
     return Load(stack, 1000 * MIB, shape, 4096, 4, cache_type, gpu_layers)
 
 
@@ -33,10 +36,10 @@ def load(shape: Shape, *, stack: str = "llama_cpp", cache_type: str = "f16", gpu
 
 
 def test_a_gguf_header_tells_the_shape_that_llama_cpp_loads(tiny_gguf: Path) -> None:
-    from tourkit.backends.llama_runner import LlamaRunner
+    from tourkit.backends.llama_cpp.runner import LlamaRunner
 
     found = of_file(tiny_gguf)
-    runner = LlamaRunner(tiny_gguf, slots=1, max_len=64, threads=1)
+    runner = LlamaRunner(tiny_gguf, slots=1, context=64, threads=1)
 
     assert found is not None
     assert found.source == "the GGUF header"
@@ -207,7 +210,7 @@ def test_a_sliding_window_saves_memory_where_the_stack_uses_it() -> None:
 
 def test_transformers_computes_in_32_bits_on_a_cpu_and_in_the_weights_own_on_a_gpu() -> None:
     on_cpu = estimate(load(shape(), stack="transformers")).ram
-    on_gpu = estimate(load(shape(), stack="transformers", gpu_layers=-1)).gpu
+    on_gpu = estimate(load(shape(), stack="transformers", gpu_layers=ALL_LAYERS)).gpu
 
     assert (on_cpu.weights, on_cpu.cache) == (2 * on_gpu.weights, 2 * on_gpu.cache)
 
@@ -221,7 +224,7 @@ def test_without_a_gpu_everything_is_in_ram() -> None:
 
 
 def test_with_all_layers_on_the_gpu_weights_and_cache_are_there() -> None:
-    made = estimate(load(shape(), gpu_layers=-1))
+    made = estimate(load(shape(), gpu_layers=ALL_LAYERS))
 
     assert (made.gpu.weights, made.gpu.cache) == (1000 * MIB, cache_size(load(shape())))
     assert made.ram.cache == 0
@@ -229,7 +232,7 @@ def test_with_all_layers_on_the_gpu_weights_and_cache_are_there() -> None:
 
 
 def test_layers_are_divided_between_gpu_and_ram() -> None:
-    made = estimate(load(shape(), gpu_layers=1))
+    made = estimate(load(shape(), gpu_layers=GpuLayers(1)))
 
     assert made.gpu.weights == made.ram.weights // 3 == 250 * MIB
     assert made.gpu.cache == made.ram.cache // 3
@@ -257,9 +260,9 @@ from tourkit.backends.llama_runner import LlamaRunner
 def resident():
     rollup = Path("/proc/self/smaps_rollup").read_text()
     return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Rss:")) * 1024
-LlamaRunner(Path(sys.argv[1]), slots=1, max_len=64, threads=1).close()  # libraries and what they set up once
+LlamaRunner(Path(sys.argv[1]), slots=1, context=64, threads=1).close()  # libraries and what they set up once
 before = resident()
-runner = LlamaRunner(Path(sys.argv[1]), slots=int(sys.argv[2]), max_len=8192, threads=1)
+runner = LlamaRunner(Path(sys.argv[1]), slots=int(sys.argv[2]), context=8192, threads=1)
 print(resident() - before)
 """
 
@@ -282,7 +285,7 @@ def test_the_cache_takes_in_a_real_process_what_is_predicted(tiny_gguf: Path) ->
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_bench_prints_predicted_and_measured_memory_of_a_model(tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
-    tiny.write_random_gguf(model)
+    random_gguf.write_random_gguf(model)
     bench = str(ROOT / "bench" / "memory_estimate.py")
     command = [sys.executable, bench, str(model), "--context", "4096", "--slots", "2"]
 

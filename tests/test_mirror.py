@@ -22,9 +22,10 @@ from huggingface_hub.errors import (
 )
 from small_bundle import COMMIT, FILES, MODELS, OTHER, VARIANTS, make_bundle, write_files
 
-from tourkit.bundle import BundleVariant, Index, build_index, read_index, write_index
+from tourkit.bundle.build import build_index
+from tourkit.bundle.index import BundleVariant, Index, read_index, write_index
 from tourkit.errors import NotSo, UsageError
-from tourkit.mirror_repos import repos
+from tourkit.mirror.repos import repos
 
 REPO = "org/tiny-GGUF"
 BIG = FILES["models/tiny/Q8_0/tiny-Q8_0.gguf"]
@@ -551,7 +552,7 @@ def test_a_file_cut_off_under_way_breaks_the_connection(tmp_path: Path) -> None:
 
 
 def test_a_damaged_bundle_is_not_served(tmp_path: Path) -> None:
-    from tourkit.mirror import serve
+    from tourkit.mirror.app import serve
 
     make_bundle(tmp_path)
     (tmp_path / ".DS_Store").write_bytes(b"")
@@ -564,7 +565,7 @@ def test_a_damaged_bundle_is_not_served(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "256.1.1.1", "::1%nowhere"])
 def test_an_address_that_cannot_be_had_is_local_trouble(url: str, tmp_path: Path, host: str) -> None:
     from tourkit.errors import LocalError
-    from tourkit.mirror import serve
+    from tourkit.mirror.app import serve
 
     make_bundle(tmp_path)
     with pytest.raises(LocalError, match="cannot listen"):

@@ -17,7 +17,7 @@ import pytest
 from netless import NOT_ALLOWED
 from serving import make_bundle, serving
 
-from tourkit.offline import is_loopback
+from tourkit.net import is_loopback
 
 NETLESS = str(Path(__file__).with_name("netless.py"))
 

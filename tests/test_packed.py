@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed here: make test-transformers")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed here: make test-transformers")
 
-from tourkit.backends.transformers import TransformersRunner  # noqa: E402 - it needs the two above
+from tourkit.backends.transformers.runner import TransformersRunner  # noqa: E402
 from tourkit.errors import LocalError  # noqa: E402
 
 N_VOCAB = 300
@@ -81,7 +81,7 @@ TOKENS = [(13 * i + 5) % 250 for i in range(60)]
 def test_logits_are_those_of_the_model_alone(family: str, tmp_path: Path) -> None:
     """In chunks beside other slots, from cells that were cut short, and from cells another slot computed."""
     folder = made(tmp_path, family, (PACKED | SEPARATE)[family])
-    runner = TransformersRunner(folder, slots=3, max_len=128, threads=1)
+    runner = TransformersRunner(folder, slots=3, context=128, threads=1)
     found = []
 
     feed(runner, 0, TOKENS, 0, 20), feed(runner, 1, TOKENS, 0, 33)
@@ -108,7 +108,7 @@ def test_slot_by_slot_gives_the_same_as_packed(tmp_path: Path) -> None:
     folder = made(tmp_path, "Llama", GROUPED)
     logits = []
     for pack in (True, False):
-        runner = TransformersRunner(folder, slots=2, max_len=128, threads=1, pack=pack)
+        runner = TransformersRunner(folder, slots=2, context=128, threads=1, pack=pack)
         rows = feed(runner, 0, TOKENS, 0, 30), feed(runner, 1, TOKENS, 0, 50)
         assert runner.decode()
         assert runner.is_packed == pack
@@ -121,7 +121,7 @@ def test_a_long_neighbour_does_not_change_a_short_sequence(tmp_path: Path) -> No
     """Some models turn positions by the longest sequence of a batch: each of theirs runs alone."""
     short = GROUPED | {"original_max_position_embeddings": 16, "rope_scaling": LONG_ROPE, "pad_token_id": 0}
     folder = made(tmp_path, "Phi3", short)
-    runner = TransformersRunner(folder, slots=2, max_len=128, threads=1)
+    runner = TransformersRunner(folder, slots=2, context=128, threads=1)
 
     feed(runner, 1, TOKENS, 0, 40)
     row = feed(runner, 0, TOKENS, 0, 10)
@@ -131,7 +131,7 @@ def test_a_long_neighbour_does_not_change_a_short_sequence(tmp_path: Path) -> No
 
 
 def test_padding_of_the_vocabulary_is_never_likeliest(tmp_path: Path) -> None:
-    runner = TransformersRunner(made(tmp_path, "Llama", GROUPED), slots=1, max_len=64, threads=1)
+    runner = TransformersRunner(made(tmp_path, "Llama", GROUPED), slots=1, context=64, threads=1)
     row = feed(runner, 0, TOKENS, 0, 5)
 
     assert runner.decode()
@@ -142,10 +142,10 @@ def test_a_recurrent_model_is_refused(tmp_path: Path) -> None:
     fields = {"vocab_size": N_VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
 
     with pytest.raises(LocalError, match="no recurrent models"):
-        TransformersRunner(made(tmp_path, "Mamba", fields), slots=1, max_len=64, threads=1)
+        TransformersRunner(made(tmp_path, "Mamba", fields), slots=1, context=64, threads=1)
 
 
 def test_the_context_is_never_longer_than_the_model_was_made_for(tmp_path: Path) -> None:
-    runner = TransformersRunner(made(tmp_path, "Llama", GROUPED), slots=1, max_len=10_000, threads=1)
+    runner = TransformersRunner(made(tmp_path, "Llama", GROUPED), slots=1, context=10_000, threads=1)
 
-    assert runner.max_len == 256
+    assert runner.context == 256

@@ -10,7 +10,7 @@ from test_scheduler import sequence
 
 from tourkit.engine.engine import BatchEngine
 from tourkit.engine.parking import Parking
-from tourkit.engine.prefix import Slot
+from tourkit.engine.placement import Slot
 
 
 def text(seed: int, length: int) -> str:

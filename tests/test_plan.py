@@ -10,25 +10,22 @@ from pathlib import Path
 import pytest
 from serving import make_bundle, serving
 
-from tourkit import backends, inventory, lock, manifest
-from tourkit.bundle import BundleFile, BundleModel, BundleVariant, Index, build_index, variant_dir, write_index
+from tourkit.bundle.build import build_index
+from tourkit.bundle.index import BundleFile, BundleModel, BundleVariant, Index, variant_dir, write_index
 from tourkit.errors import NotSo, UsageError
-from tourkit.hardware import Gpu, Hardware, Stack, imagined
-from tourkit.memory import Load, cache_size
-from tourkit.model_shape import Shape
-from tourkit.plan import Placement, Plan, plan
-from tourkit.server.gateway import launches
+from tourkit.hardware.probe import Gpu, Hardware, Stack, imagined
+from tourkit.launch import ALL_LAYERS, NO_LAYERS
+from tourkit.manifest import lock, manifest, models
+from tourkit.planning import sources
+from tourkit.planning.memory import Load, cache_size
+from tourkit.planning.model_shape import Shape
+from tourkit.planning.plan import Placement, Plan
+from tourkit.planning.planner import plan
+from tourkit.server.gateway.launch import placements_at
 
 GIB = 2**30
 SMALL = Shape((512,) * 8, (0,) * 8, 512, 2048, 1000, 8192, "a test", head=64)  # 8 KiB a token
 LLAMA_CPP = Stack("llama_cpp", gpu="cuda")
-
-
-@pytest.fixture(autouse=True)
-def _every_stack_has_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planner's rules are for all four stacks, whichever of them this checkout can load."""
-    for stack, form in (("vllm", "safetensors"), ("transformers", "safetensors"), ("onnx", "onnx")):
-        monkeypatch.setitem(backends.STACKS, stack, form)
 
 
 def cpu(ram: float, *stacks: Stack, threads: int = 4) -> Hardware:
@@ -62,11 +59,11 @@ def planned(bundle: Index, hardware: Hardware, shape: Shape = SMALL, **options: 
 
 
 def chosen(made: Plan) -> dict[str, str]:
-    return {role: f"{each.model} {each.quant}" for each in made.placements for role in each.roles}
+    return {role: f"{each.launch.model} {each.launch.quant}" for each in made.placements for role in each.roles}
 
 
 def reasons(made: Plan) -> dict[str, str]:
-    return {f"{each.model} {each.quant}": each.reason for each in made.passed_over}
+    return {f"{each.launch.model} {each.launch.quant}": each.reason for each in made.passed_over}
 
 
 # --- the set for a tour, as it is locked ----------------------------------------------------------------------------
@@ -75,9 +72,9 @@ def reasons(made: Plan) -> dict[str, str]:
 def tour(vram: float, ram: float = 32) -> Plan:
     """The plan for manifests/tour-20gb with what its lock knows, where llama.cpp is installed."""
     found = manifest.load("tour-20gb")
-    offered = inventory.index_of(found, lock.read(lock.path_of(found.path)))
+    offered = sources.index_of(found, lock.read(lock.path_of(found.path)))
     machine = imagined(cpu(ram, Stack("llama_cpp")), vram=int(vram * GIB))
-    return plan(offered, machine, shapes=inventory.shapes_of_manifest(found))
+    return plan(offered, machine, shapes=sources.shapes_of_manifest(found))
 
 
 def test_a_20_gib_gpu_keeps_all_four_roles_of_the_tour_resident() -> None:
@@ -86,9 +83,9 @@ def test_a_20_gib_gpu_keeps_all_four_roles_of_the_tour_resident() -> None:
     assert chosen(made).keys() == {"brain", "fast", "tool", "graph"}
     for placement in made.placements:
         assert placement.resident
-        assert placement.gpu_layers == -1
-        assert placement.context >= 4096
-        assert placement.slots >= 4
+        assert placement.launch.gpu_layers == ALL_LAYERS
+        assert placement.launch.context >= 4096
+        assert placement.launch.slots >= 4
     assert made.devices[0].used <= made.devices[0].usable < 20 * GIB
 
 
@@ -105,8 +102,8 @@ def test_an_8_gib_gpu_marks_which_roles_of_the_tour_take_turns() -> None:
 
 def test_every_variant_of_the_tour_is_used_or_passed_over_with_a_reason() -> None:
     made = tour(20)
-    used = {(placement.model, placement.quant) for placement in made.placements}
-    passed = {(each.model, each.quant) for each in made.passed_over}
+    used = {(placement.launch.model, placement.launch.quant) for placement in made.placements}
+    passed = {(each.launch.model, each.launch.quant) for each in made.passed_over}
     found = manifest.load("tour-20gb")
 
     assert used | passed == {(model.id, variant.quant) for model in found.models.values() for variant in model.variants}
@@ -120,7 +117,7 @@ def test_an_encoder_of_safetensors_runs_on_the_stack_that_serves_it() -> None:
 
     found = planned(bundle, cpu(16, Stack("vllm"), Stack("transformers")), encoder)
 
-    assert [placement.stack for placement in found.placements] == ["transformers"]
+    assert [placement.launch.stack for placement in found.placements] == ["transformers"]
     with pytest.raises(NotSo, match="makes embeddings, which needs llama_cpp or transformers"):
         planned(bundle, cpu(16, Stack("vllm")), encoder)
 
@@ -141,7 +138,7 @@ def test_the_most_bits_that_leave_room_for_all_roles_are_taken() -> None:
     made = planned(bundle, cpu(20))
 
     assert chosen(made) == {"brain": "big Q8_0", "tool": "small Q8_0"}
-    assert [each.threads for each in made.placements] == [4, 4]
+    assert [each.launch.threads for each in made.placements] == [4, 4]
 
 
 def test_the_model_with_the_fewest_bits_is_raised_first() -> None:
@@ -175,8 +172,8 @@ def test_a_finer_cache_goes_before_a_longer_context() -> None:
     (small,) = planned(bundle, with_gpus(6.5), wide).placements
     (large,) = planned(bundle, with_gpus(8), wide).placements
 
-    assert (small.cache_type, small.context) == ("q8_0", 4096)
-    assert (large.cache_type, large.context) == ("f16", 4096)
+    assert (small.launch.cache_type, small.launch.context) == ("q8_0", 4096)
+    assert (large.launch.cache_type, large.launch.context) == ("f16", 4096)
 
 
 def test_heads_that_q8_0_blocks_do_not_divide_keep_the_f16_cache() -> None:
@@ -186,7 +183,7 @@ def test_heads_that_q8_0_blocks_do_not_divide_keep_the_f16_cache() -> None:
 
     made = planned(bundle, with_gpus(6.5), odd)
 
-    assert {each.cache_type for each in made.placements} == {"f16"}
+    assert {each.launch.cache_type for each in made.placements} == {"f16"}
 
 
 def test_all_roles_resident_goes_before_the_model_named_first() -> None:
@@ -207,7 +204,7 @@ def test_roles_on_the_same_model_share_one_placement() -> None:
 
     made = planned(bundle, cpu(8))
 
-    assert [(each.roles, each.model) for each in made.placements] == [(("tool", "graph"), "small")]
+    assert [(each.roles, each.launch.model) for each in made.placements] == [(("tool", "graph"), "small")]
     assert made.notes == ("graph: special passed over: the bundle has no variant of it",)
 
 
@@ -226,7 +223,7 @@ def test_context_and_slots_can_be_asked_for_up_to_what_the_model_has() -> None:
 
     made = planned(bundle, cpu(8), context=100_000, slots=2)
 
-    assert (made.placements[0].context, made.placements[0].slots) == (8192, 2)
+    assert (made.placements[0].launch.context, made.placements[0].launch.slots) == (8192, 2)
 
 
 def test_where_four_sequences_do_not_fit_there_are_fewer_and_a_note_says_so() -> None:
@@ -235,7 +232,7 @@ def test_where_four_sequences_do_not_fit_there_are_fewer_and_a_note_says_so() ->
 
     (placement,) = planned(bundle, cpu(6), wide).placements
 
-    assert placement.slots == 2
+    assert placement.launch.slots == 2
     assert "2 sequences of 4096 tokens at once" in planned(bundle, cpu(6), wide).notes[0]
 
 
@@ -290,7 +287,7 @@ def test_each_of_two_gpus_gets_what_fits_it() -> None:
 
     made = planned(bundle, with_gpus(10, 20))
 
-    assert {each.model: each.device for each in made.placements} == {"a": "GPU-1", "b": "GPU-0"}
+    assert {each.launch.model: each.device for each in made.placements} == {"a": "GPU-1", "b": "GPU-0"}
     assert all(each.resident for each in made.placements)
 
 
@@ -299,7 +296,7 @@ def test_what_no_gpu_holds_is_split_as_many_layers_as_fit() -> None:
 
     (placement,) = planned(bundle, with_gpus(10)).placements
 
-    assert 0 < placement.gpu_layers < SMALL.layers
+    assert 0 < (placement.launch.gpu_layers.count or 0) < SMALL.layers
     on_gpu, in_ram = placement.memory
     assert (on_gpu.device, in_ram.device) == ("GPU-0", "cpu")
     assert on_gpu.weights + in_ram.weights == pytest.approx(16 * GIB)
@@ -310,7 +307,7 @@ def test_a_stack_without_gpu_support_runs_on_the_cpu_beside_a_gpu() -> None:
 
     (placement,) = planned(bundle, with_gpus(20, stacks=(Stack("llama_cpp"),))).placements
 
-    assert (placement.device, placement.gpu_layers) == ("cpu", 0)
+    assert (placement.device, placement.launch.gpu_layers) == ("cpu", NO_LAYERS)
 
 
 def test_unified_memory_is_shared_between_gpu_and_ram() -> None:
@@ -339,7 +336,7 @@ def test_of_equally_many_bits_vllm_comes_first_on_a_gpu() -> None:
 
     (placement,) = planned(bundle, with_gpus(20, stacks=ALL_STACKS)).placements
 
-    assert (placement.quant, placement.stack) == ("FP8", "vllm")
+    assert (placement.launch.quant, placement.launch.stack) == ("FP8", "vllm")
 
 
 def test_llama_cpp_comes_first_on_a_cpu() -> None:
@@ -347,7 +344,7 @@ def test_llama_cpp_comes_first_on_a_cpu() -> None:
 
     made = planned(bundle, cpu(64, *ALL_STACKS))
 
-    assert (made.placements[0].quant, made.placements[0].stack) == ("Q4_K_M", "llama_cpp")
+    assert (made.placements[0].launch.quant, made.placements[0].launch.stack) == ("Q4_K_M", "llama_cpp")
     assert "half as fast" in reasons(made)["m BF16"]
 
 
@@ -356,7 +353,7 @@ def test_a_variant_goes_to_a_stack_that_loads_it() -> None:
 
     (placement,) = planned(bundle, with_gpus(20, stacks=(ALL_STACKS[2],))).placements
 
-    assert placement.stack == "transformers"
+    assert placement.launch.stack == "transformers"
 
 
 REFUSED = {
@@ -397,7 +394,7 @@ def test_each_other_variant_says_why_it_is_not_used() -> None:
 
 
 def chain(placement: Placement) -> list[tuple[str, str, str]]:
-    return [(each.quant, each.stack, each.device) for each in (placement, *placement.fallbacks)]
+    return [(each.launch.quant, each.launch.stack, each.device) for each in (placement, *placement.fallbacks)]
 
 
 def test_the_chain_goes_from_vllm_to_gguf_on_the_gpu_to_gguf_on_the_cpu() -> None:
@@ -410,7 +407,7 @@ def test_the_chain_goes_from_vllm_to_gguf_on_the_gpu_to_gguf_on_the_cpu() -> Non
         ("Q8_0", "llama_cpp", "GPU-0"),
         ("Q8_0", "llama_cpp", "cpu"),
     ]
-    assert [each.gpu_layers for each in (placement, *placement.fallbacks)] == [-1, -1, 0]
+    assert [each.launch.gpu_layers for each in (placement, *placement.fallbacks)] == [ALL_LAYERS, ALL_LAYERS, NO_LAYERS]
 
 
 def test_every_fallback_fits_in_the_place_of_what_it_stands_in_for() -> None:
@@ -436,8 +433,11 @@ def test_the_next_models_of_the_role_end_the_chain() -> None:
 
     tool, graph = planned(bundle, cpu(16)).placements
 
-    assert [each.model for each in graph.fallbacks] == ["small"]
-    assert (graph.fallbacks[0].quant, graph.fallbacks[0].context) == (tool.quant, tool.context)
+    assert [each.launch.model for each in graph.fallbacks] == ["small"]
+    assert (graph.fallbacks[0].launch.quant, graph.fallbacks[0].launch.context) == (
+        tool.launch.quant,
+        tool.launch.context,
+    )
     assert tool.fallbacks == ()
 
 
@@ -445,24 +445,26 @@ def test_what_is_to_be_started_carries_device_cache_and_chain(tmp_path: Path) ->
     bundle = index({"brain": ("m",), "fast": ("n",)}, {"m": {"FP8": 8, "Q8_0": 8}, "n": {"Q4_K_M": 10}})
     made = planned(bundle, with_gpus(16, stacks=ALL_STACKS[:2]))
 
-    brain, _ = launches(tmp_path, made)
+    brain, _ = placements_at(tmp_path, made)
 
     assert (brain.device, brain.resident) == ("GPU-0", False)
-    assert (brain.load.stack, brain.load.gpu_layers, brain.load.cache_type) == ("vllm", -1, "f16")
-    assert brain.load.path == str(tmp_path / "models/m/FP8")
-    assert [(each.load.stack, each.device, each.load.gpu_layers) for each in brain.fallbacks] == [
-        ("llama_cpp", "GPU-0", -1),
-        ("llama_cpp", "cpu", 0),
+    assert (brain.launch.stack, brain.launch.gpu_layers, brain.launch.cache_type) == ("vllm", ALL_LAYERS, "f16")
+    assert brain.launch.path == str(tmp_path / "models/m/FP8")
+    assert [(each.launch.stack, each.device, each.launch.gpu_layers) for each in brain.fallbacks] == [
+        ("llama_cpp", "GPU-0", ALL_LAYERS),
+        ("llama_cpp", "cpu", NO_LAYERS),
     ]
-    assert brain.fallbacks[0].load.path == str(tmp_path / "models/m/Q8_0/m.gguf")
+    assert brain.fallbacks[0].launch.path == str(tmp_path / "models/m/Q8_0/m.gguf")
 
 
 def test_a_chat_template_of_the_manifest_goes_with_every_form_of_its_model(tmp_path: Path) -> None:
     bundle = index({"brain": ("m",)}, {"m": {"FP8": 8, "Q8_0": 8}})
 
-    [brain] = launches(tmp_path, planned(bundle, with_gpus(16, stacks=ALL_STACKS[:2])), chat_templates={"m": "{{ x }}"})
+    [brain] = placements_at(
+        tmp_path, planned(bundle, with_gpus(16, stacks=ALL_STACKS[:2])), chat_templates={"m": "{{ x }}"}
+    )
 
-    assert {launch.load.chat_template for launch in (brain, *brain.fallbacks)} == {"{{ x }}"}
+    assert {launch.launch.chat_template for launch in (brain, *brain.fallbacks)} == {"{{ x }}"}
 
 
 # --- adapters -------------------------------------------------------------------------------------------------------
@@ -481,9 +483,9 @@ def adapted() -> Index:
 def test_an_adapter_runs_on_the_gguf_of_its_base_in_a_worker_of_its_own() -> None:
     tool, graph = planned(adapted(), cpu(32, *ALL_STACKS)).placements
 
-    assert (tool.model, tool.path, tool.lora) == ("base", "models/base/Q4_K_M/base.gguf", ())
-    assert (graph.model, graph.path) == ("adapter", tool.path)
-    assert graph.lora == ("models/adapter/F16/adapter.gguf",)
+    assert (tool.launch.model, tool.launch.path, tool.launch.lora) == ("base", "models/base/Q4_K_M/base.gguf", ())
+    assert (graph.launch.model, graph.launch.path) == ("adapter", tool.launch.path)
+    assert graph.launch.lora == ("models/adapter/F16/adapter.gguf",)
     assert graph.size == tool.size + GIB
 
 
@@ -524,9 +526,9 @@ def test_a_bundles_shapes_come_from_the_files_headers(tiny_gguf: Path, tmp_path:
     made = plan_of(root)
 
     assert made.placements[0].numbers_from == "the GGUF header"
-    shape = inventory.shapes_of_bundle(root, _read(root))["tiny-random", "F16"]
+    shape = sources.shapes_of_bundle(root, _read(root))["tiny-random", "F16"]
     placement = made.placements[0]
-    expected = cache_size(Load("llama_cpp", 0, shape, placement.context, placement.slots))
+    expected = cache_size(Load("llama_cpp", 0, shape, placement.launch.context, placement.launch.slots))
     assert placement.memory[0].cache == expected
 
 
@@ -549,14 +551,14 @@ def test_without_a_header_the_catalogue_tells_and_else_the_size_with_a_note(tmp_
 
 
 def _read(root: Path) -> Index:
-    from tourkit.bundle import read_index
+    from tourkit.bundle.index import read_index
 
     return read_index(root)
 
 
 def plan_of(root: Path) -> Plan:
     found = _read(root)
-    return plan(found, cpu(16), shapes=inventory.shapes_of_bundle(root, found))
+    return plan(found, cpu(16), shapes=sources.shapes_of_bundle(root, found))
 
 
 # --- the commands ---------------------------------------------------------------------------------------------------
@@ -583,7 +585,7 @@ def test_the_json_of_a_plan_has_the_machine_the_placements_and_the_reasons() -> 
 
     made = json.loads(done.stdout)
     assert made["machine"]["ram"] == 16 * GIB
-    assert {role for placement in made["placements"] for role in placement["roles"]} == set(manifest.ROLES) - {"embed"}
+    assert {role for placement in made["placements"] for role in placement["roles"]} == set(models.ROLES) - {"embed"}
     for placement in made["placements"]:
         for memory in placement["memory"]:
             assert memory["total"] == memory["weights"] + memory["cache"] + memory["overhead"]

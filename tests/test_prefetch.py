@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 from faulty_hub import COMMIT, Fault, FaultyHub, manifest_toml, noise
 
-from tourkit import bundle, data, lock, manifest, prefetch
+from tourkit import data
+from tourkit.bundle import verify
+from tourkit.bundle.index import read_index
 from tourkit.errors import HubError, LocalError, ManifestError, UsageError, WrongContent
-from tourkit.hub import Hub, Patience
-from tourkit.index import read_index
-from tourkit.transfer import BLOCK
+from tourkit.fetch import prefetch
+from tourkit.fetch.download import BLOCK
+from tourkit.fetch.hub import Hub, Patience
+from tourkit.manifest import lock, manifest
 
 QUICK = Patience(attempts=4, delay_s=0.01, longest_s=0.02, retry_after_s=1.0, stall_s=20.0)
 BIG, SMALL, CONFIG = "tiny-Q4_K_M.gguf", "draft-Q4_K_M.gguf", "config.json"
@@ -125,7 +128,7 @@ def one_line(error: BaseException) -> str:
 def assert_whole(made: Set) -> None:
     for name, content in FILES.items():
         assert made.dest(name).read_bytes() == content
-    assert bundle.verify(made.root).ok, bundle.verify(made.root)
+    assert verify.verify(made.root).ok, verify.verify(made.root)
 
 
 # ---- the good line -----------------------------------------------------------------------------------
@@ -174,7 +177,7 @@ def test_two_bundles_are_byte_identical_whatever_the_order(tiny: Set, tmp_path: 
 
 def test_a_bundle_fetched_from_a_mirror_of_a_bundle_is_the_same_bundle(tiny: Set, tmp_path: Path) -> None:
     tiny.run()
-    code = "import sys; from pathlib import Path; from tourkit.mirror import serve; "
+    code = "import sys; from pathlib import Path; from tourkit.mirror.app import serve; "
     code += "serve(Path(sys.argv[1]), '127.0.0.1', 0, lambda url: print(url, flush=True))"
     with subprocess.Popen([sys.executable, "-c", code, tiny.root], stdout=subprocess.PIPE, text=True) as mirror:
         try:
@@ -206,16 +209,16 @@ def test_skeleton_templates_and_licences_travel_and_are_indexed(tiny: Set, tmp_p
         "licenses/tiny.txt",
         "licenses/tiny/Q4_K_M/LICENSE",
         "licenses/tiny/Q4_K_M/original/NOTICE.txt",
-        "bundle.json",
+        "verify.json",
         "SHA256SUMS",
     }
     note = (tiny.root / "licenses/tiny.txt").read_text()
     assert COMMIT in note
     assert "apache-2.0" in note
-    assert bundle.verify(tiny.root).ok
+    assert verify.verify(tiny.root).ok
     (templates / "json_repair" / "json_repair.py").rename(templates / "renamed.py")
     tiny.run()
-    assert bundle.verify(tiny.root).ok, "what an earlier run wrote and is gone now must not stay as extra"
+    assert verify.verify(tiny.root).ok, "what an earlier run wrote and is gone now must not stay as extra"
 
 
 def test_the_skeleton_of_a_checkout_is_not_copied_onto_itself(tiny: Set, monkeypatch) -> None:
@@ -233,10 +236,10 @@ def test_files_that_other_commands_put_there_stay_in_the_index(tiny: Set) -> Non
     wheel = tiny.root / "wheels/cp311-linux/a.whl"
     wheel.parent.mkdir(parents=True)
     wheel.write_bytes(b"wheel")
-    entry = bundle.BundleFile("wheels/cp311-linux/a.whl", 5, hashlib.sha256(b"wheel").hexdigest(), None, None, None)
-    bundle.write_index(tiny.root, replace(index, files=(*index.files, entry)))
+    entry = index.BundleFile("wheels/cp311-linux/a.whl", 5, hashlib.sha256(b"wheel").hexdigest(), None, None, None)
+    index.write_index(tiny.root, replace(index, files=(*index.files, entry)))
     tiny.run()
-    assert bundle.verify(tiny.root).ok
+    assert verify.verify(tiny.root).ok
 
 
 # ---- a part of the lock ------------------------------------------------------------------------------
@@ -251,7 +254,7 @@ def test_roles_fetched_one_by_one_add_up(two: Set, tmp_path: Path) -> None:
     two.run(roles=["tool"])
     assert two.starts(BIG) == []
     assert read_index(two.root).roles == {"tool": ("draft",)}
-    assert bundle.verify(two.root).ok
+    assert verify.verify(two.root).ok
     two.run(roles=["brain"])
     two.run(root=tmp_path / "at-once")
     assert shape(two.root) == shape(tmp_path / "at-once")
@@ -277,7 +280,7 @@ def test_plan_counts_by_size_and_touches_nothing(two: Set) -> None:
     part.parent.mkdir(parents=True)
     part.write_bytes(FILES[BIG][:1000])
     before, two.server.paths[:] = shape(two.root), []
-    plan = prefetch.plan(two.manifest, two.lock, two.root)
+    plan = prefetch.fetch_plan(two.manifest, two.lock, two.root)
     present = len(FILES[SMALL]) + len(FILES[CONFIG])
     assert plan.total_bytes == present + len(FILES[BIG])
     assert (plan.present_bytes, plan.part_bytes) == (present, 1000)
@@ -411,7 +414,7 @@ def test_bytes_that_are_always_wrong_never_get_the_files_name(tiny: Set) -> None
     assert bad.name in one_line(error.value)
     assert bad.name == f"{BIG}.{hashlib.sha256(bad.read_bytes()).hexdigest()[:12]}.bad"
     assert tiny.dest(SMALL).read_bytes() == FILES[SMALL], "one bad file keeps no other from arriving"
-    assert not (tiny.root / "bundle.json").exists()
+    assert not (tiny.root / "verify.json").exists()
     tiny.server.faults.clear()
     tiny.run()
     assert_whole(tiny)
@@ -596,10 +599,10 @@ def test_the_lock_of_a_process_that_was_killed_is_no_lock(tiny: Set) -> None:
 
 def test_a_damaged_index_is_written_anew(tiny: Set) -> None:
     tiny.run()
-    (tiny.root / "bundle.json").write_bytes(b"{")
+    (tiny.root / "verify.json").write_bytes(b"{")
     tiny.run()
     assert_whole(tiny)
-    assert any("bundle.json" in note for note in tiny.heard.notes)
+    assert any("verify.json" in note for note in tiny.heard.notes)
 
 
 def test_too_little_room_is_said_before_the_first_byte(tiny: Set) -> None:
@@ -683,7 +686,7 @@ def test_ctrl_c_stops_at_once_and_keeps_what_arrived(tiny: Set) -> None:
     assert "KeyboardInterrupt" in errors
     assert tiny.starts(BIG) == [0]  # out of patience, they would have asked again
     assert not (tiny.root / prefetch.LOCK_FILE).exists()
-    assert not (tiny.root / "bundle.json").exists()
+    assert not (tiny.root / "verify.json").exists()
     had = tiny.part(BIG).stat().st_size
     tiny.server.faults.clear()
     tiny.server.log.clear()

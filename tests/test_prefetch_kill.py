@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 from faulty_hub import FaultyHub, Sent, manifest_toml, noise
 
-from tourkit import bundle, lock, manifest, prefetch
-from tourkit.hub import Hub
-from tourkit.transfer import BLOCK
+from tourkit.bundle import verify
+from tourkit.fetch import prefetch
+from tourkit.fetch.download import BLOCK
+from tourkit.fetch.hub import Hub
+from tourkit.manifest import lock, manifest
 
 KILLS = 20
 JOBS = 2
@@ -90,7 +92,7 @@ def test_twenty_kills_change_nothing_but_the_time(tmp_path: Path) -> None:
         assert len(set(kept_at_kill)) > 5, "resuming is what this is about"
         check_run(run_until(server, path, root, None), kept_before, have(root / "models/tiny/Q4_K_M"))
         assert shape(root) == shape(tmp_path / "at-once")
-        assert bundle.verify(root).ok
+        assert verify.verify(root).ok
 
 
 def run_until(server: FaultyHub, path: Path, root: Path, target: int | None) -> list[Sent]:

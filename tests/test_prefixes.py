@@ -15,11 +15,12 @@ from fake_runner import FakeRunner
 from gguf_files import rewrite, write_lora
 from serving import make_bundle, serving
 
-from tourkit.backends.base import Engine, LoadSpec
+from tourkit.backends.base import Engine
 from tourkit.backends.llama_cpp import load
 from tourkit.engine.engine import BatchEngine
-from tourkit.engine.prefix import Slot, worth_keeping
-from tourkit.engine.types import Delta, Finish, Request, SamplingParams
+from tourkit.engine.placement import Slot, worth_keeping
+from tourkit.generation import Delta, Finish, Request, SamplingParams
+from tourkit.launch import Launch
 
 SYSTEM = (
     "Extract the name, the date, the type and the total of the bill. Answer with the label and the total only. " * 3
@@ -28,12 +29,12 @@ DOCUMENTS = ["the name", "the date of the bill", "total and type", "a label"]
 
 
 @pytest.fixture
-def spec(tiny_gguf: Path, tmp_path: Path) -> LoadSpec:
-    return LoadSpec("tiny", "llama_cpp", str(tiny_gguf), 4, 1024, 1, prefix_cache=str(tmp_path / "prefixes"))
+def spec(tiny_gguf: Path, tmp_path: Path) -> Launch:
+    return Launch("tiny", "llama_cpp", str(tiny_gguf), 4, 1024, 1, prefix_cache=str(tmp_path / "prefixes"))
 
 
 @pytest.fixture
-def kept(spec: LoadSpec) -> Iterator[Path]:
+def kept(spec: Launch) -> Iterator[Path]:
     """The one file that a run over documents with one system prompt leaves."""
     answers(spec)
     (path,) = Path(spec.prefix_cache).rglob("*.prefix")
@@ -52,7 +53,7 @@ def ask(engine: Engine, document: str, n: int = 1) -> list[str]:
     return texts
 
 
-def answers(spec: LoadSpec, documents: Sequence[str] = DOCUMENTS) -> tuple[list[list[str]], int, int]:
+def answers(spec: Launch, documents: Sequence[str] = DOCUMENTS) -> tuple[list[list[str]], int, int]:
     """One run of a server: the answers, and how many prompt tokens it had and how many of them it did not compute."""
     engine = load(spec)
     found = [ask(engine, document) for document in documents]
@@ -61,7 +62,7 @@ def answers(spec: LoadSpec, documents: Sequence[str] = DOCUMENTS) -> tuple[list[
     return found, stats.prompt_tokens, stats.cached_tokens
 
 
-def test_after_a_restart_the_same_answers_come_with_less_prefill(spec: LoadSpec) -> None:
+def test_after_a_restart_the_same_answers_come_with_less_prefill(spec: Launch) -> None:
     cold, prompt_tokens, cold_cached = answers(spec)
 
     warm, _, warm_cached = answers(spec)
@@ -71,13 +72,13 @@ def test_after_a_restart_the_same_answers_come_with_less_prefill(spec: LoadSpec)
     assert warm_cached - cold_cached > prompt_tokens / len(DOCUMENTS) / 2  # the first document did not pay either
 
 
-def test_what_no_two_prompts_shared_is_not_kept(spec: LoadSpec) -> None:
+def test_what_no_two_prompts_shared_is_not_kept(spec: Launch) -> None:
     answers(spec, DOCUMENTS[:1])
 
     assert not Path(spec.prefix_cache).exists()
 
 
-def test_a_prefix_is_kept_once_however_often_it_is_used(spec: LoadSpec, kept: Path) -> None:
+def test_a_prefix_is_kept_once_however_often_it_is_used(spec: Launch, kept: Path) -> None:
     for _ in range(2):
         answers(spec, DOCUMENTS[:2])
 
@@ -85,7 +86,7 @@ def test_a_prefix_is_kept_once_however_often_it_is_used(spec: LoadSpec, kept: Pa
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut"])
-def test_a_damaged_file_is_thrown_away_and_changes_no_answer(spec: LoadSpec, kept: Path, damage: str) -> None:
+def test_a_damaged_file_is_thrown_away_and_changes_no_answer(spec: Launch, kept: Path, damage: str) -> None:
     content = bytearray(kept.read_bytes())
     content[len(content) // 2] ^= 1
     kept.write_bytes(content if damage == "bit" else content[: len(content) // 2])
@@ -97,7 +98,7 @@ def test_a_damaged_file_is_thrown_away_and_changes_no_answer(spec: LoadSpec, kep
     assert not kept.exists()
 
 
-def test_other_weights_adapters_or_cache_types_do_not_see_the_file(spec: LoadSpec, kept: Path, tmp_path: Path) -> None:
+def test_other_weights_adapters_or_cache_types_do_not_see_the_file(spec: Launch, kept: Path, tmp_path: Path) -> None:
     model = Path(spec.path)
     heads = {"attention__head_count": 2, "attention__head_count_kv": 1, "rope__dimension_count": 32}
     others = [
@@ -110,16 +111,16 @@ def test_other_weights_adapters_or_cache_types_do_not_see_the_file(spec: LoadSpe
     assert kept.exists()
 
 
-def test_a_smaller_context_leaves_what_it_cannot_hold_on_disk(spec: LoadSpec, kept: Path) -> None:
+def test_a_smaller_context_leaves_what_it_cannot_hold_on_disk(spec: Launch, kept: Path) -> None:
     """The prefix alone is longer than the context asked for: nothing is restored, and nothing is lost."""
-    engine = load(replace(spec, max_len=64))
+    engine = load(replace(spec, context=64))
     engine.close()
 
     assert kept.exists()
     assert answers(spec, DOCUMENTS[:1])[2] > 64
 
 
-def test_a_folder_that_cannot_be_written_costs_nothing_but_the_saving(spec: LoadSpec, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_costs_nothing_but_the_saving(spec: Launch, tmp_path: Path) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.write_text("not a folder")
 

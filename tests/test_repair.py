@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tourkit.engine.repair import metaschema_error, repair, validate
+from tourkit.grammar.check import metaschema_error, validate
+from tourkit.grammar.repair import repair
 
 DRAFT4 = "http://json-schema.org/draft-04/schema#"
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tourkit.engine.sampling import NumpySampler
-from tourkit.engine.types import SamplingParams
+from tourkit.generation import SamplingParams
 
 N_VOCAB = 2048
 
@@ -35,7 +35,7 @@ class OneRow:
 def llama_chain() -> Iterator[Callable[[SamplingParams, int], Callable[[np.ndarray], int]]]:
     """Draws from given logits through llama.cpp's sampler chain, as the GGUF backend builds it."""
     lib = pytest.importorskip("llama_cpp")
-    from tourkit.backends.llama_sampling import LlamaSampler
+    from tourkit.backends.llama_cpp.sampling import LlamaSampler
 
     made: list[Any] = []
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tourkit.engine.prefix import Slot, common_prefix, place
+from tourkit.engine.placement import Slot, common_prefix, place
+from tourkit.engine.prompt_lookup import PromptLookup
 from tourkit.engine.scheduler import next_batch, next_batches, victim
 from tourkit.engine.sequence import Sequence
-from tourkit.engine.speculation import PromptLookup
-from tourkit.engine.text import TextStream
+from tourkit.engine.stop_strings import TextStream
 
 
 def sequence(submission: int, n_tokens: int, n_kv: int, *, n_prompt: int | None = None, fill: int = 7) -> Sequence:

@@ -625,7 +625,7 @@ sys.exit(worker.main())
 
 
 def test_a_worker_whose_engine_died_says_so_and_ends_so_that_another_is_started() -> None:
-    load = {"model": "m", "stack": "llama_cpp", "path": "m.gguf", "slots": 1, "max_len": 64, "threads": 1}
+    load = {"model": "m", "stack": "llama_cpp", "path": "m.gguf", "slots": 1, "context": 64, "threads": 1}
     spec = json.dumps({"load": load, "uds": "", "secret": "s", "offline": False})
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", DEAD_WORKER, spec], **pipes) as process:

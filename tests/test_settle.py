@@ -9,23 +9,14 @@ from typing import Any
 import pytest
 from starlette.requests import Request as HttpRequest
 
-from tourkit.engine.types import (
-    Constraint,
-    Delta,
-    Emit,
-    Enforced,
-    EngineInfo,
-    EngineStats,
-    Finish,
-    Request,
-    Submission,
-)
 from tourkit.errors import RequestError
-from tourkit.server.generation import complete
-from tourkit.server.replies import ChatReply, Choice
-from tourkit.server.settle import ask_again, settle
-from tourkit.server.wire import Generate
-from tourkit.server.worker import SECRET_HEADER, ModelServer
+from tourkit.generation import Constraint, Delta, Emit, Enforced, EngineInfo, EngineStats, Finish, Request, Submission
+from tourkit.server.api.generation import complete
+from tourkit.server.api.replies import ChatReply, Choice
+from tourkit.server.api.requests import Generate
+from tourkit.server.api.structured import ask_again, check
+from tourkit.server.contract import SECRET_HEADER
+from tourkit.server.worker.app import ModelServer
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -52,27 +43,27 @@ def choice(text: str, finish: Finish = Finish.STOP) -> Choice:
     ],
 )
 def test_settle(text: str, finish: Finish, valid: bool, repaired: bool, says: str) -> None:
-    outcome = settle(SCHEMA, choice(text, finish))
+    outcome = check(SCHEMA, choice(text, finish))
 
     assert (outcome.valid, bool(outcome.repaired)) == (valid, repaired)
     assert says in " ".join(outcome.errors)
 
 
 def test_without_mending_the_text_is_left_as_it_was_streamed() -> None:
-    outcome = settle(SCHEMA, choice('{"n": 99}'), mend=False)
+    outcome = check(SCHEMA, choice('{"n": 99}'), mend=False)
 
     assert (outcome.text, outcome.valid) == ('{"n": 99}', False)
 
 
 def test_what_was_cut_off_is_not_worth_asking_again() -> None:
-    assert not settle(SCHEMA, choice('{"n": ', Finish.LENGTH)).worth_asking_again
-    assert settle(SCHEMA, choice("{}")).worth_asking_again
+    assert not check(SCHEMA, choice('{"n": ', Finish.LENGTH)).worth_asking_again
+    assert check(SCHEMA, choice("{}")).worth_asking_again
 
 
 def test_asking_again_shows_the_answer_and_what_is_wrong_with_it() -> None:
     request = Request(messages=({"role": "user", "content": "Q"},), n=4)
 
-    again = ask_again(request, "{}", settle(SCHEMA, choice("{}")))
+    again = ask_again(request, "{}", check(SCHEMA, choice("{}")))
 
     assert (again.n, again.tight) == (1, True)
     assert [turn["role"] for turn in again.messages or ()] == ["user", "assistant", "user"]

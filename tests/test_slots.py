@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tourkit.backends.slots import Part, SlotRunner
+from tourkit.backends.slot_runner import Part, SlotRunner
 from tourkit.engine.engine import BatchEngine
-from tourkit.engine.types import Delta, SamplingParams
 from tourkit.errors import EngineError
+from tourkit.generation import Delta, SamplingParams
 
 N_VOCAB, N_KNOWN, END = 40, 33, 32
 
@@ -34,7 +34,7 @@ class HistoryRunner(SlotRunner):
             special_tokens={},
             piece=lambda t: bytes([97 + t % 26]),
         )
-        super().__init__(vocabulary, slots=slots, max_len=128, n_batch=n_batch, partial_kv=partial, shares_kv=shares)
+        super().__init__(vocabulary, slots=slots, context=128, n_batch=n_batch, partial_kv=partial, shares_kv=shares)
         self.cells: list[list[int]] = [[] for _ in range(slots)]
         self.room = True
         self.computed = 0

@@ -18,8 +18,8 @@ from fake_runner import EOG, FakeRunner, FakeSampler, hashed
 from serving import Serving, make_bundle, serving
 
 from tourkit.engine.engine import BatchEngine
-from tourkit.engine.types import Delta, Finish, SamplingParams
 from tourkit.errors import EngineError, QueueFull
+from tourkit.generation import Delta, Finish, SamplingParams
 
 
 class FailingMatcher:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tourkit.engine.spacing import Spacing
-from tourkit.engine.types import Constraint, Delta, Emit, Finish, Request
 from tourkit.errors import EngineDead, EngineError, QueueFull
+from tourkit.generation import Constraint, Delta, Emit, Finish, Request
+from tourkit.grammar.spacing import Spacing
 
 ASKED = {"role": "user", "content": 'Write {"kind":"","count":0}.'}
 HELD = Request(messages=(ASKED,), constraint=Constraint.json_object())

@@ -28,9 +28,9 @@ import pytest
 from stack_server import StackServer, stack_server
 
 from tourkit import backends
-from tourkit.backends.base import LoadSpec
 from tourkit.errors import LocalError
-from tourkit.offline import is_loopback
+from tourkit.launch import NO_LAYERS, GpuLayers, Launch
+from tourkit.net import is_loopback
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -384,8 +384,8 @@ def test_prompts_have_the_same_tokens_on_every_stack(stack: str, start: Starter)
 # --- loading ------------------------------------------------------------------------------------------------------
 
 
-def spec(stack: str, path: Path, **more: Any) -> LoadSpec:
-    return LoadSpec(model="tiny", stack=stack, path=str(path), slots=1, max_len=64, threads=1, **more)
+def spec(stack: str, path: Path, **more: Any) -> Launch:
+    return Launch(model="tiny", stack=stack, path=str(path), slots=1, context=64, threads=1, **more)
 
 
 @pytest.mark.parametrize("stack", ["transformers", "onnx"])
@@ -395,7 +395,7 @@ def spec(stack: str, path: Path, **more: Any) -> LoadSpec:
         ({"cache_type": "q8_0"}, "KV cache of q8_0"),
         ({"flash_attention": True}, "flash attention"),
         ({"lora": ("a.gguf",)}, "LoRA"),
-        ({"gpu_layers": 3}, "some layers"),
+        ({"gpu_layers": GpuLayers(3)}, "some layers"),
     ],
 )
 def test_what_a_stack_cannot_load_with_is_refused(
@@ -448,7 +448,7 @@ def test_bitsandbytes_weights_are_refused_without_a_cuda_gpu(stack: str, tmp_pat
     (folder / "config.json").write_text(json.dumps(quantized))
 
     with pytest.raises(LocalError, match="need a CUDA GPU"):
-        backends.load(spec(stack, folder, gpu_layers=0))
+        backends.load(spec(stack, folder, gpu_layers=NO_LAYERS))
 
 
 @pytest.mark.parametrize("stack", stack_params("transformers"))

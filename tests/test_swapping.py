@@ -21,20 +21,21 @@ from urllib.parse import urlsplit
 import pytest
 from launch_server import LaunchServer, launch_server
 
-from tourkit import inventory
-from tourkit.backends.base import LoadSpec
-from tourkit.bundle import BundleModel, BundleVariant, build_index, variant_dir
-from tourkit.hardware import Hardware, Stack
-from tourkit.plan import plan
-from tourkit.server.gateway import launches
-from tourkit.server.process import Launch
+from tourkit.bundle.build import build_index
+from tourkit.bundle.index import BundleModel, BundleVariant, variant_dir
+from tourkit.hardware.probe import Hardware, Stack
+from tourkit.launch import Launch
+from tourkit.planning import sources
+from tourkit.planning.plan import Placement
+from tourkit.planning.planner import plan
+from tourkit.server.gateway.launch import placements_at
 
 # Run at the start of each Python process: a worker that takes turns holds a lock for as long as it lives, and where
 # another one holds it, leaves a note. Workers of the model `stays` are not among them.
 WATCH = """
 import fcntl, os, sys
 told = " ".join(sys.orig_argv)
-if "tourkit.server.worker" in told and '"model":"stays"' not in told:
+if "tourkit.server.worker.app" in told and '"model":"stays"' not in told:
     lock = os.open({folder!r} + "/lock", os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -63,17 +64,17 @@ class Served:
 
 
 @contextmanager
-def served(folder: Path, *launches: Launch) -> Iterator[Served]:
+def served(folder: Path, *placements_at: Placement) -> Iterator[Served]:
     site = folder / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(WATCH.format(folder=str(folder)))
-    with launch_server(*launches, log=folder / "log", environment={"PYTHONPATH": str(site)}) as server:
+    with launch_server(*placements_at, log=folder / "log", environment={"PYTHONPATH": str(site)}) as server:
         yield Served(server, folder)
 
 
-def launch(model: str, path: Path, *, resident: bool = False, max_len: int = 256, **more: Any) -> Launch:
-    load = LoadSpec(model, "llama_cpp", str(path), slots=4, max_len=max_len, threads=1)
-    return Launch(load=load, quant="F16", roles=(f"role-{model}",), resident=resident, **more)
+def launch(model: str, path: Path, *, resident: bool = False, context: int = 256, **more: Any) -> Placement:
+    launch = Launch(model, "llama_cpp", str(path), slots=4, context=context, threads=1, quant="F16")
+    return Placement((f"role-{model}",), launch, resident=resident, **more)
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def test_the_first_one_is_loaded_before_anybody_asks(tiny_gguf: Path, tmp_path: 
 
 def test_what_stays_is_never_evicted_and_waits_for_no_turn(tiny_gguf: Path, tmp_path: Path) -> None:
     stays = launch("stays", tiny_gguf, resident=True)
-    with served(tmp_path, launch("a", tiny_gguf, max_len=2048), stays, launch("b", tiny_gguf)) as running:
+    with served(tmp_path, launch("a", tiny_gguf, context=2048), stays, launch("b", tiny_gguf)) as running:
         assert ask(running, "stays").status == 200
         before = health(running)["workers"]["stays F16"]
         with held_stream(running, "a") as stream:
@@ -226,7 +227,7 @@ def test_what_stays_is_never_evicted_and_waits_for_no_turn(tiny_gguf: Path, tmp_
 
 
 def test_a_stream_under_way_is_not_cut_off_and_the_others_wait_behind_it(tiny_gguf: Path, tmp_path: Path) -> None:
-    with served(tmp_path, launch("a", tiny_gguf, max_len=2048), launch("b", tiny_gguf)) as running:
+    with served(tmp_path, launch("a", tiny_gguf, context=2048), launch("b", tiny_gguf)) as running:
         with held_stream(running, "a") as stream:
             other = connect(running, "b")
             wait_for_waiting(running, 1)
@@ -264,7 +265,7 @@ def test_a_mixed_load_of_many_clients_is_answered_to_the_last_request(tiny_gguf:
 
 
 def test_who_hangs_up_while_waiting_holds_nobody_up(tiny_gguf: Path, tmp_path: Path) -> None:
-    with served(tmp_path, launch("a", tiny_gguf, max_len=2048), launch("b", tiny_gguf)) as running:
+    with served(tmp_path, launch("a", tiny_gguf, context=2048), launch("b", tiny_gguf)) as running:
         with held_stream(running, "a") as stream:
             connection = connect(running, "b")
             wait_for_waiting(running, 1)
@@ -388,9 +389,9 @@ def test_what_the_plan_lets_take_turns_is_served_in_turn_and_offline(tiny_gguf: 
         (folder / "model.gguf").write_bytes(tiny_gguf.read_bytes())
     index = build_index(bundle, "tests", {"brain": ["a"], "tool": ["b"]}, models, variants)
     machine = Hardware(1, 150 << 20, stacks=(Stack("llama_cpp", "0"),))
-    made = plan(index, machine, shapes=inventory.shapes_of_bundle(bundle, index))
+    made = plan(index, machine, shapes=sources.shapes_of_bundle(bundle, index))
 
-    with served(tmp_path, *launches(bundle, made)) as running:
+    with served(tmp_path, *placements_at(bundle, made)) as running:
         answers = [ask(running, role) for role in ("brain", "tool", "brain")]
         refused = re.findall(r"^tourkit_offline_refused_total.* (\d+)$", get(running, "/metrics")[1], re.MULTILINE)
 
@@ -401,8 +402,8 @@ def test_what_the_plan_lets_take_turns_is_served_in_turn_and_offline(tiny_gguf: 
 
 
 def test_more_than_may_wait_for_a_turn_are_told_to_come_later(tiny_gguf: Path, tmp_path: Path) -> None:
-    launches = launch("a", tiny_gguf, max_len=2048), launch("b", tiny_gguf)
-    with served(tmp_path, *launches) as running, held_stream(running, "a"):
+    placements_at = launch("a", tiny_gguf, context=2048), launch("b", tiny_gguf)
+    with served(tmp_path, *placements_at) as running, held_stream(running, "a"):
         waiting = [connect(running, "b", max_tokens=1) for _ in range(256)]
         wait_for_waiting(running, 256)
         refused = ask(running, "b")

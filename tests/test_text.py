@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tourkit.engine.text import TextStream
+from tourkit.engine.stop_strings import TextStream
 
 
 def test_a_character_split_over_tokens_comes_out_whole() -> None:

@@ -189,7 +189,7 @@ def test_prompts_are_those_of_the_shipped_templates() -> None:
 
 
 def test_the_prompt_text_is_what_the_chat_template_renders() -> None:
-    from tourkit.engine.chat_template import ChatTemplate
+    from tourkit.backends.chat_template import ChatTemplate
 
     messages = TRAINED[0].messages
     assert ChatTemplate(prompts.CHAT_TEMPLATE, {}).render(messages) == prompts.render(messages)

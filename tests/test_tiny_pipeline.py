@@ -62,6 +62,6 @@ def test_no_file_is_over_25_mb_and_all_are_under_60() -> None:
 @shipped
 def test_the_lock_names_the_shipped_files() -> None:
     from tools.tiny.package import MANIFEST, locked
-    from tourkit import lock
+    from tourkit.manifest import lock
 
     assert lock.render(locked(WEIGHTS)) == lock.path_of(MANIFEST).read_bytes()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tourkit.server.turns import NOTHING, Phase, Step, Turns
+from tourkit.server.gateway.turns import NOTHING, Phase, Step, Turns
 
 Event = Callable[[Turns], Step]
 

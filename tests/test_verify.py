@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from small_bundle import FILES, make_bundle
 
-from tourkit.bundle import Index, Report, build_index, render_index, verify, write_index
+from tourkit.bundle.build import build_index
+from tourkit.bundle.index import Index, render_index, write_index
+from tourkit.bundle.verify import Report, verify
 from tourkit.errors import NotSo, UsageError
 
 BIG = "models/tiny/Q8_0/tiny-Q8_0.gguf"

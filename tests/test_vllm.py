@@ -27,10 +27,10 @@ import jsonschema
 import pytest
 from launch_server import LaunchServer, launch_server
 
-from tourkit.backends import vllm
-from tourkit.backends.base import LoadSpec
+from tourkit.backends.vllm import arguments
 from tourkit.errors import LocalError
-from tourkit.server.process import Launch
+from tourkit.launch import GpuLayers, Launch
+from tourkit.planning.plan import Placement
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = Path(os.environ.get("TOURKIT_TINY", ROOT / "weights" / "tiny"))
@@ -61,14 +61,14 @@ NAME = {
 }
 
 
-def launch(*roles: str, path: Path = SAFETENSORS, max_len: int = 2048, **more: Any) -> Launch:
-    load = LoadSpec("tiny", "vllm", str(path), slots=4, max_len=max_len, threads=1, **more)
-    return Launch(load=load, quant="F16", roles=roles)
+def launch(*roles: str, path: Path = SAFETENSORS, context: int = 2048, **more: Any) -> Placement:
+    launch = Launch("tiny", "vllm", str(path), slots=4, context=context, threads=1, quant="F16", **more)
+    return Placement(roles, launch)
 
 
-def gguf() -> Launch:
-    load = LoadSpec("tiny", "llama_cpp", str(GGUF), slots=4, max_len=2048, threads=1)
-    return Launch(load=load, quant="F16", roles=("tool",))
+def gguf() -> Placement:
+    launch = Launch("tiny", "llama_cpp", str(GGUF), slots=4, context=2048, threads=1, quant="F16")
+    return Placement(("tool",), launch)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def options(arguments: list[str]) -> dict[str, str | None]:
 def started(folder: Path, *roles: str, cpu: bool = True, **config: Any) -> dict[str, str | None]:
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
     spec = launch(path=folder).load
-    return options(vllm.arguments(spec, folder, vllm.shape_of(folder), "unix:/s", roles, cpu=cpu))
+    return options(arguments.arguments(spec, folder, arguments.shape_of(folder), "unix:/s", roles, cpu=cpu))
 
 
 @pytest.mark.parametrize(("cpu", "packed", "dtype"), [(True, {}, "float32"), (True, AWQ, "auto"), (False, {}, "auto")])
@@ -177,7 +177,7 @@ def test_only_a_worker_for_graphs_guesses_from_the_prompt(
 
 
 def test_it_is_told_to_stay_offline_whether_or_not_the_gateway_is() -> None:
-    given = vllm.environment(launch().load, cpu=True)
+    given = arguments.environment(launch().load, cpu=True)
 
     assert given["HF_HUB_OFFLINE"] == given["VLLM_NO_USAGE_STATS"] == given["DO_NOT_TRACK"] == "1"
     assert given["VLLM_HOST_IP"] == "127.0.0.1"  # else it asks the network for its own address
@@ -190,7 +190,7 @@ def test_it_is_told_to_stay_offline_whether_or_not_the_gateway_is() -> None:
         ({"cache_type": "q8_0"}, "KV cache of q8_0"),
         ({"flash_attention": True}, "flash attention"),
         ({"lora": ("a.gguf",)}, "LoRA"),
-        ({"gpu_layers": 3}, "some layers"),
+        ({"gpu_layers": GpuLayers(3)}, "some layers"),
         ({"deterministic": True}, "deterministic"),
         ({}, "no config.json"),
     ],
@@ -199,7 +199,7 @@ def test_what_it_cannot_load_with_is_refused_before_it_starts(
     option: dict[str, Any], word: str, tmp_path: Path
 ) -> None:
     with pytest.raises(LocalError, match=word):
-        vllm.folder_of(launch(path=tmp_path, **option).load)
+        arguments.folder_of(launch(path=tmp_path, **option).load)
 
 
 # --- the same API ---------------------------------------------------------------------------------------------------

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from tourkit.backends.vocabulary import Vocabulary
+from tourkit.backends.vocabulary import Vocabulary, byte_alphabet
 from tourkit.errors import LocalError
-from tourkit.tiny import byte_alphabet
 
 tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed here: make test-onnx")
 

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tourkit import catalogue, lock, manifest
-from tourkit.manifest import Manifest, Model
-from tourkit.progress import size_text
+from tourkit.manifest import catalogue, lock, manifest, models
+from tourkit.manifest.models import Manifest, Model
+from tourkit.units import size_text
 
 _HEAD = """\
 # The catalogue
@@ -81,7 +81,7 @@ def _models(models: Iterable[Model]) -> Iterator[str]:
 def _by_format(model: Model) -> dict[str, list[str]]:
     return {
         form: [v.quant for v in model.variants if v.format == form]
-        for form in manifest.FORMATS
+        for form in models.FORMATS
         if any(v.format == form for v in model.variants)
     }
 

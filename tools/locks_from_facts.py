@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tourkit import lock, manifest
 from tourkit.errors import ManifestError
+from tourkit.manifest import lock, manifest, models
 
 SETS = ("tour-20gb", "cpu-16gb")
 
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def lock_of(wanted: manifest.Manifest, facts: dict[str, dict[str, Any]]) -> lock.Lock:
+def lock_of(wanted: models.Manifest, facts: dict[str, dict[str, Any]]) -> lock.Lock:
     """The lock of a manifest as far as `facts` (rows by repository) prove it."""
     variants = [
         locked_variant(model.id, variant, facts.get(variant.repo, {}))
@@ -58,7 +58,7 @@ def lock_of(wanted: manifest.Manifest, facts: dict[str, dict[str, Any]]) -> lock
     return lock.new(wanted.name, wanted.digest, variants)
 
 
-def locked_variant(model: str, variant: manifest.Variant, row: dict[str, Any]) -> lock.LockedVariant:
+def locked_variant(model: str, variant: models.Variant, row: dict[str, Any]) -> lock.LockedVariant:
     """One variant; only facts at the manifest's own commit count. Complete when no pattern is left open."""
     pinned = row.get("revision") is not None and row["revision"] == variant.revision
     known = row["files"] if pinned else []

@@ -5,7 +5,6 @@ The guard is a Python audit hook, so it names the line that tried; native code i
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 import sys
@@ -13,6 +12,7 @@ import traceback
 from dataclasses import dataclass
 
 from tourkit.errors import TourkitError
+from tourkit.net import is_address, is_loopback
 
 # Read by the libraries when they are imported, hence set first of all. Sources: the documentation of each library.
 ENVIRONMENT = {
@@ -76,25 +76,6 @@ def _guard(event: str, args: tuple[object, ...]) -> None:
         name = host.decode(errors="replace") if isinstance(host, bytes) else host
         if isinstance(name, str) and name and not (is_address(name) or is_loopback(name)):
             _refuse(name)
-
-
-def is_loopback(host: str) -> bool:
-    """True for localhost and for loopback and unspecified addresses, which never leave the machine."""
-    if host in ("localhost", ""):
-        return True
-    if not is_address(host):
-        return False
-    address = ipaddress.ip_address(host.split("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None) or address
-    return bool(mapped.is_loopback or mapped.is_unspecified)
-
-
-def is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.split("%")[0])
-    except ValueError:
-        return False
-    return True
 
 
 def _refuse(target: str) -> None:

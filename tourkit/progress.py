@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from tourkit.units import size_text
+
 _REDRAW_SECONDS = 0.1
 
 
@@ -74,23 +76,6 @@ class Progress:
             parts.append(f"{_clock(left)} left" if left else _clock(elapsed))
         parts.append(f"{size_text(int(rate))}/s" if self._unit == "B" else f"{rate:.1f} {self._unit}/s")
         return "  ".join(parts)
-
-
-def size_text(size: int) -> str:
-    """Bytes for people: binary units, one decimal."""
-    if size < 1024:
-        return f"{size} B"
-    value = size / 1024
-    for unit in ("KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} GiB"
-
-
-def counted(n: int, one: str, many: str | None = None) -> str:
-    """A number with its noun: 1 file, 2 files."""
-    return f"{n} {one if n == 1 else many or one + 's'}"
 
 
 def _clock(seconds: float) -> str:

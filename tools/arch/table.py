@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tools.arch.families import BY_NAME, TINY, Tiny
-from tourkit.backends import STACKS
+from tourkit.stacks import STACKS
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "architectures.json"

@@ -16,7 +16,7 @@ import jsonschema
 from tests.stack_server import stack_server
 from tools.arch.families import Tiny
 from tools.arch.make import ANSWER, MESSAGES, TEXTS
-from tourkit.backends import STACKS
+from tourkit.stacks import STACKS
 
 WHERE = {"gguf": "gguf/tiny-f32.gguf", "safetensors": "safetensors", "onnx": "onnx"}
 PACKAGES = {

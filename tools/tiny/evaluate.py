@@ -34,9 +34,9 @@ Ask = Callable[..., list[str]]
 def asker(path: Path, threads: int) -> Ask:
     """A function that gives the texts of `n` answers to a conversation."""
     from tourkit.backends.llama_cpp import LlamaEngine, LlamaRunner
-    from tourkit.engine.types import Constraint, Request, SamplingParams
+    from tourkit.generation import Constraint, Request, SamplingParams
 
-    engine = LlamaEngine(LlamaRunner(path, slots=8, max_len=2048, threads=threads))
+    engine = LlamaEngine(LlamaRunner(path, slots=8, context=2048, threads=threads))
 
     def answer(
         messages: list[dict[str, str]], schema: dict[str, Any] | None, n: int = 1, temperature: float = 0, seed: int = 1

@@ -9,9 +9,10 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from tourkit import lock, manifest
-from tourkit.bundle import BundleModel, BundleVariant, build_index, variant_dir, write_index
+from tourkit.bundle.build import build_index
+from tourkit.bundle.index import BundleModel, BundleVariant, variant_dir, write_index
 from tourkit.files import sha256_of
+from tourkit.manifest import lock, manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFEST = ROOT / "manifests" / "tiny.toml"

@@ -42,9 +42,9 @@ def held_out_prompts(count: int) -> list[Messages]:
 
 def gguf_writer(path: Path) -> Writer:
     from tourkit.backends.llama_cpp import LlamaEngine, LlamaRunner
-    from tourkit.engine.types import Request, SamplingParams
+    from tourkit.generation import Request, SamplingParams
 
-    engine = LlamaEngine(LlamaRunner(path, slots=1, max_len=2048, threads=1))
+    engine = LlamaEngine(LlamaRunner(path, slots=1, context=2048, threads=1))
 
     def write(messages: Messages) -> str:
         params = SamplingParams(max_tokens=MOST, temperature=0)
@@ -119,7 +119,7 @@ def same_tokens(weights: Path, texts: list[str]) -> int:
 
     from tourkit.backends.llama_cpp import LlamaRunner
 
-    runner = LlamaRunner(weights / "gguf" / "tiny-q8_0.gguf", slots=1, max_len=64, threads=1)
+    runner = LlamaRunner(weights / "gguf" / "tiny-q8_0.gguf", slots=1, context=64, threads=1)
     tokenizer = Tokenizer.from_file(str(weights / "safetensors" / "tokenizer.json"))
     different = sum(
         runner.tokenize(text, add_special=False, parse_special=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from tourkit.backends.base import Embeddings
-from tourkit.engine.types import Emit, EngineInfo, EngineStats, Request, Submission
 from tourkit.errors import EngineDead, QueueFull, RequestError
+from tourkit.generation import Emit, EngineInfo, EngineStats, Request, Submission
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,7 @@ class EmbeddingRunner(Protocol):
     n_slots: int  # texts a call at most
     n_batch: int  # tokens a call at most
     n_vocab: int
-    max_len: int  # tokens a text
+    context: int  # tokens a text
 
     @property
     def n_embd(self) -> int:
@@ -38,7 +38,7 @@ class EmbeddingRunner(Protocol):
     def piece(self, token: int) -> bytes: ...
 
     def embed(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Float32 (len(texts), n_embd), each of length 1; a text alone may have max_len tokens. Raises EngineError."""
+        """Float32 (len(texts), n_embd), each of length 1; a text alone may have context tokens. Raises EngineError."""
         ...
 
     def close(self) -> None: ...
@@ -73,7 +73,7 @@ class BatchEmbedder:
         self._runner = runner
         self._texts_a_call = 1 if deterministic else runner.n_slots
         self._max_waiting = max_waiting
-        self._info = EngineInfo(stack, runner.max_len, runner.n_slots, runner.n_vocab)
+        self._info = EngineInfo(stack, runner.context, runner.n_slots, runner.n_vocab)
         self._size = runner.n_embd
         self._n_tokens = self._n_calls = 0
         # Shared between threads, under _gate:
@@ -149,9 +149,9 @@ class BatchEmbedder:
             self._check_ids(tokens, where)
         if not tokens:
             raise RequestError(f"{where} has no tokens: give a text that is not empty", param="input")
-        if len(tokens) > self._runner.max_len:
+        if len(tokens) > self._runner.context:
             raise RequestError(
-                f"{where} has {len(tokens)} tokens and this model takes {self._runner.max_len}: shorten it",
+                f"{where} has {len(tokens)} tokens and this model takes {self._runner.context}: shorten it",
                 param="input",
                 code="context_length_exceeded",
             )

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tourkit.backends.runner_engine import RunnerEngine
-from tourkit.backends.slots import Part, SlotRunner, refuse_foreign
+from tourkit.backends.slot_runner import Part, SlotRunner, refuse_foreign
 from tourkit.backends.vocabulary import Vocabulary, read_json
 from tourkit.errors import EngineError, LocalError
+from tourkit.launch import ALL_LAYERS, GpuLayers
 from tourkit.offline import ENVIRONMENT
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from tourkit.backends.base import LoadSpec
+    from tourkit.launch import Launch
 
 # What a Generator cannot do by itself, request by request.
 EMULATED = (
@@ -43,15 +44,15 @@ def _import_genai() -> Any:
 
 
 class OnnxRunner(SlotRunner):
-    """One ONNX model with a Generator a slot, each with room for `max_len` tokens. Raises LocalError."""
+    """One ONNX model with a Generator a slot, each with room for `context` tokens. Raises LocalError."""
 
     def __init__(
-        self, folder: Path, *, slots: int, max_len: int, threads: int | None = None, gpu_layers: int | None = None
+        self, folder: Path, *, slots: int, context: int, threads: int | None = None, gpu_layers: GpuLayers = ALL_LAYERS
     ) -> None:
         self._genai = _import_genai()
         self._folder = folder
         about = read_json(folder / "genai_config.json").get("model", {})
-        self._max_len = min(max_len, int(about.get("context_length", max_len)))
+        self._max_len = min(context, int(about.get("context_length", context)))
         self._window: dict[str, Any] = about.get("decoder", {}).get("sliding_window") or {}
         self._model = self._load(threads, gpu_layers)
         n_vocab, rewinds, self.every_row = self._try_out()
@@ -59,13 +60,13 @@ class OnnxRunner(SlotRunner):
         super().__init__(
             Vocabulary(folder, n_vocab),
             slots=slots,
-            max_len=self._max_len,
+            context=self._max_len,
             n_batch=max(16, min(_MOST_TOKENS, _LOGITS // n_vocab)),
             partial_kv=rewinds,
             shares_kv=False,
         )
 
-    def _load(self, threads: int | None, gpu_layers: int | None) -> Any:
+    def _load(self, threads: int | None, gpu_layers: GpuLayers) -> Any:
         try:
             config = self._genai.Config(str(self._folder))
             if self._window:  # a layer keeps what its window has left behind too: without it nothing can be dropped
@@ -74,7 +75,7 @@ class OnnxRunner(SlotRunner):
             if threads is not None:
                 options = {"intra_op_num_threads": threads}
                 config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
-            if gpu_layers == 0:
+            if gpu_layers.is_none:
                 config.clear_providers()
             return self._genai.Model(config)
         except Exception as exc:  # the library raises RuntimeError and its own kinds alike
@@ -154,15 +155,15 @@ def _folder(path: Path) -> Path:
     return found[0]
 
 
-def load(spec: LoadSpec) -> RunnerEngine:
+def load(launch: Launch) -> RunnerEngine:
     """Load a folder that onnxruntime-genai's builder wrote, and start its engine. Raises LocalError."""
-    refuse_foreign(spec)
+    refuse_foreign(launch)
     runner = OnnxRunner(
-        _folder(Path(spec.path)),
-        slots=spec.slots,
-        max_len=spec.max_len,
-        threads=spec.threads,
-        gpu_layers=spec.gpu_layers,
+        _folder(Path(launch.path)),
+        slots=launch.slots,
+        context=launch.context,
+        threads=launch.threads,
+        gpu_layers=launch.gpu_layers,
     )
     # Guesses are checked by the logits of each of their tokens.
     return RunnerEngine(
@@ -170,6 +171,6 @@ def load(spec: LoadSpec) -> RunnerEngine:
         "onnx",
         emulated=EMULATED,
         speculate=runner.every_row,
-        deterministic=spec.deterministic,
-        chat_template=spec.chat_template,
+        deterministic=launch.deterministic,
+        chat_template=launch.chat_template,
     )

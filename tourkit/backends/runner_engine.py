@@ -9,12 +9,12 @@ import threading
 from functools import partial
 from typing import Protocol
 
-from tourkit.backends.base import PrefixStore, Runner
-from tourkit.backends.texts import Texts, Vocabular
+from tourkit.backends.text_side import Texts, Vocabular
 from tourkit.engine.engine import BatchEngine
-from tourkit.engine.spacing import BEGUN, ENOUGH, QUESTION, Spacing
-from tourkit.engine.types import Emit, Enforced, EngineInfo, EngineStats, Request, SamplingParams, Submission
+from tourkit.engine.runner import PrefixStore, Runner
 from tourkit.errors import LocalError, TourkitError
+from tourkit.generation import Emit, Enforced, EngineInfo, EngineStats, Request, SamplingParams, Submission
+from tourkit.grammar.spacing import BEGUN, ENOUGH, QUESTION, Spacing
 
 _WARM_UP = 8  # tokens
 
@@ -22,7 +22,7 @@ _WARM_UP = 8  # tokens
 class TextRunner(Vocabular, Runner, Protocol):
     """A Runner with its vocabulary."""
 
-    max_len: int  # tokens a sequence
+    context: int  # tokens a sequence
 
 
 def warm_up(runner: Runner) -> None:
@@ -59,8 +59,8 @@ class RunnerEngine:
         chat_template: str = "",
     ) -> None:
         self._runner = runner
-        self._info = EngineInfo(stack, runner.max_len, runner.n_slots, runner.n_vocab, emulated)
-        self._texts = Texts(runner, runner.max_len, chat_template)
+        self._info = EngineInfo(stack, runner.context, runner.n_slots, runner.n_vocab, emulated)
+        self._texts = Texts(runner, runner.context, chat_template)
         self._spacing = Spacing(self._write_on)
         self._preparing: threading.Thread | None = None
         self._batches = BatchEngine(
@@ -82,7 +82,7 @@ class RunnerEngine:
     def submit(self, request: Request, emit: Emit) -> Submission:
         tokens = self._texts.prompt(request)
         self._texts.check(request, len(tokens))
-        room = request.params.max_tokens or self._runner.max_len - len(tokens)
+        room = request.params.max_tokens or self._runner.context - len(tokens)
         matchers = self._texts.matchers(request, request.n, compact=self._spacing.compact(request))
         submission = self._batches.submit(tokens, request.params, room, emit, matchers, whole=request.whole)
         first = matchers[0]

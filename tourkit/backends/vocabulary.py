@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from tourkit.errors import LocalError
-from tourkit.tiny import byte_alphabet
 
 # What llama.cpp takes for the end of an answer whatever the configuration says: some forget to.
 _ENDS = set(
@@ -196,3 +195,13 @@ def _kind(tokenizer: dict[str, Any], folder: Path) -> str:
     if _SPACE in decoder or '"Metaspace"' in decoder:
         return "sentencepiece"
     raise LocalError(f"{folder}: tokenizer.json is of a kind that is not known here: use the GGUF of this model")
+
+
+def byte_alphabet() -> dict[int, str]:
+    """GPT-2's byte-to-character table: printable bytes stand for themselves, the rest for U+0100 and up."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {byte: chr(byte) for byte in printable}
+    for byte in range(256):
+        if byte not in table:
+            table[byte] = chr(256 + len(table) - len(printable))
+    return table

@@ -6,9 +6,16 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from tourkit.units import parse_size
+
+if TYPE_CHECKING:
+    _IntParam = click.ParamType[int]
+else:  # older clicks have no type parameter
+    _IntParam = click.ParamType
 
 _Command = Callable[..., Any]
 
@@ -35,3 +42,20 @@ def note(text: str) -> None:
 
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+class SizeType(_IntParam):
+    """A size with its unit: 20GiB, 512MiB, 24GB; G is GiB, as GPU names mean it. Bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+
+
+SIZE = SizeType()

@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import click
-
-from tourkit.progress import counted, size_text
+from tourkit.units import counted, size_text
 
 if TYPE_CHECKING:
-    from tourkit.hardware import Hardware
-    from tourkit.plan import Placement, Plan
+    from tourkit.hardware.probe import Hardware
+    from tourkit.planning.plan import Placement, Plan
 
-    _IntParam = click.ParamType[int]
-else:  # older clicks have no type parameter
-    _IntParam = click.ParamType
-
-_UNITS = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_UNITS |= {"K": _UNITS["KIB"], "M": _UNITS["MIB"], "G": _UNITS["GIB"]}
 _HEAD = ("roles", "model", "stack", "sequences", "on", "weights", "KV cache", "other", "total")
 _NUMBERS_FROM = 5  # columns from here are right-aligned
-
-
-class SizeType(_IntParam):
-    """A size with its unit: 20GiB, 512MiB, 24GB; G is GiB, as GPU names mean it. Bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value.strip())
-        unit = _UNITS.get(found[2].upper()) if found else None
-        if found is None or unit is None or (not found[2] and float(found[1])):
-            self.fail(f"{value!r} is no size: write it with its unit, such as 20GiB", param, ctx)
-        return int(float(found[1]) * unit)
-
-
-SIZE = SizeType()
 
 
 def machine(hardware: Hardware) -> str:
@@ -88,9 +61,9 @@ def lines(plan: Plan) -> Iterator[str]:
 def _rows(placement: Placement, names: dict[str, str]) -> Iterator[tuple[str, ...]]:
     first: tuple[str, ...] = (
         "+".join(placement.roles) + ("" if placement.resident else " (in turn)"),
-        f"{placement.model} {placement.quant}",
-        placement.stack,
-        f"{placement.slots} x {placement.context} {placement.cache_type}",
+        f"{placement.launch.model} {placement.launch.quant}",
+        placement.launch.stack,
+        f"{placement.launch.slots} x {placement.launch.context} {placement.launch.cache_type}",
     )
     for memory in placement.memory:
         numbers = (memory.weights, memory.cache, memory.overhead, memory.total)
@@ -99,4 +72,4 @@ def _rows(placement: Placement, names: dict[str, str]) -> Iterator[tuple[str, ..
 
 
 def _named(placement: Placement, names: dict[str, str]) -> str:
-    return f"{placement.model} {placement.quant} on {placement.stack}, {names[placement.device]}"
+    return f"{placement.launch.model} {placement.launch.quant} on {placement.launch.stack}, {names[placement.device]}"

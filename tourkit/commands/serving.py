@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from tourkit.commands import planning as tables
-from tourkit.commands.output import bundle_option, json_option, note, print_json, roles_option
-from tourkit.commands.planning import SIZE
+from tourkit.commands.output import SIZE, bundle_option, json_option, note, print_json, roles_option
 from tourkit.errors import NotSo, UsageError
 
 
@@ -48,24 +47,25 @@ def plan(
     """
     from dataclasses import asdict
 
-    from tourkit import bundle as bundles
-    from tourkit import hardware, inventory
-    from tourkit import lock as locks
-    from tourkit import manifest as manifests
-    from tourkit import plan as planning
-    from tourkit.backends import STACKS
+    from tourkit.bundle import index as bundles
+    from tourkit.hardware import probe
+    from tourkit.manifest import lock as locks
+    from tourkit.manifest import manifest as manifests
+    from tourkit.planning import planner as planning
+    from tourkit.planning import sources
+    from tourkit.stacks import STACKS
 
     for stack in stacks:
         if stack not in STACKS:
             raise UsageError(f"--stack {stack!r}: there are {', '.join(STACKS)}")
     if manifest_ref is None:
         index = bundles.read_index(bundle)
-        shapes = inventory.shapes_of_bundle(bundle, index)
+        shapes = sources.shapes_of_bundle(bundle, index)
     else:
         manifest = manifests.load(manifest_ref)
-        index = inventory.index_of(manifest, locks.read(locks.path_of(manifest.path)))
-        shapes = inventory.shapes_of_manifest(manifest)
-    machine = hardware.imagined(hardware.probe(), vram=vram, ram=ram, threads=threads, stacks=stacks)
+        index = sources.index_of(manifest, locks.read(locks.path_of(manifest.path)))
+        shapes = sources.shapes_of_manifest(manifest)
+    machine = probe.imagined(probe.probe(), vram=vram, ram=ram, threads=threads, stacks=stacks)
     made = planning.plan(index, machine, roles=roles, context=context, slots=slots, shapes=shapes)
     if as_json:
         print_json({"machine": asdict(machine)} | asdict(made))
@@ -118,32 +118,34 @@ def serve(
         from tourkit import offline as guard
 
         guard.engage()
-    from tourkit import bundle as bundles
-    from tourkit import hardware, inventory
-    from tourkit import plan as planning
-    from tourkit.server import gateway
+    from tourkit import net
+    from tourkit.bundle import index as bundles
+    from tourkit.hardware import probe
+    from tourkit.planning import planner as planning
+    from tourkit.planning import sources
+    from tourkit.server.gateway import app, launch
 
     index = bundles.read_index(bundle)
-    shapes = inventory.shapes_of_bundle(bundle, index)
-    made = planning.plan(index, hardware.probe(), roles=roles, context=context, slots=slots, shapes=shapes)
+    shapes = sources.shapes_of_bundle(bundle, index)
+    made = planning.plan(index, probe.probe(), roles=roles, context=context, slots=slots, shapes=shapes)
     for line in (*made.notes, *made.unfilled):
         note(line)
 
     def ready(url: str) -> None:
         for placement in made.placements:
             in_turn = "" if placement.resident else ", in turn"
-            what = f"{placement.model} {placement.quant} on {placement.stack}{in_turn}"
+            what = f"{placement.launch.model} {placement.launch.quant} on {placement.launch.stack}{in_turn}"
             click.echo(f"{', '.join(placement.roles)}: {what}")
         click.echo(f"tourkit serves at {url}/v1" + (" (offline)" if offline else ""))
 
-    if deterministic and any(placement.gpu_layers for placement in made.placements):
+    if deterministic and any(not placement.launch.gpu_layers.is_none for placement in made.placements):
         note("--deterministic holds on a CPU only: on a GPU a near-tie may still fall either way")
     templates = {model.id: model.chat_template for model in index.models if model.chat_template}
-    started = gateway.launches(
+    started = launch.placements_at(
         bundle, made, deterministic=deterministic, prefix_cache=prefix_cache, chat_templates=templates
     )
-    options = gateway.GatewayOptions(offline=offline, api_key=api_key, say=note)
-    gateway.serve(started, options, gateway.bind(host, port), ready)
+    options = app.GatewayOptions(offline=offline, api_key=api_key, say=note)
+    app.serve(started, options, net.listen(host, port), ready)
 
 
 @click.command()
@@ -155,6 +157,6 @@ def demo(keep: Path | None, documents: int) -> None:
     \b
     Example: tourkit demo --keep demo
     """
-    from tourkit import demo as trip
+    from tourkit.commands import demo as trip
 
     trip.run(click.echo, keep=keep, documents=documents)

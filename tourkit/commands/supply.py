@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tourkit.commands.output import json_option, note, print_json, roles_option
+from tourkit.commands.output import SIZE, json_option, note, print_json, roles_option
 from tourkit.errors import NotSo, TourkitError, UsageError
-from tourkit.progress import Progress, counted, size_text
+from tourkit.progress import Progress
+from tourkit.units import counted, size_text
 
 if TYPE_CHECKING:
-    from tourkit.lock import Lock
-    from tourkit.manifest import Manifest
+    from tourkit.manifest.lock import Lock
+    from tourkit.manifest.models import Manifest
 
 
 @click.command()
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 @click.option("--commercial", is_flag=True, help="Only licences that allow commercial use, maybe on conditions.")
 @click.option("--role", metavar="R", help="Only models that suit this role.")
 @click.option("--language", metavar="CODE", help="Only models made for this language, such as ru, zh or code.")
-@click.option("--memory", metavar="SIZE", help="Only models whose smallest known variant fits, such as 8GiB.")
+@click.option(
+    "--memory", type=SIZE, metavar="SIZE", help="Only models whose smallest known variant fits, such as 8GiB."
+)
 @click.option("--stack", metavar="S", help="Only models with a variant for this stack.")
 @json_option
 def models(
@@ -29,7 +32,7 @@ def models(
     commercial: bool,
     role: str | None,
     language: str | None,
-    memory: str | None,
+    memory: int | None,
     stack: str | None,
     as_json: bool,
 ) -> None:
@@ -42,10 +45,9 @@ def models(
     Examples: tourkit models --role brain --memory 8GiB --stack llama_cpp
               tourkit models --commercial --language ru
     """
-    from tourkit import catalogue, manifest
+    from tourkit.manifest import catalogue, manifest
 
-    size = catalogue.parse_size(memory) if memory is not None else None
-    wish = catalogue.Wish(license_, commercial, role, language, size, stack)
+    wish = catalogue.Wish(license_, commercial, role, language, memory, stack)
     found = catalogue.search(manifest.catalogue().values(), wish)
     for name, ids in found.unstated.items():
         note(f"left out, no {name} is stated: {', '.join(ids)}")
@@ -69,9 +71,9 @@ def lock(manifest_ref: str) -> None:
     \b
     Example: tourkit lock manifests/tour-20gb.toml
     """
-    from tourkit import lock as locks
-    from tourkit import manifest as manifests
-    from tourkit.hub import Hub
+    from tourkit.fetch.hub import Hub
+    from tourkit.manifest import lock as locks
+    from tourkit.manifest import manifest as manifests
 
     manifest = manifests.load(manifest_ref)
     path = locks.path_of(manifest.path)
@@ -86,8 +88,8 @@ def lock(manifest_ref: str) -> None:
 
 def _load_locked(manifest_ref: str) -> tuple[Manifest, Lock]:
     """A manifest and its lock, which must exist and be of this manifest."""
-    from tourkit import lock as locks
-    from tourkit import manifest as manifests
+    from tourkit.manifest import lock as locks
+    from tourkit.manifest import manifest as manifests
 
     manifest = manifests.load(manifest_ref)
     path = locks.path_of(manifest.path)
@@ -125,12 +127,12 @@ def prefetch(
     Examples: tourkit prefetch tour-20gb --to /media/usb/bundle --stack llama_cpp
               tourkit prefetch tour-20gb --to /media/usb/bundle --dry-run
     """
-    from tourkit import prefetch as fetching
-    from tourkit.hub import Hub
+    from tourkit.fetch import prefetch as fetching
+    from tourkit.fetch.hub import Hub
 
     manifest, locked = _load_locked(manifest_ref)
     if dry_run:
-        _show_prefetch_plan(fetching.plan(manifest, locked, root, roles=roles, stacks=stacks), as_json)
+        _show_prefetch_plan(fetching.fetch_plan(manifest, locked, root, roles=roles, stacks=stacks), as_json)
         return
     progress = _PrefetchProgress()
     with progress.bar:
@@ -183,12 +185,12 @@ def verify(root: Path, quick: bool, as_json: bool) -> None:
     \b
     Example: tourkit verify /media/usb/bundle
     """
-    from tourkit import bundle
+    from tourkit.bundle import verify
 
     with Progress("verify") as bar:
         if not quick:
             bar.total = sum(file.size for file in _known_files(root))
-        report = bundle.verify(root, quick=quick, progress=bar.advance)
+        report = verify.verify(root, quick=quick, progress=bar.advance)
     if as_json:
         kinds = {kind: list(getattr(report, kind)) for kind in ("missing", "damaged", "extra")}
         print_json(kinds | {"checked_files": report.checked_files, "checked_bytes": report.checked_bytes})
@@ -206,10 +208,10 @@ def verify(root: Path, quick: bool, as_json: bool) -> None:
 
 def _known_files(root: Path) -> tuple[Any, ...]:
     """The files of the index, for the progress total alone: verify itself says what is wrong with the index."""
-    from tourkit import bundle
+    from tourkit.bundle import index
 
     try:
-        return bundle.read_index(root).files
+        return index.read_index(root).files
     except TourkitError:
         return ()
 
@@ -227,7 +229,7 @@ def mirror(root: Path, host: str, port: int) -> None:
     Example: tourkit mirror /media/usb/bundle
              on the others: HF_ENDPOINT=http://ORGANISER:8090 tourkit prefetch tour-20gb --to bundle
     """
-    from tourkit import mirror as mirroring
+    from tourkit.mirror import app as mirroring
 
     def ready(url: str) -> None:
         click.echo(f"mirror of {root} at {url}  (on the clients: HF_ENDPOINT={url})")

@@ -13,22 +13,22 @@ from collections import Counter, deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from tourkit.engine.cells import Cells
-from tourkit.engine.drawing import forced_tokens, next_tokens
-from tourkit.engine.prefix import common_prefix
+from tourkit.engine.next_tokens import forced_tokens, next_tokens
+from tourkit.engine.placement import common_prefix
+from tourkit.engine.prompt_lookup import PromptLookup
 from tourkit.engine.scheduler import Chunk, next_batches, victim
 from tourkit.engine.sequence import Sequence, Status
-from tourkit.engine.speculation import PromptLookup
-from tourkit.engine.text import TextStream
-from tourkit.engine.types import Emit, EngineStats, Finish, SamplingParams
+from tourkit.engine.slots import Cells
+from tourkit.engine.stop_strings import TextStream
 from tourkit.errors import EngineDead, EngineError, QueueFull, TourkitError
+from tourkit.generation import Emit, EngineStats, Finish, SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from collections.abc import Sequence as Seq
 
-    from tourkit.backends.base import PrefixStore, Runner
-    from tourkit.engine.constraint import Matcher
+    from tourkit.engine.runner import PrefixStore, Runner
+    from tourkit.grammar.matcher import Matcher
 
 _REST_AFTER = 0.3  # seconds without work
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tourkit.engine.prefix import common_prefix, idle
+from tourkit.engine.placement import common_prefix, idle
 
 if TYPE_CHECKING:
-    from tourkit.backends.base import Runner
-    from tourkit.engine.prefix import Slot
+    from tourkit.engine.placement import Slot
+    from tourkit.engine.runner import Runner
 
 IDLE_CELLS = 128  # that may stay among those of running sequences
 MOST_BYTES = 256 << 20  # parked

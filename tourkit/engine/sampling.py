@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-    from tourkit.engine.types import SamplingParams
+    from tourkit.generation import SamplingParams
 
 _FEW = 256  # candidates that usually hold the probability top_p asks for
 _WORDS = 64  # random words drawn at a time: a call of the generator costs as much as hundreds of words

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from tourkit.engine.speculation import PromptLookup
-from tourkit.engine.text import TextStream
-from tourkit.engine.types import Delta, Emit, Finish, TokenLogprob
+from tourkit.engine.prompt_lookup import PromptLookup
+from tourkit.engine.stop_strings import TextStream
+from tourkit.generation import Delta, Emit, Finish, TokenLogprob
 
 if TYPE_CHECKING:
-    from tourkit.backends.base import Sampler
-    from tourkit.engine.constraint import Matcher
+    from tourkit.engine.runner import Sampler
     from tourkit.errors import TourkitError
+    from tourkit.grammar.matcher import Matcher
 
 
 class Status(Enum):

@@ -1,0 +1,212 @@
+"""A GGUF model as llama.cpp loads it: weights (split files and LoRA adapters too), metadata and text.
+
+The C boundary of everything that needs no context; llama_runner.py makes the context.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import warnings
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tourkit.errors import EngineDead, LocalError
+from tourkit.launch import ALL_LAYERS, GpuLayers
+
+_SPM_VOCAB = 1  # LLAMA_VOCAB_TYPE_SPM: SentencePiece, where text naturally starts with a space
+_SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+_NO_POOLING = (-1, 0)  # LLAMA_POOLING_TYPE_UNSPECIFIED and _NONE: a model that writes text
+LAST_POOLING, _RANK_POOLING = 3, 4
+
+_NO_REASON = "failed to load model"  # how llama.cpp ends every log of that kind, after the line that says why
+
+_log_tail: deque[str] = deque(maxlen=20)
+_log_callback: Any = None
+
+
+def import_llama() -> Any:
+    """The low-level module, with llama.cpp's log kept in memory instead of on stderr. Raises LocalError."""
+    global _log_callback
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError) as exc:
+        raise LocalError(
+            f"llama-cpp-python does not import ({exc}): install tourkit[llama], or from the bundle with install.sh"
+        ) from exc
+    if _log_callback is None:
+
+        def keep(_level: int, text: bytes, _data: object) -> None:
+            _log_tail.append(text.decode(errors="replace").rstrip())
+
+        _log_callback = llama_cpp.llama_log_callback(keep)
+        llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+def reason() -> str:
+    """The last line in which llama.cpp said what went wrong."""
+    lines = [line for line in _log_tail if line and line != "."]
+    words = ("error", "fail", "invalid", "does not", "requires")
+    said = [line for line in lines if not line.endswith(_NO_REASON)]
+    wrong = [line for line in said if any(word in line.lower() for word in words)]
+    return (wrong or lines or ["llama.cpp gave no reason"])[-1]
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The file, or all files of a split model, whose first one `path` is. Raises LocalError when one is missing."""
+    found = _SPLIT.fullmatch(path.name)
+    files = [path]
+    if found:
+        count = int(found[3])
+        if int(found[2]) != 1:
+            raise LocalError(f"{path}: part {int(found[2])} of {count}: give the first part")
+        files = [path.with_name(f"{found[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
+    for file in files:
+        if not file.is_file():
+            raise LocalError(f"{file}: no such file: run `tourkit verify` on the bundle")
+    return files
+
+
+class LlamaModel:
+    """One loaded GGUF model, without a context.
+
+    `lora`: adapter GGUFs to apply at full scale. Raises LocalError when the library or a file cannot be loaded.
+    """
+
+    def __init__(self, path: Path, *, gpu_layers: GpuLayers = ALL_LAYERS, lora: Sequence[Path] = ()) -> None:
+        self._lib = lib = import_llama()
+        self.path = path
+        self.lora = tuple(lora)
+        self._model = self._load(path, gpu_layers)
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self._adapters = [self._adapter(file) for file in self.lora]  # before the context: it sizes its graphs by them
+        self.n_ctx_train = int(lib.llama_model_n_ctx_train(self._model))
+        self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
+        self.eog = frozenset(t for t in range(self.n_vocab) if lib.llama_vocab_is_eog(self._vocab, t))
+        self.partial_kv = not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
+        self.shares_kv = self.partial_kv
+        self.pooling = self._pooling()
+        self._pieces: dict[int, bytes] = {}
+        bos, eos = lib.llama_vocab_bos(self._vocab), lib.llama_vocab_eos(self._vocab)
+        self.special_tokens = {  # as chat templates call them; empty where the model has none
+            name: self._render(token, special=True).decode() if token >= 0 else ""
+            for name, token in (("bos_token", bos), ("eos_token", eos))
+        }
+
+    def _load(self, path: Path, gpu_layers: GpuLayers) -> Any:
+        lib = self._lib
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = -1 if gpu_layers.count is None else gpu_layers.count  # -1 is llama.cpp's word for all
+        self.on_gpu = not gpu_layers.is_none and bool(lib.llama_supports_gpu_offload())
+        # Read, not mapped: where the CPU's kernels repack weights, a mapped file stays in memory beside the copy; and a
+        # drive that is pulled out ends a process that has mapped it.
+        params.load_mode = lib.LLAMA_LOAD_MODE_NONE
+        first, *_ = weight_files(path)  # llama.cpp finds the other parts beside it
+        model = lib.llama_model_load_from_file(str(first).encode(), params)
+        if not model:
+            raise LocalError(f"{path}: llama.cpp cannot load it ({reason()}): run `tourkit verify` on the bundle")
+        return model
+
+    def _adapter(self, path: Path) -> Any:
+        lib = self._lib
+        adapter = lib.llama_adapter_lora_init(self._model, str(path).encode()) if path.is_file() else None
+        if not adapter:
+            why = reason() if path.is_file() else "no such file"
+            self._free()
+            raise LocalError(f"{path}: not a LoRA adapter for {self.path.name} ({why}): take one made for this model")
+        if lib.llama_adapter_get_alora_n_invocation_tokens(adapter):
+            self._free()
+            raise LocalError(f"{path}: an activated LoRA, which is not supported: take a plain one")
+        return adapter
+
+    def _pooling(self) -> int:
+        """How tokens' vectors become the text's, as the GGUF says. Raises LocalError for kinds that are not served."""
+        said = self.metadata(f"{self.metadata('general.architecture')}.pooling_type")
+        pooling = int(said) if said else _NO_POOLING[0]
+        if pooling == _RANK_POOLING:
+            self._refuse("a reranker: it gives scores, neither text nor embeddings")
+        if self._lib.llama_model_has_encoder(self._model) and self._lib.llama_model_has_decoder(self._model):
+            self._refuse("an encoder-decoder model")
+        return pooling
+
+    def _refuse(self, what: str) -> None:
+        self._free()
+        raise LocalError(f"{self.path}: {what}, which is not served: choose another model")
+
+    @property
+    def embeds(self) -> bool:
+        """True for a model that makes embeddings, False for one that writes text."""
+        return self.pooling not in _NO_POOLING
+
+    @property
+    def causal(self) -> bool:
+        """False where every token sees the ones after it too, as in BERT."""
+        return self.metadata(f"{self.metadata('general.architecture')}.attention.causal") != "false"
+
+    def metadata(self, key: str) -> str | None:
+        """A value of the GGUF's metadata as text, None when it is not there."""
+        size = 256
+        buffer = ctypes.create_string_buffer(size)
+        n = int(self._lib.llama_model_meta_val_str(self._model, key.encode(), buffer, size))
+        return buffer.value.decode(errors="replace") if n >= 0 else None
+
+    def _free(self) -> None:
+        if self._model is not None:
+            self._lib.llama_model_free(self._model)  # and with it its adapters
+            self._model = None
+
+    # --- text ---------------------------------------------------------------------------------------------------
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source the GGUF carries, if any."""
+        raw = self._lib.llama_model_chat_template(self._model, None)
+        return raw.decode() if raw else None
+
+    @property
+    def adds_bos(self) -> bool:
+        return bool(self._lib.llama_vocab_get_add_bos(self._vocab))
+
+    @property
+    def starts_with_space(self) -> bool:
+        """True for SentencePiece vocabularies, whose answers naturally begin with a space."""
+        return int(self._lib.llama_vocab_type(self._vocab)) == _SPM_VOCAB
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        if self._model is None:
+            raise EngineDead("the model is closed")
+        raw = text.encode()
+        room = len(raw) + 16
+        while True:
+            tokens = (self._lib.llama_token * room)()
+            n = self._lib.llama_tokenize(self._vocab, raw, len(raw), tokens, room, add_special, parse_special)
+            if n >= 0:
+                return list(tokens[:n])
+            room = -n
+
+    def piece(self, token: int) -> bytes:
+        found = self._pieces.get(token)
+        if found is None:
+            found = self._pieces[token] = self._render(token, special=False)
+        return found
+
+    def _render(self, token: int, *, special: bool) -> bytes:
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = int(self._lib.llama_token_to_piece(self._vocab, token, buffer, size, 0, special))
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
+
+    def grammar_tokenizer(self) -> Any:
+        """llguidance's view of this vocabulary; about a second for 128k tokens, so made once."""
+        import llguidance.llamacpp
+
+        with warnings.catch_warnings():  # llguidance 1.9 calls a function that llama-cpp-python 0.3.36 deprecates
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return llguidance.llamacpp.lltokenizer_from_vocab(self._vocab, eos_token=sorted(self.eog))

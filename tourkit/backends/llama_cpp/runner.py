@@ -1,0 +1,260 @@
+"""A GGUF model with its llama.cpp context: batches, KV cache and embeddings, with bounds and return codes checked here.
+
+Scheduling is the engine's; nothing here starts a thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tourkit.backends.llama_cpp.model import LAST_POOLING, LlamaModel, reason
+from tourkit.backends.llama_cpp.sampling import LlamaSampler
+from tourkit.engine.sampling import NumpySampler
+from tourkit.errors import EngineError, LocalError, UsageError
+from tourkit.launch import ALL_LAYERS, GpuLayers
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tourkit.engine.runner import Sampler
+    from tourkit.generation import SamplingParams
+
+_DECODE_MEANING = {2: "aborted", -1: "invalid batch", -2: "could not allocate", -3: "compute failed"}
+_CACHE_TYPES = ("f16", "q8_0")
+_ADDRESS_OF = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+_EMBEDDING_SLOTS = 32  # texts a call of an embedding model: they need no cells between calls
+
+
+class LlamaRunner(LlamaModel):
+    """One GGUF model and one llama.cpp context. Not thread-safe: one thread decodes.
+
+    `context` is in tokens a sequence; the KV cache holds `context * slots` cells unless `n_ctx` says otherwise.
+    `unified`: all slots share these cells, else each has its part of them for itself. `cache_type`: f16, or q8_0 for
+    about half the memory. `flash_attention` None: where the device can. Further keywords are those of LlamaModel.
+    Raises LocalError when the library, a file or the context cannot be had.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        slots: int = 4,
+        context: int | None = None,
+        n_ctx: int | None = None,
+        n_batch: int = 512,
+        threads: int | None = None,
+        unified: bool = True,
+        cache_type: str = "f16",
+        flash_attention: bool | None = None,
+        gpu_layers: GpuLayers = ALL_LAYERS,
+        lora: Sequence[Path] = (),
+    ) -> None:
+        if cache_type not in _CACHE_TYPES:
+            raise UsageError(f"KV cache type {cache_type!r}: choose from {', '.join(_CACHE_TYPES)}")
+        super().__init__(path, gpu_layers=gpu_layers, lora=lora)
+        lib = self._lib
+        self.context = min(context or self.n_ctx_train, self.n_ctx_train)
+        self.n_slots = _EMBEDDING_SLOTS if self.embeds else slots
+        self.n_batch = max(n_batch, self.n_slots)  # llama.cpp ends the process otherwise
+        self.cache_type = "f16" if self.embeds else cache_type  # nothing is kept between calls
+        cells = n_ctx or self.context * slots
+        self._splits_texts = self.pooling == LAST_POOLING and self.causal  # only a text's end counts for its embedding
+        if self.embeds:
+            cells, unified = max(self.context, self.n_batch), True
+            self.n_batch = self.n_batch if self._splits_texts else cells
+        self._context = self._make_context(cells, threads, unified, flash_attention)
+        self._apply_adapters()
+        self._memory = lib.llama_get_memory(self._context)  # None for encoders
+        if self._memory is None and not self.embeds:
+            self._refuse("an encoder without pooling")
+        self.n_ctx = int(lib.llama_n_ctx(self._context))
+        self.context = min(self.context, int(lib.llama_n_ctx_seq(self._context)))
+        self.one_pool = unified and not self.embeds
+        self.prompts_apart = self.one_pool and not self.on_gpu
+        # The library's own binding makes a pointer object of every address.
+        self._logits_address = _ADDRESS_OF(ctypes.cast(lib.llama_get_logits, ctypes.c_void_p).value or 0)
+        self._batch = lib.llama_batch_init(self.n_batch, 0, 1)
+        self._wanted: list[int] = []  # rows of the batch whose logits are asked for
+        self._outputs: dict[int, int] = {}  # rows of the last decode → where their logits stand among all of them
+        self._logits: np.ndarray | None = None  # of the last decode, shape (outputs, n_vocab); None until asked for
+        self._room: tuple[int, np.ndarray | None] = 0, None  # where logits were last, and the largest view of them
+
+    def _make_context(self, n_ctx: int, threads: int | None, unified: bool, flash_attention: bool | None) -> Any:
+        lib = self._lib
+        params = lib.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = self.n_batch  # one ubatch a decode: "no room" leaves nothing half done
+        params.n_seq_max = self.n_slots
+        params.kv_unified = unified
+        params.swa_full = True  # sliding-window models keep whole prefixes, so that slots can share them
+        params.no_perf = True
+        params.embeddings = self.embeds
+        if self.cache_type == "q8_0":
+            params.type_k = params.type_v = lib.GGML_TYPE_Q8_0
+        if flash_attention is not None:
+            params.flash_attn_type = int(flash_attention)  # LLAMA_FLASH_ATTN_TYPE_ENABLED or _DISABLED
+        if threads is not None:
+            params.n_threads = params.n_threads_batch = threads
+        context = lib.llama_init_from_model(self._model, params)
+        if not context:
+            why = reason()
+            self._free()
+            mend = "ask for fewer with --context" if self.cache_type == "f16" else "take the f16 cache"
+            raise LocalError(f"{self.path}: no context of {n_ctx} tokens, cache {self.cache_type} ({why}): {mend}")
+        return context
+
+    def _apply_adapters(self) -> None:
+        count = len(self._adapters)
+        if count:
+            adapters = (self._lib.llama_adapter_lora_p_ctypes * count)(*self._adapters)
+            self._lib.llama_set_adapters_lora(self._context, adapters, count, (ctypes.c_float * count)(*[1.0] * count))
+
+    # --- batch and KV cache -------------------------------------------------------------------------------------
+
+    def add(self, token: int, pos: int, slot: int, *, logits: bool) -> int | None:
+        batch, i = self._batch, self._batch.n_tokens
+        if i >= self.n_batch:  # llama.cpp would write past its arrays
+            raise EngineError(f"the batch holds {self.n_batch} tokens, the scheduler asked for more")
+        if not 0 <= slot < self.n_slots or not 0 <= token < self.n_vocab:
+            raise EngineError(f"slot {slot} or token {token} is out of range")
+        batch.token[i] = token
+        batch.pos[i] = pos
+        batch.n_seq_id[i] = 1
+        batch.seq_id[i][0] = slot
+        batch.logits[i] = logits
+        batch.n_tokens = i + 1
+        if not logits:
+            return None
+        row = int(i)
+        self._wanted.append(row)
+        return row
+
+    def decode(self) -> bool:
+        run = self._lib.llama_encode if self._memory is None else self._lib.llama_decode
+        code = run(self._context, self._batch)
+        self._batch.n_tokens = 0
+        self._outputs, self._wanted, self._logits = {row: at for at, row in enumerate(self._wanted)}, [], None
+        if code not in (0, 1):
+            raise EngineError(f"llama_decode: {_DECODE_MEANING.get(code, 'fatal error')} (code {code})")
+        return bool(code == 0)
+
+    def logits(self, row: int) -> np.ndarray:
+        at = self._outputs.get(row)
+        if at is None:
+            raise EngineError(f"row {row} has no logits")
+        if self._logits is None:
+            self._logits = self._all_logits()
+        found: np.ndarray = self._logits[at]
+        return found
+
+    def _all_logits(self) -> np.ndarray:
+        """A view of all logits of the last decode: llama.cpp keeps them one after the other, in the batch's order.
+
+        They are mostly where the last ones were, in memory that only grows, and making a view takes as long as a draw.
+        """
+        address = self._logits_address(self._context)
+        if not address:
+            raise EngineError("the last decode gave no logits")
+        known, view = self._room
+        if view is None or address != known or len(self._outputs) > len(view):
+            import numpy as np
+
+            pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
+            view = np.ctypeslib.as_array(pointer, shape=(len(self._outputs), self.n_vocab))
+            self._room = address, view
+        return view
+
+    def share(self, source: int, target: int, length: int) -> None:
+        self._lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
+
+    def truncate(self, slot: int, length: int) -> bool:
+        if self._lib.llama_memory_seq_rm(self._memory, slot, length, -1):
+            return True
+        self._lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        return False
+
+    def sampler(self, params: SamplingParams, seed: int) -> Sampler:
+        """Both draw the same tokens. llama.cpp's is faster where it cuts the candidates first (bench/sampling.py)."""
+        if params.temperature > 0 and (params.top_k > 0 or params.min_p > 0):
+            return LlamaSampler(self._lib, self._context, params, seed, self.n_vocab)
+        return NumpySampler(self.logits, params, seed)
+
+    # --- embeddings -----------------------------------------------------------------------------------------------
+
+    @property
+    def n_embd(self) -> int:
+        """Numbers of an embedding."""
+        return int(self._lib.llama_model_n_embd_out(self._model))
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Embeddings of tokenized texts, float32 (len(texts), n_embd), each of length 1.
+
+        At most n_slots texts, together at most n_batch tokens; one text alone at most context. Raises EngineError.
+        """
+        import numpy as np
+
+        self._lib.llama_memory_clear(self._memory, False)
+        for slot, tokens in enumerate(texts):
+            for pos, token in enumerate(tokens):
+                if self._batch.n_tokens == self.n_batch and len(texts) == 1 and self._splits_texts:
+                    self._embed_batch()
+                self.add(token, pos, slot, logits=True)
+        self._embed_batch()
+        vectors = np.empty((len(texts), self.n_embd), dtype=np.float32)
+        for slot in range(len(texts)):
+            pointer = self._lib.llama_get_embeddings_seq(self._context, slot)
+            if not pointer:
+                raise EngineError(f"text {slot} of the batch has no embedding")
+            vectors[slot] = np.ctypeslib.as_array(pointer, shape=(self.n_embd,))
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors /= np.maximum(lengths, np.finfo(np.float32).tiny)
+        return vectors
+
+    def _embed_batch(self) -> None:
+        if not self.decode():
+            raise EngineError("the context has no room for a text that was measured to fit")
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def read_state(self, slot: int) -> bytearray:
+        size = self.state_size(slot)
+        data = bytearray(size)
+        read = self._lib.llama_state_seq_get_data(self._context, (ctypes.c_uint8 * size).from_buffer(data), size, slot)
+        return data if read == size else bytearray()
+
+    def write_state(self, slot: int, data: bytearray) -> bool:
+        source = (ctypes.c_uint8 * len(data)).from_buffer(data)
+        if self._lib.llama_state_seq_set_data(self._context, source, len(data), slot):
+            return True
+        self.truncate(slot, 0)
+        return False
+
+    def state_size(self, slot: int) -> int:
+        """Bytes that the KV cells of a slot take when they are written out."""
+        return int(self._lib.llama_state_seq_get_size(self._context, slot))
+
+    def save_state(self, slot: int, tokens: Sequence[int], path: Path) -> bool:
+        """Write a slot's cells and the tokens they are of; False when the disk refuses."""
+        array = (self._lib.llama_token * len(tokens))(*tokens)
+        saved = self._lib.llama_state_seq_save_file(self._context, str(path).encode(), slot, array, len(tokens))
+        return bool(saved)
+
+    def load_state(self, slot: int, path: Path) -> list[int]:
+        """Fill an empty slot from a file of `save_state`; the tokens, none when the file does not fit this context."""
+        tokens, count = (self._lib.llama_token * self.context)(), ctypes.c_size_t()
+        source = str(path).encode()
+        read = self._lib.llama_state_seq_load_file(
+            self._context, source, slot, tokens, self.context, ctypes.byref(count)
+        )
+        return list(tokens[: count.value]) if read else []
+
+    def close(self) -> None:
+        if self._context is None:
+            return
+        self._lib.llama_batch_free(self._batch)
+        self._lib.llama_free(self._context)
+        self._context = None
+        self._free()

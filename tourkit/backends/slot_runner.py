@@ -1,0 +1,166 @@
+"""What the runners of transformers and ONNX have in common: books of what each slot holds, batches, rows of logits.
+
+A stack's own runner brings the forward pass, and says how its cells are shared and dropped.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tourkit.engine.sampling import NumpySampler
+from tourkit.errors import EngineError, LocalError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tourkit.backends.vocabulary import Vocabulary
+    from tourkit.generation import SamplingParams
+    from tourkit.launch import Launch
+
+
+@dataclass(slots=True)
+class Part:
+    """The tokens of one slot in a batch: they come after `past` cells; logits are wanted at the offsets `wanted`."""
+
+    slot: int
+    past: int
+    tokens: list[int] = field(default_factory=list)
+    wanted: list[int] = field(default_factory=list)
+
+
+class SlotRunner(ABC):
+    """A TextRunner over a forward pass. Not thread-safe: one thread decodes. `context` in tokens a sequence."""
+
+    def __init__(
+        self, vocabulary: Vocabulary, *, slots: int, context: int, n_batch: int, partial_kv: bool, shares_kv: bool
+    ) -> None:
+        self._vocabulary = vocabulary
+        self.n_slots = slots
+        self.context = context
+        self.n_ctx = context * slots
+        self.n_batch = n_batch
+        self.n_vocab = vocabulary.n_vocab
+        self.eog = vocabulary.eog
+        self.partial_kv = partial_kv
+        self.shares_kv = shares_kv
+        self.one_pool = self.prompts_apart = False
+        self.special_tokens = vocabulary.special_tokens
+        self._held: list[int] = [0] * slots  # cells of each slot
+        self._batch: dict[int, Part] = {}
+        self._n_rows = self._n_tokens = 0
+        self._rows: np.ndarray | None = None
+
+    # --- what a stack brings --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def forward(self, parts: list[Part]) -> np.ndarray | None:
+        """Run the model; float32 (rows wanted, n_vocab) in the order of the parts; None when memory ran out."""
+
+    @abstractmethod
+    def copy_cells(self, source: int, target: int, length: int) -> None:
+        """Give the empty slot `target` the first `length` cells of `source`."""
+
+    @abstractmethod
+    def drop_cells(self, slot: int, length: int) -> None:
+        """Keep the first `length` cells of a slot, fewer than it has; 0 always works."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    # --- text -----------------------------------------------------------------------------------------------------
+
+    @property
+    def chat_template(self) -> str | None:
+        return self._vocabulary.chat_template
+
+    @property
+    def adds_bos(self) -> bool:
+        return self._vocabulary.adds_bos
+
+    @property
+    def starts_with_space(self) -> bool:
+        return self._vocabulary.starts_with_space
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        return self._vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def piece(self, token: int) -> bytes:
+        return self._vocabulary.piece(token)
+
+    def grammar_tokenizer(self) -> Any:
+        return self._vocabulary.grammar_tokenizer()
+
+    # --- batch and cells ------------------------------------------------------------------------------------------
+
+    def add(self, token: int, pos: int, slot: int, *, logits: bool) -> int | None:
+        if self._n_tokens >= self.n_batch:
+            raise EngineError(f"the batch holds {self.n_batch} tokens, the scheduler asked for more")
+        if not 0 <= slot < self.n_slots or not 0 <= token < self.n_vocab:
+            raise EngineError(f"slot {slot} or token {token} is out of range")
+        part = self._batch.setdefault(slot, Part(slot, self._held[slot]))
+        if pos != part.past + len(part.tokens) or pos >= self.context:
+            raise EngineError(f"slot {slot}: position {pos} does not follow its {part.past} cells or is past the end")
+        if slot != next(reversed(self._batch)):  # rows are counted in the order of the parts
+            raise EngineError(f"slot {slot} comes twice in a batch")
+        part.tokens.append(token)
+        self._n_tokens += 1
+        if not logits:
+            return None
+        part.wanted.append(len(part.tokens) - 1)
+        self._n_rows += 1
+        return self._n_rows - 1
+
+    def decode(self) -> bool:
+        parts, self._batch = list(self._batch.values()), {}
+        self._n_rows = self._n_tokens = 0
+        rows = self.forward(parts)
+        if rows is None:
+            return False
+        rows[:, self._vocabulary.n_known :] = float("-inf")  # padding of the weights: no token of the model
+        self._rows = rows
+        for part in parts:
+            self._held[part.slot] = part.past + len(part.tokens)
+        return True
+
+    def logits(self, row: int) -> np.ndarray:
+        if self._rows is None or not 0 <= row < len(self._rows):
+            raise EngineError(f"row {row} has no logits")
+        found: np.ndarray = self._rows[row]
+        return found
+
+    def sampler(self, params: SamplingParams, seed: int) -> NumpySampler:
+        return NumpySampler(self.logits, params, seed)
+
+    def share(self, source: int, target: int, length: int) -> None:
+        self.copy_cells(source, target, length)
+        self._held[target] = length
+
+    def read_state(self, slot: int) -> bytearray:
+        raise EngineError(f"slot {slot}: this stack keeps the cells of each slot apart")
+
+    def write_state(self, slot: int, data: bytearray) -> bool:
+        raise EngineError(f"slot {slot}: this stack keeps the cells of each slot apart")
+
+    def truncate(self, slot: int, length: int) -> bool:
+        if length >= self._held[slot]:
+            return True
+        whole = length == 0 or self.partial_kv
+        length = length if whole else 0
+        self.drop_cells(slot, length)
+        self._held[slot] = length
+        return whole
+
+
+def refuse_foreign(launch: Launch) -> None:
+    """Refuse what only llama.cpp can load with. Raises LocalError naming it."""
+    foreign = {
+        f"a KV cache of {launch.cache_type}": launch.cache_type != "f16",
+        "flash attention by choice": launch.flash_attention is not None,
+        "LoRA adapters": bool(launch.lora),
+        "some layers on the GPU and some not": launch.gpu_layers.is_part,
+    }
+    asked = [name for name, given in foreign.items() if given]
+    if asked:
+        raise LocalError(f"{launch.model}: the stack {launch.stack} has no {asked[0]}: leave it out, or use llama_cpp")

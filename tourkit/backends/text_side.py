@@ -1,0 +1,137 @@
+"""What every stack does with text: prompts and answers as tokens, checks of a request, grammars for one vocabulary."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Protocol
+
+from tourkit.backends.chat_template import ChatTemplate
+from tourkit.errors import RequestError
+from tourkit.generation import Request
+from tourkit.grammar.compiler import GrammarCompiler, Manner
+from tourkit.grammar.matcher import Matcher
+
+
+class Vocabular(Protocol):
+    """The text side of a model. `special_tokens`: bos_token and eos_token as text, empty where there is none."""
+
+    n_vocab: int
+    eog: frozenset[int]  # every end-of-generation token
+    special_tokens: dict[str, str]
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source, if the model carries one."""
+        ...
+
+    @property
+    def adds_bos(self) -> bool: ...
+
+    @property
+    def starts_with_space(self) -> bool:
+        """True for SentencePiece vocabularies, whose answers naturally begin with a space."""
+        ...
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+
+    def piece(self, token: int) -> bytes: ...
+
+    def grammar_tokenizer(self) -> Any:
+        """llguidance's view of the vocabulary; called once."""
+        ...
+
+
+class Texts:
+    """Prompts, checks and grammars of one model. Thread-safe. `chat_template` is used where the model carries none."""
+
+    def __init__(self, vocabulary: Vocabular, context: int, chat_template: str = "") -> None:
+        self.vocabulary = vocabulary
+        self.context = context
+        source = vocabulary.chat_template or chat_template
+        self._template = ChatTemplate(source, vocabulary.special_tokens) if source else None
+        self._grammars: GrammarCompiler | None = None
+        self._lock = threading.Lock()
+
+    def prompt(self, request: Request, begun: str = "") -> list[int]:
+        """The tokens of a prompt or of messages, and of an answer that has begun. Raises RequestError."""
+        vocabulary = self.vocabulary
+        if request.prompt is not None:
+            return vocabulary.tokenize(request.prompt + begun, add_special=True, parse_special=False)
+        if self._template is None:
+            raise RequestError(
+                "this model carries no chat template: use /v1/completions with a plain prompt, or give its model a "
+                "chat_template in the manifest",
+                param="messages",
+            )
+        text = self._template.render(request.messages or ()) + begun
+        bos = vocabulary.special_tokens["bos_token"]
+        add_bos = vocabulary.adds_bos and not (bos and text.startswith(bos))
+        return vocabulary.tokenize(text, add_special=add_bos, parse_special=True)
+
+    def dialogue(self, question: str, begun: str, room: int) -> list[int]:
+        """The tokens of a question and of an answer that has begun, the last ones if all of them leave no `room`.
+
+        As plain text where no template takes them.
+        """
+        try:
+            tokens = self.prompt(Request(messages=({"role": "user", "content": question},)), begun)
+        except RequestError:  # there is none, or it wants more than a question
+            tokens = self.prompt(Request(prompt=f"{question}\n"), begun)
+        return tokens[-(self.context - room) :]
+
+    def check(self, request: Request, n_prompt: int) -> None:
+        """Raises RequestError for more tokens than fit the context, and for tokens this model does not have."""
+        wanted = request.params.max_tokens or 1
+        if n_prompt + wanted > self.context:
+            raise RequestError(
+                f"{n_prompt} prompt tokens and {wanted} to generate do not fit a context of {self.context}: "
+                "shorten the prompt, lower max_tokens, or serve with a larger --context",
+                param="messages" if n_prompt >= self.context else "max_tokens",
+                code="context_length_exceeded",
+            )
+        for token, _ in request.params.logit_bias:
+            if token >= self.vocabulary.n_vocab:
+                raise RequestError(
+                    f"logit_bias names token {token}: this model has {self.vocabulary.n_vocab}", param="logit_bias"
+                )
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        return self.vocabulary.tokenize(text, add_special=add_special, parse_special=False)
+
+    def detokenize(self, tokens: list[int]) -> str:
+        for token in tokens:
+            if token >= self.vocabulary.n_vocab:
+                raise RequestError(f"token {token}: this model has {self.vocabulary.n_vocab}", param="tokens")
+        return b"".join(self.vocabulary.piece(token) for token in tokens).decode(errors="replace")
+
+    def bared(self, text: str) -> str:
+        """The beginning of an answer without the space that SentencePiece models begin with."""
+        return text.removeprefix(" ") if self.vocabulary.starts_with_space else text
+
+    def matchers(self, request: Request, count: int, *, compact: bool) -> list[Matcher] | list[None]:
+        """What so many texts are to be held to, each by itself; None for free text. Raises RequestError.
+
+        `compact`: JSON has no space after commas and colons.
+        """
+        if request.constraint is None:
+            return [None] * count
+        manner = Manner(tight=request.tight, compact=compact)
+        return self._compiler().matchers(request.constraint, manner, count)
+
+    def prepare(self) -> None:
+        """Make what grammars need now, so that the first request under one does not wait for it: up to a second."""
+        self._compiler()
+
+    def _compiler(self) -> GrammarCompiler:
+        vocabulary = self.vocabulary
+        with self._lock:
+            if self._grammars is None:
+                self._grammars = GrammarCompiler(
+                    vocabulary.grammar_tokenizer(),
+                    vocabulary.n_vocab,
+                    vocabulary.eog,
+                    vocabulary.piece,
+                    lambda text: len(vocabulary.tokenize(text, add_special=False, parse_special=False)),
+                    leading_space=vocabulary.starts_with_space,
+                )
+            return self._grammars

@@ -1,0 +1,136 @@
+"""Encoders of safetensors through transformers: the vectors of texts, pooled as the model's folder says.
+
+Texts of a call are padded to the longest and masked; the folder's own tokenizer puts its marks around each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tourkit.backends.vocabulary import read_json
+from tourkit.errors import EngineError, LocalError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_TEXTS = 32  # a call
+_MOST_TOKENS = 2048  # a call, without padding
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
+_POOLING = "1_Pooling/config.json"  # where sentence-transformers keeps it
+_POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+
+
+class EncoderRunner:
+    """One encoder on a device: float32 on a CPU, the weights' own type on a GPU. Raises LocalError."""
+
+    n_slots = _TEXTS
+    n_batch = _MOST_TOKENS
+
+    def __init__(self, folder: Path, device: str, *, context: int) -> None:
+        self._folder = folder
+        self._pooling = _pooling(folder)
+        self._tokenizer = _tokenizer(folder)
+        self._model = _load(folder, device)
+        config = self._model.config
+        self.n_vocab, self.n_embd = int(config.vocab_size), int(config.hidden_size)
+        # RoBERTa counts positions from after its padding token, so that it has so many fewer.
+        offset = int(config.pad_token_id or 0) + 1 if "roberta" in config.model_type else 0
+        self.context = min(context, int(config.max_position_embeddings) - offset)
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        self._tokenizer.encode_special_tokens = not parse_special
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special).ids)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token as text; empty for control tokens and padding."""
+        text = self._tokenizer.id_to_token(token)
+        added = self._tokenizer.get_added_tokens_decoder().get(token)
+        if text is None or (added is not None and added.special):
+            return b""
+        if _SPACE in text or self._tokenizer.token_to_id("[CLS]") is None:
+            return str(text).replace(_SPACE, " ").encode()
+        return str(text[2:] if text.startswith("##") else f" {text}").encode()
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
+        import numpy as np
+
+        vectors = np.empty((len(texts), self.n_embd), dtype=np.float32)
+        for group in _alike(texts):
+            vectors[group] = self._vectors([texts[i] for i in group])
+        return vectors
+
+    def _vectors(self, texts: list[Sequence[int]]) -> np.ndarray:
+        """Those of texts that are padded to one length."""
+        import torch
+
+        longest, device, config = max(map(len, texts)), self._model.device, self._model.config
+        pad = config.pad_token_id or 0  # RoBERTa counts positions by it
+        tokens = torch.tensor([[*text, *[pad] * (longest - len(text))] for text in texts], device=device)
+        mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts], device=device)
+        try:
+            with torch.inference_mode():
+                states = self._model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
+                weights = mask[:, :, None].float()
+                pooled = states[:, 0] if self._pooling == "cls" else (states * weights).sum(1) / weights.sum(1)
+                found: np.ndarray = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
+        except torch.OutOfMemoryError as exc:
+            raise EngineError(f"no memory for {len(texts)} texts of {longest} tokens: send shorter ones") from exc
+        return found
+
+    def close(self) -> None:
+        self._model = None
+
+
+def _alike(texts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Places of texts in groups whose longest is at most twice as long as their shortest: little is padding."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(texts)), key=lambda i: len(texts[i])):
+        if groups and len(texts[i]) <= 2 * len(texts[groups[-1][0]]):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def _pooling(folder: Path) -> str:
+    """How tokens' vectors become the text's: the mean where the folder does not say. Raises LocalError."""
+    said = read_json(folder / _POOLING)
+    wanted = [name for name, on in said.items() if name.startswith("pooling_mode_") and on is True]
+    if not wanted:
+        return "mean"
+    if len(wanted) > 1 or wanted[0] not in _POOLINGS:
+        raise LocalError(f"{folder / _POOLING}: {', '.join(wanted)} is not served: use a GGUF of this model")
+    return _POOLINGS[wanted[0]]
+
+
+def _tokenizer(folder: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise LocalError(f"{folder}: no tokenizer.json: this stack needs one beside the weights")
+    try:
+        found = Tokenizer.from_file(str(path))
+    except Exception as exc:  # tokenizers raises nothing narrower
+        raise LocalError(f"{path}: not a tokenizer ({exc}): run `tourkit verify`") from exc
+    found.no_truncation()
+    found.no_padding()
+    return found
+
+
+def _load(folder: Path, device: str) -> Any:
+    from transformers import AutoModel
+
+    try:
+        model = AutoModel.from_pretrained(
+            folder,
+            dtype="float32" if device == "cpu" else "auto",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except Exception as exc:  # of a damaged file, of an unknown architecture: each library has kinds of its own
+        raise LocalError(f"{folder}: transformers cannot load it: {' '.join(str(exc).split())[:300]}") from exc
+    return model.to(device).eval()

@@ -1,0 +1,286 @@
+"""safetensors through transformers: the model's own forward pass, in packed batches, under our engine.
+
+transformers' continuous batching takes a temperature, top-k and top-p with each request and drops every other logits
+processor: no grammar, seed, penalty, bias, stop string or likeliest alternatives. So it is not what batches here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tourkit.backends.slot_runner import Part, SlotRunner
+from tourkit.backends.transformers import packed
+from tourkit.backends.vocabulary import Vocabulary, read_json
+from tourkit.errors import LocalError
+from tourkit.launch import ALL_LAYERS, GpuLayers
+from tourkit.offline import ENVIRONMENT
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+# What transformers' continuous batching cannot do request by request.
+EMULATED = (
+    *("seed", "stop", "logprobs", "logit_bias", "frequency_penalty", "presence_penalty", "min_p"),
+    *("json_schema", "json_object", "regex", "grammar", "choice"),
+)
+_MOST_TOKENS = 512  # a batch
+_PROBE = 12  # tokens on which a forward pass is tried out
+_PACKABLE = {"full_attention", "sliding_attention"}  # kinds of layers
+
+
+class Pass(Protocol):
+    """A model's forward pass with the cells of every slot."""
+
+    def __call__(self, parts: list[Part]) -> Any:
+        """Logits of the rows wanted, a tensor (rows, n_vocab)."""
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None: ...
+
+    def drop(self, slot: int, length: int) -> None: ...
+
+
+class SeparatePass:
+    """For models that cannot be packed: slot by slot, each with transformers' own cache."""
+
+    def __init__(self, model: Any, slots: int) -> None:
+        self._model = model
+        self._caches = [self._prefix(None, 0) for _ in range(slots)]
+
+    def __call__(self, parts: list[Part]) -> Any:
+        import torch
+
+        device, found = self._model.device, []
+        for part in parts:
+            rows = torch.tensor(part.wanted, device=device, dtype=torch.long)
+            tokens = torch.tensor([part.tokens], device=device)
+            cache = self._caches[part.slot]
+            found.append(packed.last_logits(self._model, rows, input_ids=tokens, past_key_values=cache, use_cache=True))
+        return torch.cat(found)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        self._caches[target] = self._prefix(self._caches[source], length)
+
+    def drop(self, slot: int, length: int) -> None:
+        self._caches[slot] = self._prefix(self._caches[slot], length)
+
+    def _prefix(self, cache: Any, length: int) -> Any:
+        """A cache of the first `length` cells of another; no cell is written twice, so they need not be copied."""
+        from transformers import DynamicCache
+
+        made = DynamicCache()
+        for i, layer in enumerate(cache.layers if length else ()):
+            made.update(layer.keys[..., :length, :], layer.values[..., :length, :], i)
+        return made
+
+
+class TransformersRunner(SlotRunner):
+    """One causal language model, on the GPU where there is one: float32 on a CPU, the weights' own type on a GPU.
+
+    NO_LAYERS keeps it on the CPU. `pack` False runs slot by slot even what could be packed. Raises LocalError.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        slots: int,
+        context: int,
+        threads: int | None = None,
+        gpu_layers: GpuLayers = ALL_LAYERS,
+        pack: bool = True,
+    ) -> None:
+        self._torch = torch = import_torch()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._model = _load_model(folder, device_of(torch, gpu_layers))
+        config = self._model.config.get_text_config()
+        context = min(context, int(getattr(config, "max_position_embeddings", None) or context))
+        self._alone = _rope_goes_by_length(config)
+        try:
+            self._pass = _choose_pass(self._model, config, folder, slots, context, pack)
+            n_vocab = int(self._pass([Part(0, 0, [1], [0])]).shape[-1])
+        except torch.OutOfMemoryError as exc:
+            raise LocalError(
+                f"{folder}: no memory for {slots} slots of {context} tokens: lower --slots or --context"
+            ) from exc
+        self._pass.drop(0, 0)
+        source = None if (folder / "tokenizer.json").is_file() else converted_tokenizer(folder)
+        super().__init__(
+            Vocabulary(folder, n_vocab, source),
+            slots=slots,
+            context=context,
+            n_batch=_MOST_TOKENS,
+            partial_kv=True,
+            shares_kv=True,
+        )
+
+    @property
+    def is_packed(self) -> bool:
+        return isinstance(self._pass, packed.PackedPass)
+
+    def forward(self, parts: list[Part]) -> np.ndarray | None:
+        import numpy as np
+
+        batches = [[part] for part in parts] if self._alone else [parts]
+        try:
+            found = [self._pass(batch).float().cpu().numpy() for batch in batches]
+        except self._torch.OutOfMemoryError:
+            self._torch.cuda.empty_cache()
+            return None
+        rows: np.ndarray = np.concatenate(found) if len(found) > 1 else found[0]
+        return rows
+
+    def copy_cells(self, source: int, target: int, length: int) -> None:
+        self._pass.copy(source, target, length)
+
+    def drop_cells(self, slot: int, length: int) -> None:
+        self._pass.drop(slot, length)
+
+    def close(self) -> None:
+        self._pass = self._model = None
+
+
+def _choose_pass(model: Any, config: Any, folder: Path, slots: int, context: int, pack: bool) -> Any:
+    """The fastest forward pass that gives the logits of the model's own. Raises LocalError when none does."""
+    tokens = [(37 * i + 11) % config.vocab_size for i in range(min(_PROBE, context))]
+    expected = _own_logits(model, tokens)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if pack and kinds <= _PACKABLE:
+        usual = model.config._attn_implementation
+        _attend_packed(model)
+        found = packed.PackedPass(model, slots, context)
+        fault = _fault(found, tokens, expected, slots)
+        windows = "sliding_attention" in kinds if kinds else bool(getattr(config, "sliding_window", None))
+        if not fault and found.windowed >= windows:  # a window that is only in a mask would be missed
+            return found
+        model.set_attn_implementation(usual)
+    separate = SeparatePass(model, slots)
+    fault = _fault(separate, tokens, expected, slots)
+    if fault:
+        raise LocalError(f"{folder}: transformers cannot run it piece by piece ({fault}): use another stack")
+    return separate
+
+
+def _own_logits(model: Any, tokens: list[int]) -> Any:
+    """Logits of every token, from one pass without any cache."""
+    import torch
+
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False).logits[0]
+
+
+def _attend_packed(model: Any) -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(packed.NAME, packed.attend)
+    model.set_attn_implementation(packed.NAME)
+
+
+def _fault(run: Pass, tokens: list[int], expected: Any, slots: int) -> str:
+    """Why a pass is no good; empty when it gives the expected logits in pieces, beside another slot, and from cells
+    that were dropped and copied."""
+    n, half, other = len(tokens), len(tokens) // 2, slots - 1
+    rest, last = tokens[half:], [n - half - 1]
+    try:
+        first = run([Part(0, 0, tokens[:half], [half - 1])])
+        whole = [Part(other, 0, tokens, [n - 1])] if other else []
+        found = [*run([*whole, Part(0, half, rest, last)])]
+        run.drop(0, half)
+        found += [*run([Part(0, half, rest, last)])]
+        if other:
+            run.drop(other, 0)
+            run.copy(0, other, half)
+            found += [*run([Part(other, half, rest, last)])]
+        run.drop(0, 0)
+        run.drop(other, 0)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as exc:
+        import torch
+
+        if isinstance(exc, torch.OutOfMemoryError):
+            raise
+        return _line(exc) or type(exc).__name__
+    right = _close(first[0], expected[half - 1]) and all(_close(each, expected[-1]) for each in found)
+    return "" if right else "other logits than in one piece"
+
+
+def _close(found: Any, expected: Any) -> bool:
+    """Equal but for rounding, which is coarse in 16 bits."""
+    import torch
+
+    tolerance = 1e-3 if expected.dtype == torch.float32 else 0.1
+    found, expected = found.float(), expected.float()
+    return bool((found - expected).norm() <= tolerance * (expected - expected.mean()).norm())
+
+
+def _rope_goes_by_length(config: Any) -> bool:
+    """True when the longest sequence of a batch decides how positions turn: then each has to run alone."""
+    text = json.dumps([getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")], default=str)
+    return '"dynamic"' in text or '"longrope"' in text
+
+
+def import_torch() -> Any:
+    """torch, with transformers beside it and neither asking the network. Raises LocalError."""
+    missing = [name for name in ("torch", "transformers", "tokenizers") if find_spec(name) is None]
+    if missing:
+        raise LocalError(f"{missing[0]} is not installed: install tourkit[transformers]")
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")
+    os.environ.update({name: ENVIRONMENT[name] for name in names})
+    try:
+        import torch
+        import transformers
+    except (ImportError, OSError, RuntimeError) as exc:
+        raise LocalError(f"transformers does not import: {_line(exc)}: install tourkit[transformers]") from exc
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return torch
+
+
+def device_of(torch: Any, gpu_layers: GpuLayers) -> str:
+    if gpu_layers.is_none:
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _load_model(folder: Path, device: str) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    quantized = read_json(folder / "config.json").get("quantization_config", {}).get("quant_method")
+    if quantized == "bitsandbytes" and device != "cuda":
+        raise LocalError(f"{folder}: bitsandbytes weights need a CUDA GPU: use the GGUF of this model")
+    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(folder, **here)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype="float32" if device == "cpu" and quantized is None else "auto",
+            device_map={"": device} if device != "cpu" else None,
+            use_safetensors=True,
+            **here,
+        )
+    except Exception as exc:  # of a damaged file, of an unknown architecture: each library has kinds of its own
+        raise LocalError(f"{folder}: transformers cannot load it: {_line(exc)}") from exc
+    if getattr(model, "_is_stateful", False):
+        raise LocalError(f"{folder}: this stack has no recurrent models: use the GGUF of this model")
+    return model.eval()
+
+
+def converted_tokenizer(folder: Path) -> str:
+    """A tokenizer.json as transformers makes it from what the folder has instead."""
+    from transformers import AutoTokenizer
+
+    try:
+        made = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return str(made.backend_tokenizer.to_str())
+    except (AttributeError, ImportError, LookupError, OSError, TypeError, ValueError) as exc:
+        raise LocalError(f"{folder}: no tokenizer.json, and transformers cannot make one: {_line(exc)}") from exc
+
+
+def _line(exc: Exception) -> str:
+    return " ".join(str(exc).split())[:300]

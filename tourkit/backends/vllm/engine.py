@@ -1,0 +1,211 @@
+"""vLLM's engine as one of ours: requests go to its `AsyncLLM` as tokens, and what it makes of them comes as deltas.
+
+vLLM's own OpenAI layer is passed by: there each token of a stream is checked and written by pydantic, which costs more
+than everything else on its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from tourkit.backends.text_side import Texts
+from tourkit.backends.vllm import requests
+from tourkit.errors import EngineDead, EngineError, QueueFull, RequestError
+from tourkit.generation import (
+    Delta,
+    Emit,
+    Enforced,
+    EngineInfo,
+    EngineStats,
+    Finish,
+    Request,
+    SamplingParams,
+    Submission,
+    TokenLogprob,
+)
+from tourkit.grammar.spacing import BEGUN, ENOUGH, QUESTION, Spacing
+from tourkit.launch import Launch
+
+_MAX_WAITING = 256  # sequences beyond the slots, as in the engine of the other stacks
+_METRICS = {  # vLLM's names → those of EngineStats
+    "vllm:num_requests_running": "running",
+    "vllm:num_requests_waiting": "waiting",
+    "vllm:prompt_tokens_total": "prompt_tokens",
+    "vllm:prefix_cache_hits_total": "cached_tokens",
+    "vllm:generation_tokens_total": "generated_tokens",
+    "vllm:spec_decode_num_draft_tokens_total": "drafted_tokens",
+    "vllm:spec_decode_num_accepted_tokens_total": "accepted_tokens",
+    "vllm:num_preemptions_total": "preemptions",
+}
+
+
+class VllmEngine:
+    """An Engine over `client`, an AsyncLLM that belongs to the event loop `loop`.
+
+    Nothing is called from the loop but `emit`; `submit` and `abort` may be called from any other thread.
+    """
+
+    def __init__(self, client: Any, loop: asyncio.AbstractEventLoop, launch: Launch, texts: Texts) -> None:
+        self._client = client
+        self._loop = loop
+        self._launch = launch
+        self._texts = texts
+        self._spacing = Spacing(self._write_on)
+        self._ids = itertools.count()
+        self._lock = threading.Lock()
+        self._unfinished = 0  # sequences asked for
+        self._relays: dict[int, asyncio.Task[None]] = {}
+        self._info = EngineInfo("vllm", launch.context, launch.slots, texts.vocabulary.n_vocab)
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def submit(self, request: Request, emit: Emit) -> Submission:
+        """Raises RequestError, QueueFull, EngineDead."""
+        tokens = self._texts.prompt(request)
+        self._texts.check(request, len(tokens))
+        matcher = self._texts.matchers(request, 1, compact=self._spacing.compact(request))[0]
+        enforced = Enforced(matcher.level, matcher.dropped) if matcher is not None else Enforced()
+        submission = self._queue(tokens, request, emit, matcher.grammar if matcher is not None else None)
+        return Submission(submission, len(tokens), enforced)
+
+    def _queue(self, tokens: list[int], request: Request, emit: Emit, grammar: str | None) -> int:
+        """Have these tokens gone on from as the request says; returns the submission's id. Raises as `submit` does."""
+        params = requests.sampling(request, self._texts, grammar)
+        self._take_places(request.n)
+        submission = next(self._ids)
+        try:
+            asyncio.run_coroutine_threadsafe(
+                self._begin(submission, tokens, params, request, emit), self._loop
+            ).result()
+        except BaseException:
+            self._give_places(request.n)
+            raise
+        return submission
+
+    def _write_on(self, emit: Emit) -> None:
+        tokens = self._texts.dialogue(QUESTION, BEGUN, ENOUGH)
+        greedy = SamplingParams(temperature=0, max_tokens=ENOUGH)
+        self._queue(tokens, Request(params=greedy, whole=True), emit, None)
+
+    def abort(self, submission_id: int) -> None:
+        self._loop.call_soon_threadsafe(self._cancel, submission_id)
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        return self._texts.tokenize(text, add_special=add_special)
+
+    def detokenize(self, tokens: list[int]) -> str:
+        return self._texts.detokenize(tokens)
+
+    def stats(self) -> EngineStats:
+        """What vLLM tells Prometheus, which it keeps in this process."""
+        from prometheus_client import REGISTRY
+
+        found: Counter[str] = Counter()
+        for sample in (sample for metric in REGISTRY.collect() for sample in metric.samples):
+            if sample.name in _METRICS:
+                found[_METRICS[sample.name]] += int(sample.value)
+        return EngineStats(**found)
+
+    def close(self) -> None:
+        """vLLM's own server ends its engine."""
+
+    # --- places in the queue ----------------------------------------------------------------------------------------
+
+    def _take_places(self, n: int) -> None:
+        with self._lock:
+            if self._unfinished + n > self._launch.slots + _MAX_WAITING:
+                raise QueueFull(f"{_MAX_WAITING} sequences are waiting already: try again later")
+            self._unfinished += n
+
+    def _give_places(self, n: int) -> None:
+        with self._lock:
+            self._unfinished -= n
+
+    # --- in the event loop ------------------------------------------------------------------------------------------
+
+    async def _begin(self, submission: int, tokens: list[int], params: Any, request: Request, emit: Emit) -> None:
+        """Queue a request; what vLLM refuses is refused before anything is answered."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            outputs = await self._client.add_request(f"tourkit-{submission}", {"prompt_token_ids": tokens}, params)
+        except (VLLMClientError, ValueError) as exc:
+            raise RequestError(f"vllm: {exc}", param=_param(str(exc), request)) from exc
+        except EngineDeadError as exc:
+            raise EngineDead(f"vllm: {exc}") from exc
+        self._relays[submission] = asyncio.create_task(self._relay(submission, outputs, request, emit))
+
+    async def _relay(self, submission: int, outputs: Any, request: Request, emit: Emit) -> None:
+        """Give out what comes from vLLM until every sequence has ended."""
+        unended, begun = set(range(request.n)), [False] * request.n
+        finish, error = Finish.ABORT, None
+        try:
+            while unended:
+                found = outputs.get_nowait() or await outputs.get()
+                for choice in found.outputs:
+                    delta = self._delta(choice, request, first=not begun[choice.index])
+                    begun[choice.index] |= bool(choice.text)
+                    if delta.finish is not None:
+                        unended.discard(choice.index)
+                    emit(delta)
+        except asyncio.CancelledError:
+            await self._client.abort(f"tourkit-{submission}")
+        except Exception as exc:  # noqa: BLE001 - task boundary: whoever waits must hear of it
+            finish, error = Finish.ERROR, EngineError(f"vllm: {type(exc).__name__}: {exc}")
+        finally:
+            del self._relays[submission]
+            self._give_places(request.n)
+            for index in unended:
+                emit(Delta(index, "", 0, finish, error))
+
+    def _cancel(self, submission: int) -> None:
+        relay = self._relays.get(submission)
+        if relay is not None:
+            relay.cancel()
+
+    def _delta(self, choice: Any, request: Request, *, first: bool) -> Delta:
+        """New text of a sequence, from a CompletionOutput of vLLM."""
+        text = self._texts.bared(choice.text) if first else choice.text
+        finish, error = _finish(choice.finish_reason)
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if request.params.top_logprobs is not None and choice.logprobs:
+            logprobs = self._logprobs(choice.token_ids, choice.logprobs, request.params.top_logprobs)
+        return Delta(choice.index, text, len(choice.token_ids), finish, error, logprobs)
+
+    def _logprobs(self, tokens: Sequence[int], rows: Sequence[Any], top: int) -> tuple[TokenLogprob, ...]:
+        """Log probabilities with the bytes of each token, without the token that ended the answer."""
+        vocabulary = self._texts.vocabulary
+        shown = []
+        for token, row in zip(tokens, rows, strict=True):
+            if token in vocabulary.eog:
+                continue
+            likeliest = sorted(row.items(), key=lambda each: -float(each[1].logprob))[:top]
+            pieces = tuple((vocabulary.piece(other), float(found.logprob)) for other, found in likeliest)
+            shown.append(TokenLogprob(vocabulary.piece(token), float(row[token].logprob), pieces))
+        return tuple(shown)
+
+
+def _finish(reason: str | None) -> tuple[Finish | None, EngineError | None]:
+    """Why a sequence ended, and what is said of a failure."""
+    if reason is None:
+        return None, None
+    try:
+        finish = Finish(reason)
+    except ValueError:  # such as a repetition that vLLM was told to stop at
+        return Finish.STOP, None
+    return finish, EngineError("vllm: generation failed") if finish is Finish.ERROR else None
+
+
+def _param(message: str, request: Request) -> str | None:
+    """The field of a request that vLLM refuses."""
+    if "min_p and logit_bias" in message:
+        return "min_p" if request.params.min_p else "logit_bias"
+    return None

@@ -1,0 +1,1 @@
+"""The folder that travels: its index, making one, checking one."""

@@ -1,0 +1,213 @@
+"""The index of a bundle: what bundle.json and SHA256SUMS say, as data and as the one way of writing it.
+
+Reads and writes those two files; does not look at any other (bundle.py compares them with the disk).
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tourkit.errors import NotSo, UsageError
+from tourkit.files import write_atomic
+from tourkit.manifest.models import Model
+from tourkit.manifest.paths import check_distinct, check_path
+from tourkit.manifest.validation import raise_problems, schema_problems
+
+FORMAT = 1
+INDEX = "bundle.json"
+SUMS = "SHA256SUMS"
+SIGNATURE = "bundle.sig"
+OWN_FILES = (INDEX, SUMS, SIGNATURE)  # never in the index
+_RESTORE = "copy it again from the bundle it came from, or run `tourkit prefetch` again"
+
+
+@dataclass(frozen=True, slots=True)
+class BundleFile:
+    """One file; `path` is posix and relative to the bundle, `source` is the path inside `repo` at `commit`.
+
+    The last three are None for what does not come from a hub (templates, START_HERE.md, …).
+    """
+
+    path: str
+    size: int
+    sha256: str
+    repo: str | None
+    commit: str | None
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class BundleModel:
+    id: str
+    repo: str
+    license: str
+    context: int
+    family: str | None
+    gated: bool | None
+    adapts: str | None = None  # the id of the model this LoRA adapter is for
+    chat_template: str | None = None  # Jinja source, for weights that carry none
+
+    @staticmethod
+    def of(m: Model) -> "BundleModel":
+        """What a bundle says of a model of the manifest."""
+        return BundleModel(m.id, m.repo, m.license, m.context, m.family, m.gated, m.adapts, m.chat_template)
+
+
+@dataclass(frozen=True, slots=True)
+class BundleVariant:
+    """One quantised form of a model; its files are those of the index below `variant_dir`."""
+
+    model: str
+    quant: str
+    format: str
+    repo: str
+    revision: str
+    commit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    name: str
+    manifest_sha256: str
+    lock_sha256: str
+    roles: dict[str, tuple[str, ...]]
+    models: tuple[BundleModel, ...]
+    variants: tuple[BundleVariant, ...]
+    files: tuple[BundleFile, ...]
+
+
+def variant_dir(model: str, quant: str) -> str:
+    """Folder of a variant's files, relative to the bundle, posix."""
+    return f"models/{model}/{quant}"
+
+
+def variant_files(index: Index, variant: BundleVariant) -> tuple[BundleFile, ...]:
+    """The files of one variant, sorted by path."""
+    folder = variant_dir(variant.model, variant.quant) + "/"
+    return tuple(file for file in index.files if file.path.startswith(folder))
+
+
+def read_index(root: Path) -> Index:
+    """The index of the bundle at `root`. Raises UsageError or NotSo (no bundle, damaged)."""
+    if not root.is_dir():
+        raise UsageError(f"no folder {root}: give the folder that `tourkit prefetch` wrote")
+    try:
+        data = (root / INDEX).read_bytes()
+    except FileNotFoundError:
+        raise NotSo(no_bundle(root)) from None
+    except OSError as exc:
+        raise NotSo(f"{root / INDEX}: cannot be read ({exc.strerror}): {_RESTORE}") from exc
+    return parse_index(data, str(root / INDEX))
+
+
+def write_index(root: Path, index: Index) -> None:
+    """Write SHA256SUMS, then bundle.json: both whole or absent, the same bytes for the same index.
+
+    Raises UsageError for an index that could not be read back, OSError when the disk refuses.
+    """
+    data = render_index(index)
+    parse_index(data, str(root / INDEX))
+    write_atomic(root / SUMS, render_sums(index, data))
+    write_atomic(root / INDEX, data)
+
+
+def render_index(index: Index) -> bytes:
+    """bundle.json: sorted keys and lists, two spaces, one newline at the end, with its own digest."""
+    raw = {
+        "format": FORMAT,
+        "name": index.name,
+        "manifest_sha256": index.manifest_sha256,
+        "lock_sha256": index.lock_sha256,
+        "roles": {role: list(ids) for role, ids in index.roles.items()},
+        "models": [_model(model) for model in sorted(index.models, key=lambda model: model.id)],
+        "variants": [asdict(v) for v in sorted(index.variants, key=lambda v: (v.model, v.quant))],
+        "files": [asdict(file) for file in sorted(index.files, key=lambda file: file.path)],
+    }
+    return _canonical(raw | {"digest": _digest(raw)})
+
+
+def _model(model: BundleModel) -> dict[str, Any]:
+    absent = {name for name in ("adapts", "chat_template") if getattr(model, name) is None}
+    return {name: value for name, value in asdict(model).items() if name not in absent}
+
+
+def render_sums(index: Index, index_bytes: bytes) -> bytes:
+    """SHA256SUMS in the format of coreutils: every file of the index and bundle.json, sorted by path."""
+    sums = {file.path: file.sha256 for file in index.files}
+    sums[INDEX] = hashlib.sha256(index_bytes).hexdigest()
+    return "".join(f"{sums[path]}  {path}\n" for path in sorted(sums)).encode()
+
+
+def _canonical(raw: dict[str, Any]) -> bytes:
+    return orjson.dumps(raw, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def _digest(raw: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical(raw)).hexdigest()
+
+
+def no_bundle(root: Path) -> str:
+    return f"no {INDEX} in {root}: give a bundle's folder, or run `tourkit prefetch` again if it was cut short"
+
+
+def parse_index(data: bytes, where: str) -> Index:
+    """NotSo when the bytes are not what was once written, UsageError when they are but cannot be used."""
+    raw = _undamaged(data, where)
+    version = raw.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise UsageError(f"{where}: format {version} was made by a newer tourkit: update this one")
+    raise_problems(Path(where), schema_problems("bundle", raw))
+    index = Index(
+        name=raw["name"],
+        manifest_sha256=raw["manifest_sha256"],
+        lock_sha256=raw["lock_sha256"],
+        roles={role: tuple(ids) for role, ids in raw["roles"].items()},
+        models=tuple(BundleModel(**model) for model in raw["models"]),
+        variants=tuple(BundleVariant(**variant) for variant in raw["variants"]),
+        files=tuple(BundleFile(**file) for file in raw["files"]),
+    )
+    _check_index(index, where)
+    if render_index(index) != data:
+        raise UsageError(f"{where}: its lists are not sorted: let tourkit write it")
+    return index
+
+
+def _undamaged(data: bytes, where: str) -> dict[str, Any]:
+    """The JSON object, once its bytes match the digest it holds: a rule that holds for every format."""
+    try:
+        raw = orjson.loads(data)
+    except orjson.JSONDecodeError as exc:
+        raise NotSo(f"{where}: damaged, not JSON at line {exc.lineno}: {_RESTORE}") from None
+    content = {key: value for key, value in raw.items() if key != "digest"} if isinstance(raw, dict) else {}
+    if not content or raw.get("digest") != _digest(content) or _canonical(raw) != data:
+        raise NotSo(f"{where}: damaged, its content does not match the digest it holds: {_RESTORE}")
+    return content | {"digest": raw["digest"]}
+
+
+def _check_index(index: Index, where: str) -> None:
+    """What the schema cannot say: no path leaves the bundle, none meets another where case is ignored."""
+    models = {model.id for model in index.models}
+    for role, ids in index.roles.items():
+        for model in ids:
+            if model not in models:
+                raise UsageError(f"{where}: roles.{role}: {model!r} is not among the models")
+    for listed in index.models:
+        if listed.adapts is not None and listed.adapts not in models:
+            raise UsageError(f"{where}: models: {listed.id} adapts {listed.adapts!r}, which is not among the models")
+    folders: set[str] = set()
+    for variant in index.variants:
+        folder = variant_dir(variant.model, variant.quant)
+        check_path(folder, where)
+        if variant.model not in models or folder.casefold() in folders or folder.count("/") != 2:
+            raise UsageError(f"{where}: variants: {folder} is there twice or names no model of the index")
+        folders.add(folder.casefold())
+    for file in index.files:
+        check_path(file.path, where)
+        if file.source is not None:
+            check_path(file.source, where)
+        if len({file.repo is None, file.commit is None, file.source is None}) > 1:
+            raise UsageError(f"{where}: {file.path}: repo, commit and source go together")
+    check_distinct([*OWN_FILES, *(file.path for file in index.files)], where)

@@ -1,0 +1,85 @@
+"""What lies below a folder, and the SHA-256 of many files at once."""
+
+import os
+import stat
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tourkit.files import sha256_of
+
+_MOST_JOBS = 8  # hashing threads: no drive delivers more than eight cores hash
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    plain: dict[str, int]  # path: bytes
+    other: dict[str, str]  # path: what is there instead of a plain file
+    unreadable: dict[str, str]  # folder: why it could not be listed
+
+
+def scan(root: Path) -> Found:
+    """Every entry below `root` that is not a folder, without following links."""
+    found = Found({}, {}, {})
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(root / folder) as entries:
+                for entry in entries:
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(path)
+                    else:
+                        _note(entry, path, found)
+        except OSError as exc:
+            found.unreadable[folder] = f"cannot be read: {exc.strerror or exc}"
+    return found
+
+
+def _note(entry: os.DirEntry[str], path: str, found: Found) -> None:
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except OSError as exc:
+        found.other[path] = f"cannot be read: {exc.strerror or exc}"
+        return
+    if stat.S_ISREG(status.st_mode):
+        found.plain[path] = status.st_size
+    else:
+        found.other[path] = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a plain file"
+
+
+def hash_all(
+    root: Path, sizes: Mapping[str, int], jobs: int | None, progress: Callable[[int], None] | None
+) -> dict[str, str | OSError]:
+    """SHA-256 of each file, the biggest first so that no thread is left alone with one at the end."""
+    stop = threading.Event()
+    gate = threading.Lock()
+
+    def step(size: int) -> None:
+        if stop.is_set():
+            raise InterruptedError("stopped")
+        if progress is not None:
+            with gate:
+                progress(size)
+
+    def one(path: str) -> str | OSError:
+        try:
+            return sha256_of(root / path, step)
+        except OSError as exc:
+            return exc
+
+    paths = sorted(sizes, key=lambda path: (-sizes[path], path))
+    pool = ThreadPoolExecutor(max_workers=max(1, jobs or _cores()))
+    try:
+        return dict(zip(paths, pool.map(one, paths), strict=True))
+    finally:
+        stop.set()  # after Ctrl-C no thread goes on through gigabytes
+        pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_JOBS)

@@ -1,0 +1,233 @@
+"""A bundle on disk against its index: making an index out of files, and the check of every byte.
+
+With index.py, whose names it passes on, it knows every path inside a bundle. It does not fetch (prefetch.py)
+or serve (mirror.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tourkit.bundle.build import build_index
+from tourkit.bundle.index import (
+    FORMAT,
+    INDEX,
+    OWN_FILES,
+    SIGNATURE,
+    SUMS,
+    BundleFile,
+    BundleModel,
+    BundleVariant,
+    Index,
+    no_bundle,
+    parse_index,
+    read_index,
+    render_index,
+    render_sums,
+    variant_dir,
+    variant_files,
+    write_index,
+)
+from tourkit.bundle.scan import Found, hash_all, scan
+from tourkit.errors import ManifestError, NotSo, UsageError
+from tourkit.manifest.paths import check_path
+
+__all__ = [
+    "FORMAT",
+    "INDEX",
+    "SIGNATURE",
+    "SUMS",
+    "BundleFile",
+    "BundleModel",
+    "BundleVariant",
+    "Index",
+    "Problem",
+    "Report",
+    "build_index",
+    "read_index",
+    "render_index",
+    "render_sums",
+    "variant_dir",
+    "variant_files",
+    "verify",
+    "write_index",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    path: str
+    kind: str  # missing, damaged or extra
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `verify` found. `checked_bytes` counts the bytes that were read and compared."""
+
+    problems: tuple[Problem, ...]
+    checked_files: int
+    checked_bytes: int
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        return self._paths("missing")
+
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        return self._paths("damaged")
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        return self._paths("extra")
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def _paths(self, kind: str) -> tuple[str, ...]:
+        return tuple(problem.path for problem in self.problems if problem.kind == kind)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    size: int | None  # bytes; None when only SHA256SUMS could be read, which has no sizes
+    sha256: str
+
+
+def verify(
+    root: Path,
+    *,
+    quick: bool = False,
+    jobs: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Compare the bundle at `root` with its index: every byte, or with `quick` names and sizes only.
+
+    `jobs` is the number of hashing threads (default: the cores this process may use, at most 8); `progress`
+    gets bytes as they are hashed, one call at a time. Never writes. Raises NotSo or UsageError for no bundle.
+    """
+    if not root.is_dir():
+        raise UsageError(f"no folder {root}: give the folder that `tourkit prefetch` wrote")
+    found = scan(root)
+    listed, problems, read = _listing(root, found)
+    wanted = listed or {}
+    present: dict[str, int] = {}
+    for path, file in wanted.items():
+        if problem := _presence(path, file, found):
+            problems.append(problem)
+        else:
+            present[path] = found.plain[path]
+    if not quick:
+        read += sum(present.values())
+        for path, digest in hash_all(root, present, jobs, progress).items():
+            if isinstance(digest, OSError):
+                problems.append(Problem(path, "damaged", f"cannot be read: {digest.strerror or digest}"))
+            elif digest != wanted[path].sha256:
+                detail = f"sha256 is {digest[:12]}…, it should be {wanted[path].sha256[:12]}…"
+                problems.append(Problem(path, "damaged", detail))
+    if listed is not None:
+        problems.extend(_extra(found, listed))
+    problems.sort(key=lambda problem: (problem.kind, problem.path))
+    return Report(tuple(problems), len(wanted) + 2, read)
+
+
+def _listing(root: Path, found: Found) -> tuple[dict[str, _Wanted] | None, list[Problem], int]:
+    """What should be there by bundle.json, or by SHA256SUMS when only that can be read (None: neither).
+
+    With it the problems of these two files and the bytes read of them.
+    """
+    problems: list[Problem] = []
+    index_data = _read_own(root, INDEX, found, problems)
+    sums_data = _read_own(root, SUMS, found, problems)
+    if [problem.kind for problem in problems] == ["missing", "missing"]:
+        raise NotSo(no_bundle(root))
+    read = len(index_data or b"") + len(sums_data or b"")
+    if index_data is not None:
+        try:
+            index = parse_index(index_data, str(root / INDEX))
+        except NotSo:
+            detail = "its content does not match the digest it holds; what follows is by SHA256SUMS"
+            problems.append(Problem(INDEX, "damaged", detail))
+        else:
+            if sums_data is not None and sums_data != render_sums(index, index_data):
+                problems.append(Problem(SUMS, "damaged", f"it is not the list that {INDEX} gives"))
+            return {file.path: _Wanted(file.size, file.sha256) for file in index.files}, problems, read
+    if sums_data is None:
+        return None, problems, read
+    wanted, whole = _parse_sums(sums_data)
+    if not whole:
+        problems.append(Problem(SUMS, "damaged", "not every line is a hash and a path, sorted by path"))
+    return wanted or None, problems, read
+
+
+def _read_own(root: Path, name: str, found: Found, problems: list[Problem]) -> bytes | None:
+    problem = _presence(name, _Wanted(None, ""), found)
+    if problem is None:
+        try:
+            return (root / name).read_bytes()
+        except OSError as exc:
+            problem = Problem(name, "damaged", f"cannot be read: {exc.strerror or exc}")
+    problems.append(problem)
+    return None
+
+
+def _parse_sums(data: bytes) -> tuple[dict[str, _Wanted], bool]:
+    """The usable lines of SHA256SUMS but that of bundle.json, and whether every line was as we write it."""
+    sums: dict[str, _Wanted] = {}
+    for line in data.decode(errors="replace").splitlines():
+        digest, _, path = line.partition("  ")
+        try:
+            check_path(path, SUMS)
+        except ManifestError:
+            continue
+        if len(digest) == 64 and not set(digest) - set("0123456789abcdef"):
+            sums[path] = _Wanted(None, digest)
+    rendered = "".join(f"{sums[path].sha256}  {path}\n" for path in sorted(sums)).encode()
+    whole = rendered == data and INDEX in sums
+    sums.pop(INDEX, None)
+    return sums, whole
+
+
+def _presence(path: str, file: _Wanted, found: Found) -> Problem | None:
+    size = found.plain.get(path)
+    if size is not None:
+        if file.size is None or size == file.size:
+            return None
+        return Problem(path, "damaged", f"{size} bytes, it should be {file.size}")
+    if what := found.other.get(path):
+        return Problem(path, "damaged", what)
+    for parent in PurePosixPath(path).parents:
+        if why := found.unreadable.get("" if parent.name == "" else str(parent)):
+            return Problem(path, "damaged", why)
+    return Problem(path, "missing", "not there")
+
+
+def _extra(found: Found, wanted: dict[str, _Wanted]) -> list[Problem]:
+    """What is there and not listed; an unreadable folder too, unless it has a listed file below it."""
+    extra = {path: _origin(path) for path in found.plain if path not in wanted and path not in OWN_FILES}
+    for path, what in found.other.items():
+        if path not in wanted and path not in (INDEX, SUMS):
+            extra[path] = what
+    for folder, why in found.unreadable.items():
+        if folder and not any(path.startswith(f"{folder}/") for path in wanted):
+            extra[folder] = why
+    return [Problem(_shown(path), "extra", detail) for path, detail in extra.items()]
+
+
+def _origin(path: str) -> str:
+    """Why an unlisted file may be there: honest, and a help in deciding to delete it."""
+    name = path.rpartition("/")[2]
+    if name.endswith(".part") or name == ".prefetch.lock":
+        return "left by a transfer that was cut short; `tourkit prefetch` goes on from it"
+    if name.endswith(".bad"):
+        return "set aside because its bytes were wrong; safe to delete"
+    if name == ".DS_Store" or name.startswith("._") or path.startswith((".Trashes/", ".Spotlight-V100/")):
+        return "written by macOS; safe to delete"
+    if name in ("Thumbs.db", "desktop.ini") or path.startswith(("System Volume Information/", "$RECYCLE.BIN/")):
+        return "written by Windows; safe to delete"
+    return "not in the index"
+
+
+def _shown(path: str) -> str:
+    return path.encode(errors="backslashreplace").decode()

@@ -1,0 +1,1 @@
+"""From a hub into a bundle. The only package that reaches beyond loopback."""

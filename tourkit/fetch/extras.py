@@ -1,0 +1,177 @@
+"""What a bundle holds besides the weights, and its index: skeleton, templates, licences, and who owns which file.
+
+Writes small files only; the weights are whole already when this is called.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tourkit import data
+from tourkit.bundle.index import BundleFile, BundleModel, BundleVariant, Index, read_index, variant_dir, variant_files
+from tourkit.errors import TourkitError
+from tourkit.fetch.download import FetchListener
+from tourkit.files import fsync_dir, write_atomic
+from tourkit.manifest.lock import Lock, LockedVariant
+from tourkit.manifest.models import Manifest, Model
+
+_LICENCE = re.compile(r"(licen[cs]e|copying|notice|use_policy|acceptable_use)([._ -].*)?", re.IGNORECASE)
+_LEFTOVER = re.compile(r"(.+)\.[0-9a-f]{12}\.(part|bad)")
+_OURS = ("models/", "templates/", "licenses/", "START_HERE.md", "install.")  # what a prefetch writes
+Key = tuple[str, str]
+
+
+def assemble(
+    manifest: Manifest, lock: Lock, fetched: Sequence[LockedVariant], root: Path, progress: FetchListener
+) -> Index:
+    """Put everything that is not from the hub beside the `fetched` variants, and say what the bundle now is.
+
+    Variants of an earlier run with other roles stay in the index while the lock still names them so. The result
+    depends on the lock and on which variants are there, never on order or time. Raises OSError.
+    """
+    old = _old_index(manifest, root, progress)
+    kept = _kept(old, lock, fetched, root)
+    variants = sorted([*fetched, *kept], key=lambda v: (v.model, v.quant))
+    files = {file.path: file for variant in variants for file in _hub_files(variant)}
+    for path, content in [*_skeleton(), *_templates(), *_licences(manifest, variants, root)]:
+        files[path] = _put(root, path, content)
+    for file in old.files if old else ():
+        if file.path not in files and not file.path.startswith(_OURS) and (root / file.path).is_file():
+            files[file.path] = file  # wheels and the like, which other commands put there
+    _remove_ours(old, files, root)
+    for folder in sorted({folder for path in files for folder in (root / path).parents if root in folder.parents}):
+        fsync_dir(folder)
+    return _index(manifest, lock, variants, files)
+
+
+def clear_leftovers(root: Path, variants: Sequence[LockedVariant]) -> None:
+    """Remove part files and set-aside wrong content of files that are whole now, whatever version they were of."""
+    for variant in variants:
+        folder = root / variant_dir(variant.model, variant.quant)
+        whole = {folder / file.path for file in variant.files}
+        for parent in {path.parent for path in whole}:
+            for path in parent.iterdir():
+                match = _LEFTOVER.fullmatch(path.name)
+                if match and path.with_name(match[1]) in whole and path not in whole:
+                    path.unlink()
+
+
+def _index(manifest: Manifest, lock: Lock, variants: Sequence[LockedVariant], files: dict[str, BundleFile]) -> Index:
+    present = {variant.model for variant in variants}
+    roles = {role: tuple(id_ for id_ in ids if id_ in present) for role, ids in manifest.roles.items()}
+    models = [model for id_, model in sorted(manifest.models.items()) if id_ in present]
+    return Index(
+        name=manifest.name,
+        manifest_sha256=lock.manifest_sha256,
+        lock_sha256=lock.sha256,
+        roles={role: ids for role, ids in roles.items() if ids},
+        models=tuple(map(BundleModel.of, models)),
+        variants=tuple(BundleVariant(v.model, v.quant, v.format, v.repo, v.revision, v.commit or "") for v in variants),
+        files=tuple(files[path] for path in sorted(files)),
+    )
+
+
+def _old_index(manifest: Manifest, root: Path, progress: FetchListener) -> Index | None:
+    if not (root / "bundle.json").exists():
+        return None
+    try:
+        old = read_index(root)
+    except TourkitError as exc:
+        progress.on_note(f"{exc} (it is written anew now)")
+        return None
+    if old.name != manifest.name:
+        progress.on_note(f"{root}: was the bundle of {old.name!r}, is now that of {manifest.name!r}")
+    return old
+
+
+def _kept(old: Index | None, lock: Lock, fetched: Sequence[LockedVariant], root: Path) -> Iterator[LockedVariant]:
+    """Variants of the earlier index that the lock names with the same files, and that are still there."""
+    if old is None or old.name != lock.name:
+        return
+    before = {(variant.model, variant.quant): variant for variant in old.variants}
+    done: set[Key] = {(variant.model, variant.quant) for variant in fetched}
+    for variant in lock.variants:
+        was = before.get((variant.model, variant.quant))
+        if was is None or (variant.model, variant.quant) in done or was.commit != variant.commit:
+            continue
+        files = tuple(_hub_files(variant)) if variant.resolved else ()
+        there = all((root / file.path).is_file() and (root / file.path).stat().st_size == file.size for file in files)
+        if there and files and sorted(files, key=lambda file: file.path) == list(variant_files(old, was)):
+            yield variant
+
+
+def _hub_files(variant: LockedVariant) -> Iterator[BundleFile]:
+    folder = variant_dir(variant.model, variant.quant)
+    for file in variant.files:
+        assert file.size is not None
+        assert file.sha256 is not None
+        yield BundleFile(f"{folder}/{file.path}", file.size, file.sha256, variant.repo, variant.commit, file.path)
+
+
+def _skeleton() -> Iterator[tuple[str, bytes]]:
+    """What greets the reader of the drive. In a checkout ./bundle is the skeleton itself: nothing to write then."""
+    for path in sorted(data.BUNDLE_SKELETON.glob("*")):
+        if path.is_file() and (path.name == "START_HERE.md" or path.name.startswith("install.")):
+            yield path.name, path.read_bytes()
+
+
+def _templates() -> Iterator[tuple[str, bytes]]:
+    for path in sorted(data.TEMPLATES.rglob("*")):
+        below = path.relative_to(data.TEMPLATES)
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in below.parts)
+        if path.is_file() and not hidden and path.suffix != ".pyc":
+            yield f"templates/{below.as_posix()}", path.read_bytes()
+
+
+def _licences(manifest: Manifest, variants: Sequence[LockedVariant], root: Path) -> Iterator[tuple[str, bytes]]:
+    """A note for every model, and a copy of every licence text that came with its files."""
+    for id_ in sorted({variant.model for variant in variants}):
+        own = [variant for variant in variants if variant.model == id_]
+        yield f"licenses/{id_}.txt", _note(manifest.models[id_], own).encode()
+        for variant in own:
+            for file in variant.files:
+                if _LICENCE.fullmatch(Path(file.path).name):
+                    text = (root / variant_dir(id_, variant.quant) / file.path).read_bytes()
+                    yield f"licenses/{id_}/{variant.quant}/{file.path}", text
+
+
+def _note(model: Model, variants: Sequence[LockedVariant]) -> str:
+    gated = {True: "yes, its terms were accepted by whoever fetched it", False: "no", None: "not known"}
+    lines = [
+        f"model:    {model.id}",
+        f"upstream: {model.repo}",
+        f"licence:  {model.license}",
+        f"gated:    {gated[model.gated]}",
+        "",
+        "Files in this bundle:",
+    ]
+    for variant in variants:
+        lines.append(f"  {variant.quant} ({variant.format}) from {variant.repo}, commit {variant.commit}")
+    lines += [
+        "",
+        f"The full text is on the model's page of the hub ({model.repo}) and, where the repository",
+        f"ships it, in licenses/{model.id}/. Whoever uses or passes on these files is bound by it.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _put(root: Path, path: str, content: bytes) -> BundleFile:
+    """Have `content` at `path`; a file that holds it already is left alone."""
+    dest = root / path
+    if not (dest.is_file() and dest.read_bytes() == content):
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(dest, content)
+        if dest.suffix == ".sh":
+            dest.chmod(0o755)
+    return BundleFile(path, len(content), hashlib.sha256(content).hexdigest(), None, None, None)
+
+
+def _remove_ours(old: Index | None, files: dict[str, BundleFile], root: Path) -> None:
+    """Remove templates and licences that an earlier run wrote and this one does not; never anybody else's."""
+    for file in old.files if old else ():
+        path = root / file.path
+        if file.path in files or not file.path.startswith(("templates/", "licenses/")):
+            continue
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256:
+            path.unlink()

@@ -1,0 +1,405 @@
+"""The hub: what it says about repositories, and the bytes of one file from any start.
+
+The only module that talks to a host outside this machine and the only one that imports huggingface_hub, which
+answers the questions about repositories; the bytes go over our own connections (huggingface_hub neither checks
+nor resumes them). Where bytes are put is the business of transfer.py.
+"""
+
+import contextlib
+import hashlib
+import http.client
+import logging
+import os
+import re
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from email.message import Message
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, urljoin, urlsplit
+
+from tourkit import __version__
+from tourkit.errors import HubError, WrongContent
+from tourkit.fetch.http import Answer, Connections, Patience, origin, reason, retry_after
+from tourkit.net import is_loopback
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+_MOST_REDIRECTS = 5
+_TRUE = {"1", "ON", "YES", "TRUE"}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+T = TypeVar("T")
+
+
+class PassingError(HubError):
+    """A failure that may pass: worth another attempt, `wait_s` seconds later when the server says so."""
+
+    def __init__(self, message: str, wait_s: float | None = None) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+class RangeRefusedError(HubError):
+    """HTTP 416: the file is not as long as what we have of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """One file: `size` in bytes; `sha256` only of LFS files; `blob_id` is the git SHA-1 of the others."""
+
+    path: str
+    size: int
+    sha256: str | None
+    blob_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RepoInfo:
+    repo: str
+    commit: str
+    gated: bool
+    license: str | None
+
+
+class Stream:
+    """The bytes of one file from `start`; `total` is the whole file's size and `sha256` its hash, if announced."""
+
+    def __init__(self, answer: Answer, start: int, total: int | None, sha256: str | None) -> None:
+        self.start = start
+        self.total = total
+        self.sha256 = sha256
+        self.is_html = answer.headers.get_content_type() == "text/html"
+        self._answer = answer
+
+    def readinto(self, view: memoryview) -> int:
+        """Bytes put into `view`, 0 at the end. Raises PassingError when the line breaks."""
+        try:
+            return self._answer.readinto(view)
+        except (OSError, http.client.HTTPException) as exc:
+            raise PassingError(reason(exc)) from exc
+
+
+class Hub:
+    """A hub at `endpoint` (default: HF_ENDPOINT), asked with `token` (default: HF_TOKEN, then the stored one).
+
+    May be used from several threads. `note` gets a line for every repeated attempt. `close` when done.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        token: str | None = None,
+        *,
+        patience: Patience | None = None,
+        note: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+        self.patience = patience or Patience()
+        parts = urlsplit(self.endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise HubError(f"the endpoint {self.endpoint!r} is no http(s) address: correct HF_ENDPOINT")
+        self._local = is_loopback(parts.hostname)
+        self._origin = origin(self.endpoint)
+        self._note = note
+        self._token = token
+        self._token_known = token is not None
+        self._hf_api: HfApi | None = None
+        self._gate = threading.RLock()
+        self._connections = Connections(self.patience.stall_s)
+
+    def close(self) -> None:
+        """Close what is kept open; the hub can still be used."""
+        self._connections.close()
+        with self._gate:
+            if self._hf_api is not None:
+                from huggingface_hub import close_session
+
+                close_session()
+
+    def interrupt(self) -> None:
+        """Wake the threads that wait for bytes; they get PassingError."""
+        self._connections.interrupt()
+
+    # ---- what the hub says -------------------------------------------------------------------------
+
+    def info(self, repo: str, revision: str) -> RepoInfo:
+        """The commit behind a revision, whether the repository is gated, its licence. Raises HubError."""
+
+        def ask() -> RepoInfo:
+            info = self._api().model_info(
+                repo, revision=revision, timeout=self.patience.stall_s, token=self._hf_token()
+            )
+            if not info.sha:
+                raise HubError(f"{repo}@{revision}: the hub names no commit: check {self.endpoint}")
+            return RepoInfo(repo, info.sha, bool(info.gated), _license(info.tags or []))
+
+        return self._again(repo, lambda: self._asking(f"{repo}@{revision}", repo, ask))
+
+    def tree(self, repo: str, commit: str) -> tuple[HubFile, ...]:
+        """Every file of the repository at `commit`, by path. Raises HubError."""
+
+        def ask() -> tuple[HubFile, ...]:
+            entries = self._api().list_repo_tree(repo, recursive=True, revision=commit, token=self._hf_token())
+            files = [_hub_file(entry) for entry in entries if hasattr(entry, "blob_id")]
+            return tuple(sorted(files, key=lambda file: file.path))
+
+        # No loop of ours: huggingface_hub itself asks again for a tree.
+        try:
+            return self._asking(f"{repo}@{commit[:12]}", repo, ask)
+        except PassingError as exc:
+            raise self.given_up(f"{repo}@{commit[:12]}", exc) from exc
+
+    def read(self, repo: str, commit: str, file: HubFile) -> bytes:
+        """A small file whole, checked against its size and its git SHA-1 or SHA-256. Raises HubError."""
+        where = f"{repo}/{file.path}"
+
+        def fetch() -> bytes:
+            data = bytearray(file.size + 1)  # one more, to see a body that is too long
+            filled = 0
+            with self.open(repo, commit, file.path) as stream:
+                while got := stream.readinto(memoryview(data)[filled:]):
+                    filled += got
+            if filled < file.size and not stream.is_html:
+                raise PassingError(f"{filled} bytes instead of {file.size}")
+            _check_read(where, bytes(data[:filled]), file)
+            return bytes(data[:filled])
+
+        return self._again(where, fetch)
+
+    # ---- bytes --------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def open(self, repo: str, commit: str, path: str, *, start: int = 0) -> Iterator[Stream]:
+        """The bytes of a file from `start` on; `Stream.start` is 0 when the server cannot start elsewhere.
+
+        Raises PassingError for what may pass, RangeRefusedError, and HubError for what will not change by itself.
+        """
+        self._refuse_offline()
+        where = f"{repo}/{path}"
+        headers = {"User-Agent": f"tourkit/{__version__}", "Accept-Encoding": "identity"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        url = f"{self.endpoint}/{quote(repo)}/resolve/{quote(commit, safe='')}/{quote(path)}"
+        announced = None
+        for hops in range(_MOST_REDIRECTS + 1):  # noqa: B007 - used after the loop
+            answer = self._get(url, headers)
+            announced = announced or _announced_sha256(answer.headers)
+            if answer.status not in (301, 302, 303, 307, 308):
+                break
+            location = answer.headers.get("Location", "")
+            answer.discard()
+            url = _redirected(url, location, where)
+        else:
+            raise HubError(f"{where}: more than {_MOST_REDIRECTS} redirects: check {self.endpoint}")
+        try:
+            self._check_status(answer, repo, where, redirected=hops > 0)
+            begin, total = _extent(answer, start)
+            yield Stream(answer, begin, total, announced)
+        finally:
+            answer.close()
+
+    def given_up(self, where: str, last: PassingError) -> HubError:
+        """The error to end with when a failure did not pass."""
+        mend = f"check the network and the endpoint {self.endpoint} (HF_ENDPOINT), then run it again"
+        return HubError(f"{where}: {last}, no better after several attempts: {mend}")
+
+    def _get(self, url: str, headers: dict[str, str]) -> Answer:
+        if origin(url) == self._origin and (token := self._known_token()):
+            headers = headers | {"Authorization": f"Bearer {token}"}
+        try:
+            return self._connections.get(url, headers)
+        except ssl.SSLCertVerificationError as exc:
+            raise self._untrusted(urlsplit(url).hostname, exc.verify_message) from exc
+        except (OSError, http.client.HTTPException) as exc:
+            raise PassingError(f"{urlsplit(url).hostname}: {reason(exc)}") from exc
+
+    def _check_status(self, answer: Answer, repo: str, where: str, *, redirected: bool) -> None:
+        """Sort an HTTP status into: fine, may pass, will not pass."""
+        status, code = answer.status, answer.headers.get("X-Error-Code", "")
+        if status in (200, 206):
+            return
+        if status == 416:
+            raise RangeRefusedError(f"{where}: HTTP 416")
+        if status in (408, 429) or status >= 500:
+            raise PassingError(f"HTTP {status}", retry_after(answer.headers))
+        if code == "GatedRepo":
+            raise self._gated(repo)
+        if redirected and status in (401, 403, 404, 410) and not code:
+            raise PassingError(f"HTTP {status} from the storage behind the hub")  # its link has run out: get a new one
+        if status in (401, 403):
+            raise self._refused(repo, status)
+        if status in (404, 410):
+            raise HubError(f"{where}: the commit or the file is gone from the hub: run `tourkit lock`")
+        raise HubError(f"{where}: HTTP {status} from the hub: check the endpoint {self.endpoint}")
+
+    # ---- the client for questions -------------------------------------------------------------------
+
+    def _api(self) -> "HfApi":
+        self._refuse_offline()
+        with self._gate:
+            if self._hf_api is None:
+                self._hf_api = _new_api(self.endpoint, self.patience.stall_s, trust_env=not self._local)
+            return self._hf_api
+
+    def _asking(self, where: str, repo: str, ask: Callable[[], T]) -> T:
+        """Run one question, every failure told as one of ours."""
+        self._api()  # sets the environment before the first import
+        from huggingface_hub import errors
+        from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+        try:
+            return ask()
+        except errors.GatedRepoError as exc:  # a RepositoryNotFoundError too, hence first
+            raise self._gated(repo) from exc
+        except errors.RevisionNotFoundError as exc:
+            raise HubError(f"{where}: no such revision: correct `revision` in the manifest") from exc
+        except errors.RepositoryNotFoundError as exc:
+            mend = "correct `repo` in the manifest, or set HF_TOKEN to a token that may read it"
+            raise HubError(f"{repo}: no such repository at {self.endpoint}, or a private one: {mend}") from exc
+        except errors.HfHubHTTPError as exc:
+            raise self._of_status(exc.response.status_code, exc.response.headers, repo) from exc
+        except httpx.TransportError as exc:
+            cause = _root_cause(exc)
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                raise self._untrusted(urlsplit(self.endpoint).hostname, cause.verify_message) from exc
+            raise PassingError(f"{urlsplit(self.endpoint).hostname}: {reason(cause)}") from exc
+        except errors.HFValidationError as exc:
+            raise HubError(f"{repo!r} is no repository name: correct `repo` in the manifest") from exc
+        except (ValueError, TypeError, KeyError, AttributeError) as exc:  # the answer is not what it should be
+            mend = "log in to the network if it shows a login page, or correct HF_ENDPOINT"
+            raise HubError(f"{where}: {self.endpoint} does not answer as a hub: {mend}") from exc
+
+    def _of_status(self, status: int, headers: Any, repo: str) -> HubError:
+        if status in (408, 429) or status >= 500:
+            return PassingError(f"HTTP {status}", retry_after(headers))
+        if status in (401, 403):
+            return self._refused(repo, status)
+        return HubError(f"{repo}: HTTP {status} from the hub: check the endpoint {self.endpoint}")
+
+    def _again(self, where: str, call: Callable[[], T]) -> T:
+        """Call until it succeeds, fails for good, or has failed `attempts` times."""
+        for failures in range(1, self.patience.attempts + 1):
+            try:
+                return call()
+            except PassingError as exc:
+                if failures == self.patience.attempts:
+                    raise self.given_up(where, exc) from exc
+                pause_s = self.patience.pause_s(failures, exc.wait_s)
+                self._note(f"{where}: {exc}, again in {pause_s:.0f} s")
+            time.sleep(pause_s)
+        raise HubError(f"{where}: not asked: `attempts` must be at least 1")
+
+    # ---- tokens and refusals ------------------------------------------------------------------------
+
+    def _known_token(self) -> str | None:
+        with self._gate:
+            if not self._token_known:
+                self._token = _default_token()
+                self._token_known = True
+            return self._token
+
+    def _hf_token(self) -> str | bool:
+        return self._known_token() or False  # False: do not look for one
+
+    def _gated(self, repo: str) -> HubError:
+        mend = f"accept the licence at {self.endpoint}/{repo} and set HF_TOKEN to a token of that account"
+        return HubError(f"{repo} is gated: {mend}")
+
+    def _refused(self, repo: str, status: int) -> HubError:
+        what = "the hub refused the token" if self._known_token() else "the hub asks for a token"
+        mend = f"set HF_TOKEN to a valid token that may read {self.endpoint}/{repo}"
+        return HubError(f"{repo}: {what} (HTTP {status}): {mend}")
+
+    def _untrusted(self, host: str | None, why: str) -> HubError:
+        mend = "set SSL_CERT_FILE to your network's certificates, or log in to the network"
+        return HubError(f"{host}: its certificate is not trusted ({why}): {mend}")
+
+    def _refuse_offline(self) -> None:
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            if os.environ.get(name, "").upper() in _TRUE and not self._local:
+                raise HubError(f"{name} is set, {self.endpoint} may not be asked: unset it")
+
+
+def _new_api(endpoint: str, stall_s: float, *, trust_env: bool) -> "HfApi":
+    """huggingface_hub with nothing sent unasked, no lines of its own, and no wait without an end."""
+    for name in ("TELEMETRY", "XET", "UPDATE_CHECK", "PROGRESS_BARS"):
+        os.environ.setdefault(f"HF_HUB_DISABLE_{name}", "1")
+    from huggingface_hub import HfApi, set_client_factory
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+    from huggingface_hub.utils import logging as hf_logging
+
+    def limit(request: Any) -> None:  # list_repo_tree asks for no time limit at all
+        if not any((request.extensions.get("timeout") or {}).values()):
+            request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), stall_s)
+
+    hf_logging.set_verbosity(logging.ERROR)
+    # Without the client's own hook: HF_HUB_OFFLINE is ours to judge, a mirror on loopback is no network.
+    set_client_factory(
+        lambda: httpx.Client(follow_redirects=True, trust_env=trust_env, event_hooks={"request": [limit]})
+    )
+    return HfApi(endpoint=endpoint, library_name="tourkit", library_version=__version__)
+
+
+def _default_token() -> str | None:
+    if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in _TRUE:
+        return None
+    if token := os.environ.get("HF_TOKEN", "").strip():
+        return token
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def _license(tags: list[str]) -> str | None:
+    return next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), None)
+
+
+def _hub_file(entry: Any) -> HubFile:
+    sha256 = entry.lfs.sha256 if entry.lfs else None
+    return HubFile(entry.path, entry.size, sha256, None if entry.lfs else entry.blob_id)
+
+
+def _check_read(where: str, data: bytes, file: HubFile) -> None:
+    git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    sha256 = hashlib.sha256(data).hexdigest()
+    same = len(data) == file.size
+    if not same or file.blob_id not in (None, git) or file.sha256 not in (None, sha256):
+        raise WrongContent(f"{where}: these are not the bytes that the hub's own list names: run it again")
+
+
+def _announced_sha256(headers: Message) -> str | None:
+    """The SHA-256 that a hub puts on its redirect for LFS files."""
+    etag = headers.get("X-Linked-Etag", "").strip('"')
+    return etag if _SHA256.fullmatch(etag) else None
+
+
+def _redirected(url: str, location: str, where: str) -> str:
+    target = urljoin(url, location)
+    parts = urlsplit(target)
+    if not location or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise HubError(f"{where}: the hub redirects to nowhere: check HF_ENDPOINT")
+    if urlsplit(url).scheme == "https" and parts.scheme == "http":
+        raise HubError(f"{where}: the hub redirects from https to http, which anyone can read: check HF_ENDPOINT")
+    return target
+
+
+def _extent(answer: Answer, asked: int) -> tuple[int, int | None]:
+    """First byte and size of the whole file as the answer states them. Raises PassingError for another range."""
+    if answer.status == 200:
+        return 0, answer.length
+    match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
+    if match is None or int(match[1]) != asked:
+        raise PassingError("the server answered with another range than the one asked for")
+    return asked, None if match[3] == "*" else int(match[3])
+
+
+def _root_cause(exc: BaseException) -> BaseException:
+    while (cause := exc.__cause__ or exc.__context__) is not None:
+        exc = cause
+    return exc

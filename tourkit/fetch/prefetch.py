@@ -1,0 +1,283 @@
+"""Mirroring what a lock names into a bundle folder: what is wanted, one process at a time, several files at once.
+
+How one file is moved is transfer.py's business; what lies beside the weights and the index are assemble.py's.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from tourkit.bundle.index import Index, variant_dir, write_index
+from tourkit.errors import LocalError, ManifestError, TourkitError, UsageError
+from tourkit.fetch.download import FetchListener, Item, Silent, StoppedError, fetch, is_out_of_space, local_error
+from tourkit.fetch.extras import assemble, clear_leftovers
+from tourkit.fetch.hub import Hub
+from tourkit.manifest.lock import Lock, LockedFile, LockedVariant, check_current, path_of
+from tourkit.manifest.models import Manifest
+from tourkit.manifest.paths import check_path
+from tourkit.stacks import STACKS
+
+LOCK_FILE = ".prefetch.lock"
+JOBS = 4
+_SPARE = 64 << 20  # bytes that must stay free: templates, index, the file system's own needs
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One file to have: `dest` is posix and relative to the bundle; what is there is judged by name and size."""
+
+    variant: LockedVariant
+    file: LockedFile
+    dest: str
+    size: int  # bytes
+    sha256: str
+    commit: str
+    whole: bool  # a file of this size is at its place
+    part_bytes: int  # what an earlier run left of it, 0 when whole
+
+    @property
+    def to_fetch_bytes(self) -> int:
+        return 0 if self.whole else self.size - self.part_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPlan:
+    """What a prefetch would do. All figures in bytes, by names and sizes: nothing is hashed for it."""
+
+    files: tuple[Wanted, ...]
+    variants: tuple[LockedVariant, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(wanted.size for wanted in self.files)
+
+    @property
+    def present_bytes(self) -> int:
+        return sum(wanted.size for wanted in self.files if wanted.whole)
+
+    @property
+    def part_bytes(self) -> int:
+        return sum(wanted.part_bytes for wanted in self.files)
+
+    @property
+    def to_fetch_bytes(self) -> int:
+        return sum(wanted.to_fetch_bytes for wanted in self.files)
+
+    def of(self, variant: LockedVariant) -> "FetchPlan":
+        """The same for one variant."""
+        return FetchPlan(tuple(wanted for wanted in self.files if wanted.variant is variant), (variant,))
+
+
+def fetch_plan(
+    manifest: Manifest, lock: Lock, root: Path, *, roles: Sequence[str] = (), stacks: Sequence[str] = ()
+) -> FetchPlan:
+    """What the lock wants at `root`, of the given roles and stacks only (none given: all). Touches nothing.
+
+    Raises UsageError for an unknown role or stack or an empty choice, ManifestError when the lock does not fit
+    the manifest or a chosen file is not pinned.
+    """
+    check_current(manifest, lock)
+    chosen = _chosen(manifest, lock, roles, stacks)
+    mend = f"run `tourkit lock {manifest.path}`"
+    files: list[Wanted] = []
+    for variant in chosen:
+        where = f"{path_of(manifest.path)}: {variant.model} {variant.quant}"
+        for file in variant.files:
+            if variant.commit is None or file.size is None or file.sha256 is None:
+                raise ManifestError(f"{where}: {file.path} of {variant.repo} is not pinned yet: {mend}")
+        if not variant.resolved:
+            raise ManifestError(f"{where}: the files of {variant.repo} are not all pinned yet: {mend}")
+        files.extend(_wanted(root, variant, file) for file in variant.files)
+    return FetchPlan(tuple(files), tuple(chosen))
+
+
+def prefetch(
+    manifest: Manifest,
+    lock: Lock,
+    root: Path,
+    hub: Hub,
+    *,
+    roles: Sequence[str] = (),
+    stacks: Sequence[str] = (),
+    jobs: int = JOBS,
+    progress: FetchListener | None = None,
+) -> Index:
+    """Have everything that the lock names whole at `root`, then write the index. Run again, it goes on.
+
+    `jobs` files are moved at once. Raises what `fetch_plan` raises, HubError, WrongContent and LocalError (a full
+    drive, another prefetch into the same folder); one file's failure does not keep the others from arriving.
+    """
+    progress = progress or Silent()
+    fetch_plan(manifest, lock, root, roles=roles, stacks=stacks)  # refuse before the folder is made
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _only_one(root, progress):
+            todo = fetch_plan(manifest, lock, root, roles=roles, stacks=stacks)
+            _check_space(root, todo)
+            progress.on_start(todo.total_bytes, todo.to_fetch_bytes)
+            _move_all([_item(root, wanted) for wanted in todo.files], hub, max(1, jobs), progress)
+            index = assemble(manifest, lock, todo.variants, root, progress)
+            clear_leftovers(root, todo.variants)
+            write_index(root, index)
+            return index
+    except OSError as exc:
+        raise local_error(exc, root) from exc
+
+
+def _chosen(manifest: Manifest, lock: Lock, roles: Sequence[str], stacks: Sequence[str]) -> list[LockedVariant]:
+    for given, known, word in ((roles, list(manifest.roles), "role"), (stacks, list(STACKS), "stack")):
+        for name in given:
+            if name not in known:
+                raise UsageError(f"{manifest.path}: no {word} {name!r}: choose from {', '.join(known)}")
+    models = {id_ for role in roles or manifest.roles for id_ in manifest.roles[role]}
+    models |= {manifest.models[id_].adapts or id_ for id_ in models}
+    formats = {STACKS[stack].format for stack in stacks or STACKS}
+    chosen = [variant for variant in lock.variants if variant.model in models and variant.format in formats]
+    if not chosen:
+        raise UsageError(f"{manifest.path}: no variant of these roles runs on these stacks: choose others")
+    return chosen
+
+
+def _wanted(root: Path, variant: LockedVariant, file: LockedFile) -> Wanted:
+    assert file.size is not None
+    assert file.sha256 is not None
+    assert variant.commit is not None
+    dest = f"{variant_dir(variant.model, variant.quant)}/{file.path}"
+    check_path(dest, variant.repo)  # a lock may have been built by a program, not read by lock.read
+    item = Item(variant.repo, variant.commit, file.path, root / dest, file.size, file.sha256)
+    whole = _size(item.dest) == file.size
+    left = 0 if whole else _size(item.part) or 0
+    part_bytes = left if left <= file.size else 0
+    return Wanted(variant, file, dest, file.size, file.sha256, variant.commit, whole, part_bytes)
+
+
+def _item(root: Path, wanted: Wanted) -> Item:
+    return Item(wanted.variant.repo, wanted.commit, wanted.file.path, root / wanted.dest, wanted.size, wanted.sha256)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
+
+
+def _check_space(root: Path, todo: FetchPlan) -> None:
+    free = shutil.disk_usage(root).free
+    needed = todo.to_fetch_bytes + _SPARE
+    if todo.to_fetch_bytes and free < needed:
+        mend = "free some, choose another drive, or fetch less with --role or --stack"
+        raise LocalError(f"{root}: {_gib(needed)} needed, {_gib(free)} free on this drive: {mend}")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+# ---- several files at once ---------------------------------------------------------------------------
+
+
+def _move_all(items: Sequence[Item], hub: Hub, jobs: int, progress: FetchListener) -> None:
+    """Have every item whole, the biggest first so that no thread is left alone with one at the end.
+
+    Raises the first failure, by place in the bundle, once every other file has had its chance. Ctrl-C ends the
+    wait at once; the threads end within a block, their part files stay.
+    """
+    stop = threading.Event()
+
+    def move(item: Item) -> TourkitError | None:
+        try:
+            fetch(item, hub, progress, stop)
+        except StoppedError:
+            return None
+        except TourkitError as exc:
+            if isinstance(exc, LocalError) and is_out_of_space(exc):
+                stop.set()  # no other file would fare better
+                hub.interrupt()
+            return exc
+        return None
+
+    order = sorted(items, key=lambda item: (-item.size, item.dest))
+    pool = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="prefetch")
+    try:
+        running = {pool.submit(move, item): item for item in order}
+        waiting = set(running)
+        while waiting:  # in steps, because Windows delivers Ctrl-C only between them
+            _, waiting = wait(waiting, timeout=0.5)
+    except BaseException:
+        stop.set()
+        hub.interrupt()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        hub.close()
+    failed = {item.dest: error for future, item in running.items() if (error := future.result())}
+    if failed:
+        first = failed[min(failed)]
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise type(first)(f"{first}{more}") from first
+
+
+# ---- one process at a time ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _only_one(root: Path, progress: FetchListener) -> Iterator[None]:
+    """Hold the folder's lock, which the system lets go of when the process ends, however it ends."""
+    path = root / LOCK_FILE
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if not _take(fd):
+                raise LocalError(f"{root}: another `tourkit prefetch` is writing here ({path}): wait, or end it")
+            if _is_named(fd, path):
+                break
+        except OSError as exc:
+            progress.on_note(f"{root}: this drive has no locks ({exc.strerror}): run one prefetch at a time")
+            break
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows: cannot go while it is open; somebody else's next
+            path.unlink()
+        os.close(fd)
+        if sys.platform == "win32":
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_named(fd: int, path: Path) -> bool:
+    """False when the last holder removed the file between our opening and locking it: a lock on no name."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _take(fd: int) -> bool:
+    """Lock an open file without waiting; False when another process holds it. Raises OSError without locks."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except PermissionError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,178 @@
+"""Plain data of generation, shared by every backend and the server. Knows no model and no thread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from tourkit.errors import EngineDead, EngineError, TourkitError
+
+
+class Finish(StrEnum):
+    """Why a sequence ended. Every sequence ends exactly once."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn. `max_tokens` None means up to the end of the context; temperature 0 is greedy."""
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None  # None: no logprobs at all; 0: of the chosen tokens only
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the text must be. `source` is the JSON text of the schema (kinds json_schema, json_object) or of the list
+    of strings (choice), or the regex or grammar itself (kinds regex, grammar)."""
+
+    kind: str
+    source: str
+
+    @property
+    def is_json(self) -> bool:
+        return self.kind in ("json_schema", "json_object")
+
+    @staticmethod
+    def json_schema(schema: dict[str, Any]) -> Constraint:
+        return Constraint("json_schema", json.dumps(schema, ensure_ascii=False))
+
+    @staticmethod
+    def json_object() -> Constraint:
+        return Constraint("json_object", '{"type": "object"}')
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`n` sequences from one prompt: either chat `messages` or a plain `prompt`, never both.
+
+    `tight`: prefer a grammar that allows less than the schema over one that allows more; for second attempts.
+    `whole`: no deltas but the last one of each sequence, with all of its text; for answers that nobody watches grow.
+    """
+
+    messages: tuple[dict[str, str], ...] | None = None
+    prompt: str | None = None
+    params: SamplingParams = SamplingParams()
+    n: int = 1
+    constraint: Constraint | None = None
+    tight: bool = False
+    whole: bool = False
+
+    @property
+    def schema(self) -> dict[str, Any] | None:
+        """The JSON Schema the answer must meet, if it is held to one."""
+        if self.constraint is None or self.constraint.kind != "json_schema":
+            return None
+        return dict(json.loads(self.constraint.source))
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The names of what this request asks for beyond plain text, as in EngineInfo.emulated."""
+        plain, params = SamplingParams(), self.params
+        names = [self.constraint.kind] if self.constraint else []
+        names += ["n"] if self.n > 1 else []
+        names += ["logprobs"] if params.top_logprobs is not None else []
+        fields = ("seed", "stop", "top_k", "top_p", "min_p", "frequency_penalty", "presence_penalty", "logit_bias")
+        return (*names, *(name for name in fields if getattr(params, name) != getattr(plain, name)))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural logarithm of a token's probability by the model alone, before temperature, truncation and grammar."""
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()  # the likeliest tokens of this position, best first
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New text of sequence `index`. The last delta of a sequence carries `finish`, and `error` on ERROR.
+
+    `logprobs` are those of the tokens since the last delta; their text may still be held back.
+    """
+
+    index: int
+    text: str
+    n_tokens: int
+    finish: Finish | None = None
+    error: TourkitError | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def failure(self) -> TourkitError | None:
+        """Why the sequence has no answer, if it ended without one."""
+        if self.finish is Finish.ERROR:
+            return self.error or EngineError("generation failed")
+        if self.finish is Finish.ABORT:
+            return EngineDead("the server is shutting down")
+        return None
+
+
+Emit = Callable[[Delta], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Enforced:
+    """How far the grammar follows the constraint: `level` is "none", "strict" or "relaxed".
+
+    `dropped` are JSON pointers to what of the schema the grammar does not enforce.
+    """
+
+    level: str = "none"
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What `submit` hands back: the key to abort with, and the size of the prompt in tokens."""
+
+    id: int
+    n_prompt: int
+    constraint: Enforced = Enforced()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine holds: `context` tokens a sequence at most, `slots` sequences at once.
+
+    `emulated`: names of request fields that tourkit serves itself because the stack's library does not.
+    """
+
+    stack: str
+    context: int
+    slots: int
+    n_vocab: int
+    emulated: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The load now, and counters since start, in tokens unless they say otherwise."""
+
+    running: int = 0  # sequences
+    waiting: int = 0  # sequences
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompts, found in the KV cache
+    generated_tokens: int = 0
+    forced_tokens: int = 0  # of those generated, not sampled because the grammar left no choice
+    drafted_tokens: int = 0  # guessed by prompt lookup
+    accepted_tokens: int = 0  # of those, guessed right
+    decode_steps: int = 0  # calls of the model
+    preemptions: int = 0  # sequences computed again because the KV cache was full

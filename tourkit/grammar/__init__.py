@@ -1,0 +1,1 @@
+"""Constraints on generated text: schemas made followable, followed, and checked."""

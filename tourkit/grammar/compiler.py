@@ -1,0 +1,284 @@
+"""Grammars through llguidance: compiled once, copied per sequence, and closed out when the tokens run out.
+
+llguidance never raises for a bad grammar or token: every step here asks for its error state.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tourkit.errors import RequestError
+from tourkit.generation import Constraint
+from tourkit.grammar.check import metaschema_error, readable
+from tourkit.grammar.closing import ClosingRanks
+from tourkit.grammar.ladder import miscounted, rungs
+from tourkit.grammar.limits import bounded
+from tourkit.grammar.matcher import LIMIT, Compiled, Matcher, error_text, one_line
+from tourkit.grammar.regex_example import example
+from tourkit.grammar.rewrites import KEYWORDS, SHAPES
+from tourkit.grammar.shortest import closing_texts, patterns, samples
+from tourkit.grammar.spacing import separators
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+_CACHE_SIZE = 256
+_SLACK = 16  # tokens
+_GRAMMAR_RESERVE = 8  # tokens; how a grammar's texts end is not known
+_MAX_BEGUN = 160  # tokens kept for optional parts: more would leave a short answer nothing but what is required
+_MAX_SOURCE = 1_000_000  # characters
+_UNSATISFIABLE = "nsatisfiable"
+_UNRESOLVED = re.compile("not present in a registry|does not exist|nresolvable")
+# The lexer's first fuel is spent by every copy of a grammar together, and a step among long repetitions needs much: the
+# defaults let a busy grammar run dry.
+_FUEL = {"initial_lexer_fuel": 10_000_000, "step_lexer_fuel": 5_000_000}
+_SIZES = (_FUEL, _FUEL | {"max_items_in_row": 20_000, "step_max_items": 500_000})
+_PARAMS = {"regex": "regex", "grammar": "grammar", "choice": "choice"}
+_MAX_NESTING = 100  # llguidance and Python's own JSON parser give up a little above this
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a schema is held to: `tight` allows fewer documents where that makes more of it enforceable, for a second
+    attempt; `compact` puts no space after commas and colons.
+    """
+
+    tight: bool = False
+    compact: bool = False
+
+
+class GrammarCompiler:
+    """Compiles constraints for one vocabulary and keeps the recent ones. Thread-safe.
+
+    `piece` gives the bytes of a token, `count` the number of tokens a text takes.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        n_vocab: int,
+        eog: frozenset[int],
+        piece: Callable[[int], bytes],
+        count: Callable[[str], int],
+        *,
+        leading_space: bool = False,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._n_vocab = n_vocab
+        self._count = count
+        self._leading_space = leading_space
+        self._ranks = ClosingRanks.of([piece(token) for token in range(n_vocab)], eog)
+        self._braces = [token for token in range(n_vocab) if piece(token) in (b"{", b"[")]
+        self._lead = [token for token in range(n_vocab) if piece(token) == b" "][:1] * 2
+        self._cache: OrderedDict[tuple[Constraint, Manner], Compiled] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def matcher(self, constraint: Constraint, manner: Manner = Manner()) -> Matcher:
+        """A fresh matcher. Raises RequestError when the constraint is malformed, or can never be met or followed."""
+        return self.matchers(constraint, manner, 1)[0]
+
+    def matchers(self, constraint: Constraint, manner: Manner, count: int) -> list[Matcher]:
+        """So many matchers of one grammar, each at its beginning; raises as `matcher` does."""
+        key = (constraint, manner)
+        with self._lock:
+            compiled = self._cache.get(key)
+            if compiled is not None:
+                self._cache.move_to_end(key)
+        # A prototype shares its lexer with all its copies, and the lexer can run out of room: then it is made anew.
+        if compiled is None or self._tried(compiled.prototype)[0] is None:
+            compiled = self._compile(constraint, manner)
+            with self._lock:
+                self._cache[key] = compiled
+                while len(self._cache) > _CACHE_SIZE:
+                    self._cache.popitem(last=False)
+        return [Matcher(compiled, self._ranks, self._n_vocab) for _ in range(count)]
+
+    def _compile(self, constraint: Constraint, manner: Manner) -> Compiled:
+        if constraint.is_json:
+            schema = _parsed(constraint.source)
+            compiled = self._compile_schema(schema, manner)
+            return _relaxed(compiled, miscounted(schema)) if '"minProperties"' in constraint.source else compiled
+        grammar = _text_grammar(constraint)
+        prototype, said = self._prototype(grammar)
+        if prototype is None:
+            _refuse(constraint.kind, f"the {constraint.kind} cannot be enforced: {said}", "invalid_grammar")
+        ways = (example(constraint.source) or "",) if constraint.kind == "regex" else ()
+        reserve = 0 if constraint.kind == "choice" else max(map(self._count, ways), default=_GRAMMAR_RESERVE)
+        return Compiled(prototype, said, reserve, json_text=False, samples=tuple(filter(None, ways)))
+
+    def _compile_schema(self, schema: Any, manner: Manner) -> Compiled:
+        if not isinstance(schema, dict):
+            schema = {} if schema is True else {"allOf": [schema]}
+        try:
+            return self._climbed_down(schema, manner)
+        except (TypeError, AttributeError, ValueError, KeyError, RecursionError, re.error) as exc:
+            # A keyword with a value of the wrong kind, met while rewriting: the metaschema says it best.
+            problem = metaschema_error(schema) or one_line(f"{type(exc).__name__} {exc}")
+        _refuse("response_format", f"the schema is not a valid JSON Schema: {problem}", "invalid_schema")
+
+    def _climbed_down(self, schema: dict[str, Any], manner: Manner) -> Compiled:
+        prototype, said = self._attempt(schema, manner)
+        if prototype is not None:
+            return Compiled(prototype, said, self._reserve(schema), samples=samples(schema))
+        _refuse_hopeless(said)
+        if problem := metaschema_error(schema):
+            _refuse("response_format", f"the schema is not a valid JSON Schema: {problem}", "invalid_schema")
+        for pattern in patterns(schema):
+            if not readable(pattern) and not self._reads(pattern):
+                _refuse("response_format", f"the pattern {pattern!r} is no regular expression", "invalid_schema")
+        first_reason = said
+        for rung in rungs(schema, readable=self._reads, tight=manner.tight):
+            prototype, said = self._attempt(rung.schema, manner)
+            if prototype is not None:
+                reserve, ways = self._reserve(rung.schema), samples(rung.schema)
+                return Compiled(prototype, said, reserve, rung.level, rung.dropped, samples=ways)
+            if _UNRESOLVED.search(said):
+                _refuse("response_format", f"the schema refers to what is not there: {said}", "invalid_schema")
+            if not rung.narrowed and rung.level < SHAPES:  # there, references may be left going in circles
+                _refuse_hopeless(said)
+        _refuse("response_format", f"the schema cannot be enforced: {first_reason}", "unsupported_schema")
+
+    def _reads(self, pattern: str) -> bool:
+        """Can llguidance follow this pattern in a schema?"""
+        from llguidance import LLMatcher
+
+        grammar = self._grammar({"type": "string", "pattern": pattern}, Manner())
+        return not LLMatcher(self._tokenizer, grammar, log_level=0).is_error()
+
+    def _attempt(self, schema: dict[str, Any], manner: Manner) -> tuple[Any, str]:
+        """A prototype for the bounded schema or, where the bounds are what is refused, for the schema itself."""
+        prototype, said = self._prototype(self._grammar(bounded(schema), manner))
+        if prototype is None and (_UNSATISFIABLE in said or LIMIT.search(said)):
+            prototype, said = self._prototype(self._grammar(schema, manner))
+        return prototype, said
+
+    def _prototype(self, grammar: str) -> tuple[Any, str]:
+        """A matcher that has stood its first masks, and its grammar; or None, and why not in one line."""
+        from llguidance import LLMatcher, LLParserLimits
+
+        reason = ""
+        for sizes in _SIZES:
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**sizes))
+            prototype, reason = self._tried(matcher)
+            if prototype is not None:
+                return prototype, grammar
+            if not LIMIT.search(reason):
+                break
+        return None, reason
+
+    def _tried(self, prototype: Any) -> tuple[Any, str]:
+        if prototype.is_error():
+            return None, error_text(prototype)
+        probe = prototype.deep_copy()
+        if self._leading_space:
+            probe.try_consume_tokens(self._lead)  # with all the space there may be, only the document is left
+        probe.compute_bitmask()
+        if probe.is_error():
+            return None, error_text(probe)
+        # An object with thousands of optional keys hits a limit only once it is open.
+        for token in self._braces:
+            if probe.validate_tokens([token]) == 1:
+                probe.consume_token(token)
+                probe.compute_bitmask()
+                return (None, error_text(probe)) if probe.is_error() else (prototype, "")
+        return prototype, ""
+
+    def _reserve(self, schema: Any) -> int:
+        required, begun = (self._count(text) for text in closing_texts(schema))
+        return int((required + min(begun, _MAX_BEGUN)) * 1.15) + _SLACK
+
+    def _grammar(self, schema: dict[str, Any], manner: Manner) -> str:
+        from llguidance import LLMatcher
+
+        spacing = separators(compact=manner.compact)
+        if not self._leading_space:
+            return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=spacing))
+        # SentencePiece models start with a token that has a leading space, which a plain JSON grammar refuses.
+        body = json.dumps(schema | {"x-guidance": spacing})
+        return str(LLMatcher.grammar_from_lark(f"start: lead body\nlead: /[ \\n]{{0,2}}/\nbody: %json {body}\n"))
+
+
+def _relaxed(compiled: Compiled, dropped: tuple[str, ...]) -> Compiled:
+    """The same, known not to enforce these parts of the schema."""
+    if not dropped:
+        return compiled
+    return replace(compiled, level=max(compiled.level, KEYWORDS), dropped=tuple(sorted({*compiled.dropped, *dropped})))
+
+
+def _parsed(source: str) -> Any:
+    """The schema, unless it is too large or too deep to look at."""
+    if len(source) > _MAX_SOURCE:
+        _refuse("response_format", f"the schema has {len(source)} characters: {_MAX_SOURCE} at most", "invalid_schema")
+    try:
+        schema = json.loads(source)
+    except RecursionError:
+        schema = None
+    except ValueError as exc:
+        _refuse("response_format", f"the schema is not JSON: {exc}", "invalid_schema")
+    brackets = source.count("{") + source.count("[")  # too few to nest that deep: as with most, and quicker to tell
+    if schema is None or (brackets > _MAX_NESTING and _depth(schema) > _MAX_NESTING):
+        _refuse("response_format", f"the schema is nested over {_MAX_NESTING} levels deep", "invalid_schema")
+    return schema
+
+
+def _text_grammar(constraint: Constraint) -> str:
+    """The grammar of a regex, of a choice or of a Lark or GBNF text."""
+    from llguidance import LLMatcher
+
+    source = constraint.source
+    if not source.strip() or len(source) > _MAX_SOURCE:
+        _refuse(constraint.kind, f"the {constraint.kind} is empty or over {_MAX_SOURCE} characters", "invalid_grammar")
+    match constraint.kind:
+        case "regex":
+            return str(LLMatcher.grammar_from_regex(source))
+        case "choice":
+            options = " | ".join(json.dumps(option) for option in _options(source))
+            return str(LLMatcher.grammar_from_lark(f"start: {options}\n"))
+        case "grammar":
+            return str(LLMatcher.grammar_from_lark(_lark(source)))
+    _refuse(constraint.kind, f"{constraint.kind!r} is not a kind of constraint", "invalid_grammar")
+
+
+def _options(source: str) -> list[str]:
+    try:
+        options = json.loads(source)
+    except ValueError:
+        options = None
+    if not isinstance(options, list) or not options or not all(isinstance(o, str) and o for o in options):
+        _refuse("choice", "choice must be a list of at least one string, none of them empty", "invalid_grammar")
+    return list(dict.fromkeys(options))
+
+
+def _lark(source: str) -> str:
+    if not re.search(r"^\s*root\s*::=", source, re.MULTILINE):
+        return source
+    from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
+
+    try:
+        return str(gbnf_to_lark(source))
+    except (GbnfToLarkError, ValueError, IndexError, KeyError, RecursionError) as exc:
+        _refuse("grammar", f"the grammar cannot be read: {one_line(str(exc))}", "invalid_grammar")
+
+
+def _refuse(kind: str, message: str, code: str) -> NoReturn:
+    raise RequestError(message, param=_PARAMS.get(kind, "response_format"), code=code)
+
+
+def _refuse_hopeless(reason: str) -> None:
+    """Refuse a schema that no document can meet, or that refers to what is not there."""
+    if _UNSATISFIABLE in reason or "NoExtension" in reason:
+        _refuse("response_format", f"no document can meet the schema: {reason}", "unsupported_schema")
+
+
+def _depth(value: Any, limit: int = _MAX_NESTING + 1) -> int:
+    """Nesting depth of a JSON value, not looked into further than `limit`."""
+    if limit == 0 or not isinstance(value, dict | list):
+        return 0
+    children = value.values() if isinstance(value, dict) else value
+    return 1 + max((_depth(child, limit - 1) for child in children), default=0)

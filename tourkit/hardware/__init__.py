@@ -1,0 +1,1 @@
+"""What this machine grants: processors, memory, GPUs and stacks."""

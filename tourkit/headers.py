@@ -1,0 +1,58 @@
+"""The headers of weight files, read without any library that could load them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_STRING, _ARRAY = 8, 9
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_MOST_TEXT = 1 << 20  # bytes: a chat template is a few thousand
+
+
+def gguf_header(path: Path) -> dict[str, Any]:
+    """Keys of a GGUF file up to its vocabulary, of which only the length is kept; reads some kilobytes.
+
+    Raises OSError, ValueError or struct.error for what is no GGUF or is cut off.
+    """
+    with path.open("rb") as file:
+        magic, version = struct.unpack("<4sI", file.read(8))
+        if magic != b"GGUF" or version not in (2, 3):
+            raise ValueError(f"{path}: no GGUF of version 2 or 3")
+        _, count = struct.unpack("<QQ", file.read(16))
+        return dict(_entries(file, count))
+
+
+def _entries(file: BinaryIO, count: int) -> Iterator[tuple[str, Any]]:
+    """Key and value, in the file's order. Ends at the vocabulary: the architecture's keys are before it."""
+    for _ in range(count):
+        key = _text(file)
+        (kind,) = struct.unpack("<I", file.read(4))
+        if kind == _ARRAY and key.startswith("tokenizer."):
+            _, length = struct.unpack("<IQ", file.read(12))
+            yield key, length
+            return
+        yield key, _value(file, kind)
+
+
+def _value(file: BinaryIO, kind: int) -> Any:
+    if kind == _STRING:
+        return _text(file)
+    if kind == _ARRAY:
+        inner, length = struct.unpack("<IQ", file.read(12))
+        if length > _MOST_TEXT:
+            raise ValueError(f"an array of {length} values before the vocabulary")
+        return [_value(file, inner) for _ in range(length)]
+    if kind not in _SCALARS:
+        raise ValueError(f"a value of unknown type {kind}")
+    code = "<" + _SCALARS[kind]
+    return struct.unpack(code, file.read(struct.calcsize(code)))[0]
+
+
+def _text(file: BinaryIO) -> str:
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > _MOST_TEXT:
+        raise ValueError(f"a text of {length} bytes in the header")
+    return file.read(length).decode(errors="replace")

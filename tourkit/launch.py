@@ -1,0 +1,62 @@
+"""What a worker loads, and how: planning decides it, the gateway sends it, a backend reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLayers:
+    """How many layers of a model are on the GPU. `count` None: all of them, where the stack can use a GPU."""
+
+    count: int | None = None
+
+    @property
+    def is_all(self) -> bool:
+        return self.count is None
+
+    @property
+    def is_none(self) -> bool:
+        return self.count == 0
+
+    @property
+    def is_part(self) -> bool:
+        return not self.is_all and not self.is_none
+
+    def share(self, layers: int) -> float:
+        """The part of a model of `layers` layers that is on the GPU, from 0 to 1."""
+        return 1.0 if self.count is None else min(1.0, self.count / max(1, layers))
+
+
+ALL_LAYERS = GpuLayers()
+NO_LAYERS = GpuLayers(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One variant on one stack. `path`: the (first) weight file or the folder; `context` in tokens a sequence.
+
+    `flash_attention` None: where the device can. `lora`: adapter files to apply. `deterministic`: the same text for the
+    same request, whatever else runs. `prefix_cache`: folder in which prompts that were shared are kept until the next
+    start, "" for none. `chat_template`: Jinja source for weights that carry none, "" for none.
+    """
+
+    model: str
+    stack: str
+    path: str
+    slots: int
+    context: int
+    threads: int
+    quant: str = ""
+    gpu_layers: GpuLayers = ALL_LAYERS
+    cache_type: str = "f16"  # of the KV cache: f16 or q8_0
+    flash_attention: bool | None = None
+    lora: tuple[str, ...] = ()
+    deterministic: bool = False
+    prefix_cache: str = ""
+    chat_template: str = ""
+
+    @property
+    def title(self) -> str:
+        """Model, quant and stack, as replies name what answered."""
+        return f"{self.model} {self.quant} {self.stack}"

@@ -1,0 +1,210 @@
+"""Choosing from the catalogue: who may use a model, for what, in which language, on which stack, in how much memory.
+
+Reads what the catalogue's files say and decides; the exact fit on a machine is the planner's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tourkit.errors import UsageError
+from tourkit.manifest.models import ROLES, Model, Variant
+from tourkit.stacks import STACKS
+from tourkit.units import size_text
+
+CONTEXT = 4096  # tokens of the one sequence that `memory` counts a KV cache for
+MANY = "multilingual"
+_KV_BYTES = 2  # a 16-bit key or value
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a licence says about commercial use: `use` is "yes", "conditional", "no" or "unknown", and why."""
+
+    use: str
+    reason: str
+
+
+_UNKNOWN = Terms("unknown", "no source states the licence: read it on the model's page first")
+_META = "keep to its conditions on the number of users, on the name and on acceptable use"
+LICENSES = {
+    "apache-2.0": Terms("yes", "permissive: keep the licence text and the notices"),
+    "mit": Terms("yes", "permissive: keep the licence text"),
+    "llama2": Terms(
+        "conditional", "Llama 2 Community License: above 700 million monthly users ask Meta; acceptable use policy"
+    ),
+    "llama3": Terms("conditional", f"Llama 3 Community License: {_META}"),
+    "llama3.1": Terms("conditional", f"Llama 3.1 Community License: {_META}"),
+    "gemma": Terms("conditional", "Gemma Terms of Use: use and hand on only under them, hosted services included"),
+    "bigscience-bloom-rail-1.0": Terms(
+        "conditional", "BigScience RAIL: not for the uses it restricts; read them on the model's page"
+    ),
+    "internlm2-license": Terms("conditional", "weights free for commercial use on application to the authors"),
+    "yi-license": Terms("conditional", "free for commercial use with the authors' permission, on application"),
+    "other (Stability AI)": Terms("conditional", "for commercial use see https://stability.ai/license"),
+    "other (non-commercial)": Terms("no", "the authors allow research only"),
+    "cc-by-nc-sa-4.0": Terms("no", "NonCommercial by its name"),
+    "unknown": _UNKNOWN,
+}
+
+
+def terms(license_: str) -> Terms:
+    """What a licence id says about commercial use; an id that is not in the table is unknown, never allowed."""
+    return LICENSES.get(license_, _UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a model must satisfy; None and False ask nothing. `memory` is in bytes."""
+
+    license: str | None = None
+    commercial: bool = False
+    role: str | None = None
+    language: str | None = None
+    memory: int | None = None
+    stack: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The models that satisfy a wish, and those that may: what the wish asks is not stated for them."""
+
+    models: tuple[Model, ...]
+    unstated: dict[str, tuple[str, ...]] = field(default_factory=dict)  # "language" or "size" -> model ids
+
+
+def search(models: Iterable[Model], wish: Wish) -> Found:
+    """The models that satisfy every part of the wish. Raises UsageError for a role or stack there is not."""
+    for word, given, known in (("role", wish.role, ROLES), ("stack", wish.stack, tuple(STACKS))):
+        if given is not None and given not in known:
+            raise UsageError(f"--{word} {given!r}: there are {', '.join(known)}")
+    found: list[Model] = []
+    unstated: dict[str, list[str]] = {}
+    for model in models:
+        if not _stated_parts_fit(model, wish):
+            continue
+        missing = [
+            name
+            for name, asked, known in (
+                ("language", wish.language, bool(model.languages)),
+                ("size", wish.memory, smallest(model, wish.stack) is not None),
+            )
+            if asked is not None and not known
+        ]
+        for name in missing:
+            unstated.setdefault(name, []).append(model.id)
+        if not missing:
+            found.append(model)
+    return Found(tuple(found), {name: tuple(ids) for name, ids in unstated.items()})
+
+
+def _stated_parts_fit(model: Model, wish: Wish) -> bool:
+    """False when something that the catalogue states speaks against the model."""
+    small = smallest(model, wish.stack)
+    return (
+        (wish.license or "").lower() in model.license.lower()
+        and (not wish.commercial or terms(model.license).use in ("yes", "conditional"))
+        and (wish.role is None or wish.role in model.roles)
+        and (wish.language is None or not model.languages or speaks(model, wish.language))
+        and (wish.stack is None or wish.stack in stacks(model))
+        and (wish.memory is None or small is None or memory(model, small) <= wish.memory)
+    )
+
+
+def speaks(model: Model, language: str) -> bool:
+    """True when the model was made for the language, by name or as one of many."""
+    wanted = language.lower()
+    return wanted in model.languages or (MANY in model.languages and wanted != "code")
+
+
+def stacks(model: Model) -> tuple[str, ...]:
+    """The stacks that can load one of the model's formats."""
+    formats = {variant.format for variant in model.variants}
+    return tuple(stack for stack, traits in STACKS.items() if traits.format in formats)
+
+
+def smallest(model: Model, stack: str | None = None) -> Variant | None:
+    """The variant of least known size, of a stack if given; None when no size is known."""
+    sized = [v for v in model.variants if v.size is not None and (stack is None or v.format == STACKS[stack].format)]
+    return min(sized, key=lambda variant: variant.size or 0, default=None)
+
+
+def memory(model: Model, variant: Variant) -> int:
+    """Bytes for the weights of a variant of known size and a 16-bit KV cache of one sequence of CONTEXT tokens."""
+    assert variant.size is not None
+    arch = model.arch
+    if arch is None or "embed" in model.roles:  # an embedder keeps nothing between calls
+        return variant.size
+    tokens = min(CONTEXT, model.context)
+    windowed = 0
+    if arch.sliding_window is not None:
+        windowed = arch.n_layers if arch.sliding_layers is None else arch.sliding_layers
+    cells = (arch.n_layers - windowed) * tokens + windowed * min(tokens, arch.sliding_window or tokens)
+    return variant.size + 2 * cells * arch.n_kv_heads * arch.head_dim * _KV_BYTES
+
+
+def as_json(model: Model, stack: str | None = None) -> dict[str, Any]:
+    """One model for scripts; null where no source states the value."""
+    small = smallest(model, stack)
+    said = terms(model.license)
+    return {
+        "id": model.id,
+        "repo": model.repo,
+        "family": model.family,
+        "architecture": model.architecture,
+        "license": model.license,
+        "commercial": said.use,
+        "commercial_reason": said.reason,
+        "gated": model.gated,
+        "context": model.context,
+        "params": model.params,
+        "roles": list(model.roles),
+        "languages": list(model.languages),
+        "summary": model.summary,
+        "stacks": list(stacks(model)),
+        "memory": memory(model, small) if small else None,
+        "variants": [
+            {"quant": v.quant, "format": v.format, "repo": v.repo, "revision": v.revision, "size": v.size}
+            for v in model.variants
+        ],
+    }
+
+
+def table(models: Sequence[Model], stack: str | None = None) -> Iterator[str]:
+    """Lines for people: a row for each model with what it is good at below, then the licences that were met."""
+    head = ("model", "licence", "commercial", "context", "memory from", "roles", "stacks")
+    rows = [head, *(_row(model, stack) for model in models)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    for number, row in enumerate(rows):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        if number:
+            model = models[number - 1]
+            languages = f" [{', '.join(model.languages)}]" if model.languages else ""
+            yield f"    {model.summary}{languages}"
+    yield ""
+    yield from footnotes(models)
+
+
+def footnotes(models: Iterable[Model]) -> Iterator[str]:
+    """A line for each licence among the models: may it be used commercially, and why."""
+    for license_ in sorted({model.license for model in models}):
+        said = terms(license_)
+        yield f"{license_}: commercial use: {said.use}: {said.reason}"
+
+
+def _row(model: Model, stack: str | None) -> tuple[str, ...]:
+    small = smallest(model, stack)
+    needs = f"{size_text(memory(model, small))} {small.quant}" if small else "?"
+    gated = " (gated)" if model.gated else ""
+    commercial = terms(model.license).use
+    return (
+        model.id,
+        model.license + gated,
+        commercial,
+        str(model.context),
+        needs,
+        ", ".join(model.roles),
+        ", ".join(stacks(model)),
+    )

@@ -1,0 +1,91 @@
+"""What a manifest names: models, their variants, and the set as a whole. Plain data."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROLES = ("brain", "fast", "tool", "graph", "embed")
+FORMATS = ("gguf", "safetensors", "onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One quantised form of a model. `files` are fnmatch patterns over the whole path: `*` crosses "/".
+
+    `size` is of the weights in bytes, to choose by: it may be rounded; the lock has the exact ones.
+    """
+
+    format: str
+    quant: str
+    repo: str
+    revision: str
+    files: tuple[str, ...]
+    size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arch:
+    """The numbers that size the KV cache. `sliding_layers` of the layers look back `sliding_window` tokens only."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    sliding_window: int | None = None
+    sliding_layers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One upstream model. `context` is in tokens; None, or an empty tuple, means that no source states the value.
+
+    `architecture` is transformers' model_type; `roles` are hints; "multilingual" among `languages` means many more.
+    """
+
+    id: str
+    repo: str
+    license: str
+    context: int
+    family: str | None
+    gated: bool | None
+    params: int | None
+    arch: Arch | None
+    summary: str
+    variants: tuple[Variant, ...]
+    architecture: str | None = None
+    roles: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    adapts: str | None = None  # the id of the model this LoRA adapter is for
+    chat_template: str | None = None  # Jinja source, for weights that carry none
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A role set with its models resolved and its filters applied: every model here has a variant.
+
+    `sha256` is of the file's bytes; `digest` is of what a lock depends on, catalogue included.
+    """
+
+    name: str
+    summary: str
+    roles: dict[str, tuple[str, ...]]
+    models: dict[str, Model]
+    path: Path
+    sha256: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the name, the roles and the variants: unchanged by comments, summaries or facts."""
+        variants = {id_: [_source(v) for v in model.variants] for id_, model in self.models.items()}
+        shape = {"name": self.name, "roles": self.roles, "models": variants}
+        text = json.dumps(shape, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _source(variant: Variant) -> dict[str, Any]:
+    """What a lock depends on: all of a variant but the size, which is a fact about it."""
+    return {name: value for name, value in asdict(variant).items() if name != "size"}

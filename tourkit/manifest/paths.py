@@ -1,0 +1,69 @@
+"""Paths that every system can write: one plain relative name, no pickle, no two that are one on exFAT."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+from tourkit.errors import ManifestError
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_HOSTILE = frozenset('\\:?*"<>|')
+_RESERVED = frozenset(
+    ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
+    + [f"{port}{digit}" for port in ("COM", "LPT") for digit in "0123456789¹²³"]
+)
+
+
+def check_path(path: str, where: str) -> None:
+    """Refuse a path that is not one plain relative file name on every system, or that is a pickle.
+
+    `where` begins the message. Raises ManifestError.
+    """
+    problem = path_problem(path)
+    if problem is not None:
+        raise ManifestError(f"{where}: {path!r} {problem}")
+
+
+def check_distinct(paths: Sequence[str], where: str) -> None:
+    """Refuse paths that a case-insensitive drive would take for one another. Raises ManifestError."""
+    seen: dict[str, str] = {}
+    for path in paths:
+        parts = path.split("/")
+        folders = ["/".join(parts[:depth]) + "/" for depth in range(1, len(parts))]
+        for name in (*folders, path):
+            other = seen.setdefault(_folded(name.rstrip("/")), name)
+            if other != name:
+                raise ManifestError(
+                    f"{where}: {other!r} and {name!r} are one name on exFAT, Windows and macOS: leave one out"
+                )
+    # A folder may come many times, a file once.
+    for path, times in Counter(paths).items():
+        if times > 1:
+            raise ManifestError(f"{where}: {path!r} is named twice: name it once")
+
+
+def path_problem(path: str) -> str | None:
+    """The end of the sentence "'path' ..." when it is refused: what is wrong and the mend."""
+    if path.startswith("/"):
+        return "is an absolute path: write it relative to the repository"
+    names = path.split("/")
+    if ".." in names:
+        return "leaves its folder: write it without '..'"
+    if "" in names or "." in names:
+        return "has an empty or '.' part: write it as folder/file"
+    if any(char in _HOSTILE or unicodedata.category(char) in ("Cc", "Cs") for char in path):
+        return 'has a character that Windows refuses (\\ : ? * " < > | or a control one): leave this file out'
+    for name in names:
+        if name[-1] in ". ":
+            return "has a name that ends with a dot or a space, which Windows drops: leave this file out"
+        if name.split(".")[0].rstrip().upper() in _RESERVED:
+            return "is a device name on Windows: leave this file out"
+        if len(name.encode()) > 255:
+            return "has a name of more than 255 bytes: leave this file out"
+    if names[-1].lower().endswith(PICKLED):
+        return f"is a pickle ({', '.join(PICKLED)}), which can run code when loaded: take safetensors or GGUF"
+    return None
+
+
+def _folded(path: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())

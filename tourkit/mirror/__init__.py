@@ -1,0 +1,1 @@
+"""A bundle served on the LAN as a Hugging Face-compatible hub."""

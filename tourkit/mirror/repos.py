@@ -1,0 +1,145 @@
+"""A bundle's files as the repositories they came from, in the JSON shapes of the hub's API.
+
+No HTTP here (mirror.py) and no disk: it works on the index alone.
+"""
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from tourkit.bundle.index import BundleFile, BundleVariant, Index
+from tourkit.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the bundle holds of one repository at one commit; `files` by path in the repository."""
+
+    commit: str
+    files: dict[str, BundleFile]
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files.values())
+
+    @property
+    def folders(self) -> set[str]:
+        return {str(folder) for path in self.files for folder in PurePosixPath(path).parents} - {"."}
+
+
+@dataclass(frozen=True, slots=True)
+class Repo:
+    """`names` maps every revision that is answered (commits too) to its commit."""
+
+    id: str
+    tags: tuple[str, ...]
+    license: str | None
+    snapshots: dict[str, Snapshot]
+    names: dict[str, str]
+
+    @property
+    def default(self) -> Snapshot:
+        return self.snapshots[self.names.get("main", next(iter(self.snapshots)))]
+
+
+def repos(index: Index) -> dict[str, Repo]:
+    """The repositories of the index; variants of one repository and commit become one snapshot.
+
+    Raises UsageError when two files claim one place with different content.
+    """
+    by_repo: dict[str, list[BundleFile]] = {}
+    for file in index.files:
+        if file.repo is not None:
+            by_repo.setdefault(file.repo, []).append(file)
+    return {id_: _repo(id_, by_repo[id_], index) for id_ in sorted(by_repo)}
+
+
+def _repo(id_: str, files: list[BundleFile], index: Index) -> Repo:
+    snapshots: dict[str, Snapshot] = {}
+    for file in sorted(files, key=lambda file: (str(file.commit), str(file.source))):
+        assert file.commit is not None  # the index is refused otherwise
+        assert file.source is not None
+        held = snapshots.setdefault(file.commit, Snapshot(file.commit, {})).files
+        if held.setdefault(file.source, file).sha256 != file.sha256:
+            raise UsageError(f"bundle.json: {file.path}: another content of {file.source} at one commit")
+    variants = [variant for variant in index.variants if variant.repo == id_]
+    models = {variant.model for variant in variants}
+    licenses = sorted({m.license for m in index.models if m.id in models or m.repo == id_})
+    tags = sorted({variant.format for variant in variants}) + [f"license:{name}" for name in licenses]
+    names = _names(snapshots, variants)
+    return Repo(id_, tuple(tags), licenses[0] if licenses else None, snapshots, names)
+
+
+def _names(snapshots: dict[str, Snapshot], variants: list[BundleVariant]) -> dict[str, str]:
+    """Revision: commit. A recorded name that two commits claim is dropped; an only commit is `main` too."""
+    names = {"main": next(iter(snapshots))} if len(snapshots) == 1 else {}
+    asked: dict[str, set[str]] = {}
+    for variant in variants:
+        if variant.commit in snapshots:
+            asked.setdefault(variant.revision, set()).add(variant.commit)
+    names |= {name: next(iter(commits)) for name, commits in asked.items() if len(commits) == 1}
+    return names | {commit: commit for commit in snapshots}
+
+
+def author_of(repo: Repo) -> str | None:
+    return repo.id.split("/")[0] if "/" in repo.id else None
+
+
+def info(repo: Repo, snapshot: Snapshot, *, blobs: bool, expand: Collection[str]) -> dict[str, Any]:
+    """What the hub says of a model; `expand` keeps those keys only."""
+    full = {
+        "_id": hashlib.sha1(repo.id.encode(), usedforsecurity=False).hexdigest()[:24],
+        "id": repo.id,
+        "modelId": repo.id,
+        "author": author_of(repo),
+        "sha": snapshot.commit,
+        "private": False,
+        "gated": False,  # whatever it is upstream: who holds the bundle has passed the gate
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": list(repo.tags),
+        "cardData": {"license": repo.license} if repo.license else {},
+        "usedStorage": snapshot.size,
+        "siblings": [_sibling(path, file, blobs=blobs) for path, file in snapshot.files.items()],
+    }
+    return {key: full[key] for key in full if key in ("_id", "id", *expand)} if expand else full
+
+
+def _sibling(path: str, file: BundleFile, *, blobs: bool) -> dict[str, Any]:
+    if not blobs:
+        return {"rfilename": path}
+    pointer = _pointer(file)
+    lfs = {"sha256": file.sha256, "size": file.size, "pointerSize": len(pointer)}
+    return {"rfilename": path, "size": file.size, "blobId": _blob_id(pointer), "lfs": lfs}
+
+
+def refs(repo: Repo) -> dict[str, Any]:
+    branches = [
+        {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
+        for name, commit in repo.names.items()
+        if name != commit
+    ]
+    return {"branches": branches, "tags": [], "converts": [], "pullRequests": []}
+
+
+def entry(snapshot: Snapshot, path: str) -> dict[str, Any]:
+    """A file or a folder as the tree gives it; every file is shown as LFS, so that its SHA-256 is known."""
+    file = snapshot.files.get(path)
+    if file is None:
+        oid = hashlib.sha1(f"{snapshot.commit}:{path}".encode(), usedforsecurity=False).hexdigest()
+        return {"type": "directory", "oid": oid, "size": 0, "path": path}
+    pointer = _pointer(file)
+    lfs = {"oid": file.sha256, "size": file.size, "pointerSize": len(pointer)}
+    return {"type": "file", "oid": _blob_id(pointer), "size": file.size, "lfs": lfs, "path": path}
+
+
+def _pointer(file: BundleFile) -> bytes:
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{file.sha256}\nsize {file.size}\n"
+    return text.encode()
+
+
+def _blob_id(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

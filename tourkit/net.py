@@ -1,0 +1,72 @@
+"""Listening sockets, and which addresses are this machine. Every socket that tourkit listens on is made here."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from pathlib import Path
+
+from tourkit.errors import LocalError
+
+_BACKLOG = 256  # connections that wait to be accepted
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A TCP socket that listens; port 0 picks a free one. Raises LocalError when the address cannot be had.
+
+    The protocol is named, because asyncio turns off Nagle's algorithm only where it is: an answer in two segments would
+    wait 40 ms for the client's delayed acknowledgement. Accepted sockets inherit the option.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.bind((host, port))
+        sock.listen(_BACKLOG)
+    except (OSError, OverflowError) as exc:  # OverflowError: a port over 65535
+        sock.close()
+        why = getattr(exc, "strerror", None) or exc
+        raise LocalError(f"cannot listen on {host} port {port} ({why}): choose another with --host or --port") from exc
+    return sock
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """A Unix socket that listens at `path`. Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(str(path))
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def url_of(sock: socket.socket) -> str:
+    """The base URL of a listening TCP socket, with the address it was bound to."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a connection to `host` stays on this machine: localhost, loopback and unspecified addresses.
+
+    Nothing is looked up. Other names that end in ".localhost" do not count: a resolver may ask the network for them.
+    """
+    if host in ("localhost", ""):
+        return True
+    if not is_address(host):
+        return False
+    address = ipaddress.ip_address(host.split("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return bool(mapped.is_loopback or mapped.is_unspecified)
+
+
+def is_address(host: str) -> bool:
+    """Whether `host` is an IPv4 or IPv6 address and not a name."""
+    try:
+        ipaddress.ip_address(host.split("%")[0])
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Which variant fills which role here, on what, and how much memory it takes."""

@@ -1,0 +1,69 @@
+"""What there is to plan with: a manifest and its lock as if they were a bundle, and the shapes of a bundle's models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tourkit.bundle.index import BundleFile, BundleModel, BundleVariant, Index, variant_dir
+from tourkit.errors import ManifestError
+from tourkit.manifest import manifest as manifests
+from tourkit.manifest.lock import Lock, LockedVariant
+from tourkit.manifest.models import Manifest
+from tourkit.planning.model_shape import Shape, of_arch, of_file
+from tourkit.planning.options import weights_of
+
+
+def index_of(manifest: Manifest, lock: Lock) -> Index:
+    """The index of the bundle that `prefetch` would make. A variant whose weights have no known size gets no files."""
+    models = tuple(map(BundleModel.of, manifest.models.values()))
+    variants = tuple(
+        BundleVariant(model.id, v.quant, v.format, v.repo, v.revision, "")
+        for model in manifest.models.values()
+        for v in model.variants
+    )
+    named = {(variant.model, variant.quant) for variant in variants}
+    files = tuple(file for v in lock.variants if (v.model, v.quant) in named for file in _files(v))
+    return Index(manifest.name, manifest.sha256, lock.sha256, dict(manifest.roles), models, variants, files)
+
+
+def shapes_of_manifest(manifest: Manifest) -> dict[tuple[str, str], Shape]:
+    """Shapes by model and quant, of models whose catalogue file states the numbers."""
+    return {
+        (model.id, variant.quant): of_arch(model.arch, model.context)
+        for model in manifest.models.values()
+        if model.arch is not None
+        for variant in model.variants
+    }
+
+
+def shapes_of_bundle(root: Path, index: Index) -> dict[tuple[str, str], Shape]:
+    """Shapes by model and quant: from the files' own headers, else from the catalogue by the model's id."""
+    shapes = {}
+    stated = _catalogue()
+    for variant in index.variants:
+        weights = weights_of(index, variant)
+        shape = of_file(root / weights[0]) if weights is not None else None
+        shape = shape or stated.get(variant.model)
+        if shape is not None:
+            shapes[variant.model, variant.quant] = shape
+    return shapes
+
+
+def _catalogue() -> dict[str, Shape]:
+    try:
+        models = manifests.catalogue().values()
+    except ManifestError:  # a damaged catalogue is no reason not to serve a whole bundle
+        return {}
+    return {model.id: of_arch(model.arch, model.context) for model in models if model.arch is not None}
+
+
+def _files(variant: LockedVariant) -> list[BundleFile]:
+    weights = [file for file in variant.files if f".{variant.format}" in file.path.lower()]
+    if not weights or any(file.size is None for file in weights):
+        return []
+    folder = variant_dir(variant.model, variant.quant)
+    return [
+        BundleFile(f"{folder}/{file.path}", file.size, file.sha256 or "", variant.repo, variant.commit, file.path)
+        for file in variant.files
+        if file.size is not None
+    ]

@@ -1,0 +1,66 @@
+"""POST /v1/embeddings over one engine: the vectors as OpenAI's JSON, and no work for a client that hung up."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from tourkit.backends.base import Embedder, Embeddings
+from tourkit.errors import RequestError
+from tourkit.server.api.requests import Embed
+
+if TYPE_CHECKING:
+    from tourkit.backends.base import Engine
+
+_HUNG_UP = 499  # what nginx logs for a client that went away; nobody reads it
+
+
+async def embed(engine: Engine, asked: Embed, http: HttpRequest) -> Response:
+    """The embeddings in the order of the texts. Raises RequestError, QueueFull, EngineDead."""
+    if not isinstance(engine, Embedder):
+        raise RequestError(
+            "this model writes text and makes no embeddings: ask a model of the role embed",
+            param="model",
+            code="unsupported_model",
+        )
+    if asked.dimensions not in (None, engine.size):
+        raise RequestError(
+            f"dimensions is {asked.dimensions}, the embeddings of this model have {engine.size}: leave it out",
+            param="dimensions",
+            code="unsupported_parameter",
+        )
+    future = asyncio.wrap_future(await asyncio.to_thread(engine.embed, asked.texts))
+    hang_up = asyncio.create_task(_hang_up(http))
+    either: set[asyncio.Future[Any]] = {future, hang_up}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    hang_up.cancel()
+    if not future.done():
+        future.cancel()  # and with it the engine's own, which leaves the queue
+        return Response(status_code=_HUNG_UP)
+    body = await asyncio.to_thread(_body, asked, future.result())
+    return Response(body, media_type="application/json")
+
+
+def _body(asked: Embed, found: Embeddings) -> bytes:
+    little_endian = found.vectors.astype("<f4", copy=False)
+    data = [
+        {
+            "object": "embedding",
+            "index": i,
+            "embedding": base64.b64encode(vector.tobytes()).decode() if asked.base64 else vector,
+        }
+        for i, vector in enumerate(little_endian)
+    ]
+    usage = {"prompt_tokens": found.n_tokens, "total_tokens": found.n_tokens}
+    reply = {"object": "list", "data": data, "model": asked.model, "usage": usage}
+    return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+async def _hang_up(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

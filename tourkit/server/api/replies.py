@@ -1,0 +1,150 @@
+"""Our results as OpenAI's JSON: completions, stream chunks, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+
+from tourkit.errors import EngineDead, QueueFull, RequestError, TourkitError
+from tourkit.generation import Delta, Finish, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One finished sequence; `logprobs` None when they were not asked for."""
+
+    text: str
+    finish: Finish
+    logprobs: tuple[TokenLogprob, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatReply:
+    """The answers to one chat request. `created` is in whole seconds since 1970."""
+
+    id: str
+    created: int
+    model: str
+    logprobs: bool = False
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def completion(self, choices: Iterable[Choice], usage: dict[str, int]) -> dict[str, Any]:
+        shown = [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "logprobs": self.shown_logprobs(choice.logprobs or ()),
+                "finish_reason": choice.finish.value,
+            }
+            for i, choice in enumerate(choices)
+        ]
+        return self._head("chat.completion") | {"choices": shown, "usage": usage}
+
+    def opening(self, n: int) -> dict[str, Any]:
+        """The first chunk of a stream: the role of each choice."""
+        delta = {"role": "assistant", "content": ""}
+        return self._chunk([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(n)])
+
+    def chunk(self, delta: Delta) -> dict[str, Any]:
+        content = {"content": delta.text} if delta.text else {}
+        finish = delta.finish.value if delta.finish else None
+        logprobs = self.shown_logprobs(delta.logprobs) if delta.logprobs else None
+        choice = {"index": delta.index, "delta": content, "logprobs": logprobs, "finish_reason": finish}
+        return self._chunk([choice])
+
+    def closing(self, usage: dict[str, int]) -> dict[str, Any]:
+        """The chunk that stream_options.include_usage asks for."""
+        return self._chunk([]) | {"usage": usage}
+
+    def remark(self, about: dict[str, Any]) -> dict[str, Any]:
+        """A chunk without text, about the answer as a whole."""
+        return self._chunk([]) | {"tourkit": about}
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return self._head("chat.completion.chunk") | {"choices": choices}
+
+    def shown_logprobs(self, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
+        if not self.logprobs:
+            return None
+        content = [
+            _shown(each.token, each.logprob) | {"top_logprobs": [_shown(token, value) for token, value in each.top]}
+            for each in logprobs
+        ]
+        return {"content": content, "refusal": None}
+
+
+@dataclass(frozen=True, slots=True)
+class TextReply:
+    """The answers to one request of the plain completions API."""
+
+    id: str
+    created: int
+    model: str
+
+    def completion(self, choices: Iterable[Choice], usage: dict[str, int]) -> dict[str, Any]:
+        shown = [self._choice(i, choice.text, choice.finish) for i, choice in enumerate(choices)]
+        return self._body(shown) | {"usage": usage}
+
+    def opening(self, n: int) -> None:
+        """A plain stream has no first chunk of its own."""
+
+    def chunk(self, delta: Delta) -> dict[str, Any]:
+        return self._body([self._choice(delta.index, delta.text, delta.finish)])
+
+    def closing(self, usage: dict[str, int]) -> dict[str, Any]:
+        return self._body([]) | {"usage": usage}
+
+    def remark(self, about: dict[str, Any]) -> dict[str, Any]:
+        return self._body([]) | {"tourkit": about}
+
+    def _choice(self, index: int, text: str, finish: Finish | None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish.value if finish else None}
+
+    def _body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        head = {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
+        return head | {"choices": choices}
+
+
+def _shown(token: bytes, logprob: float) -> dict[str, Any]:
+    # A token may be a part of a character: its bytes are the truth, its text is for reading.
+    return {"token": token.decode(errors="replace"), "logprob": logprob, "bytes": list(token)}
+
+
+def usage(n_prompt: int, n_completion: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_completion,
+        "total_tokens": n_prompt + n_completion,
+    }
+
+
+def error_body(exc: TourkitError) -> tuple[int, dict[str, Any]]:
+    """HTTP status and OpenAI-shaped body for an error of ours."""
+    param, code, status, kind = None, None, 500, "server_error"
+    if isinstance(exc, RequestError):
+        param, code, status = exc.param, exc.code, exc.status
+        kind = "invalid_request_error" if status < 500 else "server_error"
+    elif isinstance(exc, QueueFull):
+        status, kind, code = 429, "rate_limit_error", "queue_full"
+    elif isinstance(exc, EngineDead):
+        status, code = 503, "engine_dead"
+    return status, {"error": {"message": str(exc), "type": kind, "param": param, "code": code}}
+
+
+def json_response(status: int, body: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(body), status_code=status, media_type="application/json")
+
+
+def error_response(exc: TourkitError) -> Response:
+    """The error as its status and body, with Retry-After where trying again makes sense."""
+    status, body = error_body(exc)
+    response = json_response(status, body)
+    if status in (429, 503):
+        response.headers["retry-after"] = "1"
+    return response

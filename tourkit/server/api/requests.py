@@ -1,0 +1,334 @@
+"""OpenAI's JSON to our dataclasses and back. Strict: what is not supported is refused by name, never ignored."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tourkit.errors import RequestError
+from tourkit.generation import Constraint, Request, SamplingParams
+
+_COMMON = [
+    *("model", "stream", "stream_options", "n", "seed", "stop", "max_tokens", "max_completion_tokens"),
+    *("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "logit_bias"),
+    *("response_format", "regex", "grammar", "choice", "user"),
+]
+# OpenAI fields that clients send with a value that asks for nothing: accepted with that value only.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "logprobs": (False, None),
+    "echo": (False, None),
+    "suffix": ("", None),
+    "best_of": (1, None),
+    "tools": ([], None),
+    "tool_choice": ("none", None),
+    "parallel_tool_calls": (True, False, None),
+    "store": (False, None),
+    "metadata": ({}, None),
+    "service_tier": ("auto", "default", None),
+}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_MAX_N = 128
+_MAX_STOPS = 16
+_MAX_TOP_LOGPROBS = 20
+_MAX_TEXTS = 2048  # to embed in one request
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """A parsed request for text, by messages or by a plain prompt."""
+
+    model: str
+    request: Request
+    stream: bool
+    include_usage: bool
+
+
+def parse_chat(body: Any) -> Generate:
+    """Check and convert the body of POST /v1/chat/completions. Raises RequestError naming the field."""
+    model = _model_of(body, [*_COMMON, "messages", "logprobs", "top_logprobs"])
+    messages, top = _messages(body.get("messages")), _top_logprobs(body)
+    return _generate(model, body, Request(messages=messages, params=_sampling(body, top)))
+
+
+def parse_completion(body: Any) -> Generate:
+    """The same for POST /v1/completions: `prompt` is one string."""
+    model = _model_of(body, [*_COMMON, "prompt"])
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str) or not prompt:
+        raise RequestError("prompt must be one string that is not empty", param="prompt")
+    return _generate(model, body, Request(prompt=prompt, params=_sampling(body, None)))
+
+
+def parse_tokenize(body: Any) -> tuple[str, bool]:
+    """The body of POST /tokenize: the text, and whether to add what the model starts every prompt with."""
+    _model_of(body, ["model", "prompt", "add_special_tokens"])
+    if not isinstance(body.get("prompt"), str):
+        raise RequestError("prompt must be a string", param="prompt")
+    return body["prompt"], _boolean(body, "add_special_tokens")
+
+
+def parse_detokenize(body: Any) -> list[int]:
+    """The body of POST /detokenize: token ids."""
+    _model_of(body, ["model", "tokens"])
+    tokens = body.get("tokens")
+    if not isinstance(tokens, list) or not all(map(_is_token, tokens)):
+        raise RequestError("tokens must be a list of token ids", param="tokens")
+    return list(tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """A parsed request for embeddings, of texts or of token ids."""
+
+    model: str
+    texts: tuple[str | tuple[int, ...], ...]
+    base64: bool
+    dimensions: int | None
+
+
+def parse_embeddings(body: Any) -> Embed:
+    """Check and convert the body of POST /v1/embeddings. Raises RequestError naming the field."""
+    model = _model_of(body, ["model", "input", "encoding_format", "dimensions", "user"])
+    form = body.get("encoding_format")
+    if form not in (None, "float", "base64"):
+        raise RequestError("encoding_format must be float or base64", param="encoding_format")
+    given = body.get("input")
+    # One text, one list of token ids, or a list of either.
+    texts = given if isinstance(given, list) and given and not _is_token(given[0]) else [given]
+    if len(texts) > _MAX_TEXTS:
+        raise RequestError(f"input has {len(texts)} texts: give at most {_MAX_TEXTS}", param="input")
+    return Embed(
+        model=model,
+        texts=tuple(_text_to_embed(text, f"input[{i}]") for i, text in enumerate(texts)),
+        base64=form == "base64",
+        dimensions=_integer(body, "dimensions", 1),
+    )
+
+
+def _text_to_embed(text: Any, where: str) -> str | tuple[int, ...]:
+    if isinstance(text, str) and text:
+        return text
+    if isinstance(text, list) and text and all(map(_is_token, text)):
+        return tuple(text)
+    raise RequestError(f"{where} must be a string or a list of token ids, and not be empty", param="input")
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _generate(model: str, body: dict[str, Any], request: Request) -> Generate:
+    """What chat and plain completions have in common."""
+    stream = _boolean(body, "stream")
+    n = _integer(body, "n", 1, _MAX_N) or 1
+    return Generate(
+        model=model,
+        request=replace(request, n=n, constraint=_one_constraint(body), whole=not stream),
+        stream=stream,
+        include_usage=_include_usage(body.get("stream_options"), stream),
+    )
+
+
+def _model_of(body: Any, supported: list[str]) -> str:
+    """The model a request names, once it is an object with supported keys only."""
+    if not isinstance(body, dict):
+        raise RequestError("the body must be a JSON object", code="invalid_json")
+    _refuse_unknown(body, supported)
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise RequestError("model is missing: name a role, such as 'tool', or a model id", param="model")
+    return model
+
+
+def _refuse_unknown(body: dict[str, Any], supported: list[str]) -> None:
+    for key, value in body.items():
+        if key in supported:
+            continue
+        if key in _NEUTRAL:
+            if value not in _NEUTRAL[key]:
+                raise RequestError(
+                    f"{key} is not supported here: leave it out", param=key, code="unsupported_parameter"
+                )
+            continue
+        near = difflib.get_close_matches(key, [*supported, *_NEUTRAL], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "leave it out"
+        raise RequestError(f"{key!r} is not a supported parameter: {hint}", param=key, code="unsupported_parameter")
+
+
+def _sampling(body: dict[str, Any], top_logprobs: int | None) -> SamplingParams:
+    old, new = (_integer(body, key, 1) for key in ("max_tokens", "max_completion_tokens"))
+    if old and new and old != new:
+        raise RequestError("max_tokens and max_completion_tokens differ: give one of them", param="max_tokens")
+    temperature = _number(body, "temperature", 0, 2)
+    top_p = _number(body, "top_p", 0, 1)
+    if top_p == 0:
+        raise RequestError("top_p must be above 0: for greedy decoding set temperature to 0", param="top_p")
+    return SamplingParams(
+        max_tokens=new or old,
+        temperature=1.0 if temperature is None else temperature,
+        top_p=1.0 if top_p is None else top_p,
+        top_k=_integer(body, "top_k", 0) or 0,
+        min_p=_number(body, "min_p", 0, 1) or 0.0,
+        seed=_integer(body, "seed", -(2**63), 2**63 - 1),
+        frequency_penalty=_number(body, "frequency_penalty", -2, 2) or 0.0,
+        presence_penalty=_number(body, "presence_penalty", -2, 2) or 0.0,
+        logit_bias=_logit_bias(body.get("logit_bias")),
+        stop=_stop(body.get("stop")),
+        top_logprobs=top_logprobs,
+    )
+
+
+def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
+    """Token ids come as JSON keys, hence as strings; a bias is from -100 (never) to 100 (nothing else)."""
+    if value is None:
+        return ()
+    if not isinstance(value, dict):
+        raise RequestError("logit_bias must be an object of token ids and biases", param="logit_bias")
+    pairs = []
+    for key in value:
+        if not key.isdecimal():
+            raise RequestError(f"logit_bias: {key!r} is no token id", param="logit_bias")
+        try:
+            bias = _number(value, key, -100, 100)
+        except RequestError as exc:
+            raise RequestError(f"logit_bias: {exc}", param="logit_bias") from exc
+        pairs.append((int(key), bias or 0.0))
+    return tuple(pairs)
+
+
+def _top_logprobs(body: dict[str, Any]) -> int | None:
+    top = _integer(body, "top_logprobs", 0, _MAX_TOP_LOGPROBS)
+    if not _boolean(body, "logprobs"):
+        if top:
+            raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+        return None
+    return top or 0
+
+
+def _messages(value: Any) -> tuple[dict[str, str], ...]:
+    if not isinstance(value, list) or not value:
+        raise RequestError("messages must be a list of at least one message", param="messages")
+    return tuple(_message(message, f"messages[{i}]") for i, message in enumerate(value))
+
+
+def _message(message: Any, where: str) -> dict[str, str]:
+    if not isinstance(message, dict):
+        raise RequestError(f"{where} must be an object with role and content", param=where)
+    role = message.get("role")
+    if role not in _ROLES:
+        known = ", ".join(_ROLES)
+        raise RequestError(f"{where}.role {role!r} is not supported: use one of {known}", param=f"{where}.role")
+    for key, content in message.items():
+        if key not in ("role", "content", "name") and content not in (None, [], {}):
+            raise RequestError(f"{where}.{key} is not supported", param=f"{where}.{key}", code="unsupported_parameter")
+    return {"role": _ROLES[role], "content": _content(message.get("content"), f"{where}.content")}
+
+
+def _content(content: Any, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        parts = []
+        for i, part in enumerate(content):
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise RequestError(f"{where}[{i}] must be a text part: only text is served", param=f"{where}[{i}]")
+            parts.append(part["text"])
+        return "".join(parts)
+    raise RequestError(f"{where} must be a string or a list of text parts", param=where)
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    stops = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise RequestError("stop must be a non-empty string or a list of them", param="stop")
+    if len(stops) > _MAX_STOPS:
+        raise RequestError(f"stop has {len(stops)} strings: give at most {_MAX_STOPS}", param="stop")
+    return tuple(stops)
+
+
+def _one_constraint(body: dict[str, Any]) -> Constraint | None:
+    """What the text must be: by response_format, or by one of the extras regex, grammar and choice."""
+    found = [_constraint(body.get("response_format")), *(_extra(body, key) for key in ("regex", "grammar", "choice"))]
+    given = [constraint for constraint in found if constraint is not None]
+    if len(given) > 1:
+        raise RequestError(
+            "response_format, regex, grammar and choice exclude one another: give one", param="response_format"
+        )
+    return given[0] if given else None
+
+
+def _extra(body: dict[str, Any], key: str) -> Constraint | None:
+    value = body.get(key)
+    if value is None:
+        return None
+    if key == "choice":
+        if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
+            raise RequestError("choice must be a list of strings that are not empty", param=key)
+        return Constraint(key, json.dumps(value, ensure_ascii=False))
+    if not isinstance(value, str) or not value:
+        raise RequestError(f"{key} must be a string that is not empty", param=key)
+    return Constraint(key, value)
+
+
+def _constraint(value: Any) -> Constraint | None:
+    if value is None:
+        return None
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return Constraint.json_object()
+    if kind != "json_schema":
+        raise RequestError(
+            "response_format.type must be text, json_object or json_schema", param="response_format.type"
+        )
+    holder = value.get("json_schema")
+    schema = holder.get("schema") if isinstance(holder, dict) else None
+    if not isinstance(schema, dict):
+        raise RequestError(
+            "response_format.json_schema.schema must be a JSON Schema object", param="response_format.json_schema"
+        )
+    return Constraint.json_schema(schema)
+
+
+def _include_usage(value: Any, stream: bool) -> bool:
+    if value is None:
+        return False
+    if not stream:
+        raise RequestError("stream_options needs stream: true", param="stream_options")
+    if not isinstance(value, dict) or set(value) - {"include_usage", "include_obfuscation"}:
+        raise RequestError("stream_options takes include_usage only", param="stream_options")
+    return _boolean(value, "include_usage")
+
+
+def _boolean(body: dict[str, Any], key: str) -> bool:
+    value = body.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise RequestError(f"{key} must be true or false", param=key)
+    return bool(value)
+
+
+def _integer(body: dict[str, Any], key: str, low: int, high: int | None = None) -> int | None:
+    value = body.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+        allowed = f"from {low} to {high}" if high is not None else f"of at least {low}"
+        raise RequestError(f"{key} must be a whole number {allowed}", param=key)
+    return value
+
+
+def _number(body: dict[str, Any], key: str, low: float, high: float) -> float | None:
+    value = body.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise RequestError(f"{key} must be a number from {low} to {high}", param=key)
+    if not low <= value <= high:
+        raise RequestError(f"{key} is {value}: it must be from {low} to {high}", param=key)
+    return float(value)

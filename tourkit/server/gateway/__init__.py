@@ -1,0 +1,1 @@
+"""The one server people talk to, and the workers behind it."""

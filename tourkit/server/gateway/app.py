@@ -1,0 +1,298 @@
+"""The gateway: the one server people talk to. Routes a role or model id to its worker and passes bytes through.
+
+It holds no model and parses no more of a request than the model's name; the worker checks the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError
+from tourkit.launch import Launch
+from tourkit.planning.plan import Placement
+from tourkit.server.api.replies import error_body, error_response, json_response
+from tourkit.server.gateway import status
+from tourkit.server.gateway.metrics import exposition, of_turns
+from tourkit.server.gateway.supervisor import State, Worker
+from tourkit.server.gateway.swapping import Swapper
+from tourkit.server.gateway.upstream import Upstream
+from tourkit.server.http import EndingServer
+
+# What a worker answers for its model.
+_FORWARDED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
+_PASSED = (  # headers of a worker's answer
+    *("content-type", "content-length", "retry-after", "cache-control"),
+    *("x-tourkit-constraint", "x-tourkit-emulated"),
+)
+_MAX_BODY = 32 * 1024 * 1024  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """`api_key` None lets everybody in. `unix` False makes workers listen on loopback. `say` hears of workers."""
+
+    offline: bool = False
+    api_key: str | None = None
+    unix: bool = hasattr(socket, "AF_UNIX")
+    say: Callable[[str], None] = lambda text: None
+
+
+class Gateway:
+    """Workers by role and model id, and the routes in front of them."""
+
+    def __init__(self, placements: tuple[Placement, ...], options: GatewayOptions) -> None:
+        self._placements = placements
+        self._options = options
+        self._workers: dict[str, Worker] = {}
+        self._swapper = Swapper(())
+        self._upstream = Upstream()
+        self._folder = ""
+
+    def app(self) -> ASGIApp:
+        about = Starlette(
+            routes=[
+                Route("/v1/models", self.models, methods=["GET"]),
+                Route("/v1/models/{name:path}", self.model, methods=["GET"]),
+                Route("/health", self.health, methods=["GET"]),
+                Route("/metrics", self.metrics, methods=["GET"]),
+            ],
+            exception_handlers={404: _not_found, 405: _not_found},
+            lifespan=self._lifespan,
+        )
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _FORWARDED:
+                await self.forward(scope, receive, send)  # past the middleware, whose part in a stream is to cost time
+            else:
+                await about(scope, receive, send)
+
+        return app
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self._folder = tempfile.mkdtemp(prefix="tourkit-")
+        announcements = []
+        try:
+            for i, placement in enumerate(self._placements):
+                uds = f"{self._folder}/{i}.sock" if self._options.unix else ""
+                worker = Worker(
+                    placement, uds=uds, offline=self._options.offline, say=self._options.say, others=self._holder
+                )
+                announcements.append(asyncio.create_task(self._announce(worker)))
+                for name in (placement.launch.model, *placement.roles):
+                    self._workers[name] = worker
+            self._swapper = Swapper(self._distinct())
+            for worker in self._distinct():
+                if worker.placement.resident:
+                    worker.start()
+            self._swapper.begin()
+            yield
+        finally:
+            for announcement in announcements:
+                announcement.cancel()
+            await self.stop()
+            await self._upstream.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def stop(self) -> None:
+        """End every worker, and with it every answer under way. Idempotent."""
+        self._swapper.close()
+        await asyncio.gather(*(worker.stop() for worker in self._distinct()))
+
+    async def _announce(self, worker: Worker) -> None:
+        """Say when a worker is ready, or why it will not be."""
+        try:
+            answering = worker
+            while (found := await answering.ready()) is not answering:
+                answering = found
+        except EngineDead as exc:
+            self._options.say(f"failed: {worker.passed_over[-1] if worker.passed_over else exc}")
+            return
+        names = ", ".join(worker.placement.roles)
+        seconds = time.monotonic() - worker.started
+        self._options.say(f"ready: {names} ({worker.answering.launch.model}) after {seconds:.1f} s")
+
+    def _holder(self, placement: Placement) -> Worker | None:
+        """The worker that was planned to hold the same as `placement`, and has not had to load something else."""
+        same = [worker for worker in self._distinct() if worker.placement.launch.title == placement.launch.title]
+        return next((worker for worker in same if not worker.passed_over), None)
+
+    def _distinct(self) -> list[Worker]:
+        return list({id(worker): worker for worker in self._workers.values()}.values())
+
+    # --- routes ---------------------------------------------------------------------------------------------------
+
+    async def health(self, request: Request) -> Response:
+        return json_response(*status.health(self._distinct(), self._swapper))
+
+    async def metrics(self, request: Request) -> Response:
+        """Counters of every worker that is up, in Prometheus' text format."""
+        loaded = {worker: worker.state is State.READY and worker.stand_in is None for worker in self._distinct()}
+        figures = [
+            (worker.current.launch, await self._upstream.stats(worker)) for worker, is_up in loaded.items() if is_up
+        ]
+        turns = of_turns([(worker.current.launch, is_up) for worker, is_up in loaded.items()], self._swapper)
+        return PlainTextResponse(exposition(figures) + turns)
+
+    async def models(self, request: Request) -> Response:
+        try:
+            self._authorize(request.headers.get("authorization"))
+        except RequestError as exc:
+            return error_response(exc)
+        served = [status.model(name, worker) for name, worker in self._workers.items()]
+        return json_response(200, {"object": "list", "data": served})
+
+    async def model(self, request: Request) -> Response:
+        try:
+            self._authorize(request.headers.get("authorization"))
+            name = request.path_params["name"]
+            return json_response(200, status.model(name, self._find(name)))
+        except RequestError as exc:
+            return error_response(exc)
+
+    async def forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request to the worker of its model, and the worker's bytes back as they come."""
+        request = Request(scope, receive)
+        try:
+            self._authorize(request.headers.get("authorization"))
+            body = await _read_body(request)
+            worker = self._find(_model_name(body))
+        except TourkitError as exc:
+            await error_response(exc)(scope, receive, send)
+            return
+        passing = asyncio.create_task(self._pass(worker, scope["path"], body, send))
+        watching = asyncio.create_task(_hang_up(receive))
+        done, pending = await asyncio.wait({passing, watching}, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()  # cancelling the pass closes the worker's connection, which frees its slots
+        await asyncio.gather(*pending, return_exceptions=True)
+        if passing in done:
+            failure = passing.result()
+            if failure is not None:
+                await error_response(failure)(scope, receive, send)
+
+    async def _pass(self, worker: Worker, path: str, body: bytes, send: Send) -> TourkitError | None:
+        """Forward one request, in the turn of its worker. An error before the first byte is returned, to be answered
+        as JSON."""
+        try:
+            async with self._swapper.admitted(worker) as admitted:
+                return await self._relay(admitted, path, body, send)
+        except EngineError as exc:
+            return exc
+
+    async def _relay(self, worker: Worker, path: str, body: bytes, send: Send) -> EngineDead | None:
+        started = False
+        try:
+            async with self._upstream.post(worker, path, body) as answer:
+                await send(_start(answer, worker.current.launch))
+                started = True
+                while block := await answer.content.readany():
+                    await send({"type": "http.response.body", "body": block, "more_body": True})
+                worker.answered()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except aiohttp.ClientError as exc:
+            if not started:
+                return EngineDead(
+                    f"the worker of {worker.current.launch.model} went away ({exc}): ask again, it is restarted"
+                )
+            await _cut_short(send, worker, streaming=answer.content_type == "text/event-stream")
+        return None
+
+    def _find(self, name: str) -> Worker:
+        worker = self._workers.get(name)
+        if worker is None:
+            known = ", ".join(self._workers)
+            raise RequestError(
+                f"model {name!r} is not served here: use one of {known}",
+                param="model",
+                code="model_not_found",
+                status=404,
+            )
+        return worker
+
+    def _authorize(self, header: str | None) -> None:
+        key = self._options.api_key
+        given = (header or "").removeprefix("Bearer ")
+        if key is not None and not hmac.compare_digest(given.encode(), key.encode()):
+            raise RequestError("the API key is missing or wrong", code="invalid_api_key", status=401)
+
+
+async def _read_body(request: Request) -> bytes:
+    body = bytearray()
+    async for block in request.stream():
+        body += block
+        if len(body) > _MAX_BODY:
+            raise RequestError(f"the body is over {_MAX_BODY >> 20} MiB", code="body_too_large", status=413)
+    return bytes(body)
+
+
+def _model_name(body: bytes) -> str:
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise RequestError(f"the body is not JSON: {exc}", code="invalid_json") from exc
+    name = parsed.get("model") if isinstance(parsed, dict) else None
+    if not isinstance(name, str) or not name:
+        raise RequestError("model is missing: name a role, such as 'tool', or a model id", param="model")
+    return name
+
+
+async def _hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _start(answer: aiohttp.ClientResponse, launch: Launch) -> dict[str, Any]:
+    headers = [(b"x-tourkit-model", launch.title.encode())]
+    for name in _PASSED:
+        if name in answer.headers:
+            headers.append((name.encode(), answer.headers[name].encode()))
+    return {"type": "http.response.start", "status": answer.status, "headers": headers}
+
+
+async def _cut_short(send: Send, worker: Worker, *, streaming: bool) -> None:
+    """The worker died in the middle of an answer: say so in a stream; a plain answer just stops short of its length."""
+    if not streaming:
+        return
+    _, body = error_body(
+        EngineDead(f"the worker of {worker.current.launch.model} went away in the middle of the answer")
+    )
+    await send({"type": "http.response.body", "body": b"data: " + orjson.dumps(body) + b"\n\n", "more_body": False})
+
+
+async def _not_found(request: Request, exc: Exception) -> Response:
+    status = getattr(exc, "status_code", 404)
+    return error_response(RequestError(f"{request.method} {request.url.path}: no such route", status=status))
+
+
+def serve(
+    placements: tuple[Placement, ...], options: GatewayOptions, sock: socket.socket, on_ready: Callable[[str], None]
+) -> None:
+    """Run the gateway on `sock` until interrupted; `on_ready` gets its URL once it accepts requests."""
+    host, port = sock.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    gateway = Gateway(placements, options)
+
+    class Server(EndingServer):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            on_ready(url)
+
+    Server(gateway.app(), gateway.stop).run(sockets=[sock])

@@ -1,0 +1,60 @@
+"""What the gateway tells of itself: the health of its workers, the models it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tourkit.server.gateway.supervisor import State, Worker
+from tourkit.server.gateway.swapping import Swapper
+
+
+def health(workers: Sequence[Worker], swapper: Swapper) -> tuple[int, dict[str, Any]]:
+    """200 when every worker answers, be it in its turn; 503 while another one loads, or when one has failed."""
+    ready = all(_answers(worker) for worker in workers)
+    body: dict[str, Any] = {"status": "ok" if ready else "not ready"}
+    body["workers"] = {
+        f"{each.placement.launch.model} {each.placement.launch.quant}": _of_worker(each) for each in workers
+    }
+    if swapper.takes_turns:
+        body["turns"] = {
+            "loaded": swapper.loaded.current.launch.title if swapper.loaded is not None else None,
+            "phase": swapper.phase.name.lower(),
+            "swaps": swapper.swaps,
+            "waiting": swapper.waiting,
+        }
+    return 200 if ready else 503, body
+
+
+def _answers(worker: Worker) -> bool:
+    in_turn = not worker.placement.resident and worker.state in (State.UNLOADED, State.STARTING)
+    return in_turn or worker.state is State.READY
+
+
+def _of_worker(worker: Worker) -> dict[str, Any]:
+    return {
+        "state": worker.state.name.lower(),
+        "roles": list(worker.placement.roles),
+        "takes_turns": not worker.placement.resident,
+        "pid": worker.pid,
+        "restarts": worker.restarts,
+        "error": worker.error,
+        "answers": worker.answering.launch.title,
+        "passed_over": worker.passed_over,
+    }
+
+
+def model(name: str, worker: Worker) -> dict[str, Any]:
+    """A name that is served, in the shape of OpenAI's list and with what answers to it."""
+    launch = worker.answering.launch
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "tourkit",
+        "max_model_len": launch.context,
+        "model": launch.model,
+        "quant": launch.quant,
+        "stack": launch.stack,
+        "roles": list(worker.placement.roles),
+    }

@@ -1,0 +1,1 @@
+"""A process with one loaded model, which speaks HTTP to the gateway."""

@@ -1,0 +1,124 @@
+"""The OpenAI API over one engine: the HTTP routes of a worker."""
+
+from __future__ import annotations
+
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError
+from tourkit.server.api.embedding import embed
+from tourkit.server.api.generation import Generation, complete, stream
+from tourkit.server.api.replies import ChatReply, TextReply, error_response, json_response
+from tourkit.server.api.requests import (
+    Generate,
+    parse_chat,
+    parse_completion,
+    parse_detokenize,
+    parse_embeddings,
+    parse_tokenize,
+)
+from tourkit.server.contract import SECRET_HEADER
+
+if TYPE_CHECKING:
+    from tourkit.backends.base import Engine
+
+
+_EVENTS = "text/event-stream"
+
+
+class ModelServer:
+    """The HTTP routes over one engine."""
+
+    def __init__(self, engine: Engine, secret: str, on_dead: Callable[[], None] = lambda: None) -> None:
+        self._engine = engine
+        self._secret = secret
+        self._on_dead = on_dead
+
+    def app(self) -> ASGIApp:
+        routes = Starlette(
+            routes=[
+                Route("/v1/chat/completions", self.chat, methods=["POST"]),
+                Route("/v1/completions", self.complete, methods=["POST"]),
+                Route("/v1/embeddings", self.embed, methods=["POST"]),
+                Route("/tokenize", self.tokenize, methods=["POST"]),
+                Route("/detokenize", self.detokenize, methods=["POST"]),
+                Route("/stats", self.stats, methods=["GET"]),
+            ],
+            exception_handlers={TourkitError: self._answer_error, Exception: self._answer_failure},
+        )
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await routes(scope, receive, send)
+            except Exception:  # noqa: BLE001 - answered by now; raised further, it would end a connection others wait on
+                traceback.print_exc()
+
+        return app
+
+    async def stats(self, request: HttpRequest) -> Response:
+        from tourkit import offline
+
+        refused = {"offline_refused": len(offline.attempts())}
+        return json_response(200, asdict(self._engine.info) | asdict(self._engine.stats()) | refused)
+
+    async def chat(self, request: HttpRequest) -> Response:
+        asked = parse_chat(await self._body(request))
+        logprobs = asked.request.params.top_logprobs is not None
+        reply = ChatReply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), asked.model, logprobs)
+        return await self._generate(asked, reply, request)
+
+    async def complete(self, request: HttpRequest) -> Response:
+        asked = parse_completion(await self._body(request))
+        reply = TextReply(f"cmpl-{uuid.uuid4().hex}", int(time.time()), asked.model)
+        return await self._generate(asked, reply, request)
+
+    async def embed(self, request: HttpRequest) -> Response:
+        return await embed(self._engine, parse_embeddings(await self._body(request)), request)
+
+    async def tokenize(self, request: HttpRequest) -> Response:
+        text, special = parse_tokenize(await self._body(request))
+        tokens = self._engine.tokenize(text, add_special=special)
+        about = {"count": len(tokens), "max_model_len": self._engine.info.context}
+        return json_response(200, {"tokens": tokens} | about)
+
+    async def detokenize(self, request: HttpRequest) -> Response:
+        return json_response(200, {"prompt": self._engine.detokenize(parse_detokenize(await self._body(request)))})
+
+    async def _body(self, request: HttpRequest) -> Any:
+        if request.headers.get(SECRET_HEADER) != self._secret:
+            raise RequestError("this is a worker: talk to the gateway", status=403)
+        try:
+            return orjson.loads(await request.body())
+        except orjson.JSONDecodeError as exc:
+            raise RequestError(f"the body is not JSON: {exc}", code="invalid_json") from exc
+
+    async def _generate(self, asked: Generate, reply: ChatReply | TextReply, request: HttpRequest) -> Response:
+        emulated = [name for name in asked.request.asked if name in self._engine.info.emulated]
+        headers = {"x-tourkit-emulated": ", ".join(emulated)} if emulated else {}
+        if not asked.stream:
+            response = await complete(self._engine, asked, reply, request)
+            response.headers.update(headers)
+            return response
+        generation = await Generation.start(self._engine, asked.request)
+        headers |= {"cache-control": "no-cache", "x-tourkit-constraint": generation.constraint.level}
+        return StreamingResponse(stream(generation, reply, asked, request), media_type=_EVENTS, headers=headers)
+
+    async def _answer_error(self, request: HttpRequest, exc: Exception) -> Response:
+        assert isinstance(exc, TourkitError)
+        if isinstance(exc, EngineDead):  # it will answer nothing any more: the gateway starts another worker
+            self._on_dead()
+        return error_response(exc)
+
+    async def _answer_failure(self, request: HttpRequest, exc: Exception) -> Response:
+        return error_response(EngineError(f"a fault of tourkit, please report it: {type(exc).__name__}: {exc}"))

@@ -1,0 +1,120 @@
+"""vLLM as a worker: `python -m tourkit.server.worker.vllm SPEC` is `vllm serve`, with what every worker does besides.
+
+It tells the gateway on stdout when it is ready or why it is not, ends with all its processes when its stdin closes, and
+is offline when the gateway is.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+from tourkit import offline
+from tourkit.backends.text_side import Texts
+from tourkit.backends.vllm import arguments
+from tourkit.backends.vllm.requests import texts_of
+from tourkit.errors import LocalError
+from tourkit.server.contract import Greeting, WorkerSpec
+from tourkit.server.worker.vllm_front import Front, Served
+
+_OFFLINE = "TOURKIT_OFFLINE"
+_LOOK_SECONDS = 0.05  # between two looks at whether vLLM listens
+_GRACE_SECONDS = 8.0  # for vLLM to end its engine, after which everything of this process group is killed
+
+
+def main() -> int:
+    spec = WorkerSpec.of_json(sys.argv[1])
+    gateway = _take_stdout()
+    threading.Thread(target=_end_with_gateway, daemon=True).start()
+    if spec.offline:
+        os.environ[_OFFLINE] = "1"
+        offline.engage()
+    cpu = arguments.is_cpu_build()
+    os.environ.update(arguments.environment(spec.launch, cpu=cpu))
+    try:
+        folder = arguments.folder_of(spec.launch)
+        serve = arguments.command()
+        address = f"unix:{spec.uds}" if spec.uds else f"127.0.0.1:{_free_port()}"
+        shape = arguments.shape_of(folder)
+        sys.argv = ["vllm", *arguments.arguments(spec.launch, folder, shape, address, spec.roles, cpu=cpu)]
+        texts = texts_of(folder, spec.launch, shape.vocab)
+        Front.served = Served(spec.launch, texts, spec.secret)
+        threading.Thread(target=_greet, args=(address, gateway, texts), daemon=True).start()
+        serve()
+    except LocalError as exc:
+        _tell(gateway, Greeting(error=str(exc)))
+        return exc.exit_code
+    return 0
+
+
+def _take_stdout() -> int:
+    """A file descriptor for what the gateway reads; what anything else prints goes to stderr from now on."""
+    gateway = os.dup(1)
+    os.dup2(2, 1)
+    return gateway
+
+
+def _tell(gateway: int, greeting: Greeting) -> None:
+    os.write(gateway, greeting.to_json())
+
+
+def _end_with_gateway() -> None:
+    """Ask vLLM to end as soon as stdin closes, and its engine, a process of its own; insist after a while."""
+    sys.stdin.buffer.read()
+    for how, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, 0.0)):
+        if os.getpgrp() == os.getpid():  # as the gateway starts it
+            os.killpg(os.getpid(), how)
+        else:
+            os.kill(os.getpid(), how)
+        time.sleep(seconds)
+
+
+def _greet(address: str, gateway: int, texts: Texts) -> None:
+    """Wait for as long as it takes until vLLM answers, say so, and get ready for grammars."""
+    while not _is_healthy(address):
+        time.sleep(_LOOK_SECONDS)
+    _tell(gateway, Greeting(address))
+    texts.prepare()
+
+
+def _is_healthy(address: str) -> bool:
+    connection = _Connection(address)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP on a Unix socket or on loopback."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__("worker" if address.startswith("unix:") else address)
+        self._address = address
+
+    def connect(self) -> None:
+        if not self._address.startswith("unix:"):
+            super().connect()
+            return
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(self._address.removeprefix("unix:"))
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+elif __name__ == "__mp_main__" and os.environ.get(_OFFLINE):  # vLLM's engine, which begins by importing this module
+    offline.engage()

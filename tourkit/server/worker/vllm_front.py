@@ -1,0 +1,46 @@
+"""Our API in front of vLLM's: an ASGI middleware inside vLLM's own server process, so that no hop is added.
+
+It answers as every worker does, from vLLM's engine; only vLLM's word on its health is its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import ClassVar
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tourkit.backends.text_side import Texts
+from tourkit.backends.vllm.engine import VllmEngine
+from tourkit.launch import Launch
+from tourkit.server.worker.app import ModelServer
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the front stands before."""
+
+    launch: Launch
+    texts: Texts
+    secret: str
+
+
+class Front:
+    """The middleware. vLLM makes it itself, by its name, so what it needs waits on the class."""
+
+    served: ClassVar[Served]
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._vllm = app
+        self._ours: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] == "/health":
+            await self._vllm(scope, receive, send)
+            return
+        if self._ours is None:  # only now vLLM has loaded its engine
+            served, client = self.served, scope["app"].state.engine_client
+            engine = VllmEngine(client, asyncio.get_running_loop(), served.launch, served.texts)
+            self._ours = ModelServer(engine, served.secret).app()
+        await self._ours(scope, receive, send)
