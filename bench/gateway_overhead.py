@@ -46,13 +46,15 @@ def direct(model: Path, work: Path) -> Iterator[str]:
     """`vllm serve` as tourkit starts it, without the front; its URL."""
     spec = Launch("bench", "vllm", str(model), SLOTS, CONTEXT, probe().threads)
     cpu, address = arguments.is_cpu_build(), f"127.0.0.1:{free_port()}"
-    arguments = arguments.arguments(spec, model, arguments.shape_of(model), address, ("tool",), cpu=cpu)
-    front = arguments.index("--middleware")
-    del arguments[front : front + 2]
+    command_line = arguments.arguments(
+        spec, model, arguments.shape_of(model), address, ("tool",), middleware="a.Front", cpu=cpu
+    )
+    front = command_line.index("--middleware")
+    del command_line[front : front + 2]
     scratch = work / "direct"
     scratch.mkdir()
     environment = tuned("vllm") | arguments.environment(spec, cpu=cpu) | {"TMPDIR": str(scratch)}
-    command = [sys.executable, "-m", "arguments.entrypoints.cli.main", *arguments]
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *command_line]
     with running(command, work / "direct.log", environment, says=False) as process:
         while process.poll() is None and not answers(f"http://{address}/health"):
             time.sleep(0.2)

@@ -17,7 +17,7 @@ import queue
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import shapes  # noqa: E402 - beside this file
 
-from tourkit.hardware import probe  # noqa: E402
+from tools import random_gguf  # noqa: E402
+from tourkit.hardware.probe import probe  # noqa: E402
+from tourkit.launch import ALL_LAYERS, NO_LAYERS, GpuLayers, Launch  # noqa: E402
 from tourkit.planning import memory, model_shape  # noqa: E402
 from tourkit.server.gateway.supervisor import tuned  # noqa: E402
 from tourkit.units import size_text  # noqa: E402
@@ -93,12 +95,12 @@ def row(path: Path, context: int, slots: int, cache_type: str, options: argparse
     shape = model_shape.of_file(path)
     if shape is None:
         sys.exit(f"{path}: no header that tells the model's shape")
-    layers = -1 if options.gpu else 0
+    layers = ALL_LAYERS if options.gpu else NO_LAYERS
     size = path.stat().st_size
     context = min(context, shape.context or context)
     estimate = memory.estimate(memory.Load("llama_cpp", size, shape, context, slots, cache_type, layers))
     spec = {"model": path.stem, "stack": "llama_cpp", "path": str(path), "slots": slots, "context": context}
-    spec |= {"threads": options.threads, "gpu_layers": layers, "cache_type": cache_type}
+    spec |= {"threads": options.threads, "gpu_layers": asdict(layers), "cache_type": cache_type}
     measured = measure(spec, on_gpu=options.gpu)
     predicted = estimate.gpu.total if options.gpu else estimate.ram.total
     off = predicted - measured
@@ -135,12 +137,12 @@ def measure(spec: dict[str, Any], *, on_gpu: bool) -> int:
 
 def child(spec: dict[str, Any]) -> None:
     """Load, answer in every slot, print the resident bytes, and wait to be measured."""
-    import tourkit.server.worker  # noqa: F401 - what a worker has loaded besides
+    import tourkit.server.worker.process  # noqa: F401 - what a worker has loaded besides
     from tourkit import backends
     from tourkit.generation import Constraint, Delta, Request, SamplingParams
-    from tourkit.launch import Launch
 
-    engine = backends.load(Launch(**spec))
+    layers = GpuLayers(**spec["gpu_layers"])
+    engine = backends.load(Launch(**spec | {"gpu_layers": layers}))
     deltas: queue.SimpleQueue[Delta] = queue.SimpleQueue()
     length = min(PROMPT, spec["context"] - 64)
     for slot in range(spec["slots"]):
@@ -169,7 +171,7 @@ def resident() -> int:
 
 
 def free_on_gpu() -> int:
-    gpus = probe.probe().gpus
+    gpus = probe().gpus
     if not gpus:
         sys.exit("no GPU here: leave --gpu out")
     return gpus[0].free
@@ -178,7 +180,7 @@ def free_on_gpu() -> int:
 def machine() -> str:
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     cpu = names[0].partition(":")[2].strip() if names else platform.machine()
-    here = probe.probe()
+    here = probe()
     gpus = "".join(f", {gpu.name}" for gpu in here.gpus)
     stacks = ", ".join(f"{stack.name} {stack.version}" for stack in here.stacks)
     return f"{cpu}, {here.threads} threads, {size_text(here.ram)} of RAM{gpus}; {stacks}"

@@ -39,8 +39,9 @@ files = ["*.gguf"]
 OURS = """
 import sys
 from pathlib import Path
-from tourkit import lock, manifest, prefetch
-from tourkit.hub import Hub
+from tourkit.fetch import prefetch
+from tourkit.manifest import lock, manifest
+from tourkit.fetch.hub import Hub
 made = manifest.load(Path(sys.argv[1]))
 jobs = int(sys.argv[4]) or prefetch.JOBS
 prefetch.prefetch(made, lock.read(lock.path_of(made.path)), Path(sys.argv[2]), Hub(sys.argv[3]), jobs=jobs)
@@ -48,8 +49,8 @@ prefetch.prefetch(made, lock.read(lock.path_of(made.path)), Path(sys.argv[2]), H
 LOCK = """
 import sys
 from pathlib import Path
-from tourkit import lock, manifest
-from tourkit.hub import Hub
+from tourkit.manifest import lock, manifest
+from tourkit.fetch.hub import Hub
 made = manifest.load(Path(sys.argv[1]))
 lock.write(lock.path_of(made.path), lock.resolve(made, Hub(sys.argv[2])))
 """

@@ -124,7 +124,7 @@ def test_an_index_without_adapters_is_written_as_before(tmp_path: Path) -> None:
     written = render_index(build_index(tmp_path, "set", {"graph": ["base"]}, models, []))
 
     assert "adapts" not in json.loads(written)["models"][0]
-    assert parse_index(written, "verify.json").models == tuple(models)
+    assert parse_index(written, "bundle.json").models == tuple(models)
 
 
 def adapted_bundle(root: Path, gguf: Path) -> Path:

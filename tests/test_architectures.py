@@ -19,7 +19,8 @@ sys.path.insert(0, str(ROOT))
 
 from tools.arch import table, trial  # noqa: E402 - the tools are beside the tests, not installed
 from tools.arch.families import BY_NAME, OF_FAMILY, TINY  # noqa: E402
-from tourkit.manifest import manifest, models  # noqa: E402
+from tourkit.manifest import manifest  # noqa: E402
+from tourkit.manifest.models import Model  # noqa: E402
 from tourkit.stacks import STACKS  # noqa: E402
 
 GIVEN = os.environ.get("TOURKIT_ARCHITECTURES")
@@ -31,7 +32,7 @@ CELLS = [(tiny.name, stack) for tiny in TINY for stack in STACKS]
 
 
 @pytest.mark.parametrize("model", CATALOGUE.values(), ids=CATALOGUE.keys())
-def test_every_family_of_the_catalogue_has_a_tiny_model_of_its_architecture(model: models.Model) -> None:
+def test_every_family_of_the_catalogue_has_a_tiny_model_of_its_architecture(model: Model) -> None:
     """When this fails: a row in tools/arch/families.py, then `make arch-table`."""
     assert model.family in OF_FAMILY
     assert OF_FAMILY[model.family].architecture == model.architecture

@@ -420,20 +420,6 @@ def test_wrong_hints_are_refused(tmp_path, before, after, key):
         shape(tmp_path, SHAPE.replace(before, after))
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("8GiB", 8 * 2**30), ("8 gib", 8 * 2**30), ("1.5GB", 1_500_000_000), ("500MB", 500_000_000), ("64KiB", 65536)],
-)
-def test_a_size_is_a_number_and_a_unit(text, size):
-    assert catalogue.parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "8", "8G", "GiB", "-8GiB", "0GiB", "8GiB free"])
-def test_what_is_no_size_is_refused_with_an_example(text):
-    with pytest.raises(UsageError, match="8GiB"):
-        catalogue.parse_size(text)
-
-
 def test_the_command_prints_a_table_with_the_reason_of_each_licence(capsys):
     ended = main(["models", "--commercial", "--role", "graph"])
 

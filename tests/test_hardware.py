@@ -189,7 +189,7 @@ def fake_cuda(folder: Path, *, init_code: int = 0) -> list[str]:
     flags = [f"-DINIT_CODE={init_code}", "-shared", "-fPIC", "-o", str(library), str(folder / "fake.c")]
     subprocess.run([compiler, *flags], check=True)
     code = (
-        f"import json, sys; from tourkit import gpu_probe\n"
+        f"import json, sys; from tourkit.hardware import gpu_probe\n"
         f"found = gpu_probe.devices(({str(library)!r},), ()) if sys.argv[1] == 'devices' else {{'llama_cpp': 'cuda'}}\n"
         "print(json.dumps(found))"
     )
@@ -251,7 +251,7 @@ def test_installed_stacks_are_found_with_their_version() -> None:
 
 
 def test_the_probe_answers_in_a_process_of_its_own_for_libraries_that_are_there() -> None:
-    probe_file = ROOT / "tourkit" / "gpu_probe.py"
+    probe_file = ROOT / "tourkit" / "hardware" / "gpu_probe.py"
     command = [sys.executable, "-P", str(probe_file), "stacks", "llama_cpp"]
 
     done = subprocess.run(command, capture_output=True, text=True, check=True)

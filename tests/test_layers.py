@@ -1,10 +1,12 @@
-"""Imports run one way, heavy libraries stay in the functions that need them, and only hub.py may fetch."""
+"""The house: which package may import which, who may load a heavy library, and who may reach beyond loopback."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,87 +14,139 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "tourkit"
 HEAVY = {"llama_cpp", "llguidance", "vllm", "torch", "transformers", "onnxruntime", "onnxruntime_genai", "ray", "numpy"}
 LIBRARIES = HEAVY | {"huggingface_hub", "jinja2", "jsonschema", "starlette", "uvicorn", "aiohttp", "gguf"}
+LIBRARIES |= {"urllib3", "tqdm", "prometheus_client"}
 
-# A module may import modules of its own layer and of lower ones.
-LAYERS = [
-    {"errors", "data", "progress", "client", "engine.types", "tourkit"},
-    {"files", "hardware", "manifest", "adapters", "engine", "backends", "offline", "tiny", "connections"}
-    | {"cgroups", "gpu_probe", "model_shape", "memory"},
-    {"index", "lock", "hub", "transfer", "server.wire", "server.replies"},
-    {
-        "bundle",
-        "plan",
-        "candidates",
-        "fitting",
-        "growing",
-        "inventory",
-        "assemble",
-        "prefetch",
-        "catalogue",
-        "mirror",
-        "mirror_repos",
-        "mirror_page",
-        "pipelines",
-        "server",
-    },
-    {"demo", "commands", "cli", "__main__"},
-]
+# Each line may import any line below it, and nothing on its own line or above. docs/architecture.md shows the same.
+TABLE = """
+__main__
+cli
+commands
+server pipelines fetch mirror
+backends
+engine planning
+bundle grammar
+manifest
+hardware
+stacks generation launch headers
+files data progress offline client
+units net
+errors
+"""
+LEVELS = {name: level for level, line in enumerate(reversed(TABLE.split("\n"))) for name in line.split()}
+# Inside server/: what is not named here may be imported by all of its packages.
+SERVER = {"gateway": {"api", "contract", "http"}, "worker": {"api", "contract", "http"}, "api": {"contract", "http"}}
 
 
 def modules() -> dict[str, Path]:
+    """Every module by its name below tourkit; a package has that of its folder."""
     paths = sorted(PACKAGE.rglob("*.py"))
     names = {path: ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in paths}
-    return {name.removesuffix(".__init__") if name != "__init__" else "tourkit": path for path, name in names.items()}
+    return {name.removesuffix(".__init__"): path for path, name in names.items() if name != "__init__"}
 
 
-def layer(name: str) -> int:
-    """The layer of a module, by its own name or by the folder it is in."""
-    for candidate in (name, name.split(".")[0]):
-        for level, members in enumerate(LAYERS):
-            if candidate in members:
-                return level
-    raise AssertionError(f"tourkit.{name} is in no layer: put it into one")
+MODULES = modules()
 
 
-def imports(path: Path, *, top_level_only: bool) -> set[str]:
-    tree = ast.parse(path.read_text())
+def room(name: str) -> str:
+    return name.split(".")[0]
+
+
+def imports(path: Path, *, top_level_only: bool = False, strings: bool = False) -> set[str]:
+    """Full names of what a module imports, at its top level or anywhere; with `strings`, what those name too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     found: set[str] = set()
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
-    for node in nodes:
+    for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: imports are written in full"
+            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and strings:
+            found |= set(re.findall(r"\btourkit(?:\.[a-z_]+)+", node.value)) - docstring(tree, node)
     return found
 
 
-def own(imported: set[str]) -> set[str]:
-    known = set(modules())
-    return {name.removeprefix("tourkit.") for name in imported if name.removeprefix("tourkit.") in known} - {"tourkit"}
+def docstring(tree: ast.Module, node: ast.Constant) -> set[str]:
+    """The modules named in a constant that is a docstring: prose, no import."""
+    owners = (each for each in ast.walk(tree) if isinstance(each, ast.Module | ast.ClassDef | ast.FunctionDef))
+    first = (each.body[0] for each in owners if each.body)
+    prose = any(isinstance(each, ast.Expr) and each.value is node for each in first)
+    return set(re.findall(r"\btourkit(?:\.[a-z_]+)+", str(node.value))) if prose else set()
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
+def own(name: str, *, strings: bool = False) -> Iterator[str]:
+    """The modules of tourkit that a module imports anywhere, by their names below tourkit."""
+    for imported in imports(MODULES[name], strings=strings):
+        below = imported.removeprefix("tourkit.")
+        while below and below not in MODULES and "." in below:
+            below = below.rpartition(".")[0]
+        if imported.startswith("tourkit.") and below in MODULES:
+            yield below
+
+
+def test_every_package_and_module_is_in_the_table() -> None:
+    assert {room(name) for name in MODULES} == LEVELS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
 def test_imports_run_one_way(name: str) -> None:
-    uphill = {other for other in own(imports(modules()[name], top_level_only=False)) if layer(other) > layer(name)}
+    level = LEVELS[room(name)]
+    uphill = {other for other in own(name, strings=True) if room(other) != room(name) and LEVELS[room(other)] >= level}
 
-    assert not uphill, f"tourkit.{name} is below {uphill}"
+    assert not uphill, f"tourkit.{name} may not import {uphill}"
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
+@pytest.mark.parametrize("name", sorted(each for each in MODULES if each.startswith("server.")))
+def test_gateway_and_worker_agree_through_api_contract_and_http_only(name: str) -> None:
+    """The gateway names the modules it starts as processes; it does not import them."""
+    package = name.split(".")[1]
+    others = {other.split(".")[1] for other in own(name) if other.startswith("server.")} - {package}
+
+    assert others <= SERVER.get(package, others), f"tourkit.{name} may not import {others}"
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Packages are left out: importing a module imports the packages around it."""
+    graph = {name: {other for other in own(name) if other != name and not is_around(other, name)} for name in MODULES}
+    while free := {name for name, others in graph.items() if not others}:
+        graph = {name: others - free for name, others in graph.items() if name not in free}
+
+    assert not graph, f"in circles or above one: {graph}"
+
+
+def is_around(package: str, name: str) -> bool:
+    return name.startswith(f"{package}.")
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
 def test_inference_libraries_are_imported_inside_functions(name: str) -> None:
-    roots = {imported.split(".")[0] for imported in imports(modules()[name], top_level_only=True)}
+    roots = {imported.split(".")[0] for imported in imports(MODULES[name], top_level_only=True)}
 
     assert not roots & HEAVY
 
 
-def test_only_the_hub_module_imports_the_hub_client() -> None:
-    users = {
-        n
-        for n, p in modules().items()
-        if any(i.startswith("huggingface_hub") for i in imports(p, top_level_only=False))
-    }
+def test_only_fetch_imports_the_hub_client_and_an_http_client() -> None:
+    clients = {"huggingface_hub", "urllib3", "requests", "httpx"}
+    users = {room(name) for name, path in MODULES.items() if {each.split(".")[0] for each in imports(path)} & clients}
 
-    assert users == {"hub"}
+    assert users == {"fetch"}
+
+
+def test_the_client_imports_the_standard_library_alone() -> None:
+    roots = {imported.split(".")[0] for imported in imports(MODULES["client"])}
+
+    assert roots <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_module_is_short_and_so_are_its_functions(name: str) -> None:
+    """Under 400 lines, but for the client, which is copied as one file; functions of 60 lines at most."""
+    text = MODULES[name].read_text(encoding="utf-8")
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    long = [node.name for node in functions if (node.end_lineno or 0) - node.lineno + 1 > 60]
+
+    assert name == "client" or len(text.splitlines()) <= 400
+    assert not long
 
 
 def test_the_command_line_starts_without_any_library_but_click() -> None:

@@ -375,7 +375,7 @@ def test_paths_that_some_system_refuses_are_refused(path):
 
 
 @pytest.mark.parametrize(
-    ("paths", "names"),
+    ("given", "names"),
     [
         (["a.json", "A.json"], ["'a.json'", "'A.json'"]),
         (["Folder/a", "folder/b"], ["'Folder/'", "'folder/'"]),
@@ -385,9 +385,9 @@ def test_paths_that_some_system_refuses_are_refused(path):
         (["a", "a"], ["named twice"]),
     ],
 )
-def test_names_that_a_case_insensitive_drive_takes_for_one_are_refused(paths, names):
+def test_names_that_a_case_insensitive_drive_takes_for_one_are_refused(given, names):
     with pytest.raises(ManifestError) as caught:
-        paths.check_distinct(paths, "here")
+        paths.check_distinct(given, "here")
 
     assert all(name in str(caught.value) for name in names), str(caught.value)
 

@@ -256,7 +256,7 @@ def test_more_of_anything_never_takes_less() -> None:
 MEASURE = """
 import json, sys
 from pathlib import Path
-from tourkit.backends.llama_runner import LlamaRunner
+from tourkit.backends.llama_cpp.runner import LlamaRunner
 def resident():
     rollup = Path("/proc/self/smaps_rollup").read_text()
     return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Rss:")) * 1024

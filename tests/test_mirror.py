@@ -43,7 +43,7 @@ def serving(root: Path, log: Path) -> Iterator[str]:
     code = """
 import sys
 from pathlib import Path
-from tourkit.mirror import serve
+from tourkit.mirror.app import serve
 serve(Path(sys.argv[1]), "127.0.0.1", 0, lambda url: print(url, flush=True))
 """
     command = [sys.executable, "-c", code, str(root)]

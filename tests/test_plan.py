@@ -63,7 +63,7 @@ def chosen(made: Plan) -> dict[str, str]:
 
 
 def reasons(made: Plan) -> dict[str, str]:
-    return {f"{each.launch.model} {each.launch.quant}": each.reason for each in made.passed_over}
+    return {f"{each.model} {each.quant}": each.reason for each in made.passed_over}
 
 
 # --- the set for a tour, as it is locked ----------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def test_an_8_gib_gpu_marks_which_roles_of_the_tour_take_turns() -> None:
 def test_every_variant_of_the_tour_is_used_or_passed_over_with_a_reason() -> None:
     made = tour(20)
     used = {(placement.launch.model, placement.launch.quant) for placement in made.placements}
-    passed = {(each.launch.model, each.launch.quant) for each in made.passed_over}
+    passed = {(each.model, each.quant) for each in made.passed_over}
     found = manifest.load("tour-20gb")
 
     assert used | passed == {(model.id, variant.quant) for model in found.models.values() for variant in model.variants}

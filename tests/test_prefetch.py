@@ -209,7 +209,7 @@ def test_skeleton_templates_and_licences_travel_and_are_indexed(tiny: Set, tmp_p
         "licenses/tiny.txt",
         "licenses/tiny/Q4_K_M/LICENSE",
         "licenses/tiny/Q4_K_M/original/NOTICE.txt",
-        "verify.json",
+        "bundle.json",
         "SHA256SUMS",
     }
     note = (tiny.root / "licenses/tiny.txt").read_text()
@@ -414,7 +414,7 @@ def test_bytes_that_are_always_wrong_never_get_the_files_name(tiny: Set) -> None
     assert bad.name in one_line(error.value)
     assert bad.name == f"{BIG}.{hashlib.sha256(bad.read_bytes()).hexdigest()[:12]}.bad"
     assert tiny.dest(SMALL).read_bytes() == FILES[SMALL], "one bad file keeps no other from arriving"
-    assert not (tiny.root / "verify.json").exists()
+    assert not (tiny.root / "bundle.json").exists()
     tiny.server.faults.clear()
     tiny.run()
     assert_whole(tiny)
@@ -599,10 +599,10 @@ def test_the_lock_of_a_process_that_was_killed_is_no_lock(tiny: Set) -> None:
 
 def test_a_damaged_index_is_written_anew(tiny: Set) -> None:
     tiny.run()
-    (tiny.root / "verify.json").write_bytes(b"{")
+    (tiny.root / "bundle.json").write_bytes(b"{")
     tiny.run()
     assert_whole(tiny)
-    assert any("verify.json" in note for note in tiny.heard.notes)
+    assert any("bundle.json" in note for note in tiny.heard.notes)
 
 
 def test_too_little_room_is_said_before_the_first_byte(tiny: Set) -> None:
@@ -618,9 +618,10 @@ def test_too_little_room_is_said_before_the_first_byte(tiny: Set) -> None:
 CHILD = """
 import resource, signal, sys
 from pathlib import Path
-from tourkit import lock, manifest, prefetch
+from tourkit.fetch import prefetch
+from tourkit.manifest import lock, manifest
 from tourkit.errors import TourkitError
-from tourkit.hub import Hub
+from tourkit.fetch.hub import Hub
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have told its background jobs to ignore
 limit = int(sys.argv[4])
 if limit:
@@ -686,7 +687,7 @@ def test_ctrl_c_stops_at_once_and_keeps_what_arrived(tiny: Set) -> None:
     assert "KeyboardInterrupt" in errors
     assert tiny.starts(BIG) == [0]  # out of patience, they would have asked again
     assert not (tiny.root / prefetch.LOCK_FILE).exists()
-    assert not (tiny.root / "verify.json").exists()
+    assert not (tiny.root / "bundle.json").exists()
     had = tiny.part(BIG).stat().st_size
     tiny.server.faults.clear()
     tiny.server.log.clear()

@@ -33,8 +33,9 @@ FILES = {
 CHILD = """
 import sys
 from pathlib import Path
-from tourkit import lock, manifest, prefetch
-from tourkit.hub import Hub
+from tourkit.fetch import prefetch
+from tourkit.manifest import lock, manifest
+from tourkit.fetch.hub import Hub
 made = manifest.load(Path(sys.argv[1]))
 prefetch.prefetch(made, lock.read(lock.path_of(made.path)), Path(sys.argv[2]), Hub(sys.argv[3]), jobs=int(sys.argv[4]))
 """

@@ -535,12 +535,14 @@ def test_workers_listen_on_loopback_with_a_secret_where_there_are_no_unix_socket
 ) -> None:
     """As on Windows: the gateway reaches the worker, somebody else on the machine does not."""
     code = (
-        "from pathlib import Path; from tourkit import bundle, hardware, plan; from tourkit.server import gateway\n"
+        "from pathlib import Path; from tourkit import net; from tourkit.bundle.index import read_index\n"
+        "from tourkit.hardware.probe import probe; from tourkit.planning.planner import plan\n"
+        "from tourkit.server.gateway import app; from tourkit.server.gateway.launch import placements_at\n"
         f"root = Path({str(tmp_path / 'bundle')!r})\n"
-        "made = plan.plan(bundle.read_index(root), hardware.probe(), context=512)\n"
-        "options = gateway.GatewayOptions(unix=False)\n"
-        "launches, sock = gateway.launches(root, made), gateway.bind('127.0.0.1', 0)\n"
-        "gateway.serve(launches, options, sock, lambda url: print(url, flush=True))"
+        "made = plan(read_index(root), probe(), context=512)\n"
+        "options = app.GatewayOptions(unix=False)\n"
+        "placements, sock = placements_at(root, made), net.listen('127.0.0.1', 0)\n"
+        "app.serve(placements, options, sock, lambda url: print(url, flush=True))"
     )
     make_bundle(tmp_path / "bundle", tiny_gguf)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -606,7 +608,7 @@ def test_an_api_key_is_asked_for(tiny_gguf: Path, tmp_path: Path) -> None:
 DEAD_WORKER = """
 import sys
 from tourkit import backends
-from tourkit.engine.types import EngineInfo
+from tourkit.generation import EngineInfo
 from tourkit.errors import EngineDead
 from tourkit.server import worker
 

@@ -35,7 +35,7 @@ from tourkit.server.gateway.launch import placements_at
 WATCH = """
 import fcntl, os, sys
 told = " ".join(sys.orig_argv)
-if "tourkit.server.worker.app" in told and '"model":"stays"' not in told:
+if "tourkit.server.worker.process" in told and '"model":"stays"' not in told:
     lock = os.open({folder!r} + "/lock", os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -142,8 +142,10 @@ def options(arguments: list[str]) -> dict[str, str | None]:
 
 def started(folder: Path, *roles: str, cpu: bool = True, **config: Any) -> dict[str, str | None]:
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
-    spec = launch(path=folder).load
-    return options(arguments.arguments(spec, folder, arguments.shape_of(folder), "unix:/s", roles, cpu=cpu))
+    spec = launch(path=folder).launch
+    return options(
+        arguments.arguments(spec, folder, arguments.shape_of(folder), "unix:/s", roles, middleware="a.Front", cpu=cpu)
+    )
 
 
 @pytest.mark.parametrize(("cpu", "packed", "dtype"), [(True, {}, "float32"), (True, AWQ, "auto"), (False, {}, "auto")])
@@ -177,7 +179,7 @@ def test_only_a_worker_for_graphs_guesses_from_the_prompt(
 
 
 def test_it_is_told_to_stay_offline_whether_or_not_the_gateway_is() -> None:
-    given = arguments.environment(launch().load, cpu=True)
+    given = arguments.environment(launch().launch, cpu=True)
 
     assert given["HF_HUB_OFFLINE"] == given["VLLM_NO_USAGE_STATS"] == given["DO_NOT_TRACK"] == "1"
     assert given["VLLM_HOST_IP"] == "127.0.0.1"  # else it asks the network for its own address
@@ -199,7 +201,7 @@ def test_what_it_cannot_load_with_is_refused_before_it_starts(
     option: dict[str, Any], word: str, tmp_path: Path
 ) -> None:
     with pytest.raises(LocalError, match=word):
-        arguments.folder_of(launch(path=tmp_path, **option).load)
+        arguments.folder_of(launch(path=tmp_path, **option).launch)
 
 
 # --- the same API ---------------------------------------------------------------------------------------------------
@@ -456,7 +458,7 @@ def test_an_engine_that_dies_is_started_again(temporary: Path) -> None:
 @needs_vllm
 def test_it_goes_with_all_its_processes_when_its_turn_is_over_and_comes_back(tmp_path: Path) -> None:
     in_turn = replace(launch("tool"), resident=False)
-    other = replace(gguf(), load=replace(gguf().load, model="other"), roles=("brain",), resident=False)
+    other = replace(gguf(), launch=replace(gguf().launch, model="other"), roles=("brain",), resident=False)
     with launch_server(in_turn, other, log=tmp_path / "log") as running:
         models = [ask(running).headers["x-tourkit-model"]]
         processes = family(running.process.pid)[1:]
@@ -480,7 +482,7 @@ def test_what_it_cannot_load_is_answered_by_the_next_link(harm: str, tmp_path: P
         weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
         words = "SafetensorError"
     else:
-        first = replace(first, load=replace(first.load, slots=20_000))
+        first = replace(first, launch=replace(first.launch, slots=20_000))
         words = "Available memory"
     with launch_server(replace(first, fallbacks=(gguf(),)), log=tmp_path / "log") as running:
         answer = ask(running)

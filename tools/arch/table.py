@@ -72,7 +72,7 @@ def render(results: dict[str, dict[str, str]]) -> str:
     """Families by stacks: "yes", or "no", and the number of the line below that says what fails."""
     notes: list[str] = []
     rows = [f"| {' | '.join(_row(tiny, results, notes))} |" for tiny in TINY]
-    heads = ["families", "class", *(f"{_FORMATS[form]}: `{stack}`" for stack, form in STACKS.items())]
+    heads = ["families", "class", *(f"{_FORMATS[traits.format]}: `{stack}`" for stack, traits in STACKS.items())]
     table = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows]
     return "\n".join([*table, "", *(f"{i}. {note}" for i, note in enumerate(notes, 1))]) + "\n"
 

@@ -72,7 +72,7 @@ def attempt(tiny: Tiny, stack: str, folder: Path, log: Path) -> str:
 
     "but …" when it is only some text that has other tokens.
     """
-    form = STACKS[stack]
+    form = STACKS[stack].format
     note = folder / f"{form}.txt"
     if note.is_file():
         return f"convert: {_short(note.read_text(encoding='utf-8').strip(), stack, folder)}"

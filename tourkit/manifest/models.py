@@ -10,6 +10,17 @@ ROLES = ("brain", "fast", "tool", "graph", "embed")
 FORMATS = ("gguf", "safetensors", "onnx")
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class VariantId:
+    """What names one variant in a set, a lock and a bundle: the model's id and the quant."""
+
+    model: str
+    quant: str
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.quant}"
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One quantised form of a model. `files` are fnmatch patterns over the whole path: `*` crosses "/".

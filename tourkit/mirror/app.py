@@ -23,9 +23,10 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from tourkit import net
 from tourkit.bundle.index import BundleFile, read_index
 from tourkit.bundle.verify import verify
-from tourkit.errors import LocalError, NotSo
+from tourkit.errors import NotSo
 from tourkit.mirror.page import page
 from tourkit.mirror.repos import Repo, Snapshot, author_of, entry, info, refs, repos
 
@@ -73,12 +74,7 @@ def serve(root: Path, host: str, port: int, on_ready: Callable[[str], None]) -> 
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise NotSo(f"{root}: {bad[0]}{more} missing or damaged: see `tourkit verify {root}`")
     starlette = app(root)
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as exc:
-        reason = getattr(exc, "strerror", None) or exc
-        raise LocalError(f"cannot listen on {host} port {port} ({reason}): choose another one") from exc
+    listener = net.listen(host, port)
     with listener:
         anyone = host in ("", "0.0.0.0", "::")
         name = socket.gethostname() if anyone else f"[{host}]" if ":" in host else host

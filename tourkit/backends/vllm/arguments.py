@@ -24,7 +24,6 @@ from tourkit.planning.model_shape import Shape
 _MAX_LOGPROBS = 20  # of a position, besides that of the sampled token
 _BATCH = 2048  # tokens a step: vLLM's own choice but on the largest GPUs, where working memory would be four times that
 _BLOCK = 128  # tokens of a KV block on a CPU; a multiple of those on GPUs
-_FRONT = "tourkit.server.worker.vllm_front.Front"
 # Where the answer copies from the prompt, guesses from the prompt are mostly right. Then vLLM refuses min_p and
 # logit_bias, so the roles that are asked all sorts of things go without.
 _COPYING = frozenset({"graph"})
@@ -77,16 +76,16 @@ def shape_of(folder: Path) -> Shape:
 
 
 def arguments(
-    launch: Launch, folder: Path, shape: Shape, address: str, roles: Sequence[str], *, cpu: bool
+    launch: Launch, folder: Path, shape: Shape, address: str, roles: Sequence[str], *, middleware: str, cpu: bool
 ) -> list[str]:
-    """`vllm serve …` on `address`, which is `unix:PATH` or `HOST:PORT`."""
+    """`vllm serve …` on `address`, which is `unix:PATH` or `HOST:PORT`, behind the ASGI `middleware` of this name."""
     host, _, port = address.rpartition(":")
     whole = cpu and not read_json(folder / "config.json").get("quantization_config")
     structured = {"backend": "guidance", "disable_any_whitespace": True}
     options: dict[str, Any] = {
         "served-model-name": launch.model,
         **({"uds": port} if host == "unix" else {"host": host, "port": port}),
-        "middleware": _FRONT,
+        "middleware": middleware,
         "load-format": "safetensors",  # never pickles
         "dtype": "float32" if whole else "auto",  # in 16 bits a CPU gives other answers than the other stacks
         "max-model-len": launch.context,

@@ -24,6 +24,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tourkit import net
 from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError
 from tourkit.launch import Launch
 from tourkit.planning.plan import Placement
@@ -286,8 +287,7 @@ def serve(
     placements: tuple[Placement, ...], options: GatewayOptions, sock: socket.socket, on_ready: Callable[[str], None]
 ) -> None:
     """Run the gateway on `sock` until interrupted; `on_ready` gets its URL once it accepts requests."""
-    host, port = sock.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    url = net.url_of(sock)
     gateway = Gateway(placements, options)
 
     class Server(EndingServer):

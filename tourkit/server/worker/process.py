@@ -1,7 +1,7 @@
 """One loaded model behind HTTP, in a process of its own.
 
-Started as `python -m tourkit.server.worker.process SPEC`; tells the gateway on stdout when it is ready or why it is not,
-and ends when its stdin closes, so that no worker outlives its gateway.
+Started as `python -m tourkit.server.worker.process SPEC`; tells the gateway on stdout when it is ready or why it is
+not, and ends when its stdin closes, so that no worker outlives its gateway.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import socket
 import sys
 import threading
 from functools import partial
+from pathlib import Path
 
-from tourkit import backends
+from tourkit import backends, net
 from tourkit.errors import TourkitError
 from tourkit.server.contract import Greeting, WorkerSpec
 from tourkit.server.http import EndingServer
@@ -30,15 +31,9 @@ def _tell(greeting: Greeting) -> None:
 def _listen(spec: WorkerSpec) -> tuple[socket.socket, str]:
     """A listening socket and its address, as the gateway reads it: `unix:PATH` or `HOST:PORT`."""
     if spec.uds:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.bind(spec.uds)
-        address = f"unix:{spec.uds}"
-    else:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        sock.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{sock.getsockname()[1]}"
-    sock.listen(256)
-    return sock, address
+        return net.listen_unix(Path(spec.uds)), f"unix:{spec.uds}"
+    sock = net.listen("127.0.0.1", 0)
+    return sock, f"127.0.0.1:{sock.getsockname()[1]}"
 
 
 def _end_with_gateway() -> None:

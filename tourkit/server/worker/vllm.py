@@ -23,6 +23,7 @@ from tourkit.server.contract import Greeting, WorkerSpec
 from tourkit.server.worker.vllm_front import Front, Served
 
 _OFFLINE = "TOURKIT_OFFLINE"
+_FRONT = f"{Front.__module__}.{Front.__qualname__}"  # vLLM makes it itself, by its name
 _LOOK_SECONDS = 0.05  # between two looks at whether vLLM listens
 _GRACE_SECONDS = 8.0  # for vLLM to end its engine, after which everything of this process group is killed
 
@@ -41,7 +42,10 @@ def main() -> int:
         serve = arguments.command()
         address = f"unix:{spec.uds}" if spec.uds else f"127.0.0.1:{_free_port()}"
         shape = arguments.shape_of(folder)
-        sys.argv = ["vllm", *arguments.arguments(spec.launch, folder, shape, address, spec.roles, cpu=cpu)]
+        sys.argv = [
+            "vllm",
+            *arguments.arguments(spec.launch, folder, shape, address, spec.roles, middleware=_FRONT, cpu=cpu),
+        ]
         texts = texts_of(folder, spec.launch, shape.vocab)
         Front.served = Served(spec.launch, texts, spec.secret)
         threading.Thread(target=_greet, args=(address, gateway, texts), daemon=True).start()
