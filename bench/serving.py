@@ -75,6 +75,18 @@ class Table:
 Figures = dict[str, tuple[str, float]]  # title → unit, value
 
 
+def health(server: Server, seed: int, scale: float) -> Figures:
+    return {"GET /health": ("ms", server.round_trip("GET", "/health", times=max(20, int(80 * scale))))}
+
+
+def one_token(server: Server, seed: int, scale: float) -> Figures:
+    """A chat of one token to a prompt that is in the KV cache: the way there and back, and one step of the model."""
+    message = {"role": "user", "content": words(16, 7)}
+    body = {"model": server.model, "messages": [message], "max_tokens": 1, "temperature": 0}
+    took = server.round_trip("POST", "/v1/chat/completions", body, times=max(20, int(80 * scale)))
+    return {"a chat of one cached token": ("ms", took)}
+
+
 def first_token(server: Server, seed: int, scale: float) -> Figures:
     return {"time to first token, 1,000 tokens": ("seconds", server.first_token(words(1000, seed + 99)))}
 
@@ -106,7 +118,7 @@ def peak(server: Server, seed: int, scale: float) -> Figures:
 
 
 WORK = [
-    *(first_token, partial(free, 1)) * 3,
+    *(health, one_token, first_token, partial(free, 1)) * 3,
     *(partial(free, 8),) * 2,
     *(partial(extract, 1, 8), partial(extract, 8, 24), shared, partial(vote, False), partial(vote, True), peak),
 ]
