@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tourkit.hardware.probe import Gpu, Hardware, Stack, imagined, probe
+from tourkit.hardware.probe import Gpu, Hardware, InstalledStack, imagined, probe
 
 GIB = 2**30
 ROOT = Path(__file__).parent.parent
@@ -272,7 +272,12 @@ def test_probing_imports_no_inference_library() -> None:
 
 
 def test_another_machine_has_what_is_asked_for_and_the_stacks_from_here() -> None:
-    here = Hardware(2, 8 * GIB, ram_free=GIB, stacks=(Stack("llama_cpp"), Stack("onnx"), Stack("vllm", gpu="rocm 6")))
+    here = Hardware(
+        2,
+        8 * GIB,
+        ram_free=GIB,
+        stacks=(InstalledStack("llama_cpp"), InstalledStack("onnx"), InstalledStack("vllm", gpu="rocm 6")),
+    )
 
     there = imagined(here, vram=20 * GIB, ram=32 * GIB, threads=12)
 
@@ -282,11 +287,11 @@ def test_another_machine_has_what_is_asked_for_and_the_stacks_from_here() -> Non
 
 
 def test_stacks_can_be_asked_for_that_are_not_installed_here() -> None:
-    here = Hardware(2, 8 * GIB, stacks=(Stack("llama_cpp", "0.3"), Stack("onnx")))
+    here = Hardware(2, 8 * GIB, stacks=(InstalledStack("llama_cpp", "0.3"), InstalledStack("onnx")))
 
     there = imagined(here, stacks=("transformers", "llama_cpp"))
 
-    assert there.stacks == (Stack("transformers"), Stack("llama_cpp", "0.3"))
+    assert there.stacks == (InstalledStack("transformers"), InstalledStack("llama_cpp", "0.3"))
 
 
 def test_a_machine_without_a_gpu_can_be_asked_for() -> None:

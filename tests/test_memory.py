@@ -17,7 +17,7 @@ from tools import random_gguf
 from tourkit.headers import gguf_header
 from tourkit.launch import ALL_LAYERS, NO_LAYERS, GpuLayers
 from tourkit.manifest import manifest
-from tourkit.planning.memory import Load, Share, cache_size, estimate
+from tourkit.planning.memory import Share, Sizing, cache_size, estimate
 from tourkit.planning.model_shape import Shape, of_arch, of_file, of_size
 
 ROOT = Path(__file__).parent.parent
@@ -28,8 +28,10 @@ def shape(*, layers: int = 4, kv: int = 512, window: int = 0, head: int = 64) ->
     return Shape((kv,) * layers, (window,) * layers, 1024, 4096, 32_000, 8192, "here", head=head)
 
 
-def load(shape: Shape, *, stack: str = "llama_cpp", cache_type: str = "f16", gpu_layers: GpuLayers = NO_LAYERS) -> Load:
-    return Load(stack, 1000 * MIB, shape, 4096, 4, cache_type, gpu_layers)
+def load(
+    shape: Shape, *, stack: str = "llama_cpp", cache_type: str = "f16", gpu_layers: GpuLayers = NO_LAYERS
+) -> Sizing:
+    return Sizing(stack, 1000 * MIB, shape, 4096, 4, cache_type, gpu_layers)
 
 
 # --- the numbers of a model -----------------------------------------------------------------------------------------
@@ -197,7 +199,7 @@ def test_a_q8_0_cache_takes_34_bytes_for_32_values() -> None:
 
 
 def test_llama_cpp_rounds_its_cells_up() -> None:
-    assert cache_size(Load("llama_cpp", 0, shape(), 100, 3)) == 512 * (4 * 512) * 2
+    assert cache_size(Sizing("llama_cpp", 0, shape(), 100, 3)) == 512 * (4 * 512) * 2
 
 
 def test_a_sliding_window_saves_memory_where_the_stack_uses_it() -> None:
@@ -243,9 +245,9 @@ def test_more_of_anything_never_takes_less() -> None:
     more = [
         load(shape(layers=5)),
         load(shape(kv=1024)),
-        Load("llama_cpp", 1001 * MIB, shape(), 4096, 4),
-        Load("llama_cpp", 1000 * MIB, shape(), 8192, 4),
-        Load("llama_cpp", 1000 * MIB, shape(), 4096, 5),
+        Sizing("llama_cpp", 1001 * MIB, shape(), 4096, 4),
+        Sizing("llama_cpp", 1000 * MIB, shape(), 8192, 4),
+        Sizing("llama_cpp", 1000 * MIB, shape(), 4096, 5),
     ]
 
     assert all(estimate(each).ram.total > base for each in more)
@@ -277,7 +279,7 @@ def test_the_cache_takes_in_a_real_process_what_is_predicted(tiny_gguf: Path) ->
         int(subprocess.run([*command, slots], capture_output=True, text=True, check=True).stdout) for slots in "19"
     )
 
-    predicted = cache_size(Load("llama_cpp", 0, found, 8192, 8))
+    predicted = cache_size(Sizing("llama_cpp", 0, found, 8192, 8))
     books = 8192 * 8 * 64  # bytes at most in which llama.cpp keeps who is in which cell
     assert predicted <= many - few <= predicted + books
 

@@ -13,11 +13,12 @@ from serving import make_bundle, serving
 from tourkit.bundle.build import build_index
 from tourkit.bundle.index import BundleFile, BundleModel, BundleVariant, Index, variant_dir, write_index
 from tourkit.errors import NotSo, UsageError
-from tourkit.hardware.probe import Gpu, Hardware, Stack, imagined
+from tourkit.hardware.probe import Gpu, Hardware, InstalledStack, imagined
 from tourkit.launch import ALL_LAYERS, NO_LAYERS
 from tourkit.manifest import lock, manifest, models
+from tourkit.manifest.models import VariantId
 from tourkit.planning import sources
-from tourkit.planning.memory import Load, cache_size
+from tourkit.planning.memory import Sizing, cache_size
 from tourkit.planning.model_shape import Shape
 from tourkit.planning.plan import Placement, Plan
 from tourkit.planning.planner import plan
@@ -25,14 +26,14 @@ from tourkit.server.gateway.launch import placements_at
 
 GIB = 2**30
 SMALL = Shape((512,) * 8, (0,) * 8, 512, 2048, 1000, 8192, "a test", head=64)  # 8 KiB a token
-LLAMA_CPP = Stack("llama_cpp", gpu="cuda")
+LLAMA_CPP = InstalledStack("llama_cpp", gpu="cuda")
 
 
-def cpu(ram: float, *stacks: Stack, threads: int = 4) -> Hardware:
+def cpu(ram: float, *stacks: InstalledStack, threads: int = 4) -> Hardware:
     return Hardware(threads, int(ram * GIB), stacks=stacks or (LLAMA_CPP,))
 
 
-def with_gpus(*vram: float, stacks: tuple[Stack, ...] = (LLAMA_CPP,), ram: float = 64) -> Hardware:
+def with_gpus(*vram: float, stacks: tuple[InstalledStack, ...] = (LLAMA_CPP,), ram: float = 64) -> Hardware:
     """A machine with GPUs, which cannot exist here: as the probe would tell of it."""
     gpus = tuple(
         Gpu(f"GPU-{i}", f"A100 {i}", "cuda", int(size * GIB), int(size * GIB), (8, 0)) for i, size in enumerate(vram)
@@ -54,7 +55,7 @@ def index(roles: dict[str, tuple[str, ...]], sizes: dict[str, dict[str, float]],
 
 
 def planned(bundle: Index, hardware: Hardware, shape: Shape = SMALL, **options: int) -> Plan:
-    shapes = {(variant.model, variant.quant): shape for variant in bundle.variants}
+    shapes = {VariantId(variant.model, variant.quant): shape for variant in bundle.variants}
     return plan(bundle, hardware, shapes=shapes, **options)  # type: ignore[arg-type]
 
 
@@ -73,7 +74,7 @@ def tour(vram: float, ram: float = 32) -> Plan:
     """The plan for manifests/tour-20gb with what its lock knows, where llama.cpp is installed."""
     found = manifest.load("tour-20gb")
     offered = sources.index_of(found, lock.read(lock.path_of(found.path)))
-    machine = imagined(cpu(ram, Stack("llama_cpp")), vram=int(vram * GIB))
+    machine = imagined(cpu(ram, InstalledStack("llama_cpp")), vram=int(vram * GIB))
     return plan(offered, machine, shapes=sources.shapes_of_manifest(found))
 
 
@@ -115,11 +116,11 @@ def test_an_encoder_of_safetensors_runs_on_the_stack_that_serves_it() -> None:
     encoder = Shape((0,) * 4, (0,) * 4, 64, 256, 1000, 512, "a test", embeds=True)
     bundle = index({"embed": ("e5",)}, {"e5": {"F32": 0.5}})
 
-    found = planned(bundle, cpu(16, Stack("vllm"), Stack("transformers")), encoder)
+    found = planned(bundle, cpu(16, InstalledStack("vllm"), InstalledStack("transformers")), encoder)
 
     assert [placement.launch.stack for placement in found.placements] == ["transformers"]
     with pytest.raises(NotSo, match="makes embeddings, which needs llama_cpp or transformers"):
-        planned(bundle, cpu(16, Stack("vllm")), encoder)
+        planned(bundle, cpu(16, InstalledStack("vllm")), encoder)
 
 
 def test_a_variant_whose_size_the_lock_does_not_know_is_passed_over_with_the_mend() -> None:
@@ -161,8 +162,8 @@ def test_more_bits_go_before_a_longer_context() -> None:
     (tight,) = planned(bundle, with_gpus(12), wide).placements
     (roomy,) = planned(bundle, with_gpus(40), wide).placements
 
-    assert (tight.quant, tight.context) == ("Q8_0", 4096)
-    assert (roomy.quant, roomy.context) == ("Q8_0", 32_768)
+    assert (tight.launch.quant, tight.launch.context) == ("Q8_0", 4096)
+    assert (roomy.launch.quant, roomy.launch.context) == ("Q8_0", 32_768)
 
 
 def test_a_finer_cache_goes_before_a_longer_context() -> None:
@@ -305,7 +306,7 @@ def test_what_no_gpu_holds_is_split_as_many_layers_as_fit() -> None:
 def test_a_stack_without_gpu_support_runs_on_the_cpu_beside_a_gpu() -> None:
     bundle = index({"brain": ("a",)}, {"a": {"Q4_K_M": 4}})
 
-    (placement,) = planned(bundle, with_gpus(20, stacks=(Stack("llama_cpp"),))).placements
+    (placement,) = planned(bundle, with_gpus(20, stacks=(InstalledStack("llama_cpp"),))).placements
 
     assert (placement.device, placement.launch.gpu_layers) == ("cpu", NO_LAYERS)
 
@@ -313,7 +314,7 @@ def test_a_stack_without_gpu_support_runs_on_the_cpu_beside_a_gpu() -> None:
 def test_unified_memory_is_shared_between_gpu_and_ram() -> None:
     bundle = index({"brain": ("a",)}, {"a": {"Q4_K_M": 4}})
     gpu = Gpu("0", "Apple M3", "metal", 12 * GIB, 12 * GIB)
-    mac = Hardware(8, 16 * GIB, gpus=(gpu,), stacks=(Stack("llama_cpp", gpu="metal"),))
+    mac = Hardware(8, 16 * GIB, gpus=(gpu,), stacks=(InstalledStack("llama_cpp", gpu="metal"),))
 
     made = planned(bundle, mac)
 
@@ -324,10 +325,10 @@ def test_unified_memory_is_shared_between_gpu_and_ram() -> None:
 # --- stacks and quants ----------------------------------------------------------------------------------------------
 
 ALL_STACKS = (
-    Stack("llama_cpp", gpu="cuda"),
-    Stack("vllm", gpu="cuda 12.8", cpu=False, bitsandbytes=True),
-    Stack("transformers", gpu="cuda 12.8", bitsandbytes=True),
-    Stack("onnx"),
+    InstalledStack("llama_cpp", gpu="cuda"),
+    InstalledStack("vllm", gpu="cuda 12.8", cpu=False, bitsandbytes=True),
+    InstalledStack("transformers", gpu="cuda 12.8", bitsandbytes=True),
+    InstalledStack("onnx"),
 )
 
 
@@ -360,9 +361,14 @@ REFUSED = {
     "not installed": ("FP8", (LLAMA_CPP,), 20, "needs vllm, not installed"),
     "of no format that is installed": ("ONNX-INT4", (LLAMA_CPP,), 20, "needs onnx, not installed"),
     "made for newer GPUs": ("NVFP4", ALL_STACKS, 20, "compute capability 10.0"),
-    "without bitsandbytes": ("bnb-4bit", (Stack("transformers", gpu="cuda"),), 20, "bitsandbytes"),
+    "without bitsandbytes": ("bnb-4bit", (InstalledStack("transformers", gpu="cuda"),), 20, "bitsandbytes"),
     "for a GPU that is not there": ("FP8", ALL_STACKS, 0, "needs a GPU"),
-    "quantised, with transformers alone": ("AWQ-INT4", (Stack("transformers"),), 0, "needs vllm, not installed"),
+    "quantised, with transformers alone": (
+        "AWQ-INT4",
+        (InstalledStack("transformers"),),
+        0,
+        "needs vllm, not installed",
+    ),
 }
 
 
@@ -526,9 +532,9 @@ def test_a_bundles_shapes_come_from_the_files_headers(tiny_gguf: Path, tmp_path:
     made = plan_of(root)
 
     assert made.placements[0].numbers_from == "the GGUF header"
-    shape = sources.shapes_of_bundle(root, _read(root))["tiny-random", "F16"]
+    shape = sources.shapes_of_bundle(root, _read(root))[VariantId("tiny-random", "F16")]
     placement = made.placements[0]
-    expected = cache_size(Load("llama_cpp", 0, shape, placement.launch.context, placement.launch.slots))
+    expected = cache_size(Sizing("llama_cpp", 0, shape, placement.launch.context, placement.launch.slots))
     assert placement.memory[0].cache == expected
 
 

@@ -23,7 +23,7 @@ from launch_server import LaunchServer, launch_server
 
 from tourkit.bundle.build import build_index
 from tourkit.bundle.index import BundleModel, BundleVariant, variant_dir
-from tourkit.hardware.probe import Hardware, Stack
+from tourkit.hardware.probe import Hardware, InstalledStack
 from tourkit.launch import Launch
 from tourkit.planning import sources
 from tourkit.planning.plan import Placement
@@ -388,7 +388,7 @@ def test_what_the_plan_lets_take_turns_is_served_in_turn_and_offline(tiny_gguf: 
         folder.mkdir(parents=True)
         (folder / "model.gguf").write_bytes(tiny_gguf.read_bytes())
     index = build_index(bundle, "tests", {"brain": ["a"], "tool": ["b"]}, models, variants)
-    machine = Hardware(1, 150 << 20, stacks=(Stack("llama_cpp", "0"),))
+    machine = Hardware(1, 150 << 20, stacks=(InstalledStack("llama_cpp", "0"),))
     made = plan(index, machine, shapes=sources.shapes_of_bundle(bundle, index))
 
     with served(tmp_path, *placements_at(bundle, made)) as running:

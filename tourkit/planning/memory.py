@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tourkit.launch import NO_LAYERS, GpuLayers
 from tourkit.planning.model_shape import Shape
-from tourkit.stacks import STACKS
+from tourkit.stacks import STACKS, Stack
 from tourkit.units import MIB
 
 CACHE_BYTES = {"f16": 2.0, "q8_0": 34 / 32}  # a value; q8_0: 32 of them and a 2-byte scale
@@ -38,9 +38,9 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """What is to be estimated. `size`: bytes of the weight files, of `bits` a weight. `context` in tokens a sequence.
-    `cache_type`: f16 or q8_0."""
+class Sizing:
+    """What decides the memory of one worker. `size`: bytes of the weight files, of `bits` a weight. `context` in tokens
+    a sequence. `cache_type`: f16 or q8_0."""
 
     stack: str
     size: int
@@ -52,10 +52,19 @@ class Load:
     bits: int = 16
 
     @property
-    def in_32_bits(self) -> bool:
-        if self.stack == "vllm":
-            return self.gpu_layers.is_none and self.bits > 8
-        return self.stack == "onnx" or (self.stack == "transformers" and self.gpu_layers.is_none)
+    def traits(self) -> Stack:
+        return STACKS[self.stack]
+
+    @property
+    def is_widened(self) -> bool:
+        """Whether the weights become 32-bit numbers in memory."""
+        above = self.traits.widens_above
+        return above is not None and self.gpu_layers.is_none and self.bits > above
+
+    @property
+    def cache_value_bytes(self) -> float:
+        """Bytes a value of the KV cache."""
+        return _WHOLE_BYTES if self.is_widened or self.traits.float32_cache else CACHE_BYTES[self.cache_type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,58 +73,57 @@ class Estimate:
     ram: Share
 
 
-def estimate(load: Load) -> Estimate:
+def estimate(sizing: Sizing) -> Estimate:
     """Memory of one worker process, once it has answered long prompts in every slot."""
-    cache = cache_size(load)
-    process = STACKS[load.stack].process_bytes + load.shape.vocab * _VOCAB_ENTRY
-    if load.gpu_layers.is_none:
-        widened = load.in_32_bits and load.stack != "onnx"
-        weights = load.size * 32 // load.bits if widened else load.size
-        return Estimate(Share(), Share(weights, cache, process + _buffers(load, touched=True)))
-    part = load.gpu_layers.share(load.shape.layers)
+    cache = cache_size(sizing)
+    process = sizing.traits.process_bytes + sizing.shape.vocab * _VOCAB_ENTRY
+    if sizing.gpu_layers.is_none:
+        weights = sizing.size * 32 // sizing.bits if sizing.is_widened else sizing.size
+        return Estimate(Share(), Share(weights, cache, process + _buffers(sizing, touched=True)))
+    part = sizing.gpu_layers.share(sizing.shape.layers)
     on_gpu = Share(
-        weights=round(load.size * part),
+        weights=round(sizing.size * part),
         cache=round(cache * part),
-        overhead=STACKS[load.stack].gpu_process_bytes + _buffers(load, touched=False),
+        overhead=sizing.traits.gpu_process_bytes + _buffers(sizing, touched=False),
     )
     # With all layers on the GPU the input embeddings alone stay in RAM; they are counted on both sides.
-    left = max(load.size - on_gpu.weights, _embeddings(load) if load.stack == "llama_cpp" else 0)
+    left = max(sizing.size - on_gpu.weights, _embeddings(sizing) if sizing.traits.embeddings_in_ram else 0)
     return Estimate(on_gpu, Share(left, cache - on_gpu.cache, process + _GPU_PROCESS_RAM))
 
 
-def cache_size(load: Load) -> int:
+def cache_size(sizing: Sizing) -> int:
     """Bytes of the KV cache over all devices."""
-    shape = load.shape
-    if load.stack == "llama_cpp":
-        cells = -(-load.context * load.slots // _CELLS_MULTIPLE) * _CELLS_MULTIPLE
-        return round(sum(shape.kv) * cells * CACHE_BYTES[load.cache_type])
-    width = _WHOLE_BYTES if load.in_32_bits else CACHE_BYTES[load.cache_type]
-    length = -(-load.context // _BLOCK) * _BLOCK
+    shape = sizing.shape
+    if sizing.traits.pooled_cache:
+        cells = -(-sizing.context * sizing.slots // _CELLS_MULTIPLE) * _CELLS_MULTIPLE
+        return round(sum(shape.kv) * cells * sizing.cache_value_bytes)
+    length = -(-sizing.context // _BLOCK) * _BLOCK
     # vLLM keeps of a layer with a window that many tokens of a sequence, and those of the prompt's chunk under way.
-    windows = shape.windows if load.stack == "vllm" else (0,) * shape.layers
+    windows = shape.windows if sizing.traits.drops_behind_window else (0,) * shape.layers
     kept = [min(length, window + _BATCH) if window else length for window in windows]
-    return round(sum(kv * tokens for kv, tokens in zip(shape.kv, kept, strict=True)) * load.slots * width)
+    values = sum(kv * tokens for kv, tokens in zip(shape.kv, kept, strict=True))
+    return round(values * sizing.slots * sizing.cache_value_bytes)
 
 
-def _buffers(load: Load, *, touched: bool) -> int:
+def _buffers(sizing: Sizing, *, touched: bool) -> int:
     """Working memory of one call. `touched`: without the pages that are set aside and never written, as on a CPU."""
-    shape = load.shape
-    cells = load.context * load.slots
+    shape = sizing.shape
+    cells = sizing.context * sizing.slots
     batch = min(cells, _BATCH)
     if shape.embeds:  # a text at once, in one call
-        cells = batch = max(load.context, _BATCH)
+        cells = batch = max(sizing.context, _BATCH)
     mask = 2 * cells * batch
     layer = 4 * batch * (3 * shape.feed_forward * shape.experts_used + 4 * shape.width)
-    logits = 4 * shape.vocab * (2 * load.slots if touched else batch)
+    logits = 4 * shape.vocab * (2 * sizing.slots if touched else batch)
     if shape.embeds:
         logits = 0
     return _CELL * cells + mask + (layer + logits if touched else max(layer, logits + 4 * batch * shape.width))
 
 
-def _embeddings(load: Load) -> int:
+def _embeddings(sizing: Sizing) -> int:
     """Bytes of the input embeddings, taken to have as many bits as the average weight."""
-    shape = load.shape
+    shape = sizing.shape
     table = shape.vocab * shape.width
     heads = 2 * sum(shape.kv) * shape.width  # keys, values, and as much for queries and output: a rough count
     others = heads + 3 * shape.layers * shape.width * shape.feed_forward * shape.experts_used
-    return round(load.size * table / max(1, 2 * table + others))
+    return round(sizing.size * table / max(1, 2 * table + others))

@@ -1,20 +1,21 @@
-"""The numbers of a model that decide how much memory it takes, read without any library that could load it.
+"""The numbers of a model that decide how much memory it takes.
 
-From the header of a GGUF file, from config.json, from the catalogue, or guessed from the size of the file alone.
+From the header of a GGUF file or config.json (headers.py reads them), from the catalogue, or guessed from the size of
+the file alone.
 """
 
 from __future__ import annotations
 
-import json
 import struct
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
 from typing import Any
 
-from tourkit.headers import gguf_header
+from tourkit.headers import folder_config, gguf_header
 from tourkit.manifest.models import Arch
 
+GUESSED = "the file's size alone"  # a shape's source
 _POOLINGS = (1, 2, 3, 4)  # mean, first token, last token, rank: any but none
 _ENCODERS = ("bert", "xlm-roberta")  # model types whose tokens see the whole text: they make embeddings
 _GUESSED_KV_PER_PARAM = 1 / 20_000  # values a token: Phi-3 mini, which keeps many, has 1/19,400
@@ -47,8 +48,7 @@ def of_file(path: Path) -> Shape | None:
     try:
         if path.suffix.lower() == ".gguf":
             return _of_gguf(gguf_header(path))
-        folder = path if path.is_dir() else path.parent
-        return _of_config(json.loads((folder / "config.json").read_bytes()))
+        return _of_config(folder_config(path if path.is_dir() else path.parent))
     except (OSError, ValueError, KeyError, TypeError, struct.error):  # cut off or odd: loading it will say more
         return None
 
@@ -66,7 +66,7 @@ def of_size(size: int, bits: int, context: int) -> Shape:
     params = size * 8 // max(bits, 2)
     kv = max(1, int(params * _GUESSED_KV_PER_PARAM / 32))
     width = int((params / 32 / 12) ** 0.5)  # a layer has about 12 times its width squared
-    return Shape((kv,) * 32, (0,) * 32, width, 4 * width, 128_000, context, "the file's size alone")
+    return Shape((kv,) * 32, (0,) * 32, width, 4 * width, 128_000, context, GUESSED)
 
 
 def _of_gguf(header: dict[str, Any]) -> Shape:

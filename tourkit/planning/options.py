@@ -1,48 +1,73 @@
-"""In which forms each variant of a model could run here, and why the others cannot. Knows stacks, formats and quants.
+"""The options for each variant of a model here, and why there are none. Knows stacks, formats and quants.
 
-Whether a form fits beside others is the planner's business (plan.py).
+Whether an option fits beside others is the planner's business (planner.py).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from tourkit.bundle.index import BundleModel, BundleVariant, Index, variant_dir, variant_files
-from tourkit.hardware.probe import Gpu, Hardware, Stack
+from tourkit.hardware.probe import Gpu, Hardware, InstalledStack
+from tourkit.manifest.models import VariantId
 from tourkit.planning.model_shape import Shape, of_size
 from tourkit.stacks import STACKS, for_format
 
-_EMBEDDING = tuple(name for name, traits in STACKS.items() if traits.embeds)
+_EMBEDDING = tuple(name for name, stack in STACKS.items() if stack.embeds)
 _BITS = re.compile(r"(?:Q|FP|BF|F|INT|W|NF)(\d+)|(\d+)-?BIT")
 _USUAL_BITS = 4
-_FP8_CAPABILITY = (7, 5)  # vLLM's FP8 page: weights only from Turing, computed in FP8 from 8.9
-_FP4_CAPABILITY = (10, 0)  # Blackwell
+_SLOW = 0  # bits in a rank
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Rank:
+    """Of two options of a model the one with the larger rank is better: compared by `bits` a weight, then by the
+    `preference` for the stack, then by `size` in bytes.
+
+    On a CPU each token reads every weight. More than 8 bits halve the speed there for the same answers, so such an
+    option comes last: its `bits` are 0.
+    """
+
+    bits: int
+    preference: int
+    size: int
+
+    @property
+    def is_slow_on_cpu(self) -> bool:
+        return self.bits == _SLOW
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A variant on one stack, on a GPU or in RAM. `size`: bytes of weights. Of two forms the larger `rank` is better:
-    bits a weight, then the stack, then size."""
+    """A variant on one stack, on a GPU or in RAM. `path`: the (first) weight file, or the folder. `size`: bytes of
+    weights. `max_context`: the most tokens a sequence can have. `lora`: adapter files. Paths are relative to the
+    bundle."""
 
     model: str
     quant: str
     stack: str
-    path: str  # of the (first) weight file, or of the folder, relative to the bundle
+    path: str
     size: int
     bits: int
     shape: Shape
+    max_context: int
     on_gpu: bool
-    rank: tuple[int, int, int]
-    lora: tuple[str, ...] = ()  # adapter files, relative to the bundle
+    rank: Rank
+    lora: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> tuple[str, bool]:
+        """The stack, and whether it is on a GPU."""
+        return self.stack, self.on_gpu
 
     @property
     def cache_types(self) -> tuple[str, ...]:
-        """KV cache types this form can have, the smallest first."""
-        quantised = self.stack == "llama_cpp" and self.shape.head > 0 and self.shape.head % 32 == 0
-        return ("q8_0", "f16") if quantised and any(self.shape.kv) else ("f16",)
+        """KV cache types this option can have, the smallest first."""
+        divided = self.shape.head > 0 and self.shape.head % 32 == 0
+        return ("q8_0", "f16") if STACKS[self.stack].quantises_cache and divided and any(self.shape.kv) else ("f16",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +79,28 @@ class PassedOver:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How weights are stored, and what that needs. `parts`: one of them is in the quant's name, in capitals.
+    `capability`: CUDA's compute capability, the lowest."""
+
+    name: str
+    parts: tuple[str, ...] = ()
+    runs_on_cpu: bool = False
+    bitsandbytes: bool = False
+    capability: tuple[int, int] = (0, 0)
+
+
+_PLAIN = _Kind("plain", runs_on_cpu=True)
+_QUANTISED = (  # safetensors, the first that the name matches
+    _Kind("bnb", ("BNB",), bitsandbytes=True),
+    _Kind("fp4", ("FP4",), capability=(10, 0)),  # Blackwell
+    _Kind("fp8", ("FP8",), capability=(7, 5)),  # vLLM's FP8 page: weights only from Turing, computed in FP8 from 8.9
+    _Kind("packed", ("AWQ", "GPTQ", "INT", "W4A", "W8A"), runs_on_cpu=True),
+)
+_ASSUMED_CAPABILITY = (7, 5)  # of a GPU that was only asked for
+
+
 def bits_of(quant: str) -> int:
     """Bits a weight by the variant's name: 4 for Q4_K_M, AWQ-INT4 or bnb-4bit, 8 for FP8 or Q8_0, 16 for BF16."""
     found = _BITS.search(quant.upper())
@@ -61,17 +108,17 @@ def bits_of(quant: str) -> int:
 
 
 def options_of(
-    index: Index, model: BundleModel, hardware: Hardware, shapes: Mapping[tuple[str, str], Shape]
+    index: Index, model: BundleModel, hardware: Hardware, shapes: Mapping[VariantId, Shape]
 ) -> tuple[list[Option], list[PassedOver]]:
-    """The forms in which the model's variants can run here, best first, and the variants that have none.
+    """The options for the model's variants here, best first, and the variants that have none.
 
-    A LoRA adapter runs in the forms of its base.
+    A LoRA adapter has the options of its base.
     """
-    forms: list[Option] = []
-    passed: list[PassedOver] = []
     lora = _adapter(index, model)
     if model.adapts is not None and lora is None:
         return [], [PassedOver(model.id, "adapter", "the bundle does not hold it")]
+    options: list[Option] = []
+    passed: list[PassedOver] = []
     for variant in index.variants:
         if variant.model != (model.adapts or model.id):
             continue
@@ -81,23 +128,34 @@ def options_of(
             continue
         path, size = weights
         bits = bits_of(variant.quant)
-        shape = shapes.get((variant.model, variant.quant)) or of_size(size, bits, model.context)
-        refusals: list[str] = []
-        places = list(_places(variant, hardware, refusals))
+        shape = shapes.get(VariantId(variant.model, variant.quant)) or of_size(size, bits, model.context)
+        places, refusals = _places(variant, hardware)
         if lora is not None:
             size += lora[1]
-            places = [place for place in places if place[0] == "llama_cpp"]
+            places = [place for place in places if STACKS[place[0]].adapters]
             refusals.append("an adapter needs the GGUF of its base")
         if shape.embeds:
-            places = [place for place in places if place[0] in _EMBEDDING]
+            places = [place for place in places if STACKS[place[0]].embeds]
             refusals.append(f"makes embeddings, which needs {' or '.join(_EMBEDDING)}")
         if not places:
             passed.append(PassedOver(model.id, variant.quant, "; ".join(dict.fromkeys(refusals))))
-        for stack, on_gpu in places:
-            rank = _rank(bits, stack, size, on_gpu=on_gpu)
-            files = (lora[0],) if lora is not None else ()
-            forms.append(Option(model.id, variant.quant, stack, path, size, bits, shape, on_gpu, rank, files))
-    return sorted(forms, key=lambda form: form.rank, reverse=True), passed
+        options += [
+            Option(
+                model=model.id,
+                quant=variant.quant,
+                stack=stack,
+                path=path,
+                size=size,
+                bits=bits,
+                shape=shape,
+                max_context=min(shape.context or model.context, model.context),
+                on_gpu=on_gpu,
+                rank=_rank(bits, stack, size, on_gpu=on_gpu),
+                lora=(lora[0],) if lora is not None else (),
+            )
+            for stack, on_gpu in places
+        ]
+    return sorted(options, key=lambda option: option.rank, reverse=True), passed
 
 
 def _adapter(index: Index, model: BundleModel) -> tuple[str, int] | None:
@@ -106,11 +164,9 @@ def _adapter(index: Index, model: BundleModel) -> tuple[str, int] | None:
     return weights_of(index, variants[0]) if variants else None
 
 
-def _rank(bits: int, stack: str, size: int, *, on_gpu: bool) -> tuple[int, int, int]:
-    traits = STACKS[stack]
-    preference = -(traits.gpu_preference if on_gpu else traits.cpu_preference)
-    # On a CPU each token reads every weight: 16 bits halve the speed of 8 for the same answers, so they come last.
-    return (0 if bits > 8 and not on_gpu else bits, preference, size)
+def _rank(bits: int, stack: str, size: int, *, on_gpu: bool) -> Rank:
+    preference = STACKS[stack].gpu_preference if on_gpu else STACKS[stack].cpu_preference
+    return Rank(_SLOW if bits > 8 and not on_gpu else bits, -preference, size)
 
 
 def weights_of(index: Index, variant: BundleVariant) -> tuple[str, int] | None:
@@ -132,72 +188,50 @@ def _nothing_to_weigh(index: Index, variant: BundleVariant) -> str:
     return "the sizes of its files are not known: `tourkit lock` asks the hub for them"
 
 
-def _places(variant: BundleVariant, hardware: Hardware, refusals: list[str]) -> Iterator[tuple[str, bool]]:
-    """Each stack that can load the variant here, and whether on a GPU. Adds to `refusals` why others cannot."""
-    installed = {stack.name: stack for stack in hardware.stacks}
-    able = [stack for stack in for_format(variant.format) if _loads(stack, variant.quant)]
+def _places(variant: BundleVariant, hardware: Hardware) -> tuple[list[tuple[str, bool]], list[str]]:
+    """Each stack that can load the variant here, and whether on a GPU; then why others cannot."""
+    kind = _kind_of(variant)
+    able = [name for name in for_format(variant.format) if kind is _PLAIN or kind.name in STACKS[name].quantised]
+    here = {stack.name: stack for stack in hardware.stacks}
+    installed = [here[name] for name in able if name in here]
+    places: list[tuple[str, bool]] = []
+    refusals: list[str] = []
     if not able:
         refusals.append(f"no stack loads {variant.format} {variant.quant}")
-    elif not any(stack in installed for stack in able):
-        refusals.append(
-            f"needs {' or '.join(sorted(able, key=lambda name: STACKS[name].gpu_preference))}, not installed"
-        )
-    for name in able:
-        stack = installed.get(name)
-        if stack is None:
-            continue
+    elif not installed:
+        preferred = sorted(able, key=lambda name: STACKS[name].gpu_preference)
+        refusals.append(f"needs {' or '.join(preferred)}, not installed")
+    for stack in installed:
         gpu = next((gpu for gpu in hardware.gpus if _uses(stack, gpu)), None)
+        tried = [(False, _cpu_refusal(kind, stack))]
         if gpu is not None:
-            refusal = _gpu_refusal(variant.quant, stack, gpu)
-            if refusal is None:
-                yield name, True
-            else:
-                refusals.append(refusal)
-        refusal = _cpu_refusal(variant.quant, stack)
-        if refusal is None:
-            yield name, False
-        else:
-            refusals.append(refusal)
+            tried.insert(0, (True, _gpu_refusal(kind, stack, gpu)))
+        places += [(stack.name, on_gpu) for on_gpu, refusal in tried if refusal is None]
+        refusals += [refusal for _, refusal in tried if refusal is not None]
+    return places, refusals
 
 
-def _loads(stack: str, quant: str) -> bool:
-    """Whether the stack loads such weights at all, on whatever device."""
-    return stack != "transformers" or _kind(quant.upper()) in ("plain", "bnb")
+def _kind_of(variant: BundleVariant) -> _Kind:
+    """The kind of safetensors by the quant's name. Other formats are plain: every stack of the format loads them."""
+    if variant.format != "safetensors":
+        return _PLAIN
+    quant = variant.quant.upper()
+    return next((kind for kind in _QUANTISED if any(part in quant for part in kind.parts)), _PLAIN)
 
 
-def _uses(stack: Stack, gpu: Gpu) -> bool:
+def _uses(stack: InstalledStack, gpu: Gpu) -> bool:
     return stack.gpu.startswith(gpu.runtime) or stack.gpu == "vulkan"
 
 
-def _gpu_refusal(quant: str, stack: Stack, gpu: Gpu) -> str | None:
-    name = quant.upper()
-    if stack.name in ("llama_cpp", "onnx"):
-        return None
-    if "BNB" in name:
-        return None if stack.bitsandbytes and gpu.runtime == "cuda" else "needs bitsandbytes and CUDA"
-    if _kind(name) == "plain":
-        return None
-    wanted = {"fp8": _FP8_CAPABILITY, "fp4": _FP4_CAPABILITY}.get(_kind(name), (0, 0))
-    known = gpu.capability or _FP8_CAPABILITY  # of a GPU that was only asked for nothing better is known
-    if gpu.runtime == "cuda" and known < wanted:
-        return f"needs a GPU of compute capability {wanted[0]}.{wanted[1]}"
+def _gpu_refusal(kind: _Kind, stack: InstalledStack, gpu: Gpu) -> str | None:
+    if kind.bitsandbytes and not (stack.bitsandbytes and gpu.runtime == "cuda"):
+        return "needs bitsandbytes and CUDA"
+    if gpu.runtime == "cuda" and (gpu.capability or _ASSUMED_CAPABILITY) < kind.capability:
+        return f"needs a GPU of compute capability {kind.capability[0]}.{kind.capability[1]}"
     return None
 
 
-def _cpu_refusal(quant: str, stack: Stack) -> str | None:
-    name = quant.upper()
-    if stack.name in ("llama_cpp", "onnx"):
-        return None
+def _cpu_refusal(kind: _Kind, stack: InstalledStack) -> str | None:
     if not stack.cpu:
         return f"needs a GPU: this {stack.name} is not built for CPUs"
-    if _kind(name) == "plain":
-        return None
-    return None if _kind(name) == "packed" else "needs a GPU"
-
-
-def _kind(name: str) -> str:
-    """What a quantised safetensors variant needs of a stack, by its name in capitals."""
-    for part, kind in (("BNB", "bnb"), ("FP4", "fp4"), ("FP8", "fp8")):
-        if part in name:
-            return kind
-    return "packed" if any(part in name for part in ("AWQ", "GPTQ", "INT", "W4A", "W8A")) else "plain"
+    return None if kind.runs_on_cpu else "needs a GPU"

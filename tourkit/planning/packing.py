@@ -1,6 +1,6 @@
-"""What fits together: choices against the memory of the devices, and which of them stay resident. Pure.
+"""What fits together: sized options against the memory of the devices, and which of them stay resident. Pure.
 
-A choice that is not resident is loaded in turn with the others like it, so of those only the largest counts.
+A model that is not resident is loaded in turn with the others like it, so of those only the largest counts.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from functools import cached_property
 from itertools import combinations, islice, product
 
 from tourkit.hardware.probe import Hardware
-from tourkit.launch import GpuLayers
-from tourkit.planning.memory import Estimate, Load, Share, estimate
+from tourkit.launch import ALL_LAYERS, NO_LAYERS, GpuLayers
+from tourkit.planning.memory import Estimate, Share, Sizing, estimate
 from tourkit.planning.options import Option
-from tourkit.planning.plan import CPU
+from tourkit.planning.plan import CPU, Device
 
 _RAM_KEPT = 0.10  # of all RAM, for the system and the program that asks
 _VRAM_KEPT = 0.02  # of a GPU: what its driver and fragments take
@@ -23,9 +23,9 @@ _MOST_ASSIGNMENTS = 5000  # a set names a few models a role: this is never reach
 
 @dataclass(frozen=True)
 class SizedOption:
-    """An option with everything decided."""
+    """An option with everything decided. `context` in tokens a sequence."""
 
-    form: Option
+    option: Option
     context: int
     slots: int
     cache_type: str
@@ -33,19 +33,18 @@ class SizedOption:
 
     @cached_property
     def _estimate(self) -> Estimate:
-        form = self.form
-        return estimate(
-            Load(
-                form.stack,
-                form.size,
-                form.shape,
-                self.context,
-                self.slots,
-                self.cache_type,
-                self.gpu_layers,
-                form.bits,
-            )
+        option = self.option
+        sizing = Sizing(
+            stack=option.stack,
+            size=option.size,
+            shape=option.shape,
+            context=self.context,
+            slots=self.slots,
+            cache_type=self.cache_type,
+            gpu_layers=self.gpu_layers,
+            bits=option.bits,
         )
+        return estimate(sizing)
 
     @property
     def gpu(self) -> Share:
@@ -62,30 +61,27 @@ class SizedOption:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Devices as (id, name, total, usable) in bytes; RAM is the last."""
+    """What may be used of each device; RAM is the last."""
 
-    devices: tuple[tuple[str, str, int, int], ...]
+    devices: tuple[Device, ...]
 
     @property
     def ram(self) -> int:
-        return self.devices[-1][3]
+        return self.devices[-1].usable
 
     @property
     def gpus(self) -> dict[str, int]:
-        return {id_: usable for id_, _, _, usable in self.devices[:-1]}
-
-    def usable(self) -> Iterator[tuple[str, int]]:
-        for _, name, _, usable in self.devices:
-            yield name, usable
+        """Usable bytes by the GPU's id."""
+        return {device.id: device.usable for device in self.devices[:-1]}
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """The model of each role, the models that stay in memory, and the smallest choice of every model that fits."""
+    """The model of each role, the models that stay in memory, and every model that fits by itself at its smallest."""
 
-    assigned: dict[str, str]
+    models: dict[str, str]
     resident: frozenset[str]
-    choices: dict[str, SizedOption]
+    smallest: dict[str, SizedOption]
 
 
 def budget_of(hardware: Hardware) -> Budget:
@@ -94,36 +90,43 @@ def budget_of(hardware: Hardware) -> Budget:
     ram = int(hardware.ram * (1 - _RAM_KEPT))
     for gpu in hardware.gpus:
         usable = min(gpu.free, int(gpu.total * (1 - _VRAM_KEPT)))
-        devices.append((gpu.id, gpu.name, gpu.total, usable))
+        devices.append(Device(gpu.id, gpu.name, gpu.total, usable))
         if gpu.runtime == "metal":
             ram = max(0, ram - usable)
     if hardware.ram_free is not None:
         ram = min(ram, hardware.ram_free)
-    return Budget((*devices, (CPU, "RAM", hardware.ram, ram)))
+    return Budget((*devices, Device(CPU, "RAM", hardware.ram, ram)))
 
 
-def fits_alone(choice: SizedOption, budget: Budget) -> bool:
-    return pack({choice.form.model: choice}, frozenset([choice.form.model]), budget) is not None
+def at_smallest(option: Option, context: int, slots: int) -> SizedOption:
+    """The option with its smallest KV cache, for `slots` sequences of at most `context` tokens."""
+    layers = ALL_LAYERS if option.on_gpu else NO_LAYERS
+    return SizedOption(option, min(context, option.max_context), slots, option.cache_types[0], layers)
 
 
-def pack(choices: Mapping[str, SizedOption], resident: frozenset[str], budget: Budget) -> dict[str, str] | None:
-    """A device for each choice, by model id; None when they do not fit. Whatever takes turns does so on one GPU."""
-    turns = [id_ for id_ in choices if id_ not in resident]
-    ram = sum(choices[id_].ram.total for id_ in choices if id_ in resident)
-    if ram + max((choices[id_].ram.total for id_ in turns), default=0) > budget.ram:
+def fits_alone(sized: SizedOption, budget: Budget) -> bool:
+    model_id = sized.option.model
+    return pack({model_id: sized}, frozenset([model_id]), budget) is not None
+
+
+def pack(sized: Mapping[str, SizedOption], resident: frozenset[str], budget: Budget) -> dict[str, str] | None:
+    """A device for each model; None when they do not fit. Whatever takes turns does so on one GPU."""
+    turns = [id_ for id_ in sized if id_ not in resident]
+    ram = sum(sized[id_].ram.total for id_ in sized if id_ in resident)
+    if ram + max((sized[id_].ram.total for id_ in turns), default=0) > budget.ram:
         return None
     left = budget.gpus
-    where = dict.fromkeys(choices, CPU)
-    on_gpu = [id_ for id_ in choices if choices[id_].gpu.total]
+    where = dict.fromkeys(sized, CPU)
+    on_gpu = [id_ for id_ in sized if sized[id_].gpu.total]
     if on_gpu and not left:
         return None
     waiting = [id_ for id_ in on_gpu if id_ in turns]
     if waiting:
         largest = max(left, key=lambda id_: left[id_])
-        left[largest] -= max(choices[id_].gpu.total for id_ in waiting)
+        left[largest] -= max(sized[id_].gpu.total for id_ in waiting)
         where |= dict.fromkeys(waiting, largest)
-    for id_ in sorted((id_ for id_ in on_gpu if id_ not in turns), key=lambda id_: -choices[id_].gpu.total):
-        need = choices[id_].gpu.total
+    for id_ in sorted((id_ for id_ in on_gpu if id_ not in turns), key=lambda id_: -sized[id_].gpu.total):
+        need = sized[id_].gpu.total
         tight = min((gpu for gpu in left if left[gpu] >= need), key=lambda gpu: left[gpu], default=None)
         if tight is None:
             return None
@@ -132,29 +135,29 @@ def pack(choices: Mapping[str, SizedOption], resident: frozenset[str], budget: B
     return where if all(size >= 0 for size in left.values()) else None
 
 
-def assign(options: Mapping[str, list[str]], choices: dict[str, SizedOption], budget: Budget) -> Assignment:
-    """Choose a model for each role, in the order of `options`, and which models stay resident.
+def assign(named: Mapping[str, list[str]], smallest: dict[str, SizedOption], budget: Budget) -> Assignment:
+    """A model for each role out of those `named` for it, in the order of the roles, and which models stay resident.
 
     Most roles resident first, then the fewest models that take turns, then the models named first, role by role.
     """
-    roles = list(options)
-    for models in _assignments(options):
-        if pack(_of(choices, models), frozenset(models), budget) is not None:
-            return Assignment(dict(zip(roles, models, strict=True)), frozenset(models), choices)
+    for models in _combinations(named):
+        if pack(_of(smallest, models), frozenset(models), budget) is not None:
+            return Assignment(dict(zip(named, models, strict=True)), frozenset(models), smallest)
     best: tuple[tuple[int, int], tuple[str, ...], frozenset[str]] | None = None
-    for models in _assignments(options):
+    for models in _combinations(named):
         for resident in _subsets(models):
             staying = sum(model in resident for model in models)
             score = (staying, -len(set(models) - resident))
-            if (best is None or score > best[0]) and pack(_of(choices, models), resident, budget) is not None:
+            if (best is None or score > best[0]) and pack(_of(smallest, models), resident, budget) is not None:
                 best = score, models, resident
     if best is None:
-        return Assignment({}, frozenset(), choices)
-    return Assignment(dict(zip(roles, best[1], strict=True)), best[2], choices)
+        return Assignment({}, frozenset(), smallest)
+    return Assignment(dict(zip(named, best[1], strict=True)), best[2], smallest)
 
 
-def _assignments(options: Mapping[str, list[str]]) -> Iterable[tuple[str, ...]]:
-    return islice(product(*options.values()), _MOST_ASSIGNMENTS)
+def _combinations(named: Mapping[str, list[str]]) -> Iterable[tuple[str, ...]]:
+    """A model for each role, in every way there is."""
+    return islice(product(*named.values()), _MOST_ASSIGNMENTS)
 
 
 def _subsets(models: tuple[str, ...]) -> Iterator[frozenset[str]]:
@@ -165,5 +168,5 @@ def _subsets(models: tuple[str, ...]) -> Iterator[frozenset[str]]:
             yield frozenset(kept)
 
 
-def _of(choices: Mapping[str, SizedOption], models: Iterable[str]) -> dict[str, SizedOption]:
-    return {model: choices[model] for model in models}
+def _of(sized: Mapping[str, SizedOption], models: Iterable[str]) -> dict[str, SizedOption]:
+    return {model: sized[model] for model in models}

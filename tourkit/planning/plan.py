@@ -48,7 +48,7 @@ class Device:
     name: str
     total: int
     usable: int
-    used: int
+    used: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from tourkit.bundle.index import BundleFile, BundleModel, BundleVariant, Index, 
 from tourkit.errors import ManifestError
 from tourkit.manifest import manifest as manifests
 from tourkit.manifest.lock import Lock, LockedVariant
-from tourkit.manifest.models import Manifest
+from tourkit.manifest.models import Manifest, VariantId
 from tourkit.planning.model_shape import Shape, of_arch, of_file
 from tourkit.planning.options import weights_of
 
@@ -26,18 +26,18 @@ def index_of(manifest: Manifest, lock: Lock) -> Index:
     return Index(manifest.name, manifest.sha256, lock.sha256, dict(manifest.roles), models, variants, files)
 
 
-def shapes_of_manifest(manifest: Manifest) -> dict[tuple[str, str], Shape]:
-    """Shapes by model and quant, of models whose catalogue file states the numbers."""
+def shapes_of_manifest(manifest: Manifest) -> dict[VariantId, Shape]:
+    """Shapes of the variants of models whose catalogue file states the numbers."""
     return {
-        (model.id, variant.quant): of_arch(model.arch, model.context)
+        VariantId(model.id, variant.quant): of_arch(model.arch, model.context)
         for model in manifest.models.values()
         if model.arch is not None
         for variant in model.variants
     }
 
 
-def shapes_of_bundle(root: Path, index: Index) -> dict[tuple[str, str], Shape]:
-    """Shapes by model and quant: from the files' own headers, else from the catalogue by the model's id."""
+def shapes_of_bundle(root: Path, index: Index) -> dict[VariantId, Shape]:
+    """Shapes of the variants: from the files' own headers, else from the catalogue by the model's id."""
     shapes = {}
     stated = _catalogue()
     for variant in index.variants:
@@ -45,7 +45,7 @@ def shapes_of_bundle(root: Path, index: Index) -> dict[tuple[str, str], Shape]:
         shape = of_file(root / weights[0]) if weights is not None else None
         shape = shape or stated.get(variant.model)
         if shape is not None:
-            shapes[variant.model, variant.quant] = shape
+            shapes[VariantId(variant.model, variant.quant)] = shape
     return shapes
 
 

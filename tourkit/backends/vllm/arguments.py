@@ -128,5 +128,5 @@ def cache_bytes(launch: Launch, shape: Shape, *, whole: bool) -> int:
     `whole`: of 32-bit numbers.
     """
     length = -(-launch.context // _BLOCK) * _BLOCK
-    load = memory.Load("vllm", 0, shape, length, launch.slots, gpu_layers=NO_LAYERS if whole else ALL_LAYERS)
-    return memory.cache_size(load) + sum(shape.kv) * _BLOCK * (4 if whole else 2)
+    sizing = memory.Sizing("vllm", 0, shape, length, launch.slots, gpu_layers=NO_LAYERS if whole else ALL_LAYERS)
+    return memory.cache_size(sizing) + sum(shape.kv) * _BLOCK * (4 if whole else 2)
