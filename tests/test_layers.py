@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tourkit.stacks import STACKS
+
 PACKAGE = Path(__file__).parent.parent / "tourkit"
 HEAVY = {"llama_cpp", "llguidance", "vllm", "torch", "transformers", "onnxruntime", "onnxruntime_genai", "ray", "numpy"}
 LIBRARIES = HEAVY | {"huggingface_hub", "jinja2", "jsonschema", "starlette", "uvicorn", "aiohttp", "gguf"}
@@ -130,6 +132,18 @@ def test_only_fetch_imports_the_hub_client_and_an_http_client() -> None:
     users = {room(name) for name, path in MODULES.items() if {each.split(".")[0] for each in imports(path)} & clients}
 
     assert users == {"fetch"}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"stacks"}))
+def test_stacks_are_listed_in_one_place(name: str) -> None:
+    """What is true of a stack stands in its row of stacks.py, so that a new stack is a row and a backend."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    groups = (node for node in ast.walk(tree) if isinstance(node, ast.Tuple | ast.List | ast.Set | ast.Dict))
+    for group in groups:
+        members = group.keys if isinstance(group, ast.Dict) else group.elts
+        named = {each.value for each in members if isinstance(each, ast.Constant)} & STACKS.keys()
+
+        assert len(named) < 2, f"tourkit.{name} lists {named} in line {group.lineno}"
 
 
 def test_the_client_imports_the_standard_library_alone() -> None:

@@ -104,6 +104,13 @@ def test_a_file_that_is_no_whole_gguf_tells_nothing_and_is_no_error(tmp_path: Pa
     assert of_file(tmp_path / "bad.gguf") is None
 
 
+@pytest.mark.parametrize("content", ["", "[1, 2]", '"text"', "{}"])
+def test_a_config_without_a_models_numbers_tells_nothing_and_is_no_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+
+    assert of_file(tmp_path) is None
+
+
 def test_a_header_with_absurd_lengths_is_not_read_into_memory(tmp_path: Path) -> None:
     huge = struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + struct.pack("<Q", 2**60)
     (tmp_path / "huge.gguf").write_bytes(huge)

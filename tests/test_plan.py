@@ -12,6 +12,7 @@ from serving import make_bundle, serving
 
 from tourkit.bundle.build import build_index
 from tourkit.bundle.index import BundleFile, BundleModel, BundleVariant, Index, variant_dir, write_index
+from tourkit.commands.planning import plan_json
 from tourkit.errors import NotSo, UsageError
 from tourkit.hardware.probe import Gpu, Hardware, InstalledStack, imagined
 from tourkit.launch import ALL_LAYERS, NO_LAYERS
@@ -20,6 +21,7 @@ from tourkit.manifest.models import VariantId
 from tourkit.planning import sources
 from tourkit.planning.memory import Sizing, cache_size
 from tourkit.planning.model_shape import Shape
+from tourkit.planning.options import Rank
 from tourkit.planning.plan import Placement, Plan
 from tourkit.planning.planner import plan
 from tourkit.server.gateway.launch import placements_at
@@ -128,6 +130,13 @@ def test_a_variant_whose_size_the_lock_does_not_know_is_passed_over_with_the_men
 
 
 # --- what is preferred ----------------------------------------------------------------------------------------------
+
+
+def test_a_rank_is_by_bits_then_by_the_stack_then_by_size() -> None:
+    ranks = [Rank(8, -1, 1), Rank(4, -1, 9), Rank(4, -1, 8), Rank(4, -2, 99), Rank(0, -1, 999)]
+
+    assert sorted(ranks, reverse=True) == ranks
+    assert [rank.is_slow_on_cpu for rank in ranks] == [False, False, False, False, True]
 
 
 def test_the_most_bits_that_leave_room_for_all_roles_are_taken() -> None:
@@ -586,6 +595,37 @@ def test_the_table_has_the_memory_of_each_placement_and_device() -> None:
     assert "Passed over:" in lines
 
 
+PLACEMENT_KEYS = (
+    "roles model quant stack path size context slots threads device gpu_layers cache_type resident memory numbers_from "
+    "lora fallbacks"
+).split()
+
+
+def test_the_json_of_a_placement_is_flat_and_so_is_that_of_its_fallbacks() -> None:
+    bundle = index({"brain": ("m",)}, {"m": {"FP8": 8, "Q8_0": 8}})
+    made = planned(bundle, with_gpus(20, stacks=ALL_STACKS[:2]))
+
+    (brain,) = json.loads(json.dumps(plan_json(made)))["placements"]
+
+    assert list(brain) == PLACEMENT_KEYS
+    assert [list(fallback) for fallback in brain["fallbacks"]] == [PLACEMENT_KEYS] * 2
+    assert (brain["roles"], brain["model"], brain["quant"], brain["stack"]) == (["brain"], "m", "FP8", "vllm")
+    assert (brain["path"], brain["size"]) == ("models/m/FP8", 8 * GIB)
+    assert brain["memory"][0]["device"] == brain["device"] == "GPU-0"
+    assert [each["fallbacks"] for each in brain["fallbacks"]] == [[], []]
+
+
+def test_the_json_has_gpu_layers_as_a_number_which_is_minus_1_for_all() -> None:
+    fp8 = planned(index({"brain": ("m",)}, {"m": {"FP8": 8, "Q8_0": 8}}), with_gpus(20, stacks=ALL_STACKS[:2]))
+    split = planned(index({"brain": ("a",)}, {"a": {"Q4_K_M": 16}}), with_gpus(10))
+
+    (brain,) = plan_json(fp8)["placements"]
+    (part,) = plan_json(split)["placements"]
+
+    assert [each["gpu_layers"] for each in (brain, *brain["fallbacks"])] == [-1, -1, 0]
+    assert 0 < part["gpu_layers"] == split.placements[0].launch.gpu_layers.count < SMALL.layers
+
+
 def test_the_json_of_a_plan_has_the_machine_the_placements_and_the_reasons() -> None:
     done = run("plan", "cpu-16gb", "--ram", "16GiB", "--vram", "0", "--json")
 
@@ -593,6 +633,8 @@ def test_the_json_of_a_plan_has_the_machine_the_placements_and_the_reasons() -> 
     assert made["machine"]["ram"] == 16 * GIB
     assert {role for placement in made["placements"] for role in placement["roles"]} == set(models.ROLES) - {"embed"}
     for placement in made["placements"]:
+        assert list(placement) == PLACEMENT_KEYS
+        assert placement["gpu_layers"] == 0
         for memory in placement["memory"]:
             assert memory["total"] == memory["weights"] + memory["cache"] + memory["overhead"]
     assert made["devices"][-1]["id"] == "cpu"

@@ -118,7 +118,7 @@ def _metal_device() -> dict[str, Any]:
 
 
 def stacks(names: list[str]) -> dict[str, str]:
-    """With which runtime each of these stacks, which can use GPUs, does so as it is installed; "" for none."""
+    """With which runtime each stack is built to use GPUs; "" for the CPU only."""
     return {name: _llama_runtime() if name == "llama_cpp" else _torch_runtime(name) for name in names}
 
 

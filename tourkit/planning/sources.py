@@ -27,7 +27,7 @@ def index_of(manifest: Manifest, lock: Lock) -> Index:
 
 
 def shapes_of_manifest(manifest: Manifest) -> dict[VariantId, Shape]:
-    """Shapes of the variants of models whose catalogue file states the numbers."""
+    """Shapes of models whose catalogue file states the numbers."""
     return {
         VariantId(model.id, variant.quant): of_arch(model.arch, model.context)
         for model in manifest.models.values()
@@ -37,7 +37,7 @@ def shapes_of_manifest(manifest: Manifest) -> dict[VariantId, Shape]:
 
 
 def shapes_of_bundle(root: Path, index: Index) -> dict[VariantId, Shape]:
-    """Shapes of the variants: from the files' own headers, else from the catalogue by the model's id."""
+    """Shapes from the files' own headers, else from the catalogue by the model's id."""
     shapes = {}
     stated = _catalogue()
     for variant in index.variants:
