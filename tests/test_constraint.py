@@ -18,7 +18,7 @@ from tourkit.generation import Constraint
 from tourkit.grammar.compiler import GrammarCompiler, Manner
 from tourkit.grammar.limits import MAX_ITEMS, MAX_LENGTH, bounded
 from tourkit.grammar.matcher import Matcher
-from tourkit.grammar.shortest import minimal_instance
+from tourkit.grammar.shortest import closing_texts
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +297,8 @@ def test_a_number_does_not_go_on_for_ever(
         {"properties": {"a": {}}, "patternProperties": {"^x-": {}}},
         {"properties": {"a": {}}, "required": ["b"]},
         {"properties": {"a": {}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        {"properties": {"a": {}}, "dependentSchemas": {"a": {"required": ["b"]}}},
+        {"properties": {"a": {}}, "$recursiveRef": "#"},
         {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
         {"$ref": "#/$defs/base", "properties": {"b": {}}, "$defs": {"base": {"properties": {"a": {}}}}},
     ],
@@ -306,10 +308,19 @@ def test_an_object_that_may_need_other_keys_stays_open(schema: dict[str, Any]) -
     assert bounded(schema) == schema
 
 
+def test_a_property_named_as_a_reference_is_none() -> None:
+    """Definitions that no allOf refers to describe whole objects, and are closed."""
+    definition = {"properties": {"$ref": {"type": "null"}, "properties": {"type": "null"}}}
+
+    limited = bounded({"$defs": {"a": definition}, "allOf": [{"properties": {"$ref": {"type": "null"}}}]})
+
+    assert limited["$defs"]["a"] == definition | {"additionalProperties": False}
+
+
 def test_what_is_costly_to_compile_is_written_once_for_all_that_name_it(
     runner: LlamaRunner, compiler: GrammarCompiler
 ) -> None:
-    price = {"type": "number", "description": "in roubles"}
+    price = {"type": "number", "description": "in roubles", "$comment": "net of tax"}
     schema = {
         "type": "object",
         "properties": {"net": price, "gross": {"type": "number"}, "code": {"type": "string", "pattern": "^[A-Z]{2}$"}},
@@ -484,13 +495,13 @@ def test_a_string_that_must_have_a_form_is_ended_in_that_form(
         {"type": ["string", "null"], "minLength": 3},
     ],
 )
-def test_the_minimal_instance_has_the_schemas_shape(schema: dict[str, Any]) -> None:
+def test_what_is_left_to_write_has_the_schemas_shape(schema: dict[str, Any]) -> None:
     relaxed = json.loads(json.dumps(schema).replace('"pattern"', '"x-pattern"'))
 
-    jsonschema.validate(minimal_instance(relaxed), relaxed)
+    jsonschema.validate(json.loads(closing_texts(relaxed)[0]), relaxed)
 
 
-def test_a_schema_that_refers_to_itself_has_a_minimal_instance() -> None:
+def test_what_is_left_to_write_ends_where_a_schema_refers_to_itself() -> None:
     tree = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}
 
-    assert minimal_instance(tree) is not None
+    assert json.loads(closing_texts(tree)[0]) is not None

@@ -88,6 +88,11 @@ CASES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
     ({"$schema": "https://example.org/dialect", "type": "integer"}, [1], ["x"]),
     ({"$ref": "#word", "definitions": {"w": {"$id": "#word", "type": "string"}}}, ["x"], [1]),
     ({"$id": "https://a.org/b", "$ref": "c", "$defs": {"c": {"$id": "c", "type": "null"}}}, [None], [1]),
+    (
+        AB | {"properties": {"b": {"not": {"type": "null"}}}, "dependencies": {"a": {"$ref": "#/properties/b/not"}}},
+        [{"b": 1}],
+        [{"a": 1}, {"b": None}],
+    ),
     (AB | {"properties": {"a": {"not": {"$ref": "#/x/y"}}}, "x": {"y": {"type": "string"}}}, [{"a": 1}], [{"a": "s"}]),
 ]
 
@@ -158,6 +163,10 @@ AT_LEAST_TWO = {"type": "object", "minProperties": 2}
         (AT_LEAST_TWO | {"properties": {"a": {}}, "required": ["a"]}, ()),
         (AT_LEAST_TWO | {"properties": {"a": {}, "b": {}}, "required": ["a", "b"], "additionalProperties": False}, ()),
         ({"type": "object", "properties": {"minProperties": {"type": "integer"}}}, ()),
+        (
+            {"type": "object", "dependencies": {"a": AT_LEAST_TWO | {"required": []}}},
+            ("/dependencies/a/minProperties",),
+        ),
     ],
 )
 def test_a_number_of_keys_that_one_key_written_twice_may_meet_is_told_as_not_enforced(
@@ -167,6 +176,13 @@ def test_a_number_of_keys_that_one_key_written_twice_may_meet_is_told_as_not_enf
 
     assert matcher.dropped == dropped
     assert matcher.level == ("relaxed" if dropped else "strict")
+
+
+def test_a_value_that_resembles_a_schema_is_no_schema(compiler: GrammarCompiler) -> None:
+    """The pattern that cannot be read is data here: it is no reason to refuse the schema."""
+    schema = {"type": "array", "items": {"enum": [{"pattern": "(a"}]}, "uniqueItems": True}
+
+    assert compiler.matcher(Constraint.json_schema(schema)).dropped == ("/uniqueItems",)
 
 
 def test_only_the_parts_that_are_in_the_way_are_left_out(runner: LlamaRunner, compiler: GrammarCompiler) -> None:

@@ -23,6 +23,12 @@ def test_an_error_is_one_line_with_the_pointer_to_the_place() -> None:
     assert "\n" not in errors[0]
 
 
+def test_a_long_error_is_cut() -> None:
+    (error,) = validate({"type": "integer"}, "x" * 1000)
+
+    assert (len(error), error[-1]) == (300, "…")
+
+
 def test_a_valid_document_has_no_errors() -> None:
     assert validate({"type": "object", "required": ["a"]}, {"a": 1}) == []
 

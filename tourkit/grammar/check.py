@@ -1,4 +1,4 @@
-"""A JSON value against its schema, as the user wrote it. Fetches nothing."""
+"""Checks a JSON value against its schema as the user wrote it, and a schema against its dialect. Fetches nothing."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tourkit.grammar.schema_walk import pointer
+
 _MAX_ERRORS = 10
-_MAX_LINE = 300  # characters
+_MAX_LINE = 300  # characters of a message
 _FORMATS = ("date", "email", "idn-email", "ipv4", "ipv6", "regex", "uuid")  # those jsonschema checks by itself
 
 
 def validate(schema: Any, data: Any) -> list[str]:
     """Why `data` does not meet `schema`, a line each with its JSON pointer; empty when it does. Fetches nothing."""
-    errors, problem = errors_of(schema, data)
-    return [*([problem] if problem else []), *(_said(error) for error in errors)]
+    errors, problem = validation_errors(schema, data)
+    return [*([problem] if problem else []), *(_described(error) for error in errors)]
 
 
 def metaschema_error(schema: Any) -> str | None:
     """Why `schema` is not a JSON Schema of its dialect, in one line; None when it is one."""
-    error = _misuse(_dialect(schema), schema)
-    return None if error is None else _said(error)
+    error = _best_metaschema_error(_dialect(schema), schema)
+    return None if error is None else _described(error)
 
 
-def _misuse(dialect: Any, schema: Any) -> Any:
+def _best_metaschema_error(dialect: Any, schema: Any) -> Any:
     """The error that says best why this is no schema of the dialect, or None."""
     from jsonschema.exceptions import best_match
 
@@ -44,7 +46,7 @@ def _dialect(schema: Any) -> Any:
     if isinstance(schema, dict) and "$schema" in schema:
         return validator_for(schema, default=newest)
     for dialect in (newest, jsonschema.Draft7Validator, jsonschema.Draft4Validator):
-        if _misuse(dialect, schema) is None:
+        if _best_metaschema_error(dialect, schema) is None:
             return dialect
     return newest
 
@@ -58,8 +60,7 @@ def _validator(source: str) -> Any:
 
     schema = json.loads(source)
     dialect = validator_for(schema) if _is_metaschema(schema) else _dialect(schema)
-    rules = {key: _if_readable(rule) for key, rule in dialect.VALIDATORS.items() if key == "pattern"}
-    made: Any = extend(dialect, rules)  # type: ignore[no-untyped-call]
+    made: Any = extend(dialect, {"pattern": _if_readable(dialect.VALIDATORS["pattern"])})  # type: ignore[no-untyped-call]
     # A schema may hold patterns Python cannot read: those of its dialect are not held against it.
     formats = None if _is_metaschema(schema) else FormatChecker(_FORMATS)
     return made(schema, registry=REGISTRY, format_checker=formats)
@@ -76,6 +77,8 @@ def readable(pattern: str) -> bool:
 
 
 def _if_readable(rule: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """The rule of a keyword that holds a pattern, without effect where Python cannot read the pattern."""
+
     def checked(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
         return iter(()) if compiled_pattern(pattern) is None else rule(validator, pattern, instance, schema)
 
@@ -84,14 +87,15 @@ def _if_readable(rule: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[A
 
 @functools.lru_cache(maxsize=1024)
 def compiled_pattern(pattern: str) -> re.Pattern[str] | None:
+    """A regular expression as Python reads it; None where it cannot."""
     try:
         return re.compile(pattern)
     except (re.error, RecursionError, OverflowError):
         return None
 
 
-def errors_of(schema: Any, data: Any) -> tuple[list[Any], str | None]:
-    """The first errors, and why the check itself failed, if it did."""
+def validation_errors(schema: Any, data: Any) -> tuple[list[Any], str | None]:
+    """The first errors of `data`, at most 10, as jsonschema gives them; and why the check itself failed, or None."""
     from jsonschema.exceptions import UnknownType
     from referencing.exceptions import Unresolvable
 
@@ -102,22 +106,19 @@ def errors_of(schema: Any, data: Any) -> tuple[list[Any], str | None]:
             if len(found) == _MAX_ERRORS:
                 break
     except (Unresolvable, RecursionError) as exc:
-        return found, f": the schema cannot be checked: {_line(str(exc) or type(exc).__name__)}"
+        return found, f": the schema cannot be checked: {one_line(str(exc) or type(exc).__name__)}"
     except (UnknownType, re.error, TypeError, AttributeError, ValueError) as exc:
-        return found, f": the schema is not one that can be checked: {_line(str(exc))}"
+        return found, f": the schema is not one that can be checked: {one_line(str(exc))}"
     except OverflowError as exc:
         return found, f": the value cannot be checked: {exc}"
     return found, None
 
 
-def _said(error: Any) -> str:
-    return _line(f"{pointer(error.absolute_path)}: {error.message}")
+def _described(error: Any) -> str:
+    return one_line(f"{pointer(error.absolute_path)}: {error.message}")
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
+    """A message without line breaks, at most 300 characters long."""
     text = " ".join(text.split())
     return text if len(text) <= _MAX_LINE else text[: _MAX_LINE - 1] + "…"
-
-
-def pointer(path: Any) -> str:
-    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)

@@ -1,6 +1,6 @@
-"""Grammars through llguidance: compiled once, copied per sequence, and closed out when the tokens run out.
+"""Compiles constraints to llguidance grammars, and keeps the recent ones.
 
-llguidance never raises for a bad grammar or token: every step here asks for its error state.
+A JSON Schema is given limits first (`limits`). Where llguidance refuses it, weaker forms of it are tried (`ladder`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tourkit.errors import RequestError
 from tourkit.generation import Constraint
-from tourkit.grammar.check import metaschema_error, readable
+from tourkit.grammar.check import metaschema_error, one_line, readable
 from tourkit.grammar.closing import ClosingRanks
 from tourkit.grammar.ladder import miscounted, rungs
 from tourkit.grammar.limits import bounded
-from tourkit.grammar.matcher import LIMIT, Compiled, Matcher, error_text, one_line
+from tourkit.grammar.matcher import LIMIT_HIT, Compiled, Matcher, error_line
 from tourkit.grammar.regex_example import example
 from tourkit.grammar.rewrites import KEYWORDS, SHAPES
 from tourkit.grammar.shortest import closing_texts, patterns, samples
@@ -91,7 +91,7 @@ class GrammarCompiler:
             if compiled is not None:
                 self._cache.move_to_end(key)
         # A prototype shares its lexer with all its copies, and the lexer can run out of room: then it is made anew.
-        if compiled is None or self._tried(compiled.prototype)[0] is None:
+        if compiled is None or self._probed(compiled.prototype)[0] is None:
             compiled = self._compile(constraint, manner)
             with self._lock:
                 self._cache[key] = compiled
@@ -116,13 +116,14 @@ class GrammarCompiler:
         if not isinstance(schema, dict):
             schema = {} if schema is True else {"allOf": [schema]}
         try:
-            return self._climbed_down(schema, manner)
+            return self._first_followed(schema, manner)
         except (TypeError, AttributeError, ValueError, KeyError, RecursionError, re.error) as exc:
             # A keyword with a value of the wrong kind, met while rewriting: the metaschema says it best.
             problem = metaschema_error(schema) or one_line(f"{type(exc).__name__} {exc}")
         _refuse("response_format", f"the schema is not a valid JSON Schema: {problem}", "invalid_schema")
 
-    def _climbed_down(self, schema: dict[str, Any], manner: Manner) -> Compiled:
+    def _first_followed(self, schema: dict[str, Any], manner: Manner) -> Compiled:
+        """The schema compiled as it is or, where llguidance refuses it, the first rung of its ladder that compiles."""
         prototype, said = self._attempt(schema, manner)
         if prototype is not None:
             return Compiled(prototype, said, self._reserve(schema), samples=samples(schema))
@@ -154,7 +155,7 @@ class GrammarCompiler:
     def _attempt(self, schema: dict[str, Any], manner: Manner) -> tuple[Any, str]:
         """A prototype for the bounded schema or, where the bounds are what is refused, for the schema itself."""
         prototype, said = self._prototype(self._grammar(bounded(schema), manner))
-        if prototype is None and (_UNSATISFIABLE in said or LIMIT.search(said)):
+        if prototype is None and (_UNSATISFIABLE in said or LIMIT_HIT.search(said)):
             prototype, said = self._prototype(self._grammar(schema, manner))
         return prototype, said
 
@@ -165,35 +166,38 @@ class GrammarCompiler:
         reason = ""
         for sizes in _SIZES:
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**sizes))
-            prototype, reason = self._tried(matcher)
+            prototype, reason = self._probed(matcher)
             if prototype is not None:
                 return prototype, grammar
-            if not LIMIT.search(reason):
+            if not LIMIT_HIT.search(reason):
                 break
         return None, reason
 
-    def _tried(self, prototype: Any) -> tuple[Any, str]:
+    def _probed(self, prototype: Any) -> tuple[Any, str]:
+        """The prototype where its first masks can be computed; else None, and why not in one line."""
         if prototype.is_error():
-            return None, error_text(prototype)
+            return None, error_line(prototype)
         probe = prototype.deep_copy()
         if self._leading_space:
             probe.try_consume_tokens(self._lead)  # with all the space there may be, only the document is left
         probe.compute_bitmask()
         if probe.is_error():
-            return None, error_text(probe)
+            return None, error_line(probe)
         # An object with thousands of optional keys hits a limit only once it is open.
         for token in self._braces:
             if probe.validate_tokens([token]) == 1:
                 probe.consume_token(token)
                 probe.compute_bitmask()
-                return (None, error_text(probe)) if probe.is_error() else (prototype, "")
+                return (None, error_line(probe)) if probe.is_error() else (prototype, "")
         return prototype, ""
 
     def _reserve(self, schema: Any) -> int:
+        """The tokens that are enough to close a document of this schema."""
         required, begun = (self._count(text) for text in closing_texts(schema))
         return int((required + min(begun, _MAX_BEGUN)) * 1.15) + _SLACK
 
     def _grammar(self, schema: dict[str, Any], manner: Manner) -> str:
+        """The grammar of a schema, as llguidance serialises it."""
         from llguidance import LLMatcher
 
         spacing = separators(compact=manner.compact)
@@ -246,6 +250,7 @@ def _text_grammar(constraint: Constraint) -> str:
 
 
 def _options(source: str) -> list[str]:
+    """The strings of a choice, each once."""
     try:
         options = json.loads(source)
     except ValueError:
@@ -256,6 +261,7 @@ def _options(source: str) -> list[str]:
 
 
 def _lark(source: str) -> str:
+    """A Lark grammar; GBNF is converted to it."""
     if not re.search(r"^\s*root\s*::=", source, re.MULTILINE):
         return source
     from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
@@ -267,6 +273,7 @@ def _lark(source: str) -> str:
 
 
 def _refuse(kind: str, message: str, code: str) -> NoReturn:
+    """Raise a RequestError by the name of the field that holds this kind of constraint."""
     raise RequestError(message, param=_PARAMS.get(kind, "response_format"), code=code)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tourkit.grammar.rewrites import EXACT, GENERIC, KEYWORDS, ONE_OF, PATTERNS, SHAPES, Readable, Rewrite
-from tourkit.grammar.schema_walk import inside, resolve
+from tourkit.grammar.schema_walk import converted, resolve, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +62,12 @@ def rungs(schema: dict[str, Any], *, readable: Readable, tight: bool = False) ->
 def miscounted(schema: Any) -> tuple[str, ...]:
     """Pointers to each `minProperties` that one key written twice may meet: llguidance counts it twice."""
     found: list[str] = []
-
-    def look(part: Any, at: str) -> None:
-        if not isinstance(part, dict):
-            return
+    for at, part in walk(schema):
         least, required = part.get("minProperties"), part.get("required")
         named = len(required) if isinstance(required, list) else 0
         others = part.get("additionalProperties", True) is not False or part.get("patternProperties")
         if others and isinstance(least, int) and least > named + 1:
             found.append(f"{at}/minProperties")
-        for key, value in part.items():
-            inside(key, value, at, look)
-
-    look(schema, "")
     return tuple(sorted(found))
 
 
@@ -94,7 +87,7 @@ def _bundled(schema: dict[str, Any]) -> dict[str, Any]:
     def moved(part: Any, _at: str) -> Any:
         if not isinstance(part, dict):
             return part
-        copy = {key: inside(key, value, "", moved) for key, value in part.items()}
+        copy = {key: converted(key, value, "", moved) for key, value in part.items()}
         reference = part.get("$ref")
         if isinstance(reference, str) and not re.fullmatch(r"#(/(\$defs|definitions)/[^/]+|/)?", reference):
             target = resolve(reference, schema)

@@ -8,15 +8,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import partial
 from typing import Any
+
+from tourkit.grammar.schema_walk import ANNOTATIONS, IN_PLACE, LISTS, converted, walk
 
 MAX_LENGTH = 2000  # characters a string
 MAX_ITEMS = 200
 MAX_MAGNITUDE = 10**15  # whole numbers up to here are exact in a double; beyond 1e308 JSON parsers give infinity
 MAX_DECIMALS = 9  # of a number: small models go on writing digits, and llguidance counts no more than ten
 
-_SCHEMA_MAPS = ("properties", "$defs", "definitions", "patternProperties")
-_SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+# The parts in these get limits. Those in `not` and `if` must not: less allowed there is more allowed here. llguidance
+# follows no others.
+_LIMITED = ("properties", "$defs", "definitions", "patternProperties", *LISTS, "items", "additionalProperties")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _NUMBERS = ("number", "integer")
 _FREE_OF = {
@@ -25,14 +29,15 @@ _FREE_OF = {
     "number": (*_BOUNDS, "multipleOf", "enum", "const"),
 }
 # An object with one of these may need keys its own `properties` do not name.
-_OPEN_BESIDE = ("additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames", "minProperties")
-_IN_PLACE = ("allOf", "anyOf", "oneOf", "$ref", "$dynamicRef", "not", "if", "dependencies", "dependentRequired")
+_OPEN_BESIDE = (
+    *("additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames", "minProperties"),
+    *("dependencies", "dependentRequired", *IN_PLACE),
+)
 
 # What is costly to compile, and all that a part may consist of to be written once.
 _COSTLY = (*_BOUNDS, "pattern", "format")
 _SCALAR = ("type", "multipleOf", "minLength", "maxLength", *_COSTLY)
-_ANNOTATIONS = ("title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly")
-_PLAIN = frozenset(_SCALAR + _ANNOTATIONS)
+_PLAIN = ANNOTATIONS.union(_SCALAR)
 _NAME = "tourkit-"
 
 _DAYS = (
@@ -68,7 +73,8 @@ def bounded(schema: Any) -> Any:
     text = json.dumps(schema)
     # llguidance miscounts a number that must be a multiple of a large step and of a fine one, or fine within a point.
     decimals = '"multipleOf"' not in text
-    whole = _Whole(not _extends_by_reference(schema), decimals, {} if _has_one_base(schema, text) else None)
+    extends = '"$ref"' in text and _extends_by_reference(schema)
+    whole = _Whole(not extends, decimals, {} if _has_one_base(schema, text) else None)
     limited = _bounded(schema, True, whole)
     if whole.once:
         limited["$defs"] = {**limited.get("$defs", {}), **dict(whole.once.values())}
@@ -88,19 +94,10 @@ def _bounded(schema: Any, alone: bool, whole: _Whole) -> Any:
     if not isinstance(schema, dict):
         return schema
     limited = dict(schema)
-    for key in _SCHEMA_MAPS:
-        if isinstance(schema.get(key), dict):
-            within = whole.definitions if key in ("$defs", "definitions") else alone
-            limited[key] = {name: _part(part, within, whole) for name, part in schema[key].items()}
-    shared = any(key in schema for key in ("properties", "required", "allOf", "$ref"))
-    for key in _SCHEMA_LISTS:
-        if isinstance(schema.get(key), list):
-            within = alone and not (key == "allOf" or (key != "prefixItems" and shared))
-            inside = replace(whole, once=None) if key == "oneOf" else whole  # options must be seen to differ
-            limited[key] = [_part(part, within, inside) for part in schema[key]]
-    for key in ("items", "additionalProperties"):
-        if isinstance(schema.get(key), dict):
-            limited[key] = _part(schema[key], alone, whole)
+    for key in _LIMITED:
+        if isinstance(schema.get(key), list if key in LISTS else dict):
+            convert = partial(_part, *_within(key, schema, alone, whole))
+            limited[key] = converted(key, schema[key], "", convert)
     limited |= _limited_type(schema, whole.decimals and alone)
     if "pattern" not in schema and schema.get("format") in _FORMATS and schema.get("type") == "string":
         limited["pattern"] = _FORMATS[limited.pop("format")]
@@ -109,7 +106,18 @@ def _bounded(schema: Any, alone: bool, whole: _Whole) -> Any:
     return limited
 
 
-def _part(schema: Any, alone: bool, whole: _Whole) -> Any:
+def _within(key: str, schema: dict[str, Any], alone: bool, whole: _Whole) -> tuple[bool, _Whole]:
+    """What holds for the parts in a keyword of a schema for which `alone` and `whole` hold."""
+    if key in ("$defs", "definitions"):
+        return whole.definitions, whole
+    if key in ("anyOf", "oneOf"):
+        alone = alone and not any(beside in schema for beside in ("properties", "required", "allOf", "$ref"))
+    if key == "oneOf":
+        whole = replace(whole, once=None)  # options must be seen to differ
+    return alone and key != "allOf", whole
+
+
+def _part(alone: bool, whole: _Whole, schema: Any, _pointer: str) -> Any:
     """A part of a schema with its limits; a reference to them where they are costly and all there is to it."""
     limited = _bounded(schema, alone, whole)
     if whole.once is None or not alone or not isinstance(limited, dict):
@@ -163,18 +171,11 @@ def _is_finer(bound: Any) -> bool:
 
 def _may_be_closed(schema: dict[str, Any]) -> bool:
     names = schema.get("properties")
-    if not isinstance(names, dict) or not names or any(key in schema for key in (*_OPEN_BESIDE, *_IN_PLACE)):
+    if not isinstance(names, dict) or not names or any(key in schema for key in _OPEN_BESIDE):
         return False
     return set(schema.get("required", ())) <= set(names)
 
 
-def _extends_by_reference(schema: Any, within: bool = False) -> bool:
+def _extends_by_reference(schema: Any) -> bool:
     """True when some allOf names a definition: definitions are then parts of objects, not objects."""
-    if isinstance(schema, list):
-        return any(_extends_by_reference(part, within) for part in schema)
-    if not isinstance(schema, dict):
-        return False
-    if within and "$ref" in schema:
-        return True
-    beside = "$ref" in schema and "properties" in schema
-    return beside or any(_extends_by_reference(part, within or key == "allOf") for key, part in schema.items())
+    return any("$ref" in part and ("properties" in part or "/allOf/" in f"{at}/") for at, part in walk(schema))

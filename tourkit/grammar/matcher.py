@@ -1,4 +1,7 @@
-"""Where one sequence stands in its grammar."""
+"""A compiled grammar, where one sequence stands in it, and what llguidance says when it fails.
+
+llguidance never raises for a bad grammar or token: every step here asks for its error state.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tourkit.errors import EngineError, RequestError, TourkitError
+from tourkit.grammar.check import one_line
 from tourkit.grammar.closing import Closing, ClosingRanks
 from tourkit.grammar.rewrites import EXACT, GENERIC
 
 if TYPE_CHECKING:
     import numpy as np
 
-LIMIT = re.compile("too complex|too large|too many|TooComplex|limit|row has|NoExtension", re.IGNORECASE)
+# What llguidance says when a grammar, or the way through it, is larger than its limits.
+LIMIT_HIT = re.compile("too complex|too large|too many|TooComplex|limit|row has|NoExtension", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,8 @@ class Matcher:
     """Where one sequence stands in its grammar. `reserve` tokens are enough to close a document that has begun.
 
     `level` is "strict" when every document the grammar allows meets the constraint, "relaxed" when `dropped` parts of
-    the schema are not enforced, "generic" when only the type of the root is. `grammar` as llguidance serialises it.
+    the schema are not enforced, "generic" when only the type of the root is. `grammar` is what was compiled, as
+    llguidance serialises it.
     """
 
     def __init__(self, compiled: Compiled, ranks: ClosingRanks, n_vocab: int) -> None:
@@ -53,6 +59,7 @@ class Matcher:
         self._bits = np.zeros((n_vocab + 31) // 32, dtype=np.int32)
 
     def allows(self, token: int) -> bool:
+        """Whether a token may come next. Far cheaper than a mask."""
         return bool(self._matcher.validate_tokens([token]) == 1)
 
     def mask(self, logits: np.ndarray) -> None:
@@ -96,20 +103,16 @@ class Matcher:
 
 def _failure(matcher: Any) -> TourkitError:
     """What stopped a grammar that was being followed: its own size, which is the request's, or a fault of ours."""
-    said = error_text(matcher)
-    if LIMIT.search(said):
+    said = error_line(matcher)
+    if LIMIT_HIT.search(said):
         return RequestError(f"the grammar grew too large on the way, write a simpler one: {said}", code="grammar_limit")
     return EngineError(f"the grammar failed: {said}")
 
 
-def error_text(matcher: Any) -> str:
-    """What llguidance says is wrong, in one line."""
+def error_line(matcher: Any) -> str:
+    """What llguidance says is wrong with a matcher that is in its error state, in one line."""
     text = str(matcher.get_error()).partition("<state>")[0].strip() or str(matcher.stop_reason())
     text = re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return one_line(f"{lines[0]} {errors[-1]}" if errors and lines[0] != errors[-1] else lines[0])
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())[:300]

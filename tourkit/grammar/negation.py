@@ -13,12 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tourkit.grammar.regex_example import example
+from tourkit.grammar.schema_walk import NO_ASSERTIONS
 
 TYPES = ("object", "array", "string", "number", "boolean", "null")
-ANNOTATIONS = frozenset(
-    "title description default examples example $comment deprecated readOnly writeOnly $schema $id id $defs definitions"
-    " contentEncoding contentMediaType contentSchema".split()
-)
 _MAX_DEPTH = 8
 _MAX_VALUES = 64
 _MAX_WORD = 100  # characters
@@ -48,7 +45,7 @@ def negate(schema: Any, resolve: Resolve, *, tight: bool = False, depth: int = 0
         return Negation(not schema)
     if not isinstance(schema, dict) or depth > _MAX_DEPTH:
         return None
-    keywords = {key: value for key, value in schema.items() if key not in ANNOTATIONS}
+    keywords = {key: value for key, value in schema.items() if key not in NO_ASSERTIONS}
     if "$ref" in keywords and len(keywords) == 1:
         target = resolve(str(keywords["$ref"]))
         return None if target is None else inner(target)

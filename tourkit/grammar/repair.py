@@ -1,6 +1,6 @@
-"""A JSON value checked against its schema, and the cheap repairs that follow a rule. Invents no content.
+"""Repairs of a JSON value that breaks its schema, each by the rule of one keyword. Invents no content.
 
-The generated text is checked here against the schema as the user wrote it, whatever the grammar enforced.
+A value is rounded, cut, converted or spelled as the schema asks. What no rule can fix stays as it is.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from tourkit.grammar.check import compiled_pattern, errors_of, pointer
+from tourkit.grammar.check import compiled_pattern, validation_errors
+from tourkit.grammar.schema_walk import pointer
 
 _MAX_ROUNDS = 8
 
 
 def repair(schema: Any, data: Any) -> tuple[Any, list[str]]:
-    """`data` with what a rule can mend mended, and a line for each repair. The caller validates the result."""
+    """A copy of `data` with what a rule can fix, and a line for each repair. The caller validates the result."""
     holder = {"": json.loads(json.dumps(data))}
     done: list[str] = []
     units: dict[str, Fraction] = {}
     for _ in range(_MAX_ROUNDS):
-        errors, _problem = errors_of(schema, holder[""])
+        errors, _problem = validation_errors(schema, holder[""])
         for error in errors:
             _join_multiples(error, units)
         made = [line for error in errors for line in _mended(error, holder)]

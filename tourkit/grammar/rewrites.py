@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tourkit.grammar.check import validate
-from tourkit.grammar.negation import ANNOTATIONS, Negation, any_of, disjoint, followed, negate, type_of, types_of
-from tourkit.grammar.schema_walk import escape, inside, resolve
+from tourkit.grammar.negation import Negation, any_of, disjoint, followed, negate, type_of, types_of
+from tourkit.grammar.schema_walk import IN_PLACE, NO_ASSERTIONS, converted, escape, resolve
 
 # What may be lost: nothing; that options exclude one another; keywords; patterns that cannot be read; what else is
 # in the way; all but the type of the root.
@@ -24,7 +24,6 @@ _UNSUPPORTED = frozenset(
 )
 # Keywords whose meaning depends on those beside them.
 _WIDE = frozenset("properties patternProperties additionalProperties items prefixItems additionalItems $ref".split())
-_IN_PLACE = ("allOf", "anyOf", "oneOf", "$ref", "if", "dependentSchemas", "$dynamicRef", "not")
 _ABOUT = dict.fromkeys(("properties", "required", "patternProperties", "minProperties"), "object")
 _ABOUT |= dict.fromkeys(("items", "prefixItems", "contains", "minItems"), "array")
 _ABOUT |= dict.fromkeys(("pattern", "minLength", "maxLength"), "string")
@@ -82,7 +81,7 @@ class Rewrite:
             elif self._leaves_out(key, value, schema):
                 self.drop(at, key)
             else:
-                result[key] = inside(key, value, at, self.schema)
+                result[key] = converted(key, value, at, self.schema)
         self._patterns_made_general(result, at)
         return _joined(result, more)
 
@@ -99,7 +98,7 @@ class Rewrite:
     def _closed(self, schema: dict[str, Any]) -> dict[str, Any]:
         """An object that may have so many keys at most, without keys that have no name."""
         most, names = schema.get("maxProperties"), schema.get("properties", {})
-        beside = ("additionalProperties", "patternProperties", *_IN_PLACE)
+        beside = ("additionalProperties", "patternProperties", *IN_PLACE)
         if most is None or not names or any(key in schema for key in beside):
             return schema
         if not set(schema.get("required", ())) <= set(names) or not self.narrows():
@@ -108,11 +107,11 @@ class Rewrite:
 
     def _reference_alone(self, schema: dict[str, Any], at: str) -> dict[str, Any]:
         """A reference without what stands beside it: definitions stay, they may be referred to."""
-        kept = {key: value for key, value in schema.items() if key == "$ref" or key in ANNOTATIONS}
+        kept = {key: value for key, value in schema.items() if key == "$ref" or key in NO_ASSERTIONS}
         for key in schema:
             if key not in kept:
                 self.drop(at, key)
-        return {key: inside(key, value, at, self.schema) for key, value in kept.items()}
+        return {key: converted(key, value, at, self.schema) for key, value in kept.items()}
 
     def _leaves_out(self, key: str, value: Any, schema: dict[str, Any]) -> bool:
         if key in _UNSUPPORTED or (key == "format" and isinstance(value, str) and value not in FORMATS):
@@ -187,7 +186,7 @@ def _typed(schema: dict[str, Any]) -> dict[str, Any]:
 def _respelled(schema: dict[str, Any]) -> dict[str, Any]:
     """`unevaluatedProperties` said as `additionalProperties` where nothing beside it evaluates keys."""
     key, meant = "unevaluatedProperties", "additionalProperties"
-    if key not in schema or any(word in schema for word in _IN_PLACE):
+    if key not in schema or any(word in schema for word in IN_PLACE):
         return schema
     if meant in schema or schema[key] in (True, {}):
         return {name: value for name, value in schema.items() if name != key}
@@ -289,7 +288,7 @@ def _foreign_keys(rewrite: Rewrite, option: Any, other: Any) -> list[str]:
 def _values(rewrite: Rewrite, option: Any) -> list[Any] | None:
     """The values of an option that is nothing but a list of values."""
     option = followed(option, rewrite.resolve)
-    if not isinstance(option, dict) or set(option) - ANNOTATIONS - {"type"} != {"enum"}:
+    if not isinstance(option, dict) or set(option) - NO_ASSERTIONS - {"type"} != {"enum"}:
         return None
     kinds = types_of(option, rewrite.resolve)
     distinct: list[Any] = []

@@ -1,19 +1,86 @@
-"""Where the schemas inside a JSON Schema are, and what its local references name."""
+"""Where the schemas inside a JSON Schema are, what its local references name, and JSON pointers.
+
+This module alone knows which keywords hold schemas. Others read the parts of a schema by `walk`, and rebuild them by
+`converted`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from urllib.parse import unquote
 
-MAPS = frozenset(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"))
-LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
-SINGLES = frozenset(
-    "items additionalItems additionalProperties not if then else contains propertyNames unevaluatedProperties"
-    " unevaluatedItems".split()
+# The value is a map of names to schemas.
+_MAPS = frozenset("properties patternProperties $defs definitions dependentSchemas dependencies".split())
+# The value is a list of schemas. `items` is so only in older dialects.
+LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_LISTS = frozenset((*LISTS, "items"))
+# The value is one schema.
+_SINGLES = frozenset(
+    "items additionalItems additionalProperties not if then else contains propertyNames".split()
+    + "unevaluatedProperties unevaluatedItems".split()
 )
-_VALUES = frozenset(("enum", "const", "default", "examples", "example", "required", "type", "dependencies"))
+# The value holds no schema, whatever it looks like.
+_VALUES = frozenset("enum const default examples example required type dependentRequired".split())
+# These show that the value of an unknown keyword is a schema.
+_TELLING = ("type", "$ref", "properties", "enum", "allOf")
+# These apply other schemas to the same JSON value, and so may speak of keys that the schema itself does not name.
+IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "dependentSchemas", "$ref", "$dynamicRef", "$recursiveRef")
+# These are remarks. NO_ASSERTIONS also has what a schema is named by and what it keeps for references.
+ANNOTATIONS = frozenset(
+    "title description default examples example $comment deprecated readOnly writeOnly".split()
+    + "contentEncoding contentMediaType contentSchema".split()
+)
+NO_ASSERTIONS = ANNOTATIONS | frozenset(("$schema", "$id", "id", "$defs", "definitions"))
 
+Subschema = tuple[str, dict[str, Any]]  # the JSON pointer to a schema, and that schema; booleans are left out
 Convert = Callable[[Any, str], Any]
+
+
+def walk(schema: Any) -> Iterator[Subschema]:
+    """A schema and all schemas inside it, each before its parts, the last part first. Does not follow references.
+
+    Objects in an unknown keyword count as schemas, because a reference may name them.
+    """
+    left = [("", schema)] if isinstance(schema, dict) else []
+    while left:
+        found = left.pop()
+        yield found
+        left += _children(*found)
+
+
+def _children(at: str, schema: dict[str, Any]) -> list[Subschema]:
+    """The schemas directly inside the schema with the pointer `at`, in its order."""
+    found: list[Subschema] = []
+    for keyword, value in schema.items():
+        if not isinstance(value, dict | list) or keyword in _VALUES:
+            continue
+        place = f"{at}/{escape(keyword)}"
+        if isinstance(value, list):
+            found += [(f"{place}/{i}", part) for i, part in enumerate(value) if isinstance(part, dict)]
+        elif keyword in _MAPS:
+            found += [(f"{place}/{escape(name)}", part) for name, part in value.items() if isinstance(part, dict)]
+        else:
+            found.append((place, value))
+    return found
+
+
+def converted(keyword: str, value: Any, at: str, convert: Convert) -> Any:
+    """The value of a keyword with `convert(schema, pointer)` in place of each schema directly inside it.
+
+    `at` is the pointer to the schema that has the keyword. In an unknown keyword, only objects that look like schemas
+    are converted: other data stays as it is.
+    """
+    if not isinstance(value, dict | list) or keyword in _VALUES:
+        return value
+    place = f"{at}/{escape(keyword)}"
+    if isinstance(value, list):
+        return [convert(part, f"{place}/{i}") for i, part in enumerate(value)] if keyword in _LISTS else value
+    if keyword in _MAPS:
+        return {name: convert(part, f"{place}/{escape(name)}") for name, part in value.items()}
+    if keyword in _SINGLES or any(word in value for word in _TELLING):
+        return convert(value, place)
+    return {name: converted(name, part, place, convert) for name, part in value.items()}
 
 
 def escape(name: str) -> str:
@@ -21,21 +88,9 @@ def escape(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
 
-def inside(key: str, value: Any, at: str, convert: Convert) -> Any:
-    """The value of a keyword with `convert` done to the schemas in it. Keywords nobody knows may hold schemas too."""
-    at = f"{at}/{escape(key)}"
-    if key in _VALUES:
-        return value
-    if key in MAPS and isinstance(value, dict):
-        return {name: convert(part, f"{at}/{escape(name)}") for name, part in value.items()}
-    if isinstance(value, list) and (key in LISTS or key == "items"):
-        return [convert(part, f"{at}/{i}") for i, part in enumerate(value)]
-    if isinstance(value, dict):
-        known = key in SINGLES or any(word in value for word in ("type", "$ref", "properties", "enum", "allOf"))
-        if known:
-            return convert(value, at)
-        return {name: inside(name, part, at, convert) for name, part in value.items()}
-    return value
+def pointer(path: Iterable[Any]) -> str:
+    """The JSON pointer made of keys and positions."""
+    return "".join(f"/{escape(str(step))}" for step in path)
 
 
 def resolve(reference: str, root: Any) -> Any:
@@ -49,7 +104,7 @@ def resolve(reference: str, root: Any) -> Any:
 def _follow(pointer: str, root: Any) -> Any:
     found = root
     for part in pointer.split("/")[1:]:
-        part = _unquoted(part).replace("~1", "/").replace("~0", "~")
+        part = unquote(part).replace("~1", "/").replace("~0", "~")
         if isinstance(found, list) and part.isdigit() and int(part) < len(found):
             found = found[int(part)]
         elif isinstance(found, dict) and part in found:
@@ -59,27 +114,15 @@ def _follow(pointer: str, root: Any) -> Any:
     return found
 
 
-def _unquoted(part: str) -> str:
-    from urllib.parse import unquote
-
-    return unquote(part)
-
-
 def _identified(reference: str, root: Any) -> Any:
     """The schema with this `$id`, `id` or anchor, by its full text or by its last part."""
     document, _, fragment = reference.partition("#")
     wanted = {reference, document, document.rsplit("/", 1)[-1]} if document else {reference}
     anchor = fragment if fragment and not fragment.startswith("/") else None
-    stack = [root]
-    while stack:
-        part = stack.pop()
-        if isinstance(part, list):
-            stack += part
-        elif isinstance(part, dict):
-            stack += part.values()
-            name = part.get("$id", part.get("id"))
-            if anchor is not None and not document and part.get("$anchor", part.get("$dynamicAnchor")) == anchor:
-                return part
-            if isinstance(name, str) and name and ({name, name.rstrip("#"), name.rsplit("/", 1)[-1]} & wanted):
-                return _follow(fragment, part) if fragment.startswith("/") else part
+    for _, part in walk(root):
+        name = part.get("$id", part.get("id"))
+        if anchor is not None and not document and part.get("$anchor", part.get("$dynamicAnchor")) == anchor:
+            return part
+        if isinstance(name, str) and name and ({name, name.rstrip("#"), name.rsplit("/", 1)[-1]} & wanted):
+            return _follow(fragment, part) if fragment.startswith("/") else part
     return None

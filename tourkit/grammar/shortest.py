@@ -1,4 +1,7 @@
-"""A short instance of a JSON Schema: how many tokens the end of a document may need. An estimate, not a validator."""
+"""What the end of a document of a JSON Schema may look like: short instances, patterns and samples of them.
+
+Estimates of how many tokens it takes, and of what must be written. Nothing here is validated.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 from typing import Any
 
 from tourkit.grammar.regex_example import example
-from tourkit.grammar.schema_walk import resolve
+from tourkit.grammar.schema_walk import LISTS, resolve, walk
 
 _text = json.JSONEncoder(ensure_ascii=False).encode
 _MAX_DEPTH = 40
@@ -25,14 +28,6 @@ _SAMPLES = {
 }
 
 
-def minimal_instance(schema: Any, root: Any = None) -> Any:
-    """A small value of the schema's shape: required keys only, fewest items, longest enum value.
-
-    The longest enum value, because the model may have begun any of them when the tokens run out.
-    """
-    return _Measure(schema if root is None else root).instance(schema, 0)
-
-
 def closing_texts(schema: Any) -> tuple[str, str]:
     """Texts about as long as what may be left to write when the tokens run out, wherever that is.
 
@@ -45,35 +40,25 @@ def closing_texts(schema: Any) -> tuple[str, str]:
 def patterns(schema: Any) -> tuple[str, ...]:
     """The regular expressions a schema has for strings and keys."""
     found: dict[str, None] = {}
-    stack = [schema]
-    while stack:
-        part = stack.pop()
-        if isinstance(part, list):
-            stack += part
-        elif isinstance(part, dict):
-            stack += part.values()
-            if isinstance(part.get("pattern"), str):
-                found[part["pattern"]] = None
-            keys = part.get("patternProperties")
-            found |= dict.fromkeys(keys) if isinstance(keys, dict) else {}
+    for _, part in walk(schema):
+        if isinstance(part.get("pattern"), str):
+            found[part["pattern"]] = None
+        keys = part.get("patternProperties")
+        found |= dict.fromkeys(keys) if isinstance(keys, dict) else {}
     return tuple(found)
 
 
 def samples(schema: Any) -> tuple[str, ...]:
     """Short matches of the schema's patterns: what may still have to be written to end a string."""
     found: dict[str, None] = {}
-    stack = [schema]
-    while stack and len(found) < _MAX_SAMPLES:
-        part = stack.pop()
-        if isinstance(part, list):
-            stack += part
-        elif isinstance(part, dict):
-            stack += part.values()
-            text = _SAMPLES.get(str(part.get("format")))
-            if isinstance(part.get("pattern"), str):
-                text = example(part["pattern"])
-            if text and len(text) <= _MAX_SAMPLE and text.isascii() and text.isprintable():
-                found[text] = None
+    for _, part in walk(schema):
+        text = _SAMPLES.get(str(part.get("format")))
+        if isinstance(part.get("pattern"), str):
+            text = example(part["pattern"])
+        if text and len(text) <= _MAX_SAMPLE and text.isascii() and text.isprintable():
+            found[text] = None
+        if len(found) == _MAX_SAMPLES:
+            break
     return tuple(found)
 
 
@@ -129,7 +114,7 @@ class _Measure:
         properties = schema.get("properties")
         named = properties if isinstance(properties, dict) else {}
         parts = [part for key, part in named.items() if key in schema.get("required", ())]
-        for keyword in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        for keyword in LISTS:
             parts += schema[keyword] if isinstance(schema.get(keyword), list) else []
         if "$ref" in schema:
             parts.append(resolve(str(schema["$ref"]), self._root))
