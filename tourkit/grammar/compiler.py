@@ -39,7 +39,7 @@ _UNRESOLVED = re.compile("not present in a registry|does not exist|nresolvable")
 # defaults let a busy grammar run dry.
 _FUEL = {"initial_lexer_fuel": 10_000_000, "step_lexer_fuel": 5_000_000}
 _SIZES = (_FUEL, _FUEL | {"max_items_in_row": 20_000, "step_max_items": 500_000})
-_PARAMS = {"regex": "regex", "grammar": "grammar", "choice": "choice"}
+_TEXT_KINDS = ("regex", "grammar", "choice")  # of constraints; a request has a field of the same name for each
 _MAX_NESTING = 100  # llguidance and Python's own JSON parser give up a little above this
 
 
@@ -274,7 +274,7 @@ def _lark(source: str) -> str:
 
 def _refuse(kind: str, message: str, code: str) -> NoReturn:
     """Raise a RequestError by the name of the field that holds this kind of constraint."""
-    raise RequestError(message, param=_PARAMS.get(kind, "response_format"), code=code)
+    raise RequestError(message, param=kind if kind in _TEXT_KINDS else "response_format", code=code)
 
 
 def _refuse_hopeless(reason: str) -> None:
