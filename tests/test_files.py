@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,40 @@ def test_a_failed_write_keeps_the_old_file_and_removes_its_own(tmp_path: Path) -
 
     assert list(tmp_path.iterdir()) == [tmp_path / "a"]
     assert (tmp_path / "a" / "inside").read_bytes() == b"old"
+
+
+def test_blocks_are_written_one_after_another(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a", (b"line %d\n" % number for number in range(3)))
+    write_atomic(tmp_path / "none", [])
+
+    assert (tmp_path / "a").read_bytes() == b"line 0\nline 1\nline 2\n"
+    assert (tmp_path / "none").read_bytes() == b""
+
+
+def test_blocks_that_fail_keep_the_old_file_and_leave_nothing_else(tmp_path: Path) -> None:
+    def blocks() -> Iterator[bytes]:
+        yield b"half"
+        raise KeyError("the journal has no such line")
+
+    write_atomic(tmp_path / "a", b"old")
+    with pytest.raises(KeyError):
+        write_atomic(tmp_path / "a", blocks())
+
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
+def test_the_new_name_appears_only_once_every_block_is_written(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def blocks() -> Iterator[bytes]:
+        for _ in range(3):
+            seen.append((tmp_path / "a").exists())
+            yield b"x"
+
+    write_atomic(tmp_path / "a", blocks())
+
+    assert seen == [False] * 3
 
 
 def test_a_write_into_no_folder_is_an_os_error(tmp_path: Path) -> None:

@@ -1,27 +1,25 @@
-"""Writing a file so that it is whole or absent, and hashing one quickly. Layer 0: standard library only.
-
-It knows nothing of bundles, locks or hubs.
-"""
+"""Writing a file so that it is whole or absent, and hashing one quickly. It knows nothing of bundles, locks or hubs."""
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from uuid import uuid4
 
 _BLOCK = 1 << 20  # bytes a read: large enough that hashing, not the call, is what takes the time
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Put `data` under `path` so that a crash leaves the old file or the new one, never half of one.
 
-    The folder must exist. Raises OSError; the temporary file beside `path` is removed then.
+    `data` is the whole content, or blocks that are written one after another. The folder must exist. Raises OSError,
+    or what the blocks raise; the temporary file beside `path` is removed then.
     """
     temp = path.with_name(f"{path.name}.{uuid4().hex[:8]}.part")  # same folder, hence the same volume
     try:
         with temp.open("xb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         temp.replace(path)

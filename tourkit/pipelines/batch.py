@@ -4,7 +4,6 @@ It owns the order, the failures, the deadline and the resuming; what is asked of
 """
 
 import json
-import os
 import queue
 import threading
 import time
@@ -13,11 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from tourkit.client import Client
 from tourkit.errors import LocalError, UsageError
-from tourkit.files import fsync_dir
+from tourkit.files import write_atomic
 from tourkit.pipelines.journal import Journal, encoded
 from tourkit.pipelines.journal import path_of as journal_of
 from tourkit.pipelines.lines import Line, read_lines
@@ -84,7 +82,7 @@ def run_batch(
     try:
         with own, Journal(journal_of(output_path), lines, keep=resume) as journal:
             summary = _work(template.run, lines, journal, own, concurrency, ends, progress)
-            _write_output(output_path, lines, journal)
+            write_atomic(output_path, _records(lines, journal))
         if not summary.failed:  # kept otherwise: it is what --resume goes by
             journal_of(output_path).unlink()
     except OSError as error:
@@ -193,21 +191,6 @@ def _record(run: Run, line: Line, client: Client) -> dict[str, Any]:
 
 def _failure(line: Line, error: str, kind: str) -> dict[str, Any]:
     return {"id": line.id, "ok": False, "error": error, "type": kind}
-
-
-def _write_output(output: Path, lines: list[Line], journal: Journal) -> None:
-    """Put the records under the output's name at once, whole; OSError leaves what was there."""
-    temp = output.with_name(f"{output.name}.{uuid4().hex[:8]}.part")
-    try:
-        with temp.open("xb") as file:
-            file.writelines(_records(lines, journal))
-            file.flush()
-            os.fsync(file.fileno())
-        temp.replace(output)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
-    fsync_dir(output.parent)
 
 
 def _records(lines: list[Line], journal: Journal) -> Iterator[bytes]:
