@@ -89,26 +89,6 @@ def test_every_opt_out_is_in_the_environment_of_children() -> None:
     assert done.stdout.split() == ["1", "1"]
 
 
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("127.0.0.1", True),
-        ("127.1.2.3", True),
-        ("::1", True),
-        ("localhost", True),
-        ("0.0.0.0", True),
-        ("::ffff:127.0.0.1", True),
-        ("::ffff:192.0.2.1", False),
-        ("192.168.1.5", False),
-        ("169.254.169.254", False),
-        ("example.invalid", False),
-        ("localhost.example.invalid", False),
-    ],
-)
-def test_is_loopback(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected
-
-
 def chat(url: str) -> int:
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     body = json.dumps({"model": "tool", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4})

@@ -1,0 +1,94 @@
+"""Which addresses are this machine, and what every listening socket is like."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from tourkit.errors import LocalError
+from tourkit.net import is_loopback, listen, url_of
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("::1%lo", True),
+        ("localhost", True),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("::ffff:127.0.0.1", True),
+        ("::ffff:0.0.0.0", True),
+        ("::ffff:192.0.2.1", False),
+        ("192.168.1.5", False),
+        ("169.254.169.254", False),
+        ("fe80::1%eth0", False),
+        ("2001:db8::1", False),
+        ("example.invalid", False),
+        ("hub.localhost", False),
+        ("localhost.example.invalid", False),
+        ("127.0.0.1.example.invalid", False),
+    ],
+)
+def test_this_machine_is_localhost_and_the_loopback_and_unspecified_addresses(host: str, expected: bool) -> None:
+    """A name below `localhost` is not: a resolver may ask the network for it."""
+    assert is_loopback(host) is expected
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"])
+def host(request: pytest.FixtureRequest) -> str:
+    """A loopback address of each kind that exists here."""
+    address = str(request.param)
+    if ":" in address:
+        try:
+            listen(address, 0).close()
+        except LocalError:
+            pytest.skip("no IPv6 here")
+    return address
+
+
+def test_port_0_is_a_free_port_and_the_url_names_it(host: str) -> None:
+    with listen(host, 0) as first, listen(host, 0) as second:
+        ports = [sock.getsockname()[1] for sock in (first, second)]
+
+        assert len({*ports, 0}) == 3
+        where = f"[{host}]" if ":" in host else host
+        assert [url_of(sock) for sock in (first, second)] == [f"http://{where}:{port}" for port in ports]
+        with socket.create_connection((host, ports[0])):
+            pass
+
+
+def test_no_answer_waits_for_a_delayed_acknowledgement(host: str) -> None:
+    """asyncio sets TCP_NODELAY only where the protocol is named; accepted sockets have both from their listener."""
+    with listen(host, 0) as listener, socket.create_connection(listener.getsockname()[:2]):
+        accepted, _ = listener.accept()
+        with accepted:
+            for sock in (listener, accepted):
+                assert sock.proto == socket.IPPROTO_TCP
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_port_that_is_taken_is_one_line_with_the_fix() -> None:
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(LocalError, match=f"127.0.0.1 port {port} .*--port") as error:
+            listen("127.0.0.1", port)
+
+    assert "\n" not in str(error.value)
+
+
+def test_a_port_that_cannot_be_is_one_line_with_the_fix() -> None:
+    with pytest.raises(LocalError, match=r"port 70000 .*--port") as error:
+        listen("127.0.0.1", 70000)
+
+    assert "\n" not in str(error.value)
+
+
+def test_an_address_of_another_machine_is_one_line_with_the_fix() -> None:
+    with pytest.raises(LocalError, match=r"192\.0\.2\.1 port 0 .*--host") as error:
+        listen("192.0.2.1", 0)
+
+    assert "\n" not in str(error.value)
