@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from serving import make_bundle
 from tourkit.cli import main
 from tourkit.commands.pipelines import _seconds
 from tourkit.errors import UsageError
-from tourkit.progress import Progress
 from tourkit.units import size_text
 
 ROOT = Path(__file__).parent.parent
@@ -206,33 +204,6 @@ def test_lengths_of_time(text: str, seconds: float) -> None:
 def test_what_is_no_length_of_time_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         _seconds(text)
-
-
-def test_progress_elsewhere_than_a_terminal_is_a_plain_line_every_tenth() -> None:
-    out = io.StringIO()
-    with Progress("verify", 1000, out=out) as bar:
-        for _ in range(100):
-            bar.advance(10)
-
-    lines = out.getvalue().splitlines()
-    assert len(lines) == 10
-    assert lines[-1].startswith("verify 100 %")
-    assert "\r" not in out.getvalue()
-
-
-def test_progress_on_a_terminal_is_one_line_that_ends() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    out = Terminal()
-    with Progress("run", 4, "documents", out=out) as bar:
-        bar.advance(4)
-        bar.note("HTTP 503, again in 2 s")
-
-    assert out.getvalue().endswith("\n")
-    assert "HTTP 503, again in 2 s\n" in out.getvalue()
-    assert "4 of 4" in out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,17 @@
-"""Progress of long work on stderr: one line that is redrawn on a terminal, a plain line every tenth elsewhere."""
+"""Progress of long work on stderr: tqdm's bar on a terminal, a plain line every tenth elsewhere."""
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 from tourkit.units import size_text
 
-_REDRAW_SECONDS = 0.1
+_COLUMNS = 80  # of a terminal that does not tell its width
 
 
 class Progress:
@@ -25,9 +26,8 @@ class Progress:
         self._terminal = self._out.isatty()
         self._lock = threading.Lock()
         self._started = time.monotonic()
-        self._drawn = 0.0
         self._tenths = 0
-        self._open = False
+        self._bar: Any = None
         self.total = total
         self.done = 0
 
@@ -36,46 +36,76 @@ class Progress:
 
     def __exit__(self, *exc: object) -> None:
         with self._lock:
-            if self._terminal and self._open:
-                self._draw()
-                self._out.write("\n")
-                self._out.flush()
+            if self._bar is not None:
+                self._bar.close()
 
     def advance(self, n: int) -> None:
         with self._lock:
             self.done += n
-            if self._terminal:
-                now = time.monotonic()
-                if now - self._drawn >= _REDRAW_SECONDS:
-                    self._drawn = now
-                    self._draw()
+            if self._bar is not None:
+                self._bar.update(n)
+            elif self._terminal:
+                self._bar = self._new_bar()
             elif self.total and self.done * 10 // self.total > self._tenths:
                 self._tenths = self.done * 10 // self.total
-                self._out.write(f"{self._line()}\n")
+                elapsed = max(time.monotonic() - self._started, 1e-6)
+                self._out.write(f"{self._head()}  {self._tail(elapsed, self.done / elapsed)}\n")
                 self._out.flush()
 
     def note(self, text: str) -> None:
         """A line of its own, such as why something is tried again."""
         with self._lock:
-            self._out.write(f"\r\x1b[K{text}\n" if self._terminal else f"{text}\n")
+            if self._bar is not None:
+                self._bar.write(text, file=self._out)
+            else:
+                self._out.write(f"{text}\n")
             self._out.flush()
 
-    def _draw(self) -> None:
-        self._open = True
-        self._out.write(f"\r\x1b[K{self._line()}")
-        self._out.flush()
+    def _new_bar(self) -> Any:
+        """A bar that is drawn at once. What is done by now, such as by an earlier run, does not count for the rate."""
+        from tqdm import tqdm
 
-    def _line(self) -> str:
+        progress = self
+
+        class Bar(tqdm):  # type: ignore[misc]  # has no types
+            monitor_interval = 0  # no thread of its own: `miniters=0` looks at the clock in every step
+
+            @property
+            def format_dict(self) -> dict[str, Any]:
+                """What is shown, in our units: tqdm's rate is in powers of 1000 beside sizes in powers of 1024."""
+                shown: dict[str, Any] = super().format_dict
+                elapsed = shown["elapsed"]
+                rate = shown["rate"] or (self.n - self.initial) / max(elapsed, 1e-6)
+                total = progress.total
+                form = "{desc} |{bar}| {tail}" if total else "{desc} {tail}"
+                own = {"n": min(self.n, total), "total": total, "ncols": _columns(progress._out), "bar_format": form}
+                return shown | own | {"prefix": progress._head(), "tail": progress._tail(elapsed, rate)}
+
+        Bar.set_lock(threading.RLock())  # tqdm's own is one between processes
+        return Bar(initial=self.done, miniters=0, file=self._out, ncols=_COLUMNS, nrows=2)
+
+    def _head(self) -> str:
+        if not self.total:
+            return self._label
+        return f"{self._label} {self.done * 100 // self.total:3d} %"
+
+    def _tail(self, elapsed: float, rate: float) -> str:
+        """Counts, time and speed; `elapsed` in seconds, `rate` in units a second."""
         show: Callable[[int], str] = size_text if self._unit == "B" else str
-        elapsed = max(time.monotonic() - self._started, 1e-6)
-        rate = self.done / elapsed
-        parts = [f"{self._label} {show(self.done)}"]
+        parts = [show(self.done)]
         if self.total:
             left = max(self.total - self.done, 0) / rate if rate > 0 else 0
-            parts = [f"{self._label} {self.done * 100 // self.total:3d} %  {show(self.done)} of {show(self.total)}"]
-            parts.append(f"{_clock(left)} left" if left else _clock(elapsed))
+            parts = [f"{show(self.done)} of {show(self.total)}", f"{_clock(left)} left" if left else _clock(elapsed)]
         parts.append(f"{size_text(int(rate))}/s" if self._unit == "B" else f"{rate:.1f} {self._unit}/s")
         return "  ".join(parts)
+
+
+def _columns(out: TextIO) -> int:
+    """Columns of a line that leaves the last one free, so that the terminal does not wrap."""
+    try:
+        return (os.get_terminal_size(out.fileno()).columns or _COLUMNS) - 1
+    except OSError:
+        return _COLUMNS - 1
 
 
 def _clock(seconds: float) -> str:
