@@ -139,12 +139,14 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, *args: Any) -> None:
         self.clients: set[socket.socket] = set()
+        self.accepted = 0  # connections so far
         self.ended = threading.Condition()
         super().__init__(*args)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self.ended:
             self.clients.add(request)
+            self.accepted += 1
         if self.hub.send_buffer is not None:
             request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.hub.send_buffer)
         super().process_request(request, client_address)

@@ -217,6 +217,63 @@ def test_a_connection_closed_while_idle_is_replaced_without_a_word(hub: Hub, ser
     assert body(hub, "config.json") == FILES["config.json"]
 
 
+def test_a_connection_that_was_idle_for_long_is_not_used_again(
+    hub: Hub, server: FaultyHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A router may have forgotten it: a request into the void would wait out the whole patience."""
+    monkeypatch.setattr("tourkit.fetch.http._IDLE_S", -1.0)
+    for _ in range(2):
+        assert body(hub, "config.json") == FILES["config.json"]
+    assert server.server.accepted == 2
+
+
+def test_a_hub_that_was_closed_can_still_be_used(hub: Hub, server: FaultyHub) -> None:
+    assert body(hub, "config.json") == FILES["config.json"]
+    hub.close()
+    assert body(hub, "config.json") == FILES["config.json"]
+    assert server.server.accepted == 2
+
+
+def test_what_came_before_the_line_broke_is_handed_over_first(hub: Hub, server: FaultyHub) -> None:
+    server.faults["tiny-Q4_K_M.gguf"] = Fault("truncated", at=100_000)
+    data = memoryview(bytearray(1 << 20))
+    filled = 0
+    with hub.open(REPO, COMMIT, "tiny-Q4_K_M.gguf") as stream:
+        while filled < 100_000:
+            filled += stream.readinto(data[filled:])
+        for _ in range(2):
+            with pytest.raises(PassingError, match="body ended 100000 bytes early"):
+                stream.readinto(data[filled:])
+    assert data[:filled] == FILES["tiny-Q4_K_M.gguf"][:100_000]
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["for an answer", "for bytes"])
+def test_an_interrupt_wakes_a_thread_that_waits(begun: bool) -> None:
+    """The server says nothing more: out of patience, the thread would tell of no answer in time."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        hub = Hub(f"http://127.0.0.1:{listener.getsockname()[1]}", patience=QUICK)
+        told: list[str] = []
+
+        def ask() -> None:
+            with pytest.raises(PassingError) as error:
+                body(hub, "config.json")
+            told.append(str(error.value))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        client, _ = listener.accept()
+        with client:
+            asked = b""
+            while b"\r\n\r\n" not in asked:
+                asked += client.recv(4096)
+            if begun:
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+            hub.interrupt()
+            thread.join()
+        hub.close()
+    assert "in time" not in told[0]
+
+
 def test_a_file_that_is_left_half_read_does_not_spoil_the_next(hub: Hub) -> None:
     with hub.open(REPO, COMMIT, "tiny-Q4_K_M.gguf") as stream:
         assert stream.readinto(memoryview(bytearray(10))) == 10
@@ -297,10 +354,32 @@ def test_http_goes_through_the_proxy_but_not_where_no_proxy_says(
     monkeypatch.setenv("NO_PROXY", "hub.invalid")
     with pytest.raises(PassingError, match=r"hub\.invalid"), hub.open(REPO, COMMIT, "config.json"):
         pass
-    monkeypatch.setenv("HTTP_PROXY", "socks5://127.0.0.1:1")
-    monkeypatch.setenv("NO_PROXY", "")
-    with pytest.raises(HubError, match="socks5"), hub.open(REPO, COMMIT, "config.json"):
+    hub.close()
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+def test_a_socks_proxy_is_refused_in_one_line(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "socks5://127.0.0.1:1")
+    hub = Hub("http://hub.invalid", patience=QUICK)
+    with pytest.raises(HubError, match=r"socks5.*HTTP_PROXY") as error, hub.open(REPO, COMMIT, "config.json"):
         pass
+    assert not isinstance(error.value, PassingError)
+    one_line(error.value)
+
+
+def test_all_proxy_names_the_proxy_where_no_other_does(server: FaultyHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", server.url)
+    hub = Hub("http://hub.invalid", patience=QUICK)
+    assert body(hub, "config.json") == FILES["config.json"]
+    assert server.paths[-1].startswith("http://hub.invalid/")
+    hub.close()
+
+
+def test_a_hub_on_this_machine_is_asked_without_a_proxy(server: FaultyHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.invalid:3128")
+    hub = Hub(server.url, patience=QUICK)
+    assert body(hub, "config.json") == FILES["config.json"]
+    assert hub.info(REPO, "main").commit == COMMIT
     hub.close()
 
 

@@ -1,6 +1,6 @@
 """Moving one file from the hub to its place: part file, resume, hash, further attempts, publication.
 
-Knows nothing of bundles, locks or threads; prefetch.py decides what is moved and by whom.
+Knows nothing of bundles, locks or threads; tourkit/fetch/prefetch.py decides what is moved and by whom.
 """
 
 import errno

@@ -1,14 +1,12 @@
 """The hub: what it says about repositories, and the bytes of one file from any start.
 
-The only module that talks to a host outside this machine and the only one that imports huggingface_hub, which
-answers the questions about repositories; the bytes go over our own connections (huggingface_hub neither checks
-nor resumes them). Where bytes are put is the business of transfer.py.
+huggingface_hub answers the questions about repositories. It neither checks nor resumes bytes, so these go over the
+connections of tourkit/fetch/http.py. Where bytes are put is the business of tourkit/fetch/download.py.
 """
 
 import contextlib
 import hashlib
 import http.client
-import logging
 import os
 import re
 import ssl
@@ -22,6 +20,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from tourkit import __version__
 from tourkit.errors import HubError, WrongContent
+from tourkit.fetch import hub_client
 from tourkit.fetch.http import Answer, Connections, Patience, origin, reason, retry_after
 from tourkit.net import is_loopback
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 _MOST_REDIRECTS = 5
-_TRUE = {"1", "ON", "YES", "TRUE"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 T = TypeVar("T")
@@ -117,9 +115,7 @@ class Hub:
         self._connections.close()
         with self._gate:
             if self._hf_api is not None:
-                from huggingface_hub import close_session
-
-                close_session()
+                hub_client.close()
 
     def interrupt(self) -> None:
         """Wake the threads that wait for bytes; they get PassingError."""
@@ -226,7 +222,7 @@ class Hub:
         if status == 416:
             raise RangeRefusedError(f"{where}: HTTP 416")
         if status in (408, 429) or status >= 500:
-            raise PassingError(f"HTTP {status}", retry_after(answer.headers))
+            raise PassingError(f"HTTP {status}", retry_after(answer.headers.get("Retry-After", "")))
         if code == "GatedRepo":
             raise self._gated(repo)
         if redirected and status in (401, 403, 404, 410) and not code:
@@ -243,7 +239,7 @@ class Hub:
         self._refuse_offline()
         with self._gate:
             if self._hf_api is None:
-                self._hf_api = _new_api(self.endpoint, self.patience.stall_s, trust_env=not self._local)
+                self._hf_api = hub_client.new_api(self.endpoint, self.patience.stall_s, trust_env=not self._local)
             return self._hf_api
 
     def _asking(self, where: str, repo: str, ask: Callable[[], T]) -> T:
@@ -276,7 +272,7 @@ class Hub:
 
     def _of_status(self, status: int, headers: Any, repo: str) -> HubError:
         if status in (408, 429) or status >= 500:
-            return PassingError(f"HTTP {status}", retry_after(headers))
+            return PassingError(f"HTTP {status}", retry_after(headers.get("Retry-After", "")))
         if status in (401, 403):
             return self._refused(repo, status)
         return HubError(f"{repo}: HTTP {status} from the hub: check the endpoint {self.endpoint}")
@@ -299,7 +295,7 @@ class Hub:
     def _known_token(self) -> str | None:
         with self._gate:
             if not self._token_known:
-                self._token = _default_token()
+                self._token = hub_client.default_token()
                 self._token_known = True
             return self._token
 
@@ -321,39 +317,8 @@ class Hub:
 
     def _refuse_offline(self) -> None:
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-            if os.environ.get(name, "").upper() in _TRUE and not self._local:
+            if os.environ.get(name, "").upper() in hub_client.TRUE and not self._local:
                 raise HubError(f"{name} is set, {self.endpoint} may not be asked: unset it")
-
-
-def _new_api(endpoint: str, stall_s: float, *, trust_env: bool) -> "HfApi":
-    """huggingface_hub with nothing sent unasked, no lines of its own, and no wait without an end."""
-    for name in ("TELEMETRY", "XET", "UPDATE_CHECK", "PROGRESS_BARS"):
-        os.environ.setdefault(f"HF_HUB_DISABLE_{name}", "1")
-    from huggingface_hub import HfApi, set_client_factory
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-    from huggingface_hub.utils import logging as hf_logging
-
-    def limit(request: Any) -> None:  # list_repo_tree asks for no time limit at all
-        if not any((request.extensions.get("timeout") or {}).values()):
-            request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), stall_s)
-
-    hf_logging.set_verbosity(logging.ERROR)
-    # Without the client's own hook: HF_HUB_OFFLINE is ours to judge, a mirror on loopback is no network.
-    set_client_factory(
-        lambda: httpx.Client(follow_redirects=True, trust_env=trust_env, event_hooks={"request": [limit]})
-    )
-    return HfApi(endpoint=endpoint, library_name="tourkit", library_version=__version__)
-
-
-def _default_token() -> str | None:
-    if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in _TRUE:
-        return None
-    if token := os.environ.get("HF_TOKEN", "").strip():
-        return token
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import get_token
-
-    return get_token()
 
 
 def _license(tags: list[str]) -> str | None:
