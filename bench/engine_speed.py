@@ -14,8 +14,8 @@ from pathlib import Path
 
 from work import documents
 
-from tourkit.backends.llama_cpp import LlamaEngine
 from tourkit.backends.llama_cpp.runner import LlamaRunner
+from tourkit.backends.runner_engine import RunnerEngine
 from tourkit.generation import Constraint, Delta, Request, SamplingParams
 from tourkit.hardware.probe import probe
 
@@ -24,7 +24,7 @@ PROMPT = 32
 LONG_STRING = Constraint("regex", "[^\\x00-\\x1f]*")
 
 
-def decode(engine: LlamaEngine, tokens: int, constraint: Constraint | None, seed: int) -> tuple[int, float, int]:
+def decode(engine: RunnerEngine, tokens: int, constraint: Constraint | None, seed: int) -> tuple[int, float, int]:
     """Tokens, seconds and steps from the first token of the last sequence that starts to the end of all."""
     began: dict[int, float] = {}
     steps_then: list[int] = []
@@ -55,7 +55,7 @@ def decode(engine: LlamaEngine, tokens: int, constraint: Constraint | None, seed
 def main() -> None:
     # Without guesses: those of free random text are seldom right, and both kinds are to run the same steps.
     runner = LlamaRunner(Path(sys.argv[1]), slots=SEQUENCES, context=512, threads=probe().threads)
-    engine = LlamaEngine(runner, speculate=False)
+    engine = RunnerEngine(runner, "llama_cpp", speculate=False)
     decode(engine, 8, LONG_STRING, 0)
     tokens, free, steps = decode(engine, 96, None, 1)
     _, held, held_steps = decode(engine, 96, LONG_STRING, 1)

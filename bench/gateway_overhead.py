@@ -29,7 +29,9 @@ from typing import Any
 import aiohttp
 from servers import free_port
 
-from tourkit.backends.vllm import arguments
+from tourkit.backends.vllm.arguments import environment, serve_arguments
+from tourkit.backends.vllm.library import is_cpu_build
+from tourkit.backends.vllm.weights import shape_of
 from tourkit.bundle.build import build_index
 from tourkit.bundle.index import BundleModel, BundleVariant, variant_dir, write_index
 from tourkit.hardware.probe import probe
@@ -45,17 +47,15 @@ MODES = {"whole answers": False, "streams": True}
 def direct(model: Path, work: Path) -> Iterator[str]:
     """`vllm serve` as tourkit starts it, without the front; its URL."""
     spec = Launch("bench", "vllm", str(model), SLOTS, CONTEXT, probe().threads)
-    cpu, address = arguments.is_cpu_build(), f"127.0.0.1:{free_port()}"
-    command_line = arguments.arguments(
-        spec, model, arguments.shape_of(model), address, ("tool",), middleware="a.Front", cpu=cpu
-    )
+    cpu, address = is_cpu_build(), f"127.0.0.1:{free_port()}"
+    command_line = serve_arguments(spec, model, shape_of(model), address, ("tool",), middleware="a.Front", cpu=cpu)
     front = command_line.index("--middleware")
     del command_line[front : front + 2]
     scratch = work / "direct"
     scratch.mkdir()
-    environment = tuned("vllm") | arguments.environment(spec, cpu=cpu) | {"TMPDIR": str(scratch)}
+    variables = tuned("vllm") | environment(spec, cpu=cpu) | {"TMPDIR": str(scratch)}
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *command_line]
-    with running(command, work / "direct.log", environment, says=False) as process:
+    with running(command, work / "direct.log", variables, says=False) as process:
         while process.poll() is None and not answers(f"http://{address}/health"):
             time.sleep(0.2)
         yield f"http://{address}"
@@ -82,14 +82,12 @@ def gateway(model: Path, work: Path) -> Iterator[str]:
 
 @contextmanager
 def running(
-    command: list[str], log: Path, environment: dict[str, str], *, says: bool = True
+    command: list[str], log: Path, variables: dict[str, str], *, says: bool = True
 ) -> Iterator[subprocess.Popen[str]]:
     """A server. `says`: its stdout is for us and not for the log; what it would print there nobody reads."""
     with log.open("w") as errors:
         to = subprocess.PIPE if says else errors
-        process = subprocess.Popen(
-            command, stdout=to, stderr=errors, text=True, env=environment, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdout=to, stderr=errors, text=True, env=variables, start_new_session=True)
     try:
         yield process
         if process.poll() is not None:

@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tourkit.backends.llama_cpp import LlamaEngine, LlamaRunner
+from tourkit.backends.llama_cpp.runner import LlamaRunner
+from tourkit.backends.runner_engine import RunnerEngine
 from tourkit.data import TINY_DOCUMENTS, TINY_GGUF
 from tourkit.generation import Constraint, Delta, Request, SamplingParams
 from tourkit.hardware.probe import probe
@@ -39,7 +40,7 @@ def requests() -> list[Request]:
     return found
 
 
-def ask_all(engine: LlamaEngine, asked: list[Request], clients: int) -> tuple[list[str], float]:
+def ask_all(engine: RunnerEngine, asked: list[Request], clients: int) -> tuple[list[str], float]:
     """The texts, and the seconds they took, with so many requests under way at a time."""
     texts = [""] * len(asked)
     free = threading.Semaphore(clients)
@@ -71,7 +72,9 @@ def main() -> None:
         return
     asked = requests()
     engines = {
-        name: LlamaEngine(LlamaRunner(given.gguf, slots=8, context=2048, threads=probe().threads), speculate=speculate)
+        name: RunnerEngine(
+            LlamaRunner(given.gguf, slots=8, context=2048, threads=probe().threads), "llama_cpp", speculate=speculate
+        )
         for name, speculate in (("off", False), ("on", True))
     }
     for clients in given.clients:

@@ -50,14 +50,14 @@ def files(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 @pytest.fixture(params=["mean", "cls", "last"])
 def engine(request: pytest.FixtureRequest, files: dict[str, Path]) -> Iterator[BatchEmbedder]:
-    engine = BatchEmbedder(LlamaRunner(files[request.param], threads=1))
+    engine = BatchEmbedder(LlamaRunner(files[request.param], threads=1), "llama_cpp")
     yield engine
     engine.close()
 
 
 @pytest.fixture
 def bert(files: dict[str, Path]) -> Iterator[BatchEmbedder]:
-    engine = BatchEmbedder(LlamaRunner(files["mean"], threads=1), max_waiting=100)
+    engine = BatchEmbedder(LlamaRunner(files["mean"], threads=1), "llama_cpp", max_waiting=100)
     yield engine
     engine.close()
 
@@ -107,7 +107,7 @@ def test_texts_of_many_requests_share_calls_and_get_back_to_their_own(engine: Ba
 def test_a_text_longer_than_a_call_of_a_causal_model_is_taken_in_several(files: dict[str, Path]) -> None:
     found = []
     for n_batch in (32, 512):
-        engine = BatchEmbedder(LlamaRunner(files["last"], context=512, n_batch=n_batch, threads=1))
+        engine = BatchEmbedder(LlamaRunner(files["last"], context=512, n_batch=n_batch, threads=1), "llama_cpp")
         found.append(vectors(engine, "the name and the date " * 20, "short"))
         engine.close()
 
@@ -152,7 +152,7 @@ def test_more_texts_than_may_wait_are_refused(bert: BatchEmbedder) -> None:
 
 
 def test_texts_nobody_waits_for_any_more_leave_the_queue(files: dict[str, Path]) -> None:
-    engine = BatchEmbedder(LlamaRunner(files["mean"], threads=1))
+    engine = BatchEmbedder(LlamaRunner(files["mean"], threads=1), "llama_cpp")
     futures = [engine.embed(["the name of the bill"] * 2000) for _ in range(3)]
 
     cancelled = [future.cancel() for future in futures[1:]]
@@ -166,7 +166,7 @@ def test_texts_nobody_waits_for_any_more_leave_the_queue(files: dict[str, Path])
 
 
 def test_closing_answers_everybody_who_still_waits(files: dict[str, Path]) -> None:
-    engine = BatchEmbedder(LlamaRunner(files["mean"], threads=1))
+    engine = BatchEmbedder(LlamaRunner(files["mean"], threads=1), "llama_cpp")
     futures = [engine.embed(["the name"] * 2000) for _ in range(4)]
 
     engine.close()

@@ -17,7 +17,7 @@ from tourkit import backends  # noqa: E402
 from tourkit.backends.base import Embedder  # noqa: E402
 from tourkit.backends.transformers.encoder import EncoderRunner  # noqa: E402
 from tourkit.errors import LocalError, RequestError  # noqa: E402
-from tourkit.launch import Launch  # noqa: E402
+from tourkit.launch import NO_LAYERS, Launch  # noqa: E402
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"the name date of bill total is due number a b c ##s ##e".split()]
 TEXTS = ["the name", "dates of bill", "a", "total is due " * 9, "the number of the bill is due", "b c"]
@@ -96,7 +96,9 @@ def test_a_text_longer_than_the_model_reads_is_refused(tmp_path: Path) -> None:
 
 
 def test_roberta_has_fewer_positions_than_it_says(tmp_path: Path) -> None:
-    assert EncoderRunner(made(tmp_path, "XLMRoberta", max_position_embeddings=10), "cpu", context=64).context == 9
+    folder = made(tmp_path, "XLMRoberta", max_position_embeddings=10)
+
+    assert EncoderRunner(folder, context=64, gpu_layers=NO_LAYERS).context == 9
 
 
 def test_a_pooling_that_is_not_served_is_named(tmp_path: Path) -> None:

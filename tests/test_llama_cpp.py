@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from gguf_files import rewrite
 
-from tourkit.backends.llama_cpp import LlamaEngine, load
+from tourkit.backends.llama_cpp import load
 from tourkit.backends.llama_cpp.runner import LlamaRunner
+from tourkit.backends.runner_engine import RunnerEngine
 from tourkit.errors import EngineError, LocalError, RequestError, UsageError
 from tourkit.generation import Constraint, Delta, Finish, Request, SamplingParams
 from tourkit.launch import ALL_LAYERS, NO_LAYERS, GpuLayers, Launch
@@ -29,13 +30,13 @@ def runner(tiny_gguf: Path) -> Iterator[LlamaRunner]:
 
 
 @pytest.fixture
-def engine(tiny_gguf: Path) -> Iterator[LlamaEngine]:
-    engine = LlamaEngine(LlamaRunner(tiny_gguf, slots=4, context=512, threads=1))
+def engine(tiny_gguf: Path) -> Iterator[RunnerEngine]:
+    engine = RunnerEngine(LlamaRunner(tiny_gguf, slots=4, context=512, threads=1), "llama_cpp")
     yield engine
     engine.close()
 
 
-def ask(engine: LlamaEngine, request: Request) -> list[tuple[str, Finish]]:
+def ask(engine: RunnerEngine, request: Request) -> list[tuple[str, Finish]]:
     deltas: queue.SimpleQueue[Delta] = queue.SimpleQueue()
     engine.submit(request, deltas.put)
     texts, endings = [""] * request.n, {}
@@ -136,7 +137,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         LlamaRunner(tmp_path / "gone.gguf")
 
 
-def test_a_greedy_answer_is_the_same_alone_in_a_batch_and_from_the_prefix_cache(engine: LlamaEngine) -> None:
+def test_a_greedy_answer_is_the_same_alone_in_a_batch_and_from_the_prefix_cache(engine: RunnerEngine) -> None:
     first = ask(engine, greedy("the name"))
 
     again = ask(engine, greedy("the name"))
@@ -163,7 +164,7 @@ def test_guessing_changes_no_greedy_answer_under_a_schema(tiny_gguf: Path) -> No
     }
     texts, stats = [], []
     for speculate in (False, True):
-        engine = LlamaEngine(LlamaRunner(tiny_gguf, slots=2, context=512, threads=1), speculate=speculate)
+        engine = RunnerEngine(LlamaRunner(tiny_gguf, slots=2, context=512, threads=1), "llama_cpp", speculate=speculate)
         params = SamplingParams(max_tokens=400, temperature=0)
         messages = ({"role": "user", "content": "the name and the date and the name and the date"},)
         texts.append(ask(engine, Request(messages=messages, params=params, constraint=Constraint.json_schema(schema))))
@@ -180,7 +181,7 @@ def test_guessing_changes_no_greedy_answer_under_a_schema(tiny_gguf: Path) -> No
     ids=["answer", "prompt"],
 )
 def test_what_does_not_fit_the_context_is_refused_not_cut(
-    engine: LlamaEngine, text: str, max_tokens: int | None, param: str
+    engine: RunnerEngine, text: str, max_tokens: int | None, param: str
 ) -> None:
     request = Request(messages=({"role": "user", "content": text},), params=SamplingParams(max_tokens=max_tokens))
 
@@ -190,7 +191,7 @@ def test_what_does_not_fit_the_context_is_refused_not_cut(
     assert (refused.value.param, refused.value.code) == (param, "context_length_exceeded")
 
 
-def test_without_max_tokens_the_answer_may_fill_the_context(engine: LlamaEngine) -> None:
+def test_without_max_tokens_the_answer_may_fill_the_context(engine: RunnerEngine) -> None:
     request = Request(messages=({"role": "user", "content": "x"},), params=SamplingParams(temperature=0, stop=()))
 
     (_, finish), *_ = ask(engine, request)
@@ -236,7 +237,7 @@ def test_a_q8_0_cache_takes_about_half_the_memory_and_says_nearly_the_same(wide_
 
 def test_a_q8_0_cache_is_shared_cut_and_reused_like_any_other(wide_heads: Path) -> None:
     engine = load(Launch("x", "llama_cpp", str(wide_heads), 4, 256, 1, cache_type="q8_0"))
-    assert isinstance(engine, LlamaEngine)
+    assert isinstance(engine, RunnerEngine)
 
     first, again, batched = (ask(engine, greedy("the name", n=n)) for n in (1, 1, 4))
     params = SamplingParams(max_tokens=60, seed=1)
@@ -323,7 +324,7 @@ def held_to(schema: dict[str, object], n: int = 1) -> Request:
     return replace(greedy("Write it.", max_tokens=60, n=n), constraint=Constraint.json_schema(schema))
 
 
-def test_an_answer_that_leaves_no_choice_asks_the_model_nothing(engine: LlamaEngine) -> None:
+def test_an_answer_that_leaves_no_choice_asks_the_model_nothing(engine: RunnerEngine) -> None:
     fixed = held_to({"const": {"kind": "fixed", "count": 3}}, n=2)
     ask(engine, fixed)  # before the first one, the model is asked how it writes JSON
     before = engine.stats().decode_steps
@@ -345,7 +346,7 @@ def test_an_answer_that_leaves_no_choice_asks_the_model_nothing(engine: LlamaEng
         (['{\n  "a":\n 1}'], True),
     ],
 )
-def test_an_answer_is_spaced_as_those_before_it_are(engine: LlamaEngine, answers: list[str], spaced: bool) -> None:
+def test_an_answer_is_spaced_as_those_before_it_are(engine: RunnerEngine, answers: list[str], spaced: bool) -> None:
     asked = {"role": "user", "content": 'Write {"kind":"","count":0}.'}
     turns = [turn for answer in answers for turn in ({"role": "assistant", "content": answer}, asked)]
     params = SamplingParams(max_tokens=60, temperature=0)
@@ -358,12 +359,12 @@ def test_an_answer_is_spaced_as_those_before_it_are(engine: LlamaEngine, answers
     assert in_chat == as_text == [(text, Finish.STOP)]
 
 
-def test_an_answer_to_a_first_question_has_no_spaces_where_the_model_writes_none(engine: LlamaEngine) -> None:
+def test_an_answer_to_a_first_question_has_no_spaces_where_the_model_writes_none(engine: RunnerEngine) -> None:
     """This one has random weights: it writes no JSON at all. tests/test_tiny_model.py has one that writes spaces."""
     assert ask(engine, held_to({"const": [1, {"a": 2}]})) == [('[1,{"a":2}]', Finish.STOP)]
 
 
-def test_what_a_grammar_forces_at_the_start_is_computed_once_with_the_prompt(engine: LlamaEngine) -> None:
+def test_what_a_grammar_forces_at_the_start_is_computed_once_with_the_prompt(engine: RunnerEngine) -> None:
     schema = {
         "type": "object",
         "properties": {"a_name_that_takes_many_tokens": {"enum": ["yes", "no"]}},
@@ -425,7 +426,7 @@ def test_an_engine_that_nobody_asks_gets_ready_for_grammars_and_ends_all_the_sam
             begun.set()
             return super().grammar_tokenizer()
 
-    engine = LlamaEngine(Noting(tiny_gguf, slots=1, context=64, threads=1))
+    engine = RunnerEngine(Noting(tiny_gguf, slots=1, context=64, threads=1), "llama_cpp")
 
     begun.wait()
     engine.close()

@@ -130,44 +130,44 @@ def test_common_prefix(a: list[int], b: list[int], end: int, expected: int) -> N
 def test_an_empty_slot_is_taken_before_one_that_holds_a_prefix() -> None:
     slots = [Slot(0, cells=[1, 2, 3], used=5), Slot(1)]
 
-    placement = place(slots, [9, 9, 9])
+    choice = place(slots, [9, 9, 9])
 
-    assert placement is not None
-    assert (placement.target.id, placement.length) == (1, 0)
+    assert choice is not None
+    assert (choice.target.id, choice.length) == (1, 0)
 
 
 def test_an_idle_slot_with_the_same_beginning_is_continued_in_place() -> None:
     slots = [Slot(0), Slot(1, cells=[1, 2, 3, 4], used=1)]
 
-    placement = place(slots, [1, 2, 3, 9])
+    choice = place(slots, [1, 2, 3, 9])
 
-    assert placement is not None
-    assert (placement.target.id, placement.source.id, placement.length) == (1, 1, 3)
+    assert choice is not None
+    assert (choice.target.id, choice.source.id, choice.length) == (1, 1, 3)
 
 
 def test_the_last_token_is_always_left_to_decode() -> None:
-    placement = place([Slot(0, cells=[1, 2, 3])], [1, 2, 3])
+    choice = place([Slot(0, cells=[1, 2, 3])], [1, 2, 3])
 
-    assert placement is not None
-    assert placement.length == 2
+    assert choice is not None
+    assert choice.length == 2
 
 
 def test_a_running_sequence_lends_its_prefix() -> None:
     slots = [Slot(0, owner=sequence(1, 50, 50)), Slot(1)]
 
-    placement = place(slots, [7] * 40 + [8])
+    choice = place(slots, [7] * 40 + [8])
 
-    assert placement is not None
-    assert (placement.target.id, placement.source.id, placement.length) == (1, 0, 40)
+    assert choice is not None
+    assert (choice.target.id, choice.source.id, choice.length) == (1, 0, 40)
 
 
 def test_the_least_recently_used_prefix_gives_way() -> None:
     slots = [Slot(0, cells=[1], used=9), Slot(1, cells=[2], used=3), Slot(2, cells=[3], used=6)]
 
-    placement = place(slots, [5, 5])
+    choice = place(slots, [5, 5])
 
-    assert placement is not None
-    assert placement.target.id == 1
+    assert choice is not None
+    assert choice.target.id == 1
 
 
 def test_a_prompt_waits_for_a_shared_prefix_that_is_being_prefilled() -> None:

@@ -81,7 +81,7 @@ def test_a_storm_of_requests_leaves_every_slot_free_and_every_sequence_ended_onc
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(customer, range(8)))
 
-    stats, slots = engine.stats(), engine._cells.slots
+    stats, slots = engine.stats(), engine._slots.slots
     engine.close()
     ended = [endings.get() for _ in range(endings.qsize())]
     assert sorted((key, index) for key, index, _ in ended) == sorted(expected.get() for _ in range(expected.qsize()))

@@ -27,7 +27,8 @@ import jsonschema
 import pytest
 from launch_server import LaunchServer, launch_server
 
-from tourkit.backends.vllm import arguments
+from tourkit.backends.vllm import weights
+from tourkit.backends.vllm.arguments import environment, serve_arguments
 from tourkit.errors import LocalError
 from tourkit.launch import GpuLayers, Launch
 from tourkit.planning.plan import Placement
@@ -144,7 +145,7 @@ def started(folder: Path, *roles: str, cpu: bool = True, **config: Any) -> dict[
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
     spec = launch(path=folder).launch
     return options(
-        arguments.arguments(spec, folder, arguments.shape_of(folder), "unix:/s", roles, middleware="a.Front", cpu=cpu)
+        serve_arguments(spec, folder, weights.shape_of(folder), "unix:/s", roles, middleware="a.Front", cpu=cpu)
     )
 
 
@@ -179,7 +180,7 @@ def test_only_a_worker_for_graphs_guesses_from_the_prompt(
 
 
 def test_it_is_told_to_stay_offline_whether_or_not_the_gateway_is() -> None:
-    given = arguments.environment(launch().launch, cpu=True)
+    given = environment(launch().launch, cpu=True)
 
     assert given["HF_HUB_OFFLINE"] == given["VLLM_NO_USAGE_STATS"] == given["DO_NOT_TRACK"] == "1"
     assert given["VLLM_HOST_IP"] == "127.0.0.1"  # else it asks the network for its own address
@@ -201,7 +202,7 @@ def test_what_it_cannot_load_with_is_refused_before_it_starts(
     option: dict[str, Any], word: str, tmp_path: Path
 ) -> None:
     with pytest.raises(LocalError, match=word):
-        arguments.folder_of(launch(path=tmp_path, **option).launch)
+        weights.folder_of(launch(path=tmp_path, **option).launch)
 
 
 # --- the same API ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,11 @@ A message is one line: what, where: the mend.
 """
 
 
+def one_line(text: str) -> str:
+    """What a library said, for a message of ours: in one line of at most 300 characters."""
+    return " ".join(text.split())[:300]
+
+
 class TourkitError(Exception):
     """Root of the tree; `exit_code` is what the process ends with."""
 

@@ -33,10 +33,11 @@ Ask = Callable[..., list[str]]
 
 def asker(path: Path, threads: int) -> Ask:
     """A function that gives the texts of `n` answers to a conversation."""
-    from tourkit.backends.llama_cpp import LlamaEngine, LlamaRunner
+    from tourkit.backends.llama_cpp.runner import LlamaRunner
+    from tourkit.backends.runner_engine import RunnerEngine
     from tourkit.generation import Constraint, Request, SamplingParams
 
-    engine = LlamaEngine(LlamaRunner(path, slots=8, context=2048, threads=threads))
+    engine = RunnerEngine(LlamaRunner(path, slots=8, context=2048, threads=threads), "llama_cpp")
 
     def answer(
         messages: list[dict[str, str]], schema: dict[str, Any] | None, n: int = 1, temperature: float = 0, seed: int = 1

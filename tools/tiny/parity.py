@@ -41,10 +41,11 @@ def held_out_prompts(count: int) -> list[Messages]:
 
 
 def gguf_writer(path: Path) -> Writer:
-    from tourkit.backends.llama_cpp import LlamaEngine, LlamaRunner
+    from tourkit.backends.llama_cpp.runner import LlamaRunner
+    from tourkit.backends.runner_engine import RunnerEngine
     from tourkit.generation import Request, SamplingParams
 
-    engine = LlamaEngine(LlamaRunner(path, slots=1, context=2048, threads=1))
+    engine = RunnerEngine(LlamaRunner(path, slots=1, context=2048, threads=1), "llama_cpp")
 
     def write(messages: Messages) -> str:
         params = SamplingParams(max_tokens=MOST, temperature=0)
@@ -117,7 +118,7 @@ def same_tokens(weights: Path, texts: list[str]) -> int:
     """How many texts llama.cpp and the tokenizer file split differently."""
     from tokenizers import Tokenizer
 
-    from tourkit.backends.llama_cpp import LlamaRunner
+    from tourkit.backends.llama_cpp.runner import LlamaRunner
 
     runner = LlamaRunner(weights / "gguf" / "tiny-q8_0.gguf", slots=1, context=64, threads=1)
     tokenizer = Tokenizer.from_file(str(weights / "safetensors" / "tokenizer.json"))

@@ -1,12 +1,13 @@
-"""One file a stack, each with `load(launch)`; an inference library is imported in its own file only."""
+"""How each stack loads a variant and serves requests: one module or package a stack, named like the stack.
+
+Each has `load(launch)`, which gives an Engine. Only that module or package imports the stack's library, and only inside
+functions. The other modules here are shared by several stacks.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
-
-from tourkit.errors import LocalError
-from tourkit.stacks import STACKS
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
@@ -14,10 +15,7 @@ if TYPE_CHECKING:
 
 
 def load(launch: Launch) -> Engine:
-    """Load a variant with its stack. Raises LocalError when the stack or the files are no good."""
-    if launch.deterministic and not STACKS[launch.stack].deterministic:
-        raise LocalError(
-            f"{launch.model}: --deterministic is for llama_cpp, not {launch.stack}: take a GGUF of the model"
-        )
+    """Load a variant with its stack. Raises LocalError when the stack or the files are no good, or an option is not
+    for this stack."""
     engine: Engine = import_module(f"tourkit.backends.{launch.stack}").load(launch)
     return engine

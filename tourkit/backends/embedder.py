@@ -65,7 +65,7 @@ class BatchEmbedder:
     def __init__(
         self,
         runner: EmbeddingRunner,
-        stack: str = "llama_cpp",
+        stack: str,
         *,
         deterministic: bool = False,
         max_waiting: int = _MAX_WAITING,

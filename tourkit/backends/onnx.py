@@ -11,10 +11,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tourkit.backends.launch_checks import refuse_foreign
 from tourkit.backends.runner_engine import RunnerEngine
-from tourkit.backends.slot_runner import Part, SlotRunner, refuse_foreign
+from tourkit.backends.slot_runner import Part, SlotRunner
 from tourkit.backends.vocabulary import Vocabulary, read_json
-from tourkit.errors import EngineError, LocalError
+from tourkit.errors import EngineError, LocalError, one_line
 from tourkit.launch import ALL_LAYERS, GpuLayers
 from tourkit.offline import ENVIRONMENT
 
@@ -79,7 +80,7 @@ class OnnxRunner(SlotRunner):
                 config.clear_providers()
             return self._genai.Model(config)
         except Exception as exc:  # the library raises RuntimeError and its own kinds alike
-            raise LocalError(f"{self._folder}: onnxruntime-genai cannot load it: {_line(exc)}") from exc
+            raise LocalError(f"{self._folder}: onnxruntime-genai cannot load it: {one_line(str(exc))}") from exc
 
     def _try_out(self) -> tuple[int, bool, bool]:
         """How many logits a token gets, whether cells can be dropped, and whether each token of a call has logits."""
@@ -91,7 +92,7 @@ class OnnxRunner(SlotRunner):
             both = np.array(generator.get_output("logits"), dtype=np.float32)
             every_row = both.shape[1] == 2
         except Exception as exc:
-            raise LocalError(f"{self._folder}: onnxruntime-genai cannot run it: {_line(exc)}") from exc
+            raise LocalError(f"{self._folder}: onnxruntime-genai cannot run it: {one_line(str(exc))}") from exc
         try:
             generator.rewind_to(1)
             generator.append_tokens(np.array([2], dtype=np.int32))
@@ -121,7 +122,7 @@ class OnnxRunner(SlotRunner):
             generator.append_tokens(np.array(part.tokens, dtype=np.int32))
             logits = generator.get_output("logits")[0]  # (tokens, n_vocab), or the last one's only
         except Exception as exc:
-            raise EngineError(f"onnxruntime-genai: {_line(exc)}") from exc
+            raise EngineError(f"onnxruntime-genai: {one_line(str(exc))}") from exc
         skipped = len(part.tokens) - len(logits)
         return np.array(logits[[at - skipped for at in part.wanted]], dtype=np.float32)
 
@@ -137,10 +138,6 @@ class OnnxRunner(SlotRunner):
     def close(self) -> None:
         self._generators = []
         self._model = None
-
-
-def _line(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:300]
 
 
 def _folder(path: Path) -> Path:
@@ -171,6 +168,5 @@ def load(launch: Launch) -> RunnerEngine:
         "onnx",
         emulated=EMULATED,
         speculate=runner.every_row,
-        deterministic=launch.deterministic,
         chat_template=launch.chat_template,
     )

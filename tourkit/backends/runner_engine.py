@@ -9,18 +9,17 @@ import threading
 from functools import partial
 from typing import Protocol
 
-from tourkit.backends.text_side import Texts, Vocabular
+from tourkit.backends.text_side import Texts, Tokenizer
 from tourkit.engine.engine import BatchEngine
 from tourkit.engine.runner import PrefixStore, Runner
 from tourkit.errors import LocalError, TourkitError
-from tourkit.generation import Emit, Enforced, EngineInfo, EngineStats, Request, SamplingParams, Submission
-from tourkit.grammar.spacing import BEGUN, ENOUGH, QUESTION, Spacing
+from tourkit.generation import Emit, EngineInfo, EngineStats, Request, SamplingParams, Submission
 
 _WARM_UP = 8  # tokens
 
 
-class TextRunner(Vocabular, Runner, Protocol):
-    """A Runner with its vocabulary."""
+class TextRunner(Tokenizer, Runner, Protocol):
+    """A Runner that knows its model's text too."""
 
     context: int  # tokens a sequence
 
@@ -61,7 +60,7 @@ class RunnerEngine:
         self._runner = runner
         self._info = EngineInfo(stack, runner.context, runner.n_slots, runner.n_vocab, emulated)
         self._texts = Texts(runner, runner.context, chat_template)
-        self._spacing = Spacing(self._write_on)
+        self._spacing = self._texts.spacing(self._write_on)
         self._preparing: threading.Thread | None = None
         self._batches = BatchEngine(
             runner,
@@ -80,14 +79,16 @@ class RunnerEngine:
         return self._info
 
     def submit(self, request: Request, emit: Emit) -> Submission:
-        tokens = self._texts.prompt(request)
-        self._texts.check(request, len(tokens))
-        room = request.params.max_tokens or self._runner.context - len(tokens)
-        matchers = self._texts.matchers(request, request.n, compact=self._spacing.compact(request))
-        submission = self._batches.submit(tokens, request.params, room, emit, matchers, whole=request.whole)
-        first = matchers[0]
-        enforced = Enforced(first.level, first.dropped) if first is not None else Enforced()
-        return Submission(submission, len(tokens), enforced)
+        engine_input = self._texts.engine_input(request, self._spacing, matchers=request.n)
+        submission = self._batches.submit(
+            engine_input.tokens,
+            request.params,
+            engine_input.max_tokens,
+            emit,
+            engine_input.matchers,
+            whole=request.whole,
+        )
+        return Submission(submission, len(engine_input.tokens), engine_input.enforced)
 
     def abort(self, submission_id: int) -> None:
         self._batches.abort(submission_id)
@@ -117,9 +118,8 @@ class RunnerEngine:
         except TourkitError:
             return  # nothing is lost: a request that needs it asks again, and hears why not
 
-    def _write_on(self, emit: Emit) -> None:
-        tokens = self._texts.dialogue(QUESTION, BEGUN, ENOUGH)
-        self._batches.submit(tokens, SamplingParams(temperature=0), ENOUGH, emit, whole=True)
+    def _write_on(self, tokens: list[int], max_tokens: int, emit: Emit) -> None:
+        self._batches.submit(tokens, SamplingParams(temperature=0), max_tokens, emit, whole=True)
 
     def _release(self) -> None:
         if self._preparing is not None:

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tourkit.engine.sampling import NumpySampler
-from tourkit.errors import EngineError, LocalError
+from tourkit.errors import EngineError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tourkit.backends.vocabulary import Vocabulary
     from tourkit.generation import SamplingParams
-    from tourkit.launch import Launch
 
 
 @dataclass(slots=True)
@@ -151,16 +150,3 @@ class SlotRunner(ABC):
         self.drop_cells(slot, length)
         self._held[slot] = length
         return whole
-
-
-def refuse_foreign(launch: Launch) -> None:
-    """Refuse what only llama.cpp can load with. Raises LocalError naming it."""
-    foreign = {
-        f"a KV cache of {launch.cache_type}": launch.cache_type != "f16",
-        "flash attention by choice": launch.flash_attention is not None,
-        "LoRA adapters": bool(launch.lora),
-        "some layers on the GPU and some not": launch.gpu_layers.is_part,
-    }
-    asked = [name for name, given in foreign.items() if given]
-    if asked:
-        raise LocalError(f"{launch.model}: the stack {launch.stack} has no {asked[0]}: leave it out, or use llama_cpp")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tourkit.backends.chat_template import ChatTemplate
 from tourkit.errors import RequestError
-from tourkit.generation import Request
+from tourkit.generation import Emit, Enforced, Request
 from tourkit.grammar.compiler import GrammarCompiler, Manner
 from tourkit.grammar.matcher import Matcher
+from tourkit.grammar.spacing import BEGUN, ENOUGH, QUESTION, Spacing
 
 
-class Vocabular(Protocol):
-    """The text side of a model. `special_tokens`: bos_token and eos_token as text, empty where there is none."""
+class Tokenizer(Protocol):
+    """What a model knows of text. `special_tokens`: bos_token and eos_token as text, empty where there is none."""
 
     n_vocab: int
     eog: frozenset[int]  # every end-of-generation token
@@ -41,22 +44,51 @@ class Vocabular(Protocol):
         ...
 
 
-class Texts:
-    """Prompts, checks and grammars of one model. Thread-safe. `chat_template` is used where the model carries none."""
+@dataclass(frozen=True, slots=True)
+class EngineInput:
+    """A request as an engine takes it: its prompt, how many tokens may follow, and a matcher a sequence."""
 
-    def __init__(self, vocabulary: Vocabular, context: int, chat_template: str = "") -> None:
-        self.vocabulary = vocabulary
+    tokens: list[int]
+    max_tokens: int
+    matchers: list[Matcher] | list[None]
+
+    @property
+    def enforced(self) -> Enforced:
+        """How far the grammar follows the constraint: the same for every sequence."""
+        first = self.matchers[0]
+        return Enforced() if first is None else Enforced(first.level, first.dropped)
+
+
+class Texts:
+    """Prompts, checks and grammars of one model. Thread-safe.
+
+    `chat_template` is used where the model carries none. `context` in tokens a sequence.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: int, chat_template: str = "") -> None:
+        self.tokenizer = tokenizer
         self.context = context
-        source = vocabulary.chat_template or chat_template
-        self._template = ChatTemplate(source, vocabulary.special_tokens) if source else None
+        source = tokenizer.chat_template or chat_template
+        self._template = ChatTemplate(source, tokenizer.special_tokens) if source else None
         self._grammars: GrammarCompiler | None = None
         self._lock = threading.Lock()
 
-    def prompt(self, request: Request, begun: str = "") -> list[int]:
+    def engine_input(self, request: Request, spacing: Spacing, *, matchers: int) -> EngineInput:
+        """What an engine is given for a request, with so many matchers. Raises RequestError, and as `spacing` does."""
+        tokens = self._prompt(request)
+        self._check(request, len(tokens))
+        max_tokens = request.params.max_tokens or self.context - len(tokens)
+        return EngineInput(tokens, max_tokens, self._matchers(request, matchers, compact=spacing.compact(request)))
+
+    def spacing(self, write_on: Callable[[list[int], int, Emit], object]) -> Spacing:
+        """How this model spaces JSON. `write_on` has it go on greedily from tokens, for so many more: in one delta."""
+        return Spacing(lambda emit: write_on(self._dialogue(QUESTION, BEGUN, ENOUGH), ENOUGH, emit))
+
+    def _prompt(self, request: Request, begun: str = "") -> list[int]:
         """The tokens of a prompt or of messages, and of an answer that has begun. Raises RequestError."""
-        vocabulary = self.vocabulary
+        tokenizer = self.tokenizer
         if request.prompt is not None:
-            return vocabulary.tokenize(request.prompt + begun, add_special=True, parse_special=False)
+            return tokenizer.tokenize(request.prompt + begun, add_special=True, parse_special=False)
         if self._template is None:
             raise RequestError(
                 "this model carries no chat template: use /v1/completions with a plain prompt, or give its model a "
@@ -64,22 +96,22 @@ class Texts:
                 param="messages",
             )
         text = self._template.render(request.messages or ()) + begun
-        bos = vocabulary.special_tokens["bos_token"]
-        add_bos = vocabulary.adds_bos and not (bos and text.startswith(bos))
-        return vocabulary.tokenize(text, add_special=add_bos, parse_special=True)
+        bos = tokenizer.special_tokens["bos_token"]
+        add_bos = tokenizer.adds_bos and not (bos and text.startswith(bos))
+        return tokenizer.tokenize(text, add_special=add_bos, parse_special=True)
 
-    def dialogue(self, question: str, begun: str, room: int) -> list[int]:
+    def _dialogue(self, question: str, begun: str, room: int) -> list[int]:
         """The tokens of a question and of an answer that has begun, the last ones if all of them leave no `room`.
 
         As plain text where no template takes them.
         """
         try:
-            tokens = self.prompt(Request(messages=({"role": "user", "content": question},)), begun)
+            tokens = self._prompt(Request(messages=({"role": "user", "content": question},)), begun)
         except RequestError:  # there is none, or it wants more than a question
-            tokens = self.prompt(Request(prompt=f"{question}\n"), begun)
+            tokens = self._prompt(Request(prompt=f"{question}\n"), begun)
         return tokens[-(self.context - room) :]
 
-    def check(self, request: Request, n_prompt: int) -> None:
+    def _check(self, request: Request, n_prompt: int) -> None:
         """Raises RequestError for more tokens than fit the context, and for tokens this model does not have."""
         wanted = request.params.max_tokens or 1
         if n_prompt + wanted > self.context:
@@ -90,25 +122,25 @@ class Texts:
                 code="context_length_exceeded",
             )
         for token, _ in request.params.logit_bias:
-            if token >= self.vocabulary.n_vocab:
+            if token >= self.tokenizer.n_vocab:
                 raise RequestError(
-                    f"logit_bias names token {token}: this model has {self.vocabulary.n_vocab}", param="logit_bias"
+                    f"logit_bias names token {token}: this model has {self.tokenizer.n_vocab}", param="logit_bias"
                 )
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        return self.vocabulary.tokenize(text, add_special=add_special, parse_special=False)
+        return self.tokenizer.tokenize(text, add_special=add_special, parse_special=False)
 
     def detokenize(self, tokens: list[int]) -> str:
         for token in tokens:
-            if token >= self.vocabulary.n_vocab:
-                raise RequestError(f"token {token}: this model has {self.vocabulary.n_vocab}", param="tokens")
-        return b"".join(self.vocabulary.piece(token) for token in tokens).decode(errors="replace")
+            if token >= self.tokenizer.n_vocab:
+                raise RequestError(f"token {token}: this model has {self.tokenizer.n_vocab}", param="tokens")
+        return b"".join(self.tokenizer.piece(token) for token in tokens).decode(errors="replace")
 
     def bared(self, text: str) -> str:
         """The beginning of an answer without the space that SentencePiece models begin with."""
-        return text.removeprefix(" ") if self.vocabulary.starts_with_space else text
+        return text.removeprefix(" ") if self.tokenizer.starts_with_space else text
 
-    def matchers(self, request: Request, count: int, *, compact: bool) -> list[Matcher] | list[None]:
+    def _matchers(self, request: Request, count: int, *, compact: bool) -> list[Matcher] | list[None]:
         """What so many texts are to be held to, each by itself; None for free text. Raises RequestError.
 
         `compact`: JSON has no space after commas and colons.
@@ -123,15 +155,15 @@ class Texts:
         self._compiler()
 
     def _compiler(self) -> GrammarCompiler:
-        vocabulary = self.vocabulary
+        tokenizer = self.tokenizer
         with self._lock:
             if self._grammars is None:
                 self._grammars = GrammarCompiler(
-                    vocabulary.grammar_tokenizer(),
-                    vocabulary.n_vocab,
-                    vocabulary.eog,
-                    vocabulary.piece,
-                    lambda text: len(vocabulary.tokenize(text, add_special=False, parse_special=False)),
-                    leading_space=vocabulary.starts_with_space,
+                    tokenizer.grammar_tokenizer(),
+                    tokenizer.n_vocab,
+                    tokenizer.eog,
+                    tokenizer.piece,
+                    lambda text: len(tokenizer.tokenize(text, add_special=False, parse_special=False)),
+                    leading_space=tokenizer.starts_with_space,
                 )
             return self._grammars

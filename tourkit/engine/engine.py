@@ -1,7 +1,7 @@
 """The engine thread: admits sequences into slots, packs batches, samples, and ends every sequence exactly once.
 
-Policy lives in scheduler.py and prefix.py, the slots in cells.py, the model behind a Runner. Text and chat templates
-are the backend's.
+scheduler.py decides what a batch carries, placement.py which slot a prompt gets, slots.py keeps the slots, and a Runner
+holds the model. Text and chat templates are the backend's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tourkit.engine.placement import common_prefix
 from tourkit.engine.prompt_lookup import PromptLookup
 from tourkit.engine.scheduler import Chunk, next_batches, victim
 from tourkit.engine.sequence import Sequence, Status
-from tourkit.engine.slots import Cells
+from tourkit.engine.slots import SlotTable
 from tourkit.engine.stop_strings import TextStream
 from tourkit.errors import EngineDead, EngineError, QueueFull, TourkitError
 from tourkit.generation import Emit, EngineStats, Finish, SamplingParams
@@ -61,7 +61,7 @@ class BatchEngine:
         self._at_rest = at_rest
         self._release_runner = release or runner.close
         self._deterministic = deterministic
-        self._cells = Cells(runner, sharing=runner.partial_kv and not deterministic, prefixes=prefixes)
+        self._slots = SlotTable(runner, sharing=runner.partial_kv and not deterministic, prefixes=prefixes)
         self._speculate = speculate and runner.partial_kv  # wrong guesses must be forgotten again
         self._max_waiting = max_waiting
         self._strip_leading_space = strip_leading_space
@@ -151,14 +151,14 @@ class BatchEngine:
         error: EngineDead | None = None
         try:
             warm_up()
-            self._cells.restore()
+            self._slots.restore()
             warm.set_result(None)
             while self._take_inbox():
                 self._admit()
                 self._step()
             for seq in list(self._running):
                 self._end(seq, Finish.ABORT)
-            self._cells.save()
+            self._slots.save()
         except Exception as exc:  # noqa: BLE001 - thread boundary: every caller must hear of it
             error = EngineDead(f"the engine thread died: {exc!r}")
             if not warm.done():
@@ -196,11 +196,11 @@ class BatchEngine:
         return True
 
     def _rest_is_due(self) -> bool:
-        return self._at_rest is not None or self._cells.rest_is_due
+        return self._at_rest is not None or self._slots.rest_is_due
 
     def _rest(self) -> None:
         """What is best done while nobody waits."""
-        self._cells.rest()
+        self._slots.rest()
         if self._at_rest is not None:
             self._at_rest()
             self._at_rest = None
@@ -226,13 +226,13 @@ class BatchEngine:
         if self._short_of_cells and self._running:
             return
         for seq in list(self._waiting):
-            if self._cells.all_taken:
+            if self._slots.all_taken:
                 return
-            placement = self._cells.place(seq.tokens)
-            if placement is not None:
+            choice = self._slots.place(seq.tokens)
+            if choice is not None:
                 self._running.append(seq)  # before it leaves the queue: whatever fails here, somebody ends it
                 self._waiting.remove(seq)
-                self._cells.take(placement, seq)
+                self._slots.take(choice, seq)
                 seq.status = Status.RUNNING
                 self._count(prompt_tokens=len(seq.tokens), cached_tokens=seq.n_kv)
 
@@ -291,7 +291,7 @@ class BatchEngine:
 
     def _make_room(self) -> None:
         """The KV cache is full: forget idle prefixes first, then preempt the youngest sequence."""
-        if self._cells.forget_oldest():
+        if self._slots.forget_oldest():
             return
         seq = victim(self._running)
         if seq is None:
@@ -361,7 +361,7 @@ class BatchEngine:
         seq.finish(reason, error)
 
     def _release(self, seq: Sequence, *, keep: bool) -> None:
-        self._cells.give_back(seq, keep=keep)
+        self._slots.give_back(seq, keep=keep)
         self._running.remove(seq)
 
     def _count(self, **more: int) -> None:

@@ -1,6 +1,6 @@
 """The slots of one runner and what their KV cells hold: who gets which, what stays for later prompts, what makes way.
 
-Which slot suits a prompt is decided in prefix.py; parking.py moves cells out of the way and back.
+placement.py decides which slot suits a prompt; parking.py moves cells out of the way and back.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tourkit.engine.sequence import Sequence
 
 
-class Cells:
-    """Only the thread that owns the runner calls it.
+class SlotTable:
+    """The slots of one runner. Only the thread that owns the runner calls it.
 
     `sharing`: prompts may begin with the cells of others. `prefixes`: where shared prompts are kept between runs.
     """
@@ -41,17 +41,17 @@ class Cells:
             return SlotChoice(free[0], free[0], 0)
         return place(self.slots if self._runner.shares_kv else free, tokens)
 
-    def take(self, placement: SlotChoice, seq: Sequence) -> None:
+    def take(self, choice: SlotChoice, seq: Sequence) -> None:
         """Give a slot to a sequence, with the cells there are for its prompt."""
-        target, length = placement.target, self._fill(placement, seq.tokens)
+        target, length = choice.target, self._fill(choice, seq.tokens)
         target.owner, target.cells, target.used, target.taken_over = seq, None, next(self._clock), length
         seq.slot, seq.n_kv = target.id, length
         if self._parking is not None:
             self._parking.make_way(self.slots)
 
-    def _fill(self, placement: SlotChoice, tokens: list[int]) -> int:
+    def _fill(self, choice: SlotChoice, tokens: list[int]) -> int:
         """Fill a free slot with the cells there are for a prompt; how many tokens they are of."""
-        source, target, length = placement.source, placement.target, placement.length
+        source, target, length = choice.source, choice.target, choice.length
         if self._parking is not None:
             self._parking.keep(target, self.slots, staying=length if source is target else 0)
             if back := self._parking.bring_back(target, tokens, length):

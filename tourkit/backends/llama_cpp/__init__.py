@@ -12,32 +12,7 @@ from tourkit.backends.runner_engine import RunnerEngine
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
-    from tourkit.engine.runner import PrefixStore
     from tourkit.launch import Launch
-
-
-class LlamaEngine(RunnerEngine):
-    """The Engine of GGUF variants that write text. `deterministic` and `prefixes` as in BatchEngine."""
-
-    def __init__(
-        self,
-        runner: LlamaRunner,
-        *,
-        max_waiting: int = 256,
-        speculate: bool = True,
-        deterministic: bool = False,
-        prefixes: PrefixStore | None = None,
-        chat_template: str = "",
-    ) -> None:
-        super().__init__(
-            runner,
-            "llama_cpp",
-            max_waiting=max_waiting,
-            speculate=speculate,
-            deterministic=deterministic,
-            prefixes=prefixes,
-            chat_template=chat_template,
-        )
 
 
 def load(launch: Launch) -> Engine:
@@ -55,10 +30,12 @@ def load(launch: Launch) -> Engine:
     )
     if runner.embeds:
         runner.embed([[0] * min(8, runner.context)])  # what crashes at first use does so now, while it is loaded
-        return BatchEmbedder(runner, deterministic=launch.deterministic)
-    prefixes = (
-        LlamaPrefixes(runner, Path(launch.prefix_cache)) if launch.prefix_cache and not launch.deterministic else None
-    )
-    return LlamaEngine(
-        runner, deterministic=launch.deterministic, prefixes=prefixes, chat_template=launch.chat_template
+        return BatchEmbedder(runner, "llama_cpp", deterministic=launch.deterministic)
+    kept = launch.prefix_cache and not launch.deterministic
+    return RunnerEngine(
+        runner,
+        "llama_cpp",
+        deterministic=launch.deterministic,
+        prefixes=LlamaPrefixes(runner, Path(launch.prefix_cache)) if kept else None,
+        chat_template=launch.chat_template,
     )

@@ -1,6 +1,6 @@
 """A GGUF model as llama.cpp loads it: weights (split files and LoRA adapters too), metadata and text.
 
-The C boundary of everything that needs no context; llama_runner.py makes the context.
+The C boundary of everything that needs no context; runner.py makes the context.
 """
 
 from __future__ import annotations

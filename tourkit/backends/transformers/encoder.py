@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tourkit.backends.transformers import loading
 from tourkit.backends.vocabulary import read_json
 from tourkit.errors import EngineError, LocalError
+from tourkit.launch import ALL_LAYERS, GpuLayers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,16 +25,23 @@ _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"
 
 
 class EncoderRunner:
-    """One encoder on a device: float32 on a CPU, the weights' own type on a GPU. Raises LocalError."""
+    """One encoder, on the GPU where there is one; NO_LAYERS keeps it on the CPU. `context` in tokens a text.
+
+    Float32 on a CPU, the weights' own type on a GPU. Raises LocalError.
+    """
 
     n_slots = _TEXTS
     n_batch = _MOST_TOKENS
 
-    def __init__(self, folder: Path, device: str, *, context: int) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, *, context: int, threads: int | None = None, gpu_layers: GpuLayers = ALL_LAYERS
+    ) -> None:
+        torch = loading.import_torch()
+        if threads is not None:
+            torch.set_num_threads(threads)
         self._pooling = _pooling(folder)
         self._tokenizer = _tokenizer(folder)
-        self._model = _load(folder, device)
+        self._model = loading.encoder(folder, loading.device_of(torch, gpu_layers))
         config = self._model.config
         self.n_vocab, self.n_embd = int(config.vocab_size), int(config.hidden_size)
         # RoBERTa counts positions from after its padding token, so that it has so many fewer.
@@ -118,19 +127,3 @@ def _tokenizer(folder: Path) -> Any:
     found.no_truncation()
     found.no_padding()
     return found
-
-
-def _load(folder: Path, device: str) -> Any:
-    from transformers import AutoModel
-
-    try:
-        model = AutoModel.from_pretrained(
-            folder,
-            dtype="float32" if device == "cpu" else "auto",
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-    except Exception as exc:  # of a damaged file, of an unknown architecture: each library has kinds of its own
-        raise LocalError(f"{folder}: transformers cannot load it: {' '.join(str(exc).split())[:300]}") from exc
-    return model.to(device).eval()

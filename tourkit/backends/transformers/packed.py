@@ -1,7 +1,7 @@
 """A transformers model over packed batches: the tokens of all slots in one row, attention slot by slot over its cells.
 
 Linear layers, where the time goes, see every token at once; nothing is padded, and a slot's cells are cut, copied and
-shared by slicing. Works for models that follow transformers' attention interface; load() checks that one does.
+shared by slicing. Works for models that follow transformers' attention interface; runner.py checks that one does.
 """
 
 from __future__ import annotations

@@ -7,17 +7,15 @@ processor: no grammar, seed, penalty, bias, stop string or likeliest alternative
 from __future__ import annotations
 
 import json
-import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tourkit.backends.slot_runner import Part, SlotRunner
 from tourkit.backends.transformers import packed
-from tourkit.backends.vocabulary import Vocabulary, read_json
-from tourkit.errors import LocalError
+from tourkit.backends.transformers.loading import converted_tokenizer, device_of, import_torch, language_model
+from tourkit.backends.vocabulary import Vocabulary
+from tourkit.errors import LocalError, one_line
 from tourkit.launch import ALL_LAYERS, GpuLayers
-from tourkit.offline import ENVIRONMENT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +96,7 @@ class TransformersRunner(SlotRunner):
         self._torch = torch = import_torch()
         if threads is not None:
             torch.set_num_threads(threads)
-        self._model = _load_model(folder, device_of(torch, gpu_layers))
+        self._model = language_model(folder, device_of(torch, gpu_layers))
         config = self._model.config.get_text_config()
         context = min(context, int(getattr(config, "max_position_embeddings", None) or context))
         self._alone = _rope_goes_by_length(config)
@@ -119,10 +117,6 @@ class TransformersRunner(SlotRunner):
             partial_kv=True,
             shares_kv=True,
         )
-
-    @property
-    def is_packed(self) -> bool:
-        return isinstance(self._pass, packed.PackedPass)
 
     def forward(self, parts: list[Part]) -> np.ndarray | None:
         import numpy as np
@@ -204,7 +198,7 @@ def _fault(run: Pass, tokens: list[int], expected: Any, slots: int) -> str:
 
         if isinstance(exc, torch.OutOfMemoryError):
             raise
-        return _line(exc) or type(exc).__name__
+        return one_line(str(exc)) or type(exc).__name__
     right = _close(first[0], expected[half - 1]) and all(_close(each, expected[-1]) for each in found)
     return "" if right else "other logits than in one piece"
 
@@ -222,65 +216,3 @@ def _rope_goes_by_length(config: Any) -> bool:
     """True when the longest sequence of a batch decides how positions turn: then each has to run alone."""
     text = json.dumps([getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")], default=str)
     return '"dynamic"' in text or '"longrope"' in text
-
-
-def import_torch() -> Any:
-    """torch, with transformers beside it and neither asking the network. Raises LocalError."""
-    missing = [name for name in ("torch", "transformers", "tokenizers") if find_spec(name) is None]
-    if missing:
-        raise LocalError(f"{missing[0]} is not installed: install tourkit[transformers]")
-    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")
-    os.environ.update({name: ENVIRONMENT[name] for name in names})
-    try:
-        import torch
-        import transformers
-    except (ImportError, OSError, RuntimeError) as exc:
-        raise LocalError(f"transformers does not import: {_line(exc)}: install tourkit[transformers]") from exc
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    return torch
-
-
-def device_of(torch: Any, gpu_layers: GpuLayers) -> str:
-    if gpu_layers.is_none:
-        return "cpu"
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _load_model(folder: Path, device: str) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    quantized = read_json(folder / "config.json").get("quantization_config", {}).get("quant_method")
-    if quantized == "bitsandbytes" and device != "cuda":
-        raise LocalError(f"{folder}: bitsandbytes weights need a CUDA GPU: use the GGUF of this model")
-    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(folder, **here)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype="float32" if device == "cpu" and quantized is None else "auto",
-            device_map={"": device} if device != "cpu" else None,
-            use_safetensors=True,
-            **here,
-        )
-    except Exception as exc:  # of a damaged file, of an unknown architecture: each library has kinds of its own
-        raise LocalError(f"{folder}: transformers cannot load it: {_line(exc)}") from exc
-    if getattr(model, "_is_stateful", False):
-        raise LocalError(f"{folder}: this stack has no recurrent models: use the GGUF of this model")
-    return model.eval()
-
-
-def converted_tokenizer(folder: Path) -> str:
-    """A tokenizer.json as transformers makes it from what the folder has instead."""
-    from transformers import AutoTokenizer
-
-    try:
-        made = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return str(made.backend_tokenizer.to_str())
-    except (AttributeError, ImportError, LookupError, OSError, TypeError, ValueError) as exc:
-        raise LocalError(f"{folder}: no tokenizer.json, and transformers cannot make one: {_line(exc)}") from exc
-
-
-def _line(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:300]

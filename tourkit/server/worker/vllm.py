@@ -16,8 +16,8 @@ import time
 
 from tourkit import offline
 from tourkit.backends.text_side import Texts
-from tourkit.backends.vllm import arguments
-from tourkit.backends.vllm.requests import texts_of
+from tourkit.backends.vllm import library, weights
+from tourkit.backends.vllm.arguments import environment, serve_arguments
 from tourkit.errors import LocalError
 from tourkit.server.contract import Greeting, WorkerSpec
 from tourkit.server.worker.vllm_front import Front, Served
@@ -35,18 +35,18 @@ def main() -> int:
     if spec.offline:
         os.environ[_OFFLINE] = "1"
         offline.engage()
-    cpu = arguments.is_cpu_build()
-    os.environ.update(arguments.environment(spec.launch, cpu=cpu))
+    cpu = library.is_cpu_build()
+    os.environ.update(environment(spec.launch, cpu=cpu))
     try:
-        folder = arguments.folder_of(spec.launch)
-        serve = arguments.command()
+        folder = weights.folder_of(spec.launch)
+        serve = library.command()
         address = f"unix:{spec.uds}" if spec.uds else f"127.0.0.1:{_free_port()}"
-        shape = arguments.shape_of(folder)
+        shape = weights.shape_of(folder)
         sys.argv = [
             "vllm",
-            *arguments.arguments(spec.launch, folder, shape, address, spec.roles, middleware=_FRONT, cpu=cpu),
+            *serve_arguments(spec.launch, folder, shape, address, spec.roles, middleware=_FRONT, cpu=cpu),
         ]
-        texts = texts_of(folder, spec.launch, shape.vocab)
+        texts = weights.texts_of(folder, spec.launch, shape.vocab)
         Front.served = Served(spec.launch, texts, spec.secret)
         threading.Thread(target=_greet, args=(address, gateway, texts), daemon=True).start()
         serve()

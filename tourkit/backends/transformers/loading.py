@@ -1,0 +1,87 @@
+"""Importing torch and transformers, and loading models with them: safetensors only, offline, no code of a model."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tourkit.backends.vocabulary import read_json
+from tourkit.errors import LocalError, one_line
+from tourkit.launch import GpuLayers
+from tourkit.offline import ENVIRONMENT
+
+_HERE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+
+def import_torch() -> Any:
+    """torch, with transformers beside it and neither asking the network. Raises LocalError."""
+    missing = [name for name in ("torch", "transformers", "tokenizers") if find_spec(name) is None]
+    if missing:
+        raise LocalError(f"{missing[0]} is not installed: install tourkit[transformers]")
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")
+    os.environ.update({name: ENVIRONMENT[name] for name in names})
+    try:
+        import torch
+        import transformers
+    except (ImportError, OSError, RuntimeError) as exc:
+        why = one_line(str(exc))
+        raise LocalError(f"transformers does not import: {why}: install tourkit[transformers]") from exc
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return torch
+
+
+def device_of(torch: Any, gpu_layers: GpuLayers) -> str:
+    """torch's name of the device for these layers: the GPU's where there is one."""
+    if gpu_layers.is_none:
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def language_model(folder: Path, device: str) -> Any:
+    """A causal language model on a device: float32 on a CPU, the weights' own type on a GPU. Raises LocalError."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    quantized = read_json(folder / "config.json").get("quantization_config", {}).get("quant_method")
+    if quantized == "bitsandbytes" and device != "cuda":
+        raise LocalError(f"{folder}: bitsandbytes weights need a CUDA GPU: use the GGUF of this model")
+    try:
+        config = AutoConfig.from_pretrained(folder, **_HERE)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype="float32" if device == "cpu" and quantized is None else "auto",
+            device_map={"": device} if device != "cpu" else None,
+            use_safetensors=True,
+            **_HERE,
+        )
+    except Exception as exc:  # of a damaged file, of an unknown architecture: each library has kinds of its own
+        raise LocalError(f"{folder}: transformers cannot load it: {one_line(str(exc))}") from exc
+    if getattr(model, "_is_stateful", False):
+        raise LocalError(f"{folder}: this stack has no recurrent models: use the GGUF of this model")
+    return model.eval()
+
+
+def encoder(folder: Path, device: str) -> Any:
+    """A model that makes embeddings, on a device: float32 on a CPU, its own type on a GPU. Raises LocalError."""
+    from transformers import AutoModel
+
+    dtype = "float32" if device == "cpu" else "auto"
+    try:
+        model = AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, **_HERE)
+    except Exception as exc:  # of a damaged file, of an unknown architecture: each library has kinds of its own
+        raise LocalError(f"{folder}: transformers cannot load it: {one_line(str(exc))}") from exc
+    return model.to(device).eval()
+
+
+def converted_tokenizer(folder: Path) -> str:
+    """A tokenizer.json as transformers makes it from what the folder has instead. Raises LocalError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return str(AutoTokenizer.from_pretrained(folder, **_HERE).backend_tokenizer.to_str())
+    except (AttributeError, ImportError, LookupError, OSError, TypeError, ValueError) as exc:
+        why = one_line(str(exc))
+        raise LocalError(f"{folder}: no tokenizer.json, and transformers cannot make one: {why}") from exc

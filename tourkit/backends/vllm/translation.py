@@ -1,0 +1,87 @@
+"""Requests in vLLM's words, and its outputs in ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from tourkit.backends.text_side import EngineInput, Texts, Tokenizer
+from tourkit.errors import EngineError
+from tourkit.generation import Delta, Finish, Request, TokenLogprob
+
+
+def sampling(request: Request, engine_input: EngineInput, ends: Collection[int]) -> Any:
+    """A request as vLLM's SamplingParams, every default named: what a model's own files say must not show through."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+    params, matcher = request.params, engine_input.matchers[0]
+    grammar = None if matcher is None else StructuredOutputsParams(**_structured(matcher.grammar))
+    return SamplingParams(
+        n=request.n,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        min_p=params.min_p,
+        frequency_penalty=params.frequency_penalty,
+        presence_penalty=params.presence_penalty,
+        repetition_penalty=1.0,
+        seed=params.seed,
+        stop=list(params.stop),
+        stop_token_ids=sorted(ends),
+        logit_bias=dict(params.logit_bias) or None,
+        max_tokens=engine_input.max_tokens,
+        logprobs=params.top_logprobs,
+        spaces_between_special_tokens=False,
+        structured_outputs=grammar,
+        output_kind=RequestOutputKind.FINAL_ONLY if request.whole else RequestOutputKind.DELTA,
+        skip_clone=True,
+    )
+
+
+def _structured(grammar: str) -> dict[str, Any]:
+    """A grammar as llguidance serialises it, as vLLM's `structured_outputs`."""
+    if not grammar.startswith('{"grammars"'):
+        return {"grammar": grammar}
+    [only] = json.loads(grammar)["grammars"]
+    return {"json": only["json_schema"]} if only.get("json_schema") is not None else {"grammar": only["lark_grammar"]}
+
+
+def delta(choice: Any, request: Request, texts: Texts, *, first: bool) -> Delta:
+    """New text of a sequence, from a CompletionOutput of vLLM. `first`: no text of the sequence came before."""
+    text = texts.bared(choice.text) if first else choice.text
+    finish, error = _finish(choice.finish_reason)
+    logprobs: tuple[TokenLogprob, ...] = ()
+    if request.params.top_logprobs is not None and choice.logprobs:
+        logprobs = _logprobs(choice.token_ids, choice.logprobs, request.params.top_logprobs, texts.tokenizer)
+    return Delta(choice.index, text, len(choice.token_ids), finish, error, logprobs)
+
+
+def _logprobs(tokens: Sequence[int], rows: Sequence[Any], top: int, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:
+    """Log probabilities with the bytes of each token, without the token that ended the answer."""
+    shown = []
+    for token, row in zip(tokens, rows, strict=True):
+        if token in tokenizer.eog:
+            continue
+        likeliest = sorted(row.items(), key=lambda each: -float(each[1].logprob))[:top]
+        pieces = tuple((tokenizer.piece(other), float(found.logprob)) for other, found in likeliest)
+        shown.append(TokenLogprob(tokenizer.piece(token), float(row[token].logprob), pieces))
+    return tuple(shown)
+
+
+def _finish(reason: str | None) -> tuple[Finish | None, EngineError | None]:
+    """Why a sequence ended, and what is said of a failure."""
+    if reason is None:
+        return None, None
+    try:
+        finish = Finish(reason)
+    except ValueError:  # such as a repetition that vLLM was told to stop at
+        return Finish.STOP, None
+    return finish, EngineError("vllm: generation failed") if finish is Finish.ERROR else None
+
+
+def refused_param(message: str, request: Request) -> str | None:
+    """The field of a request that vLLM refuses."""
+    if "min_p and logit_bias" in message:
+        return "min_p" if request.params.min_p else "logit_bias"
+    return None

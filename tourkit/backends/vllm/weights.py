@@ -1,0 +1,39 @@
+"""What tourkit reads of a folder of weights before vLLM loads it: whether vLLM can, the model's shape, its tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tourkit.backends.launch_checks import refuse_foreign, safetensors_folder
+from tourkit.backends.text_side import Texts
+from tourkit.backends.transformers.loading import converted_tokenizer
+from tourkit.backends.vocabulary import Vocabulary
+from tourkit.errors import LocalError
+from tourkit.planning import model_shape
+
+if TYPE_CHECKING:
+    from tourkit.launch import Launch
+    from tourkit.planning.model_shape import Shape
+
+
+def folder_of(launch: Launch) -> Path:
+    """The checked folder of weights. Raises LocalError for what vLLM cannot load, or not as asked."""
+    refuse_foreign(launch)
+    return safetensors_folder(launch)
+
+
+def shape_of(folder: Path) -> Shape:
+    """Raises LocalError when config.json does not tell, and for models that make embeddings."""
+    shape = model_shape.of_file(folder)
+    if shape is None:
+        raise LocalError(f"{folder}: config.json does not tell the model's shape: run `tourkit verify` on the bundle")
+    if shape.embeds:
+        raise LocalError(f"{folder}: makes embeddings, which vllm does not serve here: use transformers")
+    return shape
+
+
+def texts_of(folder: Path, launch: Launch, n_vocab: int) -> Texts:
+    """Raises LocalError when the tokenizer is of a kind that is not known here."""
+    source = None if (folder / "tokenizer.json").is_file() else converted_tokenizer(folder)
+    return Texts(Vocabulary(folder, n_vocab, source), launch.context, launch.chat_template)
