@@ -4,57 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from fake_runner import EOG, FakeRunner, hashed
+from fake_runner import Collected, FakeRunner, alone, hashed, submit
 
 from tourkit.engine.engine import BatchEngine
 from tourkit.errors import EngineDead, LocalError, QueueFull
-from tourkit.generation import Delta, Finish, SamplingParams
-
-
-@dataclass
-class Collected:
-    """The deltas of one submission, gathered until each of its `n` sequences has ended."""
-
-    n: int
-    deltas: queue.SimpleQueue[Delta] = field(default_factory=queue.SimpleQueue)
-
-    def wait(self) -> list[tuple[str, Finish]]:
-        texts, endings = [""] * self.n, [[] for _ in range(self.n)]
-        while not all(endings):
-            delta = self.deltas.get(timeout=60)
-            texts[delta.index] += delta.text
-            if delta.finish:
-                endings[delta.index].append(delta.finish)
-        assert all(len(ending) == 1 for ending in endings)
-        return [(text, ending[0]) for text, ending in zip(texts, endings, strict=True)]
-
-
-def submit(
-    engine: BatchEngine, prompt: str, *, n: int = 1, max_tokens: int = 40, stop: tuple[str, ...] = ()
-) -> Collected:
-    collected = Collected(n)
-    params = SamplingParams(temperature=0, stop=stop)
-    engine.submit(list(prompt.encode()), params, max_tokens, collected.deltas.put, [None] * n)
-    return collected
-
-
-def alone(prompt: str, max_tokens: int = 40, model: Callable[[tuple[int, ...]], int] = hashed) -> tuple[str, Finish]:
-    """What the fake model writes by definition, with no engine in between."""
-    tokens = list(prompt.encode())
-    text = ""
-    while len(text) < max_tokens:
-        token = model(tuple(tokens))
-        if token == EOG:
-            return text, Finish.STOP
-        tokens.append(token)
-        text += chr(token)
-    return text, Finish.LENGTH
-
+from tourkit.generation import Finish, SamplingParams
 
 PROMPTS = ["one", "two " * 30, "three" * 40, "two two two", "five", "six " * 90, "one", "two " * 30 + "more"]
 

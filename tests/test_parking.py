@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 
-from fake_runner import FakeRunner
-from test_engine import alone, submit
-from test_scheduler import sequence
+from fake_runner import FakeRunner, alone, submit
+from sequences import sequence
 
 from tourkit.engine.engine import BatchEngine
 from tourkit.engine.parking import Parking

@@ -1,4 +1,4 @@
-"""The two small protocols between the layers: what the server needs of a backend, what our engine needs of a model."""
+"""What every backend gives the server: an Engine, and of models that make embeddings an Embedder."""
 
 from __future__ import annotations
 

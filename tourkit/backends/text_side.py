@@ -1,4 +1,4 @@
-"""What every stack does with text: prompts and answers as tokens, checks of a request, grammars for one vocabulary."""
+"""What every stack does with text: requests become tokens and grammars, tokens become text again."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineInput:
-    """A request as an engine takes it: its prompt, how many tokens may follow, and a matcher a sequence."""
+    """A request as an engine takes it: the tokens of its prompt, and how many more there may be.
+
+    `matchers` are at the beginning of one grammar, or all None for free text.
+    """
 
     tokens: list[int]
     max_tokens: int

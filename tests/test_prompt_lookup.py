@@ -1,0 +1,27 @@
+"""Guesses by prompt lookup: what followed the last tokens earlier."""
+
+from __future__ import annotations
+
+from tourkit.engine.prompt_lookup import PromptLookup
+
+
+def test_lookup_guesses_what_followed_the_last_tokens_before() -> None:
+    lookup = PromptLookup()
+
+    assert lookup.propose([1, 2, 3, 4, 5, 6, 1, 2, 3], 16) == [4, 5, 6, 1]
+    assert PromptLookup().propose([1, 2, 3, 4], 16) == []
+    assert PromptLookup().propose([1, 2], 16) == []
+    assert PromptLookup().propose([1, 2, 3, 4, 5, 1, 2, 3], 2) == [4, 5]
+
+
+def test_guesses_grow_with_success_and_rest_after_failure() -> None:
+    lookup, tokens = PromptLookup(), [1, 2, 3, *range(10, 40), 1, 2, 3]
+
+    first = lookup.propose(tokens, 99)
+    lookup.learn(len(first), len(first), len(tokens))
+    second = lookup.propose(tokens, 99)
+    for _ in range(8):
+        lookup.learn(8, 0, len(tokens))
+
+    assert (len(first), len(second)) == (4, 8)
+    assert lookup.propose(tokens, 99) == []
