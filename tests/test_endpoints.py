@@ -96,7 +96,9 @@ def test_what_are_no_tokens_is_refused(served: Serving, tokens: Any) -> None:
 def test_metrics_count_what_was_done(served: Serving, client: openai.OpenAI) -> None:
     def figure(name: str) -> int:
         _, data = ask(served, "GET", "/metrics")
-        found = re.search(rf'^tourkit_{name}{{model="tiny-random",[^}}]*}} (\d+)$', data.decode(), flags=re.MULTILINE)
+        found = re.search(
+            rf'^tourkit_{name}{{model="tiny-random",[^}}]*}} (\d+)\.0$', data.decode(), flags=re.MULTILINE
+        )
         assert found, data.decode()
         return int(found[1])
 
