@@ -19,6 +19,8 @@ import pytest
 from fake_worker import SECRET, fake_worker
 from serving import make_bundle
 
+from tourkit.net import listen
+
 TCP_WITHOUT_DELAY = [socket.IPPROTO_TCP, 1]  # as accepted_connections() lists a connection
 
 # `tourkit serve`, but for /health, which tells of the gateway's own connections.
@@ -69,3 +71,12 @@ def test_a_connection_to_a_worker_on_loopback_sends_without_delay() -> None:
         answer = answer_of(worker.address, "POST", "/tokenize", '{"model": "m", "prompt": "a"}')
 
     assert answer["tokens"] == TCP_WITHOUT_DELAY
+
+
+def test_an_accepted_connection_is_without_delay_before_any_server_touches_it() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            found = [accepted.proto, accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)]
+
+    assert found == TCP_WITHOUT_DELAY
