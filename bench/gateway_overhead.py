@@ -36,7 +36,7 @@ from tourkit.bundle.build import build_index
 from tourkit.bundle.index import BundleModel, BundleVariant, variant_dir, write_index
 from tourkit.hardware.probe import probe
 from tourkit.launch import Launch
-from tourkit.server.gateway.supervisor import tuned
+from tourkit.server.gateway.process import tuned
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOTS, CONTEXT, TOKENS = 16, 1024, 128

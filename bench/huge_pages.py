@@ -17,7 +17,7 @@ from pathlib import Path
 
 import shapes
 
-from tourkit.server.gateway.supervisor import HUGE_PAGES, tuned
+from tourkit.server.gateway.process import HUGE_PAGES, tuned
 
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 KINDS = {"huge": HUGE_PAGES, "usual": {"GLIBC_TUNABLES": ""}}

@@ -31,7 +31,7 @@ from tools import random_gguf  # noqa: E402
 from tourkit.hardware.probe import probe  # noqa: E402
 from tourkit.launch import ALL_LAYERS, NO_LAYERS, GpuLayers, Launch  # noqa: E402
 from tourkit.planning import memory, model_shape  # noqa: E402
-from tourkit.server.gateway.supervisor import tuned  # noqa: E402
+from tourkit.server.gateway.process import tuned  # noqa: E402
 from tourkit.units import size_text  # noqa: E402
 
 PROMPT = 700  # tokens: more than one call of the model takes

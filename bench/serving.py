@@ -29,7 +29,7 @@ from servers import Limits, Server, llama_cpp_server, llama_server, tourkit
 from work import documents, extraction, free_text, voting, words
 
 from tourkit.hardware.probe import probe
-from tourkit.server.gateway.supervisor import tuned
+from tourkit.server.gateway.process import tuned
 
 LIMITS = Limits(slots=10, context=1536)  # llama-server refuses an n above its slots
 NGRAM = ("--spec-type", "ngram-simple")

@@ -9,13 +9,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from tourkit import offline
+from tourkit.launch import Launch
 from tourkit.net import listen
 from tourkit.planning.plan import Placement
 from tourkit.server.contract import launch_of
@@ -33,11 +34,11 @@ class LaunchServer:
 
 @contextmanager
 def launch_server(
-    *placements: Placement, log: Path, environment: Mapping[str, str] | None = None
+    *placements: Placement, log: Path, environment: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
 ) -> Iterator[LaunchServer]:
     """A gateway with those workers on a free port, ended by its own process id when the block ends."""
     path = os.pathsep.join(filter(None, ((environment or {}).get("PYTHONPATH", ""), str(ROOT))))
-    command = [sys.executable, __file__, json.dumps([asdict(placement) for placement in placements])]
+    command = [*prefix, sys.executable, __file__, json.dumps([asdict(placement) for placement in placements])]
     variables = os.environ | dict(environment or {}) | {"PYTHONPATH": path}
     with log.open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=variables)
@@ -48,6 +49,21 @@ def launch_server(
     finally:
         process.terminate()
         process.communicate()
+
+
+@dataclass(frozen=True)
+class StackServer:
+    stack: str
+    url: str
+    process: subprocess.Popen[str]
+
+
+@contextmanager
+def stack_server(stack: str, path: Path, log: Path, *, prefix: Sequence[str] = ()) -> Iterator[StackServer]:
+    """A gateway with one worker, which has that model on that stack."""
+    launch = Launch(model="tiny", stack=stack, path=str(path), slots=4, context=2048, threads=1, quant="test")
+    with launch_server(Placement(("tool",), launch), log=log, prefix=prefix) as server:
+        yield StackServer(stack, server.url, server.process)
 
 
 def placement_of(told: dict[str, Any]) -> Placement:

@@ -102,8 +102,8 @@ def test_the_first_request_is_answered_by_the_next_link_when_the_preferred_stack
     harm: str, safetensors: Placement, tiny_gguf: Path, tmp_path: Path
 ) -> None:
     code, words = BROKEN[harm]
-    launch = replace(safetensors, fallbacks=(gguf(tiny_gguf),))
-    with launch_server(launch, log=tmp_path / "log", environment=installation(tmp_path, code)) as server:
+    placement = replace(safetensors, fallbacks=(gguf(tiny_gguf),))
+    with launch_server(placement, log=tmp_path / "log", environment=installation(tmp_path, code)) as server:
         answer = ask(server)
         [worker] = health(server).values()
         model = fetch(f"{server.url}/v1/models/tool").body
@@ -122,9 +122,9 @@ def test_the_first_request_is_answered_by_the_next_link_when_the_preferred_stack
 def test_every_link_is_tried_in_order(safetensors: Placement, tiny_gguf: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.gguf"
     half.write_bytes(tiny_gguf.read_bytes()[: tiny_gguf.stat().st_size // 2])
-    launch = replace(safetensors, fallbacks=(gguf(half, "Q8_0"), gguf(tiny_gguf)))
+    placement = replace(safetensors, fallbacks=(gguf(half, "Q8_0"), gguf(tiny_gguf)))
     environment = installation(tmp_path, BROKEN["import error"][0])
-    with launch_server(launch, log=tmp_path / "log", environment=environment) as server:
+    with launch_server(placement, log=tmp_path / "log", environment=environment) as server:
         answer = ask(server)
         [worker] = health(server).values()
 
@@ -138,9 +138,9 @@ def test_every_link_is_tried_in_order(safetensors: Placement, tiny_gguf: Path, t
 def test_where_no_link_loads_the_answer_is_503_with_every_reason(
     safetensors: Placement, tiny_gguf: Path, tmp_path: Path
 ) -> None:
-    launch = replace(safetensors, fallbacks=(gguf(tmp_path / "none.gguf"),))
+    placement = replace(safetensors, fallbacks=(gguf(tmp_path / "none.gguf"),))
     environment = installation(tmp_path, BROKEN["import error"][0])
-    with launch_server(launch, log=tmp_path / "log", environment=environment) as server:
+    with launch_server(placement, log=tmp_path / "log", environment=environment) as server:
         answer = ask(server)
 
     assert answer.status == 503
@@ -181,8 +181,8 @@ def test_a_worker_that_can_no_longer_be_loaded_is_replaced(tiny_gguf: Path, tmp_
     """A crash alone is no reason: the same is started again. When that fails too, the next link answers."""
     copy = tmp_path / "copy.gguf"
     copy.write_bytes(tiny_gguf.read_bytes())
-    launch = gguf(copy, "Q8_0", fallbacks=(gguf(tiny_gguf),))
-    with launch_server(launch, log=tmp_path / "log") as server:
+    placement = gguf(copy, "Q8_0", fallbacks=(gguf(tiny_gguf),))
+    with launch_server(placement, log=tmp_path / "log") as server:
         seen = [ask(server).model]
         os.kill(health(server)["tiny-random Q8_0"]["pid"], signal.SIGKILL)
         seen.append(answer_after_restart(server).model)

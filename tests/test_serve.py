@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import jsonschema
 import openai
 import pytest
+from fake_worker import SECRET, fake_worker
 from serving import Serving, make_bundle, serving
 
 HELLO: list[Any] = [{"role": "user", "content": "Say hello"}]
@@ -535,14 +536,10 @@ def test_workers_listen_on_loopback_with_a_secret_where_there_are_no_unix_socket
 ) -> None:
     """As on Windows: the gateway reaches the worker, somebody else on the machine does not."""
     code = (
-        "from pathlib import Path; from tourkit import net; from tourkit.bundle.index import read_index\n"
-        "from tourkit.hardware.probe import probe; from tourkit.planning.planner import plan\n"
-        "from tourkit.server.gateway import app; from tourkit.server.gateway.launch import placements_at\n"
-        f"root = Path({str(tmp_path / 'bundle')!r})\n"
-        "made = plan(read_index(root), probe(), context=512)\n"
-        "options = app.GatewayOptions(unix=False)\n"
-        "placements, sock = placements_at(root, made), net.listen('127.0.0.1', 0)\n"
-        "app.serve(placements, options, sock, lambda url: print(url, flush=True))"
+        "from pathlib import Path; from tourkit.server.gateway.app import GatewayOptions\n"
+        "from tourkit.server.gateway.launch import BundleOptions, serve_bundle\n"
+        f"bundle, options = Path({str(tmp_path / 'bundle')!r}), BundleOptions(context=512)\n"
+        "serve_bundle(bundle, options, GatewayOptions(unix=False), lambda url, plan: print(url, flush=True))"
     )
     make_bundle(tmp_path / "bundle", tiny_gguf)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -605,41 +602,16 @@ def test_an_api_key_is_asked_for(tiny_gguf: Path, tmp_path: Path) -> None:
     assert answer["error"]["code"] == "invalid_api_key"
 
 
-DEAD_WORKER = """
-import sys
-from tourkit import backends
-from tourkit.generation import EngineInfo
-from tourkit.errors import EngineDead
-from tourkit.server import worker
-
-class Dead:
-    info = EngineInfo("llama_cpp", 64, 1, 300)
-
-    def tokenize(self, text, *, add_special):
-        raise EngineDead("the engine thread died: a test")
-
-    def close(self):
-        print("closed", file=sys.stderr)
-
-backends.load = lambda spec: Dead()
-sys.exit(worker.main())
-"""
-
-
 def test_a_worker_whose_engine_died_says_so_and_ends_so_that_another_is_started() -> None:
-    load = {"model": "m", "stack": "llama_cpp", "path": "m.gguf", "slots": 1, "context": 64, "threads": 1}
-    spec = json.dumps({"load": load, "uds": "", "secret": "s", "offline": False})
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", DEAD_WORKER, spec], **pipes) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        connection = http.client.HTTPConnection(json.loads(process.stdout.readline())["address"])
-        connection.request("POST", "/tokenize", b'{"model": "m", "prompt": "a"}', {"x-tourkit-secret": "s"})
+    with fake_worker("Dead") as worker:
+        assert worker.process.stderr is not None
+        connection = http.client.HTTPConnection(worker.address)
+        connection.request("POST", "/tokenize", b'{"model": "m", "prompt": "a"}', {"x-tourkit-secret": SECRET})
         answer = connection.getresponse()
         status, said = answer.status, answer.read()
         connection.close()
-        process.wait()  # its stdin is still open: it ends by itself
+        worker.process.wait()  # its stdin is still open: it ends by itself
 
-        assert (status, process.returncode) == (503, 0)
+        assert (status, worker.process.returncode) == (503, 0)
         assert b"the engine thread died" in said
-        assert b"closed" in process.stderr.read()
+        assert b"closed" in worker.process.stderr.read()

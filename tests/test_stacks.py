@@ -25,7 +25,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from stack_server import StackServer, stack_server
+from launch_server import StackServer, stack_server
 
 from tourkit import backends
 from tourkit.errors import LocalError

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,17 +64,25 @@ class Served:
 
 
 @contextmanager
-def served(folder: Path, *placements_at: Placement) -> Iterator[Served]:
+def served(folder: Path, *placements: Placement) -> Iterator[Served]:
     site = folder / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(WATCH.format(folder=str(folder)))
-    with launch_server(*placements_at, log=folder / "log", environment={"PYTHONPATH": str(site)}) as server:
+    with launch_server(*placements, log=folder / "log", environment={"PYTHONPATH": str(site)}) as server:
         yield Served(server, folder)
 
 
-def launch(model: str, path: Path, *, resident: bool = False, context: int = 256, **more: Any) -> Placement:
-    launch = Launch(model, "llama_cpp", str(path), slots=4, context=context, threads=1, quant="F16")
-    return Placement((f"role-{model}",), launch, resident=resident, **more)
+def placed(
+    model: str,
+    path: Path,
+    *,
+    quant: str = "F16",
+    context: int = 256,
+    resident: bool = False,
+    fallbacks: tuple[Placement, ...] = (),
+) -> Placement:
+    launch = Launch(model, "llama_cpp", str(path), slots=4, context=context, threads=1, quant=quant)
+    return Placement((f"role-{model}",), launch, resident=resident, fallbacks=fallbacks)
 
 
 @dataclass(frozen=True)
@@ -169,7 +177,7 @@ def held_stream(served: Served, model: str) -> Iterator[HeldStream]:
 
 
 def test_each_answers_in_its_turn_and_only_one_is_ever_loaded(tiny_gguf: Path, tmp_path: Path) -> None:
-    with served(tmp_path, launch("a", tiny_gguf), launch("b", tiny_gguf)) as running:
+    with served(tmp_path, placed("a", tiny_gguf), placed("b", tiny_gguf)) as running:
         answers = [ask(running, model) for model in ("a", "role-b", "b", "role-a")]
         state = health(running)
         metrics = get(running, "/metrics")[1]
@@ -188,7 +196,7 @@ def test_each_answers_in_its_turn_and_only_one_is_ever_loaded(tiny_gguf: Path, t
 
 
 def test_what_waits_for_its_turn_is_listed_and_counts_as_answering(tiny_gguf: Path, tmp_path: Path) -> None:
-    with served(tmp_path, launch("a", tiny_gguf), launch("b", tiny_gguf)) as running:
+    with served(tmp_path, placed("a", tiny_gguf), placed("b", tiny_gguf)) as running:
         ask(running, "b")
         status, _ = get(running, "/health")
         listed = json.loads(get(running, "/v1/models")[1])["data"]
@@ -198,7 +206,7 @@ def test_what_waits_for_its_turn_is_listed_and_counts_as_answering(tiny_gguf: Pa
 
 
 def test_the_first_one_is_loaded_before_anybody_asks(tiny_gguf: Path, tmp_path: Path) -> None:
-    with served(tmp_path, launch("a", tiny_gguf), launch("b", tiny_gguf)) as running:
+    with served(tmp_path, placed("a", tiny_gguf), placed("b", tiny_gguf)) as running:
         until(lambda: health(running)["turns"]["loaded"] is not None)
         answer = ask(running, "a")
         turns = health(running)["turns"]
@@ -208,8 +216,8 @@ def test_the_first_one_is_loaded_before_anybody_asks(tiny_gguf: Path, tmp_path: 
 
 
 def test_what_stays_is_never_evicted_and_waits_for_no_turn(tiny_gguf: Path, tmp_path: Path) -> None:
-    stays = launch("stays", tiny_gguf, resident=True)
-    with served(tmp_path, launch("a", tiny_gguf, context=2048), stays, launch("b", tiny_gguf)) as running:
+    stays = placed("stays", tiny_gguf, resident=True)
+    with served(tmp_path, placed("a", tiny_gguf, context=2048), stays, placed("b", tiny_gguf)) as running:
         assert ask(running, "stays").status == 200
         before = health(running)["workers"]["stays F16"]
         with held_stream(running, "a") as stream:
@@ -227,7 +235,7 @@ def test_what_stays_is_never_evicted_and_waits_for_no_turn(tiny_gguf: Path, tmp_
 
 
 def test_a_stream_under_way_is_not_cut_off_and_the_others_wait_behind_it(tiny_gguf: Path, tmp_path: Path) -> None:
-    with served(tmp_path, launch("a", tiny_gguf, context=2048), launch("b", tiny_gguf)) as running:
+    with served(tmp_path, placed("a", tiny_gguf, context=2048), placed("b", tiny_gguf)) as running:
         with held_stream(running, "a") as stream:
             other = connect(running, "b")
             wait_for_waiting(running, 1)
@@ -253,7 +261,7 @@ def test_a_stream_under_way_is_not_cut_off_and_the_others_wait_behind_it(tiny_gg
 def test_a_mixed_load_of_many_clients_is_answered_to_the_last_request(tiny_gguf: Path, tmp_path: Path) -> None:
     chance = random.Random(1)
     asked = [chance.choice("abc") for _ in range(40)]
-    with served(tmp_path, *(launch(model, tiny_gguf) for model in "abc")) as running:
+    with served(tmp_path, *(placed(model, tiny_gguf) for model in "abc")) as running:
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda model: ask(running, model), asked))
         turns = health(running)["turns"]
@@ -265,7 +273,7 @@ def test_a_mixed_load_of_many_clients_is_answered_to_the_last_request(tiny_gguf:
 
 
 def test_who_hangs_up_while_waiting_holds_nobody_up(tiny_gguf: Path, tmp_path: Path) -> None:
-    with served(tmp_path, launch("a", tiny_gguf, context=2048), launch("b", tiny_gguf)) as running:
+    with served(tmp_path, placed("a", tiny_gguf, context=2048), placed("b", tiny_gguf)) as running:
         with held_stream(running, "a") as stream:
             connection = connect(running, "b")
             wait_for_waiting(running, 1)
@@ -282,7 +290,7 @@ def test_who_hangs_up_while_waiting_holds_nobody_up(tiny_gguf: Path, tmp_path: P
 
 
 def test_who_hangs_up_while_his_model_is_loaded_holds_nobody_up(tiny_gguf: Path, tmp_path: Path) -> None:
-    with served(tmp_path, launch("a", tiny_gguf), launch("b", tiny_gguf)) as running:
+    with served(tmp_path, placed("a", tiny_gguf), placed("b", tiny_gguf)) as running:
         ask(running, "a")
         connection = connect(running, "b")
         wait_for_swap(running)
@@ -296,7 +304,7 @@ def test_who_hangs_up_while_his_model_is_loaded_holds_nobody_up(tiny_gguf: Path,
 def test_one_that_cannot_be_loaded_is_told_of_and_the_others_go_on(tiny_gguf: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(tiny_gguf.read_bytes()[:5000])
-    with served(tmp_path, launch("a", tiny_gguf), launch("b", broken)) as running:
+    with served(tmp_path, placed("a", tiny_gguf), placed("b", broken)) as running:
         answers = [ask(running, model) for model in ("a", "b", "a", "b")]
         status, _ = get(running, "/health")
         swaps = health(running)["turns"]["swaps"]
@@ -311,8 +319,8 @@ def test_one_that_cannot_be_loaded_is_told_of_and_the_others_go_on(tiny_gguf: Pa
 def test_a_fallback_is_loaded_in_the_same_turn_and_is_what_the_next_turn_loads(tiny_gguf: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(tiny_gguf.read_bytes()[:5000])
-    spare = replace(launch("b", tiny_gguf), quant="Q8_0")
-    with served(tmp_path, launch("a", tiny_gguf), launch("b", broken, fallbacks=(spare,))) as running:
+    spare = placed("b", tiny_gguf, quant="Q8_0")
+    with served(tmp_path, placed("a", tiny_gguf), placed("b", broken, fallbacks=(spare,))) as running:
         answers = [ask(running, model) for model in ("b", "a", "b")]
         worker = health(running)["workers"]["b F16"]
 
@@ -328,9 +336,9 @@ def test_a_fallback_that_another_one_holds_is_answered_in_the_turn_of_that_one(
     """Whether or not the one that failed was to take turns itself."""
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(tiny_gguf.read_bytes()[:5000])
-    other = launch("b", tiny_gguf)
-    failing = launch("stays", broken, resident=resident, fallbacks=(other,))
-    with served(tmp_path, launch("a", tiny_gguf), other, failing) as running:
+    other = placed("b", tiny_gguf)
+    failing = placed("stays", broken, resident=resident, fallbacks=(other,))
+    with served(tmp_path, placed("a", tiny_gguf), other, failing) as running:
         answers = [ask(running, model) for model in ("a", "stays", "a", "stays", "b")]
         turns = health(running)["turns"]
 
@@ -340,7 +348,7 @@ def test_a_fallback_that_another_one_holds_is_answered_in_the_turn_of_that_one(
 
 
 def test_one_that_crashes_in_its_turn_is_started_again_in_it(tiny_gguf: Path, tmp_path: Path) -> None:
-    with served(tmp_path, launch("a", tiny_gguf), launch("b", tiny_gguf)) as running:
+    with served(tmp_path, placed("a", tiny_gguf), placed("b", tiny_gguf)) as running:
         ask(running, "b")
         os.kill(health(running)["workers"]["b F16"]["pid"], signal.SIGKILL)
         while (again := ask(running, "b")).status == 503:
@@ -352,7 +360,7 @@ def test_one_that_crashes_in_its_turn_is_started_again_in_it(tiny_gguf: Path, tm
 
 
 def test_a_server_that_is_stopped_during_a_swap_ends_and_so_do_those_who_wait(tiny_gguf: Path, tmp_path: Path) -> None:
-    with served(tmp_path, launch("a", tiny_gguf), launch("b", tiny_gguf), launch("c", tiny_gguf)) as running:
+    with served(tmp_path, placed("a", tiny_gguf), placed("b", tiny_gguf), placed("c", tiny_gguf)) as running:
         ask(running, "a")
         endings: list[Answer | OSError | http.client.HTTPException] = []
 
@@ -393,17 +401,17 @@ def test_what_the_plan_lets_take_turns_is_served_in_turn_and_offline(tiny_gguf: 
 
     with served(tmp_path, *placements_at(bundle, made)) as running:
         answers = [ask(running, role) for role in ("brain", "tool", "brain")]
-        refused = re.findall(r"^tourkit_offline_refused_total.* (\d+)$", get(running, "/metrics")[1], re.MULTILINE)
+        refused = re.findall(r"^tourkit_offline_refused_total.* (\S+)$", get(running, "/metrics")[1], re.MULTILINE)
 
     assert made.notes == ("brain, tool: take turns, for not everything fits at once",)
     assert [answer.model for answer in answers] == [f"{name} F16 llama_cpp" for name in "aba"]
     assert not running.had_two_at_once
-    assert refused == ["0"]
+    assert refused == ["0.0"]
 
 
 def test_more_than_may_wait_for_a_turn_are_told_to_come_later(tiny_gguf: Path, tmp_path: Path) -> None:
-    placements_at = launch("a", tiny_gguf, context=2048), launch("b", tiny_gguf)
-    with served(tmp_path, *placements_at) as running, held_stream(running, "a"):
+    placements = placed("a", tiny_gguf, context=2048), placed("b", tiny_gguf)
+    with served(tmp_path, *placements) as running, held_stream(running, "a"):
         waiting = [connect(running, "b", max_tokens=1) for _ in range(256)]
         wait_for_waiting(running, 256)
         refused = ask(running, "b")

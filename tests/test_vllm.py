@@ -117,7 +117,8 @@ def get(server: LaunchServer, path: str) -> str:
 
 
 def metric(server: LaunchServer, name: str) -> int:
-    return int(re.findall(rf"^tourkit_{name}\{{.*stack=\"vllm\"\}} (\d+)$", get(server, "/metrics"), re.MULTILINE)[0])
+    line = rf"^tourkit_{name}\{{.*stack=\"vllm\"\}} (\d+)\.0$"
+    return int(re.findall(line, get(server, "/metrics"), re.MULTILINE)[0])
 
 
 @pytest.fixture(scope="module")

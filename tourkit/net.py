@@ -43,6 +43,15 @@ def listen_unix(path: Path) -> socket.socket:
     return sock
 
 
+def free_port(host: str) -> int:
+    """A TCP port of `host` that was free a moment ago, for a server that makes its own listening socket.
+
+    Raises LocalError when the address cannot be had.
+    """
+    with listen(host, 0) as sock:
+        return int(sock.getsockname()[1])
+
+
 def url_of(sock: socket.socket) -> str:
     """The base URL of a listening TCP socket, with the address it was bound to."""
     host, port = sock.getsockname()[:2]

@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonschema
 
-from tests.stack_server import stack_server
+from tests.launch_server import stack_server
 from tools.arch.families import Tiny
 from tools.arch.make import ANSWER, MESSAGES, TEXTS
 from tourkit.stacks import STACKS

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tourkit.commands import planning as tables
 from tourkit.commands.output import SIZE, bundle_option, json_option, note, print_json, roles_option
 from tourkit.errors import NotSo, UsageError
+
+if TYPE_CHECKING:
+    from tourkit.planning.plan import Plan
 
 
 @click.command()
@@ -118,34 +122,19 @@ def serve(
         from tourkit import offline as guard
 
         guard.engage()
-    from tourkit import net
-    from tourkit.bundle import index as bundles
-    from tourkit.hardware import probe
-    from tourkit.planning import planner as planning
-    from tourkit.planning import sources
-    from tourkit.server.gateway import app, launch
+    from tourkit.server.gateway.app import GatewayOptions
+    from tourkit.server.gateway.launch import BundleOptions, serve_bundle
 
-    index = bundles.read_index(bundle)
-    shapes = sources.shapes_of_bundle(bundle, index)
-    made = planning.plan(index, probe.probe(), roles=roles, context=context, slots=slots, shapes=shapes)
-    for line in (*made.notes, *made.unfilled):
-        note(line)
-
-    def ready(url: str) -> None:
+    def ready(url: str, made: Plan) -> None:
         for placement in made.placements:
             in_turn = "" if placement.resident else ", in turn"
             what = f"{placement.launch.model} {placement.launch.quant} on {placement.launch.stack}{in_turn}"
             click.echo(f"{', '.join(placement.roles)}: {what}")
         click.echo(f"tourkit serves at {url}/v1" + (" (offline)" if offline else ""))
 
-    if deterministic and any(not placement.launch.gpu_layers.is_none for placement in made.placements):
-        note("--deterministic holds on a CPU only: on a GPU a near-tie may still fall either way")
-    templates = {model.id: model.chat_template for model in index.models if model.chat_template}
-    started = launch.placements_at(
-        bundle, made, deterministic=deterministic, prefix_cache=prefix_cache, chat_templates=templates
-    )
-    options = app.GatewayOptions(offline=offline, api_key=api_key, say=note)
-    app.serve(started, options, net.listen(host, port), ready)
+    options = BundleOptions(roles, context, slots, deterministic, prefix_cache)
+    gateway = GatewayOptions(offline=offline, api_key=api_key, say=note)
+    serve_bundle(bundle, options, gateway, ready, host=host, port=port)
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""The HTTP server of gateway and workers."""
+"""The HTTP server of gateway and workers, and how both hear of a client that hangs up."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive
 
+CLIENT_LEFT = 499  # the status that nginx logs for a client that hung up; nobody reads it
 _GRACE_SECONDS = 3  # for answers under way when the server is told to stop
 
 
@@ -23,3 +24,9 @@ class EndingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._end()
         await super().shutdown(sockets)
+
+
+async def hung_up(receive: Receive) -> None:
+    """Return once the client has closed its connection. The body of its request has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -13,11 +13,10 @@ from starlette.responses import Response
 from tourkit.backends.base import Embedder, Embeddings
 from tourkit.errors import RequestError
 from tourkit.server.api.requests import Embed
+from tourkit.server.http import CLIENT_LEFT, hung_up
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
-
-_HUNG_UP = 499  # what nginx logs for a client that went away; nobody reads it
 
 
 async def embed(engine: Engine, asked: Embed, http: HttpRequest) -> Response:
@@ -35,13 +34,13 @@ async def embed(engine: Engine, asked: Embed, http: HttpRequest) -> Response:
             code="unsupported_parameter",
         )
     future = asyncio.wrap_future(await asyncio.to_thread(engine.embed, asked.texts))
-    hang_up = asyncio.create_task(_hang_up(http))
-    either: set[asyncio.Future[Any]] = {future, hang_up}
+    watching = asyncio.create_task(hung_up(http.receive))
+    either: set[asyncio.Future[Any]] = {future, watching}
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    hang_up.cancel()
+    watching.cancel()
     if not future.done():
         future.cancel()  # and with it the engine's own, which leaves the queue
-        return Response(status_code=_HUNG_UP)
+        return Response(status_code=CLIENT_LEFT)
     body = await asyncio.to_thread(_body, asked, future.result())
     return Response(body, media_type="application/json")
 
@@ -59,8 +58,3 @@ def _body(asked: Embed, found: Embeddings) -> bytes:
     usage = {"prompt_tokens": found.n_tokens, "total_tokens": found.n_tokens}
     reply = {"object": "list", "data": data, "model": asked.model, "usage": usage}
     return orjson.dumps(reply, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-async def _hang_up(http: HttpRequest) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass

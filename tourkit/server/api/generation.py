@@ -16,11 +16,10 @@ from tourkit.generation import Delta, Enforced, Finish, Request, TokenLogprob
 from tourkit.server.api.replies import ChatReply, Choice, TextReply, error_body, json_response, usage
 from tourkit.server.api.requests import Generate
 from tourkit.server.api.structured import about, check, check_all
+from tourkit.server.http import CLIENT_LEFT, hung_up
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
-
-_HUNG_UP = 499  # what nginx logs for a client that went away; nobody reads it
 
 
 class Generation:
@@ -79,8 +78,7 @@ class Generation:
                 self._engine.abort(self._submission)
 
     async def _watch(self, request: HttpRequest) -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
+        await hung_up(request.receive)
         self._queue.put_nowait(None)
 
     @property
@@ -106,11 +104,11 @@ async def collect(generation: Generation, n: int, http: HttpRequest) -> list[Cho
 
 
 async def complete(engine: Engine, asked: Generate, reply: ChatReply | TextReply, http: HttpRequest) -> Response:
-    """The answer in one piece; a structured one is checked, mended, and asked for once more before it is given out."""
+    """The answer in one piece. A structured one is checked, repaired, and asked for once more before it is sent."""
     generation = await Generation.start(engine, asked.request)
     choices = await collect(generation, asked.request.n, http)
     if choices is None:
-        return Response(status_code=_HUNG_UP)
+        return Response(status_code=CLIENT_LEFT)
     used, schema = generation.usage(), asked.request.schema
     if schema is None:
         return json_response(200, reply.completion(choices, used))
@@ -122,11 +120,11 @@ async def complete(engine: Engine, asked: Generate, reply: ChatReply | TextReply
         used = _sum(used, retry.usage())
         return second[0] if second else None
 
-    settled = await check_all(asked.request, schema, choices, ask)
-    if settled is None:
-        return Response(status_code=_HUNG_UP)
-    remark = about(generation.constraint, settled)
-    response = json_response(200, reply.completion(choices, used) | {"tourkit": remark})
+    checked = await check_all(asked.request, schema, choices, ask)
+    if checked is None:
+        return Response(status_code=CLIENT_LEFT)
+    body = reply.completion([each.choice for each in checked], used)
+    response = json_response(200, body | {"tourkit": about(generation.constraint, checked)})
     response.headers["x-tourkit-constraint"] = generation.constraint.level
     return response
 
@@ -151,9 +149,9 @@ async def stream(
         return
     if schema is not None:
         whole = [Choice(*each, None) for each in zip(texts, finishes, strict=True)]
-        settled = [await asyncio.to_thread(check, schema, each, mend=False) for each in whole]
-        if generation.constraint.level != "strict" or not all(each.valid for each in settled):
-            yield _event(reply.remark(about(generation.constraint, settled)))
+        checked = [await asyncio.to_thread(check, schema, each, may_repair=False) for each in whole]
+        if generation.constraint.level != "strict" or not all(each.valid for each in checked):
+            yield _event(reply.remark(about(generation.constraint, checked)))
     if asked.include_usage:
         yield _event(reply.closing(generation.usage()))
     yield b"data: [DONE]\n\n"

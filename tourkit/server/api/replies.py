@@ -1,4 +1,4 @@
-"""Our results as OpenAI's JSON: completions, stream chunks, errors."""
+"""Our results in OpenAI's shape: completions, stream chunks and errors as JSON, and the HTTP responses around them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ChatReply:
             {
                 "index": i,
                 "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": self.shown_logprobs(choice.logprobs or ()),
+                "logprobs": self._shown_logprobs(choice.logprobs or ()),
                 "finish_reason": choice.finish.value,
             }
             for i, choice in enumerate(choices)
@@ -54,7 +54,7 @@ class ChatReply:
     def chunk(self, delta: Delta) -> dict[str, Any]:
         content = {"content": delta.text} if delta.text else {}
         finish = delta.finish.value if delta.finish else None
-        logprobs = self.shown_logprobs(delta.logprobs) if delta.logprobs else None
+        logprobs = self._shown_logprobs(delta.logprobs) if delta.logprobs else None
         choice = {"index": delta.index, "delta": content, "logprobs": logprobs, "finish_reason": finish}
         return self._chunk([choice])
 
@@ -69,7 +69,7 @@ class ChatReply:
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self._head("chat.completion.chunk") | {"choices": choices}
 
-    def shown_logprobs(self, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
+    def _shown_logprobs(self, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
         content = [
@@ -138,11 +138,12 @@ def error_body(exc: TourkitError) -> tuple[int, dict[str, Any]]:
 
 
 def json_response(status: int, body: dict[str, Any]) -> Response:
+    """A body as the HTTP response that carries it."""
     return Response(orjson.dumps(body), status_code=status, media_type="application/json")
 
 
 def error_response(exc: TourkitError) -> Response:
-    """The error as its status and body, with Retry-After where trying again makes sense."""
+    """An error of ours as an HTTP response, with Retry-After where it makes sense to try again."""
     status, body = error_body(exc)
     response = json_response(status, body)
     if status in (429, 503):

@@ -1,4 +1,4 @@
-"""OpenAI's JSON to our dataclasses and back. Strict: what is not supported is refused by name, never ignored."""
+"""OpenAI's JSON to our dataclasses. Strict: what is not supported is refused by name, never ignored."""
 
 from __future__ import annotations
 

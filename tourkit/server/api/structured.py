@@ -1,4 +1,4 @@
-"""Structured answers against their schema: checked always, mended where a rule does it, else asked for once more.
+"""Structured answers against their schema: checked always, repaired where a rule does it, else asked for once more.
 
 The grammar that generation followed may have been relaxed, and schemas say things no grammar can: only the check
 against the schema as it was sent makes an answer valid.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,9 +24,13 @@ _MOST_ERRORS = 5  # told to the caller, and to the model when it is asked again
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What became of one answer. `repaired` and `errors` are lines for people."""
+    """What is given out in place of one answer, and whether the schema allows it.
 
-    text: str
+    `choice` has the text as it was repaired. `repaired` and `errors` are lines for people. `retried`: the model was
+    asked once more. `cut_off`: max_tokens ended the text, so that asking again would not help.
+    """
+
+    choice: Choice
     valid: bool
     repaired: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
@@ -46,59 +50,57 @@ class Checked:
         }
 
 
-def check(schema: dict[str, Any], choice: Choice, *, mend: bool = True) -> Checked:
-    """Check an answer; `mend` it by rule when that makes it valid."""
-    text = choice.text
+def check(schema: dict[str, Any], choice: Choice, *, may_repair: bool = True) -> Checked:
+    """Check an answer. Where it breaks the schema and `may_repair`, repair it by rule if that makes it valid."""
     try:
-        data = json.loads(text)
+        data = json.loads(choice.text)
     except ValueError as exc:
         cut_off = choice.finish is Finish.LENGTH
         reason = "cut off by max_tokens: raise it" if cut_off else f"not JSON: {exc}"
-        return Checked(text, False, errors=(reason,), cut_off=cut_off)
+        return Checked(choice, False, errors=(reason,), cut_off=cut_off)
     errors = validate(schema, data)
     if not errors:
-        return Checked(text, True)
-    if mend:
-        mended, repairs = repair(schema, data)
-        if repairs and not validate(schema, mended):
-            return Checked(json.dumps(mended, ensure_ascii=False), True, repaired=tuple(repairs))
-    return Checked(text, False, errors=tuple(errors[:_MOST_ERRORS]))
+        return Checked(choice, True)
+    if may_repair:
+        fixed, repairs = repair(schema, data)
+        if repairs and not validate(schema, fixed):
+            text = json.dumps(fixed, ensure_ascii=False)
+            return Checked(replace(choice, text=text), True, repaired=tuple(repairs))
+    return Checked(choice, False, errors=tuple(errors[:_MOST_ERRORS]))
 
 
 async def check_all(
     request: Request,
     schema: dict[str, Any],
-    choices: list[Choice],
+    choices: Iterable[Choice],
     ask: Callable[[Request], Awaitable[Choice | None]],
 ) -> list[Checked] | None:
-    """Settle every answer; where that fails, `ask` once more. The choices become what is to be given out.
+    """Check and repair every answer; `ask` once more for one that stays wrong, and take the better of the two.
 
-    None when `ask` gave None, as it does when the client went away.
+    None when `ask` gave None, as it does when the client hung up.
     """
-    settled = []
-    for i, choice in enumerate(choices):
-        outcome = await asyncio.to_thread(check, schema, choice)  # a schema's patterns can be slow to match
-        if outcome.worth_asking_again and request.messages is not None:
+    checked = []
+    for choice in choices:
+        found = await asyncio.to_thread(check, schema, choice)  # a schema's patterns can be slow to match
+        if found.worth_asking_again and request.messages is not None:
             with contextlib.suppress(RequestError):  # such as of a conversation that no longer fits the context
-                second = await ask(ask_again(request, choice.text, outcome))
+                second = await ask(ask_again(request, found))
                 if second is None:
                     return None
-                better = await asyncio.to_thread(check, schema, second)
-                outcome = replace(better if better.valid else outcome, retried=True)
-                choices[i] = second if better.valid else choice
-        choices[i] = replace(choices[i], text=outcome.text)
-        settled.append(outcome)
-    return settled
+                again = await asyncio.to_thread(check, schema, second)
+                found = replace(again if again.valid else found, retried=True)
+        checked.append(found)
+    return checked
 
 
-def about(constraint: Enforced, settled: list[Checked]) -> dict[str, Any]:
+def about(constraint: Enforced, checked: Iterable[Checked]) -> dict[str, Any]:
     """What a caller should know of a structured answer: how far the grammar went, and what was done afterwards."""
-    choices = [{"index": i} | each.shown() for i, each in enumerate(settled)]
+    choices = [{"index": i} | each.shown() for i, each in enumerate(checked)]
     return {"constraint": constraint.level, "dropped": list(constraint.dropped), "choices": choices}
 
 
-def ask_again(request: Request, text: str, outcome: Checked) -> Request:
-    """The same request with the answer and what is wrong with it behind the conversation, for one sequence."""
-    complaint = "That answer breaks the schema: " + "; ".join(outcome.errors) + ". Answer again, with JSON only."
-    turns = ({"role": "assistant", "content": text}, {"role": "user", "content": complaint})
+def ask_again(request: Request, wrong: Checked) -> Request:
+    """The same request, for one sequence, with the wrong answer and its errors after the conversation."""
+    complaint = "That answer breaks the schema: " + "; ".join(wrong.errors) + ". Answer again, with JSON only."
+    turns = ({"role": "assistant", "content": wrong.choice.text}, {"role": "user", "content": complaint})
     return replace(request, messages=(*(request.messages or ()), *turns), n=1, tight=True)

@@ -30,11 +30,11 @@ from tourkit.launch import Launch
 from tourkit.planning.plan import Placement
 from tourkit.server.api.replies import error_body, error_response, json_response
 from tourkit.server.gateway import status
-from tourkit.server.gateway.metrics import exposition, of_turns
+from tourkit.server.gateway.metrics import WorkerFigures, exposition
 from tourkit.server.gateway.supervisor import State, Worker
 from tourkit.server.gateway.swapping import Swapper
 from tourkit.server.gateway.upstream import Upstream
-from tourkit.server.http import EndingServer
+from tourkit.server.http import EndingServer, hung_up
 
 # What a worker answers for its model.
 _FORWARDED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
@@ -145,12 +145,12 @@ class Gateway:
 
     async def metrics(self, request: Request) -> Response:
         """Counters of every worker that is up, in Prometheus' text format."""
-        loaded = {worker: worker.state is State.READY and worker.stand_in is None for worker in self._distinct()}
-        figures = [
-            (worker.current.launch, await self._upstream.stats(worker)) for worker, is_up in loaded.items() if is_up
+        is_up = {worker: worker.state is State.READY and worker.stand_in is None for worker in self._distinct()}
+        found = [
+            WorkerFigures(worker.current.launch, loaded, await self._upstream.stats(worker) if loaded else {})
+            for worker, loaded in is_up.items()
         ]
-        turns = of_turns([(worker.current.launch, is_up) for worker, is_up in loaded.items()], self._swapper)
-        return PlainTextResponse(exposition(figures) + turns)
+        return PlainTextResponse(exposition(found, self._swapper))
 
     async def models(self, request: Request) -> Response:
         try:
@@ -179,7 +179,7 @@ class Gateway:
             await error_response(exc)(scope, receive, send)
             return
         passing = asyncio.create_task(self._pass(worker, scope["path"], body, send))
-        watching = asyncio.create_task(_hang_up(receive))
+        watching = asyncio.create_task(hung_up(receive))
         done, pending = await asyncio.wait({passing, watching}, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()  # cancelling the pass closes the worker's connection, which frees its slots
@@ -253,11 +253,6 @@ def _model_name(body: bytes) -> str:
     if not isinstance(name, str) or not name:
         raise RequestError("model is missing: name a role, such as 'tool', or a model id", param="model")
     return name
-
-
-async def _hang_up(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _start(answer: aiohttp.ClientResponse, launch: Launch) -> dict[str, Any]:

@@ -1,55 +1,92 @@
-"""Figures of the workers and of their turns in Prometheus' text exposition format, version 0.0.4."""
+"""Figures of the workers and of their turns in Prometheus' text format."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from tourkit.launch import Launch
 from tourkit.server.gateway.swapping import Swapper
 
-_GAUGES = {
-    "running": "sequences_running Sequences being generated.",
-    "waiting": "sequences_waiting Sequences waiting for a slot.",
+_LABELS = ("model", "quant", "stack")
+_GAUGES = {  # a worker's figure → the name of the metric, and what it is
+    "running": ("sequences_running", "Sequences being generated."),
+    "waiting": ("sequences_waiting", "Sequences waiting for a slot."),
 }
 _COUNTERS = {
-    "prompt_tokens": "prompt_tokens_total Tokens of prompts.",
-    "cached_tokens": "prompt_tokens_cached_total Prompt tokens found in the KV cache.",
-    "generated_tokens": "generated_tokens_total Tokens generated.",
-    "forced_tokens": "generated_tokens_forced_total Generated tokens that the grammar forced.",
-    "drafted_tokens": "draft_tokens_total Tokens guessed by prompt lookup.",
-    "accepted_tokens": "draft_tokens_accepted_total Guessed tokens that were right.",
-    "decode_steps": "decode_steps_total Calls of the model.",
-    "preemptions": "preemptions_total Sequences computed again because the KV cache was full.",
-    "offline_refused": "offline_refused_total Connections that the offline guard refused.",
+    "prompt_tokens": ("prompt_tokens_total", "Tokens of prompts."),
+    "cached_tokens": ("prompt_tokens_cached_total", "Prompt tokens found in the KV cache."),
+    "generated_tokens": ("generated_tokens_total", "Tokens generated."),
+    "forced_tokens": ("generated_tokens_forced_total", "Generated tokens that the grammar forced."),
+    "drafted_tokens": ("draft_tokens_total", "Tokens guessed by prompt lookup."),
+    "accepted_tokens": ("draft_tokens_accepted_total", "Guessed tokens that were right."),
+    "decode_steps": ("decode_steps_total", "Calls of the model."),
+    "preemptions": ("preemptions_total", "Sequences computed again because the KV cache was full."),
+    "offline_refused": ("offline_refused_total", "Connections that the offline guard refused."),
 }
+_Family = GaugeMetricFamily | CounterMetricFamily
 
 
-def exposition(workers: Iterable[tuple[Launch, dict[str, Any]]]) -> str:
-    """Every figure of every worker, one family after the other."""
-    rows = list(workers)
-    lines: list[str] = []
-    for kind, families in (("gauge", _GAUGES), ("counter", _COUNTERS)):
-        for key, text in families.items():
-            name, _, about = text.partition(" ")
-            lines += [f"# HELP tourkit_{name} {about}", f"# TYPE tourkit_{name} {kind}"]
-            for launch, figures in rows:
-                if key in figures:
-                    lines.append(f"tourkit_{name}{{{_labels(launch)}}} {figures[key]}")
-    return "\n".join(lines) + "\n"
+@dataclass(frozen=True, slots=True)
+class WorkerFigures:
+    """What is told of one worker: what it has loaded, or would load; its figures, where it is up."""
+
+    launch: Launch
+    is_loaded: bool
+    figures: dict[str, Any]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.launch.model, self.launch.quant, self.launch.stack
 
 
-def of_turns(loaded: Iterable[tuple[Launch, bool]], swapper: Swapper) -> str:
-    """Which models are in memory, and what the taking of turns has come to."""
-    lines = ["# HELP tourkit_model_loaded Whether the model is in memory.", "# TYPE tourkit_model_loaded gauge"]
-    lines += [f"tourkit_model_loaded{{{_labels(launch)}}} {int(is_up)}" for launch, is_up in loaded]
-    for name, kind, about, value in (
-        ("turn_requests_waiting", "gauge", "Requests that wait for the turn of their model.", swapper.waiting),
-        ("turn_swaps_total", "counter", "Times that a model was evicted for another.", swapper.swaps),
-    ):
-        lines += [f"# HELP tourkit_{name} {about}", f"# TYPE tourkit_{name} {kind}", f"tourkit_{name} {value}"]
-    return "\n".join(lines) + "\n"
+@dataclass(frozen=True, slots=True, eq=False)  # a registry keeps collectors by identity
+class _Scrape:
+    """A collector of what was found for one answer."""
+
+    families: tuple[_Family, ...]
+
+    def collect(self) -> Iterable[_Family]:
+        return self.families
 
 
-def _labels(launch: Launch) -> str:
-    return f'model="{launch.model}",quant="{launch.quant}",stack="{launch.stack}"'
+def exposition(workers: Iterable[WorkerFigures], swapper: Swapper) -> bytes:
+    """The answer to one scrape: every figure of every worker, which models are in memory, and the turns so far.
+
+    The registry is made for the answer: the figures are kept by the workers.
+    """
+    found = tuple(workers)
+    families = (*_of_workers(found), _of_memory(found), *_of_turns(swapper))
+    registry = CollectorRegistry()
+    registry.register(_Scrape(families))
+    return generate_latest(registry)
+
+
+def _of_workers(workers: tuple[WorkerFigures, ...]) -> Iterable[_Family]:
+    for kind, families in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
+        for key, (name, about) in families.items():
+            family = kind(f"tourkit_{name}", about, labels=_LABELS)
+            for worker in workers:
+                if key in worker.figures:
+                    family.add_metric(worker.labels, worker.figures[key])
+            yield family
+
+
+def _of_memory(workers: tuple[WorkerFigures, ...]) -> _Family:
+    family = GaugeMetricFamily("tourkit_model_loaded", "Whether the model is in memory.", labels=_LABELS)
+    for worker in workers:
+        family.add_metric(worker.labels, worker.is_loaded)
+    return family
+
+
+def _of_turns(swapper: Swapper) -> tuple[_Family, ...]:
+    waiting = "Requests that wait for the turn of their model."
+    swaps = "Times that a model was evicted for another."
+    return (
+        GaugeMetricFamily("tourkit_turn_requests_waiting", waiting, value=swapper.waiting),
+        CounterMetricFamily("tourkit_turn_swaps_total", swaps, value=swapper.swaps),
+    )

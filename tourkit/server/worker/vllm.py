@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from tourkit import offline
+from tourkit import net, offline
 from tourkit.backends.text_side import Texts
 from tourkit.backends.vllm import library, weights
 from tourkit.backends.vllm.arguments import environment, serve_arguments
@@ -24,6 +24,7 @@ from tourkit.server.worker.vllm_front import Front, Served
 
 _OFFLINE = "TOURKIT_OFFLINE"
 _FRONT = f"{Front.__module__}.{Front.__qualname__}"  # vLLM makes it itself, by its name
+_LOOPBACK = "127.0.0.1"
 _LOOK_SECONDS = 0.05  # between two looks at whether vLLM listens
 _GRACE_SECONDS = 8.0  # for vLLM to end its engine, after which everything of this process group is killed
 
@@ -40,7 +41,7 @@ def main() -> int:
     try:
         folder = weights.folder_of(spec.launch)
         serve = library.command()
-        address = f"unix:{spec.uds}" if spec.uds else f"127.0.0.1:{_free_port()}"
+        address = f"unix:{spec.uds}" if spec.uds else f"{_LOOPBACK}:{net.free_port(_LOOPBACK)}"
         shape = weights.shape_of(folder)
         sys.argv = [
             "vllm",
@@ -110,12 +111,6 @@ class _Connection(http.client.HTTPConnection):
             return
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.connect(self._address.removeprefix("unix:"))
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Structured answers: checked, mended by rule, asked for once more, or handed over as what they are."""
+"""Structured answers: checked, repaired by rule, asked for once more, or handed over as what they are."""
 
 from __future__ import annotations
 
@@ -42,17 +42,19 @@ def choice(text: str, finish: Finish = Finish.STOP) -> Choice:
         ("hello", Finish.STOP, False, False, "not JSON"),
     ],
 )
-def test_settle(text: str, finish: Finish, valid: bool, repaired: bool, says: str) -> None:
+def test_an_answer_is_valid_or_repaired_by_rule_or_it_is_told_what_is_wrong(
+    text: str, finish: Finish, valid: bool, repaired: bool, says: str
+) -> None:
     outcome = check(SCHEMA, choice(text, finish))
 
     assert (outcome.valid, bool(outcome.repaired)) == (valid, repaired)
     assert says in " ".join(outcome.errors)
 
 
-def test_without_mending_the_text_is_left_as_it_was_streamed() -> None:
-    outcome = check(SCHEMA, choice('{"n": 99}'), mend=False)
+def test_without_repair_the_text_is_left_as_it_was_streamed() -> None:
+    outcome = check(SCHEMA, choice('{"n": 99}'), may_repair=False)
 
-    assert (outcome.text, outcome.valid) == ('{"n": 99}', False)
+    assert (outcome.choice.text, outcome.valid) == ('{"n": 99}', False)
 
 
 def test_what_was_cut_off_is_not_worth_asking_again() -> None:
@@ -63,7 +65,7 @@ def test_what_was_cut_off_is_not_worth_asking_again() -> None:
 def test_asking_again_shows_the_answer_and_what_is_wrong_with_it() -> None:
     request = Request(messages=({"role": "user", "content": "Q"},), n=4)
 
-    again = ask_again(request, "{}", check(SCHEMA, choice("{}")))
+    again = ask_again(request, check(SCHEMA, choice("{}")))
 
     assert (again.n, again.tight) == (1, True)
     assert [turn["role"] for turn in again.messages or ()] == ["user", "assistant", "user"]

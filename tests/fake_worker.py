@@ -1,0 +1,91 @@
+"""A worker on a loopback port, a real process as the gateway starts it, whose engine is a stand-in.
+
+`python fake_worker.py ENGINE SPEC`, with the name of one of the classes here.
+"""
+
+from __future__ import annotations
+
+import gc
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tourkit.errors import EngineDead
+from tourkit.generation import EngineInfo
+from tourkit.launch import Launch
+from tourkit.server.contract import Greeting, WorkerSpec
+
+SECRET = "s"
+LAUNCH = Launch(model="m", stack="llama_cpp", path="m.gguf", slots=1, context=64, threads=1)
+
+
+@dataclass(frozen=True)
+class FakeWorker:
+    """`address`: HOST:PORT."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+
+
+@contextmanager
+def fake_worker(engine: str) -> Iterator[FakeWorker]:
+    """It has said that it is ready; it ends with the block, when its stdin is closed."""
+    spec = WorkerSpec(LAUNCH, ("tool",), uds="", secret=SECRET, offline=False)
+    command = [sys.executable, __file__, engine, spec.to_json()]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout is not None
+        yield FakeWorker(Greeting.of_json(process.stdout.readline()).address, process)
+
+
+def accepted_connections() -> list[list[int]]:
+    """Protocol and TCP_NODELAY of every TCP connection that this process has open."""
+    sockets = [each for each in gc.get_objects() if isinstance(each, socket.socket) and each.fileno() >= 0]
+    connected = [each for each in sockets if each.family == socket.AF_INET and is_connected(each)]
+    return [[each.proto, each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)] for each in connected]
+
+
+def is_connected(sock: socket.socket) -> bool:
+    try:
+        return bool(sock.getpeername())
+    except OSError:  # it listens
+        return False
+
+
+class Dead:
+    """An engine that has died."""
+
+    info = EngineInfo("llama_cpp", 64, 1, 300)
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        raise EngineDead("the engine thread died: a test")
+
+    def close(self) -> None:
+        sys.stderr.write("closed")
+
+
+class Looking:
+    """An engine whose tokens are what is known of the worker's connections."""
+
+    info = EngineInfo("llama_cpp", 64, 1, 300)
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        return [number for connection in accepted_connections() for number in connection]
+
+    def close(self) -> None: ...
+
+
+def main() -> int:
+    from tourkit import backends
+    from tourkit.server.worker import process
+
+    engine = {"Dead": Dead, "Looking": Looking}[sys.argv.pop(1)]
+    backends.load = lambda launch: engine()
+    return process.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""One run of a worker process: what is started, with what environment, and how it ended.
+
+A worker is a process group of its own: whatever it has started ends with it. Nothing here knows of restarts and
+fallbacks; `supervisor` decides those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tourkit.backends.vllm import failures
+from tourkit.planning.plan import CPU
+from tourkit.server.contract import Greeting, WorkerSpec
+
+_STOP_SECONDS = 10.0
+_LAST_WORDS_SECONDS = 2.0  # for stderr to end after its process has
+_LOOK_SECONDS = 0.02  # between two looks at what was killed
+_LAST_LINES = 200  # of stderr: the tracebacks of two processes
+_MOST_LINE = 1 << 20  # bytes
+_MOST_SHOWN = 200  # characters of the last line
+_LONG_PATH = 40  # of the 107 characters of a socket's path; vLLM's have 37 in their folder, which has 24
+# Threads spin for a moment between two steps, which decoding needs (a third of its speed), but not for long: those of
+# an idle worker would take the processors from a busy one.
+_SPINNING = {"GOMP_SPINCOUNT": "100000"}
+# GGUF weights are read into memory, and every step passes over all of it: in pages of 2 MiB instead of 4 KiB, which
+# glibc asks for when told to, the processor finds its way sooner (bench/huge_pages.py).
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What is started as a worker: `python -m module SPEC`.
+
+    `has_children`: it starts processes of its own, and libraries that log to stderr. `reason`: finds in the last lines
+    of its stderr why it ended; None where they do not tell.
+    """
+
+    module: str
+    has_children: bool = False
+    reason: Callable[[Sequence[str]], str | None] = lambda lines: None
+
+
+_OUR_ENGINE = Program("tourkit.server.worker.process")
+# The stacks that bring a server of their own.
+_PROGRAMS = {"vllm": Program("tourkit.server.worker.vllm", has_children=True, reason=failures.reason)}
+
+
+def program_of(stack: str) -> Program:
+    """What is started for a stack."""
+    return _PROGRAMS.get(stack, _OUR_ENGINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a process ended. `was_ready`: it had loaded. `told`: it said itself why it cannot. `why`: in one line."""
+
+    was_ready: bool
+    told: bool
+    why: str
+
+
+class WorkerProcess:
+    """A process that loads what `spec` says on `device`: "cpu", or a GPU's id. It runs once."""
+
+    def __init__(self, spec: WorkerSpec, device: str) -> None:
+        self._spec = spec
+        self._device = device
+        self._program = program_of(spec.launch.stack)
+        self._process: asyncio.subprocess.Process | None = None
+        self._told_to_end = False
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while it runs."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    async def run(self, on_ready: Callable[[str], Awaitable[None]], on_exit: Callable[[], Awaitable[None]]) -> Ending:
+        """From the start to the end. `on_ready` gets the address once it is loaded.
+
+        `on_exit` is called as soon as the process has ended; this returns when all that it started has ended too.
+        """
+        with contextlib.ExitStack() as held:
+            try:
+                process = await self._spawn(held.enter_context(_scratch()))
+            except OSError as exc:  # no memory, no process or no disk left to be had
+                return Ending(was_ready=False, told=True, why=f"its process cannot be made ({exc.strerror})")
+            return await self._follow(process, on_ready, on_exit)
+
+    async def end(self) -> None:
+        """Ask it to end by closing its stdin, and kill it after a while. Idempotent."""
+        self._told_to_end = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        _close_stdin(process)
+        try:
+            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+        except TimeoutError:
+            _kill(process)
+
+    async def _spawn(self, scratch: str) -> asyncio.subprocess.Process:
+        if self._spec.uds:
+            Path(self._spec.uds).unlink(missing_ok=True)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", self._program.module, self._spec.to_json()),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_MOST_LINE,
+            env=self._environment(scratch),
+            start_new_session=True,  # and with it a process group
+        )
+        self._process = process
+        if self._told_to_end:  # while the process was being made
+            _close_stdin(process)
+        return process
+
+    def _environment(self, scratch: str) -> dict[str, str]:
+        launch = self._spec.launch
+        found = tuned(launch.stack) | {"TMPDIR": scratch}
+        if self._device != CPU:
+            found["CUDA_VISIBLE_DEVICES"] = self._device  # ROCm reads it too
+        elif launch.gpu_layers.is_none:
+            found["CUDA_VISIBLE_DEVICES"] = ""  # even an unused GPU costs memory there
+        return found
+
+    async def _follow(
+        self,
+        process: asyncio.subprocess.Process,
+        on_ready: Callable[[str], Awaitable[None]],
+        on_exit: Callable[[], Awaitable[None]],
+    ) -> Ending:
+        lines: deque[str] = deque(maxlen=_LAST_LINES)
+        has_children = self._program.has_children
+        listening = asyncio.create_task(_listen(process, lines, every_line=not has_children))
+        greeting = await _greeting(process)
+        if greeting.address:
+            await on_ready(greeting.address)
+        code = await process.wait()
+        await on_exit()
+        if has_children:
+            _kill(process)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(_gone(process.pid), _STOP_SECONDS)  # what comes next needs the memory
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(listening, _LAST_WORDS_SECONDS)
+        why = greeting.error or self._program.reason(tuple(lines)) or _exit_of(code, lines)
+        return Ending(was_ready=bool(greeting.address), told=greeting.error is not None, why=why)
+
+
+def tuned(stack: str) -> dict[str, str]:
+    """This process's environment, with what a worker of the stack is quicker with where nothing else is set."""
+    return _SPINNING | (HUGE_PAGES if stack == "llama_cpp" else {}) | os.environ
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """A temporary folder of its own: libraries leave sockets and locks behind. The path of a socket has to be short."""
+    is_long = len(tempfile.gettempdir()) > _LONG_PATH and os.access("/tmp", os.W_OK)
+    folder = tempfile.mkdtemp(prefix="tourkit-worker-", dir="/tmp" if is_long else None)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _greeting(process: asyncio.subprocess.Process) -> Greeting:
+    """The first line on stdout. An empty greeting: it died while it was loading."""
+    return Greeting.of_json(await process.stdout.readline() if process.stdout is not None else b"")
+
+
+async def _listen(process: asyncio.subprocess.Process, lines: deque[str], *, every_line: bool) -> None:
+    """Keep the last lines of stderr, and pass on all, or those that are ours."""
+    while process.stderr is not None:
+        try:
+            line = await process.stderr.readline()
+        except ValueError:  # longer than the limit: no message for people
+            continue
+        if not line:
+            return
+        lines.append(line.decode(errors="replace").rstrip())
+        if every_line or b"tourkit: " in line:  # libraries put words of theirs before it
+            with contextlib.suppress(OSError):
+                os.write(2, line)
+
+
+def _exit_of(code: int, lines: Sequence[str]) -> str:
+    """The exit code or the signal that ended a process, with the last line that it printed."""
+    last = next((f" ({line.strip()[:_MOST_SHOWN]})" for line in reversed(lines) if line.strip()), "")
+    if code >= 0:
+        return f"code {code}{last}"
+    name = signal.Signals(-code).name
+    return f"signal {name}" + (", maybe for want of memory" if name == "SIGKILL" else last)
+
+
+def _close_stdin(process: asyncio.subprocess.Process) -> None:
+    """Ask a worker to end."""
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill a worker and what it has started, if any of it still runs."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    elif process.returncode is None:
+        process.kill()
+
+
+async def _gone(group: int) -> None:
+    while _runs(group):
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _runs(group: int) -> bool:
+    """Whether a process of the group has not ended yet. A zombie has: it holds no memory."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it is gone now
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in ("Z", "X"):
+                return True
+    return False
