@@ -9,11 +9,26 @@ from pathlib import Path
 import openai
 import pytest
 from serving import Serving, make_bundle, serving
+from starts import Guard
 
 # Read when huggingface_hub is imported, so before any test module is.
 os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_UPDATE_CHECK="1", DO_NOT_TRACK="1")
 for name in ("HF_TOKEN", "HF_ENDPOINT", "TOURKIT_URL", "TOURKIT_BUNDLE", "TOURKIT_API_KEY"):
     os.environ.pop(name, None)
+
+
+# Fixtures that start what they give, in this file or in a test module: a test that asks for one is marked by it.
+STARTING = {"served", "client", "server", "runner", "engine", "start", "url"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Guard(), "starts")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and STARTING & set(item.fixturenames):
+            item.add_marker("starts")
 
 
 @pytest.fixture(scope="session")
