@@ -102,6 +102,7 @@ def test_what_is_no_adapter_is_refused_with_the_key_and_the_mend(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.starts
 def test_both_are_locked_fetched_and_told_of_in_the_bundle(tmp_path: Path) -> None:
     with FaultyHub(FILES) as server:
         made = manifest.load(written(tmp_path, *(table.replace("me/repo", server.repo) for table in (BASE, LORA))))
@@ -146,6 +147,7 @@ def adapted_bundle(root: Path, gguf: Path) -> Path:
     return root
 
 
+@pytest.mark.starts
 def test_a_served_adapter_answers_under_its_own_name_and_the_base_under_its_own(
     tiny_gguf: Path, tmp_path: Path
 ) -> None:

@@ -14,15 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from tools.arch import table, trial
+from tools.arch.families import BY_NAME, OF_FAMILY, TINY
+from tourkit.manifest import manifest
+from tourkit.manifest.models import Model
+from tourkit.stacks import STACKS
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tools.arch import table, trial  # noqa: E402 - the tools are beside the tests, not installed
-from tools.arch.families import BY_NAME, OF_FAMILY, TINY  # noqa: E402
-from tourkit.manifest import manifest  # noqa: E402
-from tourkit.manifest.models import Model  # noqa: E402
-from tourkit.stacks import STACKS  # noqa: E402
-
 GIVEN = os.environ.get("TOURKIT_ARCHITECTURES")
 SAMPLE = ("llama-2", "gemma-2", "falcon", "all-minilm")  # SentencePiece, sliding windows, BPE of bytes, an embedder
 MAKERS = ("torch", "transformers", "sentencepiece", "onnxruntime_genai")
@@ -94,6 +92,7 @@ def obstacle(name: str, stack: str) -> str:
         for cell in CELLS
     ],
 )
+@pytest.mark.starts
 def test_the_stack_does_with_the_model_what_the_table_says(name: str, stack: str, models: Path, tmp_path: Path) -> None:
     """When a cell has changed for the better: `make arch-table`."""
     why = trial.attempt(BY_NAME[name], stack, models / name, tmp_path / "log")

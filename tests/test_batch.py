@@ -60,6 +60,7 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.suffix in (".part", ".journal"))
 
 
+@pytest.mark.starts
 def test_the_order_of_the_input_is_kept_though_lines_finish_in_another(tmp_path: Path, template: Path) -> None:
     last_is_done = threading.Event()
 
@@ -82,6 +83,7 @@ def test_the_order_of_the_input_is_kept_though_lines_finish_in_another(tmp_path:
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.starts
 def test_the_template_names_the_role_unless_the_client_has_one(tmp_path: Path, template: Path) -> None:
     docs = write_documents(tmp_path / "docs.jsonl", 1)
     with serve(echo) as stub:
@@ -91,6 +93,7 @@ def test_the_template_names_the_role_unless_the_client_has_one(tmp_path: Path, t
     assert [body["model"] for body in stub.bodies] == ["graph", "brain"]
 
 
+@pytest.mark.starts
 def test_failures_are_records_in_their_place(tmp_path: Path) -> None:
     """Whatever a line or a template does, it costs that line alone, and says why."""
     template = write(
@@ -149,6 +152,7 @@ def run(document, client):
     assert (summary.ok, summary.failed) == (1, 11)
 
 
+@pytest.mark.starts
 def test_a_dead_server_is_said_in_every_record(tmp_path: Path, template: Path) -> None:
     docs, out = write_documents(tmp_path / "docs.jsonl", 3), tmp_path / "out.jsonl"
     with socket.socket() as unused:  # bound but not listening: nobody else gets this port meanwhile
@@ -161,6 +165,7 @@ def test_a_dead_server_is_said_in_every_record(tmp_path: Path, template: Path) -
     }
 
 
+@pytest.mark.starts
 def test_duplicate_ids_are_refused_before_anything_runs(tmp_path: Path, template: Path) -> None:
     docs = write(tmp_path / "docs.jsonl", '{"id": "a", "text": "x"}\n\n{"id": "a", "text": "y"}\n')
     with serve(echo) as stub, pytest.raises(UsageError, match="line 3: the id 'a' is that of line 1 already"):
@@ -170,6 +175,7 @@ def test_duplicate_ids_are_refused_before_anything_runs(tmp_path: Path, template
     assert not (tmp_path / "out.jsonl").exists()
 
 
+@pytest.mark.starts
 def test_text_of_any_script_comes_through(tmp_path: Path, template: Path) -> None:
     """UTF-8 with a BOM and Windows line ends in; U+2028 and half a surrogate pair must not split or end a line."""
     texts = ["Ёлка «синяя»", "日本語 🦊", "one\u2028two\x85three", "\ud83d"]
@@ -186,6 +192,7 @@ def test_text_of_any_script_comes_through(tmp_path: Path, template: Path) -> Non
     assert "«синяя»" in lines[0]
 
 
+@pytest.mark.starts
 def test_a_line_that_is_not_utf8_is_named(tmp_path: Path, template: Path) -> None:
     docs, out = tmp_path / "docs.jsonl", tmp_path / "out.jsonl"
     docs.write_bytes(b'{"id": "a", "text": "x"}\n{"id": "b", "text": "\xcf\xf0"}\n')
@@ -206,6 +213,7 @@ def test_no_document_is_an_empty_result(tmp_path: Path, template: Path) -> None:
 # --- earlier results ---
 
 
+@pytest.mark.starts
 def test_an_existing_output_is_not_touched(tmp_path: Path, template: Path) -> None:
     docs, out = write_documents(tmp_path / "docs.jsonl", 1), write(tmp_path / "out.jsonl", "mine\n")
     with serve(echo) as stub:
@@ -230,6 +238,7 @@ def test_an_unfinished_run_is_not_thrown_away_by_a_new_one(tmp_path: Path, templ
         run_batch(template, docs, out, client=Client(NOBODY))
 
 
+@pytest.mark.starts
 def test_resume_runs_failed_lines_again_and_no_others(tmp_path: Path, template: Path) -> None:
     broken = {"text 1", "text 3"}
 
@@ -252,6 +261,7 @@ def test_resume_runs_failed_lines_again_and_no_others(tmp_path: Path, template: 
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.starts
 def test_resume_of_a_finished_run_does_nothing(tmp_path: Path, template: Path) -> None:
     docs, out = write_documents(tmp_path / "docs.jsonl", 3), tmp_path / "out.jsonl"
     with serve(echo) as stub:
@@ -272,6 +282,7 @@ def test_resume_does_not_take_another_files_results_for_its_own(tmp_path: Path, 
         run_batch(template, docs, out, client=Client(NOBODY), resume=True)
 
 
+@pytest.mark.starts
 def test_a_changed_line_is_computed_again_on_resume(tmp_path: Path, template: Path) -> None:
     """The journal goes by the content of a line, not by its number alone."""
     docs, out = write_documents(tmp_path / "docs.jsonl", 3), tmp_path / "out.jsonl"
@@ -296,6 +307,7 @@ def test_a_changed_line_is_computed_again_on_resume(tmp_path: Path, template: Pa
         pytest.param(lambda data: b"", id="empty"),
     ],
 )
+@pytest.mark.starts
 def test_a_damaged_journal_costs_its_damaged_lines_alone(tmp_path: Path, template: Path, damage: Any) -> None:
     docs, out = write_documents(tmp_path / "docs.jsonl", 4), tmp_path / "out.jsonl"
     with serve(lambda body, index: Refusal(500) if "3" in echo(body, index) else echo(body, index)) as stub:
@@ -313,6 +325,7 @@ def test_a_damaged_journal_costs_its_damaged_lines_alone(tmp_path: Path, templat
     assert [record["said"] for record in read(out)] == [f"text {i}" for i in range(4)]
 
 
+@pytest.mark.starts
 def test_a_killed_run_goes_on_and_recomputes_no_finished_line(tmp_path: Path, template: Path) -> None:
     """kill -9 while half of the documents wait for the server: the other half is on disk for good."""
     arrived, let_go = threading.Semaphore(0), threading.Event()
@@ -356,6 +369,7 @@ def test_a_killed_run_goes_on_and_recomputes_no_finished_line(tmp_path: Path, te
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT to one child")
+@pytest.mark.starts
 def test_ctrl_c_leaves_the_journal(tmp_path: Path, template: Path) -> None:
     docs, out = write_documents(tmp_path / "docs.jsonl", 4), tmp_path / "out.jsonl"
     waiting, let_go = threading.Event(), threading.Event()
@@ -386,6 +400,7 @@ def test_ctrl_c_leaves_the_journal(tmp_path: Path, template: Path) -> None:
 # --- the deadline ---
 
 
+@pytest.mark.starts
 def test_what_misses_the_deadline_is_recorded_and_can_be_resumed(tmp_path: Path, template: Path) -> None:
     """The run ends though two documents never answer; nothing that was done is lost."""
     let_go, reached = threading.Event(), threading.Event()
@@ -413,6 +428,7 @@ def test_what_misses_the_deadline_is_recorded_and_can_be_resumed(tmp_path: Path,
     assert all(record["ok"] for record in read(out))
 
 
+@pytest.mark.starts
 def test_a_deadline_that_has_passed_still_gives_every_line(tmp_path: Path, template: Path) -> None:
     docs, out = write_documents(tmp_path / "docs.jsonl", 3), tmp_path / "out.jsonl"
     with serve(echo) as stub:
@@ -423,6 +439,7 @@ def test_a_deadline_that_has_passed_still_gives_every_line(tmp_path: Path, templ
     assert stub.bodies == []
 
 
+@pytest.mark.starts
 def test_a_template_that_never_returns_does_not_hold_the_process(tmp_path: Path) -> None:
     """Its thread is abandoned: the process ends by itself once the output is written."""
     template = write(
@@ -460,6 +477,7 @@ def test_concurrency_starts_at_one(tmp_path: Path, template: Path) -> None:
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 16])
+@pytest.mark.starts
 def test_no_more_requests_at_once_than_asked_for(tmp_path: Path, template: Path, concurrency: int) -> None:
     gate = threading.Lock()
     now = most = 0

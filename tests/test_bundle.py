@@ -109,6 +109,7 @@ def test_a_source_can_be_named_when_the_file_lies_elsewhere(tmp_path: Path) -> N
     assert next(file.source for file in index.files if file.path == path) == "docs/README.md"
 
 
+@pytest.mark.starts
 def test_sha256sum_agrees(tmp_path: Path) -> None:
     """Where tourkit is not installed, coreutils check the bundle."""
     make_bundle(tmp_path)
@@ -287,6 +288,7 @@ def test_every_refusal_has_an_exit_code_of_ours(tmp_path: Path) -> None:
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.starts
 def test_importing_it_stays_light() -> None:
     heavy = {"huggingface_hub", "starlette", "uvicorn", "aiohttp", "jinja2", "llama_cpp", "numpy", "jsonschema"}
     code = f"import sys, tourkit.bundle.verify; print(sorted({heavy!r} & sys.modules.keys()))"

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_docs import tool
 
+from tools import catalogue_page
 from tourkit import data
 from tourkit.cli import main
 from tourkit.errors import ManifestError, UsageError
@@ -480,7 +480,7 @@ def test_a_wish_that_cannot_be_read_is_a_wrong_use(arguments, says, capsys):
 
 def test_the_page_of_the_catalogue_is_what_the_files_say():
     """When this fails: `make docs`."""
-    assert (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8") == tool("catalogue_page").render()
+    assert (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8") == catalogue_page.render()
 
 
 # docs/manifest.md
@@ -580,6 +580,7 @@ def locks_from_facts(tmp_path):
     return run
 
 
+@pytest.mark.starts
 def test_proved_files_at_the_manifests_commit_are_locked(locks_from_facts):
     gguf = row("me/m-GGUF", COMMIT, fact("m-q4.gguf", 4, SHA), fact("other.gguf", 9, SHA))
 
@@ -590,6 +591,7 @@ def test_proved_files_at_the_manifests_commit_are_locked(locks_from_facts):
     assert made["Q4"].files == (lock.LockedFile("m-q4.gguf", 4, SHA),)
 
 
+@pytest.mark.starts
 def test_a_hash_read_elsewhere_is_left_open_but_its_size_is_kept(locks_from_facts):
     gguf = row(
         "me/m-GGUF",
@@ -606,12 +608,14 @@ def test_a_hash_read_elsewhere_is_left_open_but_its_size_is_kept(locks_from_fact
     assert not made["Q4"].resolved
 
 
+@pytest.mark.starts
 def test_facts_of_another_commit_prove_nothing(locks_from_facts):
     made = locks_from_facts(row("me/m-GGUF", "f" * 40, fact("m-q4.gguf", 4, SHA)))
 
     assert (made["Q4"].commit, made["Q4"].files, made["Q4"].complete) == (None, (), False)
 
 
+@pytest.mark.starts
 def test_a_variant_with_a_pattern_is_never_complete(locks_from_facts):
     made = locks_from_facts(row("me/m", COMMIT, fact("model.safetensors", 4, SHA), fact("config.json", 2, SHA)))
 
@@ -620,6 +624,7 @@ def test_a_variant_with_a_pattern_is_never_complete(locks_from_facts):
     assert not made["BF16"].resolved
 
 
+@pytest.mark.starts
 def test_a_branch_is_not_pinned_without_the_hub(locks_from_facts):
     made = locks_from_facts(row("me/m-FP8", None, fact("model.safetensors", 4, SHA)))
 
@@ -627,6 +632,7 @@ def test_a_branch_is_not_pinned_without_the_hub(locks_from_facts):
     assert made["FP8"].files == ()
 
 
+@pytest.mark.starts
 def test_a_bad_manifest_ends_the_tool_with_its_message(tmp_path):
     (tmp_path / "facts.json").write_text("[]", encoding="utf-8")
     command = [sys.executable, str(TOOL), str(tmp_path / "facts.json"), str(tmp_path / "absent.toml")]

@@ -56,6 +56,7 @@ def tourkit(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPro
     ],
     ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else None,
 )
+@pytest.mark.starts
 def test_exit_codes_and_messages(tmp_path: Path, arguments: list[str], code: int, says: str) -> None:
     done = tourkit(*arguments, cwd=tmp_path)
 
@@ -68,12 +69,14 @@ def test_exit_codes_and_messages(tmp_path: Path, arguments: list[str], code: int
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.starts
 def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
     done = tourkit("--debug", "verify", "nowhere", cwd=tmp_path)
 
     assert "Traceback" in done.stderr
 
 
+@pytest.mark.starts
 def test_a_port_that_is_taken_is_said_so(tiny_gguf: Path, tmp_path: Path) -> None:
     import socket
 
@@ -85,6 +88,7 @@ def test_a_port_that_is_taken_is_said_so(tiny_gguf: Path, tmp_path: Path) -> Non
     assert "--port" in done.stderr
 
 
+@pytest.mark.starts
 def test_the_bundle_is_found_in_the_environment_and_in_this_folder(
     tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +103,7 @@ def test_the_bundle_is_found_in_the_environment_and_in_this_folder(
     assert json.loads(there.stdout)["placements"][0]["quant"] == "Q8_0"
 
 
+@pytest.mark.starts
 def test_verify_names_what_is_wrong_and_ends_with_1(tiny_gguf: Path, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", tiny_gguf)
     weights = bundle / "models/tiny-random/F16/tiny-random.gguf"
@@ -118,6 +123,7 @@ def test_verify_names_what_is_wrong_and_ends_with_1(tiny_gguf: Path, tmp_path: P
     assert "damaged" not in quick.stdout
 
 
+@pytest.mark.starts
 def test_models_lists_the_catalogue_for_people_and_for_scripts() -> None:
     people, scripts = tourkit("models"), tourkit("models", "--json", "--stack", "onnx")
 
@@ -125,6 +131,7 @@ def test_models_lists_the_catalogue_for_people_and_for_scripts() -> None:
     assert {model["id"] for model in json.loads(scripts.stdout)} == {"phi-3-mini-4k-instruct"}
 
 
+@pytest.mark.starts
 def test_a_dry_run_shows_totals_and_writes_nothing(tmp_path: Path) -> None:
     done = tourkit("prefetch", "cpu-16gb", "--to", str(tmp_path / "out"), "--dry-run", "--json")
 
@@ -133,6 +140,7 @@ def test_a_dry_run_shows_totals_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.starts
 def test_templates_are_listed_shown_and_copied(tmp_path: Path) -> None:
     listed = json.loads(tourkit("templates", "list", "--json").stdout)
     shown = tourkit("templates", "show", "json_extraction").stdout
@@ -147,6 +155,7 @@ def test_templates_are_listed_shown_and_copied(tmp_path: Path) -> None:
     assert "--force" in again.stderr
 
 
+@pytest.mark.starts
 def test_an_installed_wheel_is_complete_outside_a_checkout(tmp_path: Path) -> None:
     """Manifests, templates, the bundle's skeleton and the demo's model travel in it; other weights, caches do not."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]

@@ -16,6 +16,8 @@ from openai_stub import Answer, Refusal, minimal_instance, schema_of, serve
 import tourkit.client
 from tourkit.client import Client, ClientError
 
+pytestmark = pytest.mark.starts
+
 SCHEMA = {
     "title": "a person!",
     "type": "object",

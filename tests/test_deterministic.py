@@ -99,6 +99,7 @@ def test_another_stack_does_not_pretend(tmp_path: Path) -> None:
         backends.load(Launch("tiny", "onnx", str(tmp_path), 4, 1024, 1, deterministic=True))
 
 
+@pytest.mark.starts
 def test_the_server_keeps_the_promise_over_http(tiny_gguf: Path, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", tiny_gguf)
     with (

@@ -17,6 +17,8 @@ import openai
 import pytest
 from serving import Serving, make_bundle, serving
 
+pytestmark = pytest.mark.starts
+
 TEMPLATES = Path(__file__).parent.parent / "templates"
 MANIFEST = """\
 schema = 1

@@ -32,6 +32,8 @@ from tourkit.launch import Launch
 from tourkit.server.contract import SECRET_HEADER
 from tourkit.server.worker.app import ModelServer
 
+pytestmark = pytest.mark.starts
+
 TEXTS = ["the name", "date of bill", "x", "total is due " * 12, "the number of the bill is due", "the name the name"]
 # A row alone and a row among others go through kernels that round differently; the vectors have length 1.
 TOLERANCE = 2e-3

@@ -19,6 +19,8 @@ from tourkit.backends.transformers.encoder import EncoderRunner  # noqa: E402
 from tourkit.errors import LocalError, RequestError  # noqa: E402
 from tourkit.launch import NO_LAYERS, Launch  # noqa: E402
 
+pytestmark = pytest.mark.starts
+
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"the name date of bill total is due number a b c ##s ##e".split()]
 TEXTS = ["the name", "dates of bill", "a", "total is due " * 9, "the number of the bill is due", "b c"]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

@@ -17,6 +17,8 @@ from launch_server import LaunchServer, launch_server
 from tourkit.launch import Launch
 from tourkit.planning.plan import Placement
 
+pytestmark = pytest.mark.starts
+
 # What an installation of vLLM does when it is imported, and the words that then tell why it is not used.
 BROKEN = {
     "import error": (

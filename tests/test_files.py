@@ -72,6 +72,7 @@ def test_a_write_into_no_folder_is_an_os_error(tmp_path: Path) -> None:
         write_atomic(tmp_path / "nowhere" / "a", b"x")
 
 
+@pytest.mark.starts
 def test_a_killed_writer_leaves_the_old_or_the_new_content(tmp_path: Path) -> None:
     """Under its own name a file is never half written, whenever the process dies."""
     target = tmp_path / "a"

@@ -14,6 +14,8 @@ import pytest
 
 from tourkit.hardware.probe import Gpu, Hardware, InstalledStack, imagined, probe
 
+pytestmark = pytest.mark.starts
+
 GIB = 2**30
 ROOT = Path(__file__).parent.parent
 

@@ -161,6 +161,7 @@ def test_an_answer_that_is_no_hubs_is_one_line(hub: Hub, server: FaultyHub, page
     one_line(error.value)
 
 
+@pytest.mark.starts
 def test_nobody_at_the_endpoint_is_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
@@ -191,6 +192,7 @@ def test_offline_is_kept_but_loopback_is_no_network(server: FaultyHub, monkeypat
     here.close()
 
 
+@pytest.mark.starts
 def test_importing_hub_and_prefetch_loads_no_huggingface_hub() -> None:
     code = "import sys, tourkit.fetch.hub, tourkit.fetch.prefetch; print('huggingface_hub' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -327,6 +329,7 @@ class Proxy:
         self.listener.close()
 
 
+@pytest.mark.starts
 def test_https_goes_through_the_proxy_as_a_tunnel_that_sees_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = Proxy()
     monkeypatch.setenv("HTTPS_PROXY", proxy.url)
@@ -395,6 +398,7 @@ def certificate(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.starts
 def test_a_certificate_nobody_vouches_for_is_refused_and_one_that_is_trusted_works(
     certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ if SYSTEM.startswith("macosx"):
     SYSTEM = f"macosx_{platform.machine()}"
 TAG = f"cp{sys.version_info[0]}{sys.version_info[1]}-{SYSTEM}"
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+pytestmark = [pytest.mark.starts, pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")]
 
 
 @pytest.fixture

@@ -163,6 +163,7 @@ def test_a_module_is_short_and_so_are_its_functions(name: str) -> None:
     assert not long
 
 
+@pytest.mark.starts
 def test_the_command_line_starts_without_any_library_but_click() -> None:
     """`tourkit --help` must not pay for what a single command needs."""
     code = f"import sys, tourkit.cli; print(*sorted({LIBRARIES!r} & sys.modules.keys()))"
@@ -172,6 +173,7 @@ def test_the_command_line_starts_without_any_library_but_click() -> None:
     assert done.stdout.strip() == ""
 
 
+@pytest.mark.starts
 def test_help_prints_without_importing_an_inference_library() -> None:
     code = (
         "import sys, tourkit.cli\n"

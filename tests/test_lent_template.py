@@ -49,6 +49,7 @@ def test_a_chat_is_written_by_the_template_of_the_bundle(client: openai.OpenAI) 
     assert chat.usage.prompt_tokens == plain.usage.prompt_tokens
 
 
+@pytest.mark.starts
 def test_without_one_chats_are_refused_with_the_mend(bare: Path, tmp_path: Path) -> None:
     root = make_bundle(tmp_path / "bundle", bare)
     with (
@@ -59,6 +60,7 @@ def test_without_one_chats_are_refused_with_the_mend(bare: Path, tmp_path: Path)
         client.chat.completions.create(model="tool", messages=MESSAGES)
 
 
+@pytest.mark.starts
 def test_the_template_a_model_carries_comes_first(tiny_gguf: Path, tmp_path: Path) -> None:
     from tourkit.backends.llama_cpp import load
     from tourkit.generation import Request, SamplingParams
@@ -76,6 +78,7 @@ def test_the_template_a_model_carries_comes_first(tiny_gguf: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("template", ["", "{{ raise_exception('a system message first') }}"])
+@pytest.mark.starts
 def test_a_plain_prompt_is_held_to_a_schema_where_no_template_takes_a_question(bare: Path, template: str) -> None:
     from tourkit.backends.llama_cpp import load
     from tourkit.generation import Constraint, Delta, Request

@@ -21,6 +21,8 @@ from tourkit.errors import EngineError, LocalError, RequestError, UsageError
 from tourkit.generation import Constraint, Delta, Finish, Request, SamplingParams
 from tourkit.launch import ALL_LAYERS, NO_LAYERS, GpuLayers, Launch
 
+pytestmark = pytest.mark.starts
+
 
 @pytest.fixture
 def runner(tiny_gguf: Path) -> Iterator[LlamaRunner]:

@@ -17,6 +17,8 @@ from tourkit.errors import LocalError
 from tourkit.generation import Delta, Request, SamplingParams
 from tourkit.launch import Launch
 
+pytestmark = pytest.mark.starts
+
 
 @pytest.fixture(scope="module")
 def adapter(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

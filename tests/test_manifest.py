@@ -396,6 +396,7 @@ def test_distinct_names_in_one_folder_pass():
     paths.check_distinct(["a/b", "a/c", "b", "ab"], "here")
 
 
+@pytest.mark.starts
 def test_importing_costs_no_validator():
     """Only reading a manifest loads jsonschema: `tourkit --help` must stay quick."""
     code = "import sys, tourkit.manifest.lock; print(sorted({'jsonschema', 'huggingface_hub'} & sys.modules.keys()))"

@@ -37,6 +37,7 @@ def load(
 # --- the numbers of a model -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.starts
 def test_a_gguf_header_tells_the_shape_that_llama_cpp_loads(tiny_gguf: Path) -> None:
     from tourkit.backends.llama_cpp.runner import LlamaRunner
 
@@ -277,6 +278,7 @@ print(resident() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.starts
 def test_the_cache_takes_in_a_real_process_what_is_predicted(tiny_gguf: Path) -> None:
     found = of_file(tiny_gguf)
     assert found is not None
@@ -292,6 +294,7 @@ def test_the_cache_takes_in_a_real_process_what_is_predicted(tiny_gguf: Path) ->
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.starts
 def test_the_bench_prints_predicted_and_measured_memory_of_a_model(tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     random_gguf.write_random_gguf(model)

@@ -508,6 +508,7 @@ def test_a_hostile_host_header_is_only_text(url: str) -> None:
 # ---- a bundle that changes under it ------------------------------------------------------------------
 
 
+@pytest.mark.starts
 def test_a_file_that_changed_size_is_500_with_its_name_and_a_log_line(tmp_path: Path) -> None:
     make_bundle(tmp_path / "bundle")
     path = tmp_path / "bundle/models/tiny/F16/tiny-F16.gguf"
@@ -528,6 +529,7 @@ def test_a_file_that_changed_size_is_500_with_its_name_and_a_log_line(tmp_path: 
     assert "Traceback" not in log
 
 
+@pytest.mark.starts
 def test_a_file_cut_off_under_way_breaks_the_connection(tmp_path: Path) -> None:
     """The client must not take what it got for the whole file."""
     path = "models/tiny/Q8_0/tiny-Q8_0.gguf"
@@ -575,6 +577,7 @@ def test_an_address_that_cannot_be_had_is_local_trouble(url: str, tmp_path: Path
 # ---- the repositories of an index --------------------------------------------------------------------
 
 
+@pytest.mark.starts
 def test_more_than_a_page_of_files_is_listed_whole(tmp_path: Path) -> None:
     files = {f"models/old/BF16/part/{number:04}.txt": str(number).encode() for number in range(2100)}
     write_files(tmp_path / "bundle", files)

@@ -19,6 +19,8 @@ from serving import make_bundle, serving
 
 from tourkit.net import is_loopback
 
+pytestmark = pytest.mark.starts
+
 NETLESS = str(Path(__file__).with_name("netless.py"))
 
 

@@ -15,6 +15,8 @@ from tourkit.backends.transformers.packed import PackedPass  # noqa: E402
 from tourkit.backends.transformers.runner import TransformersRunner  # noqa: E402
 from tourkit.errors import LocalError  # noqa: E402
 
+pytestmark = pytest.mark.starts
+
 N_VOCAB = 300
 SIZES = {"vocab_size": N_VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 USUAL = SIZES | {"intermediate_size": 128, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 2}

@@ -583,6 +583,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "tourkit", *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.starts
 def test_the_table_has_the_memory_of_each_placement_and_device() -> None:
     done = run("plan", "tour-20gb", "--vram", "20GiB", "--ram", "32GiB", "--threads", "8")
 
@@ -626,6 +627,7 @@ def test_the_json_has_gpu_layers_as_a_number_which_is_minus_1_for_all() -> None:
     assert 0 < part["gpu_layers"] == split.placements[0].launch.gpu_layers.count < SMALL.layers
 
 
+@pytest.mark.starts
 def test_the_json_of_a_plan_has_the_machine_the_placements_and_the_reasons() -> None:
     done = run("plan", "cpu-16gb", "--ram", "16GiB", "--vram", "0", "--json")
 
@@ -640,6 +642,7 @@ def test_the_json_of_a_plan_has_the_machine_the_placements_and_the_reasons() -> 
     assert made["devices"][-1]["id"] == "cpu"
 
 
+@pytest.mark.starts
 def test_a_plan_that_leaves_a_role_unfilled_ends_with_1() -> None:
     done = run("plan", "cpu-16gb", "--ram", "4GiB", "--vram", "0")
 
@@ -648,12 +651,14 @@ def test_a_plan_that_leaves_a_role_unfilled_ends_with_1() -> None:
     assert done.stderr.startswith("tourkit: role brain: nothing in the bundle fits")
 
 
+@pytest.mark.starts
 def test_a_plan_can_be_made_with_stacks_that_are_not_installed() -> None:
     done = run("plan", "tour-20gb", "--ram", "64GiB", "--vram", "0", "--stack", "onnx", "--role", "tool", "--json")
 
     assert [placement["stack"] for placement in json.loads(done.stdout)["placements"]] == ["onnx"]
 
 
+@pytest.mark.starts
 def test_an_unknown_stack_is_refused_with_the_known_ones() -> None:
     done = run("plan", "tour-20gb", "--stack", "ollama")
 
@@ -662,6 +667,7 @@ def test_an_unknown_stack_is_refused_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("size", ["20", "20 cows", "-1GiB"])
+@pytest.mark.starts
 def test_a_size_without_a_unit_is_refused_with_an_example(size: str) -> None:
     done = run("plan", "cpu-16gb", f"--vram={size}")
 
@@ -669,6 +675,7 @@ def test_a_size_without_a_unit_is_refused_with_an_example(size: str) -> None:
     assert "such as 20GiB" in done.stderr
 
 
+@pytest.mark.starts
 def test_planning_imports_no_inference_library() -> None:
     heavy = {"llama_cpp", "vllm", "torch", "transformers", "onnxruntime", "onnxruntime_genai", "numpy"}
     code = (
@@ -696,6 +703,7 @@ def half_filled(tiny_gguf: Path, tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 
+@pytest.mark.starts
 def test_serve_reports_a_role_without_a_usable_variant_at_start(half_filled: Path, tmp_path: Path) -> None:
     with serving(half_filled, tmp_path / "log", "--context", "512"):
         said = (tmp_path / "log").read_text()

@@ -22,6 +22,8 @@ from tourkit.engine.placement import Slot, worth_keeping
 from tourkit.generation import Delta, Finish, Request, SamplingParams
 from tourkit.launch import Launch
 
+pytestmark = pytest.mark.starts
+
 SYSTEM = (
     "Extract the name, the date, the type and the total of the bill. Answer with the label and the total only. " * 3
 )

@@ -10,8 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +19,9 @@ import openai
 import pytest
 from fake_worker import SECRET, fake_worker
 from serving import Serving, make_bundle, serving
+from waiting import until
+
+pytestmark = pytest.mark.starts
 
 HELLO: list[Any] = [{"role": "user", "content": "Say hello"}]
 SCHEMA: dict[str, Any] = {
@@ -399,15 +400,6 @@ def get(served: Serving, path: str) -> tuple[int, Any]:
     body = json.loads(answer.read())
     connection.close()
     return answer.status, body
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Poll a condition of a running server; the harness's own limit ends a test that never sees it."""
-    pause = threading.Event()
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < 120, "the condition never came true"
-        pause.wait(0.02)
 
 
 def test_health_names_the_workers_and_roles_share_one(served: Serving, client: openai.OpenAI) -> None:

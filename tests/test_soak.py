@@ -7,15 +7,16 @@ import http.client
 import json
 import queue
 import random
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import pytest
 from fake_runner import EOG, FakeRunner, FakeSampler, hashed
 from serving import Serving, make_bundle, serving
+from waiting import until
 
 from tourkit.engine.engine import BatchEngine
 from tourkit.errors import EngineError, QueueFull
@@ -48,6 +49,7 @@ class FailingMatcher:
         return [ord("-")] * (self._left % 3)
 
 
+@pytest.mark.slow
 def test_a_storm_of_requests_leaves_every_slot_free_and_every_sequence_ended_once() -> None:
     open_before = FakeSampler.open
     runner = FakeRunner(slots=6, n_ctx=700, n_batch=48, next_token=hashed)
@@ -122,6 +124,8 @@ def storm(served: Serving, seed: int) -> None:
                 answer.read()
 
 
+@pytest.mark.starts
+@pytest.mark.slow
 def test_a_storm_over_http_leaves_the_worker_alive_idle_and_no_larger(tiny_gguf: Path, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", tiny_gguf)
     with serving(bundle, tmp_path / "log", "--context", "1024") as running:
@@ -136,9 +140,8 @@ def test_a_storm_over_http_leaves_the_worker_alive_idle_and_no_larger(tiny_gguf:
         def weather(seeds: range) -> int:
             with ThreadPoolExecutor(6) as pool:
                 list(pool.map(lambda seed: storm(running, seed), seeds))
-            pause = threading.Event()
-            while 'sequences_running{model="tiny-random",quant="F16",stack="llama_cpp"} 0' not in look("/metrics"):
-                pause.wait(0.02)
+            idle = 'sequences_running{model="tiny-random",quant="F16",stack="llama_cpp"} 0'
+            until(lambda: idle in look("/metrics"))
             worker = look("/health")["workers"]["tiny-random F16"]
             assert worker["restarts"] == 0
             return memory_of(worker["pid"])

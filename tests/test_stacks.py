@@ -32,8 +32,9 @@ from tourkit.errors import LocalError
 from tourkit.launch import NO_LAYERS, GpuLayers, Launch
 from tourkit.net import is_loopback
 
+pytestmark = pytest.mark.starts
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 WEIGHTS = Path(os.environ.get("TOURKIT_TINY", ROOT / "weights" / "tiny"))
 MODELS = {
     "llama_cpp": "gguf/tiny-f16.gguf",

@@ -10,7 +10,7 @@ import random
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from launch_server import LaunchServer, launch_server
+from waiting import until
 
 from tourkit.bundle.build import build_index
 from tourkit.bundle.index import BundleModel, BundleVariant, variant_dir
@@ -29,6 +30,8 @@ from tourkit.planning import sources
 from tourkit.planning.plan import Placement
 from tourkit.planning.planner import plan
 from tourkit.server.gateway.launch import placements_at
+
+pytestmark = pytest.mark.starts
 
 # Run at the start of each Python process: a worker that takes turns holds a lock for as long as it lives, and where
 # another one holds it, leaves a note. Workers of the model `stays` are not among them.
@@ -119,13 +122,6 @@ def get(served: Served, path: str) -> tuple[int, str]:
 
 def health(served: Served) -> dict[str, Any]:
     return dict(json.loads(get(served, "/health")[1]))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Look again and again, and leave the processors to the servers meanwhile."""
-    pause = threading.Event()
-    while not condition():
-        pause.wait(0.02)
 
 
 def wait_for_waiting(served: Served, count: int) -> None:

@@ -183,6 +183,7 @@ def run_all(name: str, out: Path, answer: Any) -> tuple[list[dict[str, Any]], li
     return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()], stub.bodies
 
 
+@pytest.mark.starts
 def test_json_extraction_gives_what_the_model_says_in_one_call_a_document(tmp_path: Path) -> None:
     records, bodies = run_all("json_extraction", tmp_path / "out.jsonl", oracle("json_extraction"))
 
@@ -193,6 +194,7 @@ def test_json_extraction_gives_what_the_model_says_in_one_call_a_document(tmp_pa
     assert {body["model"] for body in bodies} == {"fast"}
 
 
+@pytest.mark.starts
 def test_graph_extraction_gives_what_the_model_says_in_two_calls_a_document(tmp_path: Path) -> None:
     records, bodies = run_all("graph_extraction", tmp_path / "out.jsonl", oracle("graph_extraction"))
 
@@ -204,6 +206,7 @@ def test_graph_extraction_gives_what_the_model_says_in_two_calls_a_document(tmp_
     assert len(bodies) == 2 * len(records)
 
 
+@pytest.mark.starts
 def test_self_consistency_gives_what_the_model_says_in_one_call_when_all_agree(tmp_path: Path) -> None:
     records, bodies = run_all("self_consistency", tmp_path / "out.jsonl", oracle("self_consistency"))
 
@@ -215,6 +218,7 @@ def test_self_consistency_gives_what_the_model_says_in_one_call_when_all_agree(t
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.starts
 def test_a_model_that_understands_nothing_still_gives_a_record_a_document(name: str, tmp_path: Path) -> None:
     records, _ = run_all(
         name, tmp_path / "out.jsonl", lambda body, index: json.dumps(minimal_instance(schema_of(body)))
@@ -226,6 +230,7 @@ def test_a_model_that_understands_nothing_still_gives_a_record_a_document(name: 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("answer", [Answer('{"nodes": [', "length"), "I am sorry.", "[]", Refusal(400, "no")])
+@pytest.mark.starts
 def test_a_model_that_fails_gives_a_failure_a_document(name: str, answer: Any, tmp_path: Path) -> None:
     records, _ = run_all(name, tmp_path / "out.jsonl", lambda body, index: answer)
 
@@ -244,6 +249,7 @@ PERSON = {
 }
 
 
+@pytest.mark.starts
 def test_an_answer_that_breaks_the_schema_is_asked_for_again_with_the_reason() -> None:
     answers = iter(['{"name": "Ann", "age": -1}', '{"name": "Ann", "age": 7}'])
     document = {"id": "x", "text": "Ann is 7.", "schema": PERSON}
@@ -257,6 +263,7 @@ def test_an_answer_that_breaks_the_schema_is_asked_for_again_with_the_reason() -
     assert stub.bodies[1]["messages"][:2] == stub.bodies[0]["messages"]
 
 
+@pytest.mark.starts
 def test_an_answer_that_breaks_the_schema_twice_is_a_failure_with_its_data() -> None:
     document = {"id": "x", "text": "Ann is 7.", "schema": PERSON}
     with serve(lambda body, index: '{"name": "Ann", "age": -1}') as stub, Client(stub.url) as client:
@@ -273,6 +280,7 @@ def test_a_kind_without_a_schema_names_the_kinds_there_are() -> None:
         json_extraction.schema_for({"id": "x", "kind": "recipe", "text": ""})
 
 
+@pytest.mark.starts
 def test_braces_in_a_document_are_text() -> None:
     """Prompts are filled by replacing, not formatting: people put JSON examples into them."""
     document = {"id": "x", "text": "{schema} {0} {text}", "schema": PERSON}
@@ -341,6 +349,7 @@ def edge(source: str, target: str, label: str = "owns") -> dict[str, str]:
     return {"from": source, "to": target, "label": label}
 
 
+@pytest.mark.starts
 def test_the_ends_of_edges_can_only_be_the_nodes_and_the_second_prompt_begins_with_the_first() -> None:
     nodes = {"nodes": [node("A"), node("B"), node("A")]}
     _, bodies = graph_of({"id": "x", "text": "A owns B."}, nodes, {"edges": [edge("A", "B")]})
@@ -351,6 +360,7 @@ def test_the_ends_of_edges_can_only_be_the_nodes_and_the_second_prompt_begins_wi
     assert json.loads(bodies[1]["messages"][2]["content"]) == nodes
 
 
+@pytest.mark.starts
 def test_fewer_than_two_nodes_need_no_second_call() -> None:
     record, bodies = graph_of({"id": "x", "text": "A."}, {"nodes": [node("A")]})
 
@@ -359,6 +369,7 @@ def test_fewer_than_two_nodes_need_no_second_call() -> None:
     assert len(bodies) == 1
 
 
+@pytest.mark.starts
 def test_repeated_edges_and_loops_are_left_out_and_listed() -> None:
     edges = [edge("A", "B"), edge("A", "B"), edge("A", "A"), edge("A", "B", "funds"), edge("A", "C")]
     record, _ = graph_of({"id": "x", "text": "A B"}, {"nodes": [node("A"), node("B")]}, {"edges": edges})
@@ -371,6 +382,7 @@ def test_repeated_edges_and_loops_are_left_out_and_listed() -> None:
     ]
 
 
+@pytest.mark.starts
 def test_what_an_unconstrained_server_makes_up_is_listed() -> None:
     nodes = [node("A"), node("B"), node("C", "dragon"), node(" «» ")]
     record, _ = graph_of({"id": "x", "text": "A B"}, {"nodes": nodes}, {"edges": [edge("A", "B", "eats")]})
@@ -378,6 +390,7 @@ def test_what_an_unconstrained_server_makes_up_is_listed() -> None:
     assert [d["why"] for d in record["dropped"]] == ["unknown type", "no name", "unknown relation"]
 
 
+@pytest.mark.starts
 def test_an_edge_whose_ends_are_not_in_the_text_is_flagged_not_dropped() -> None:
     nodes = {"nodes": [node("Вектра"), node("Nowhere", "place")]}
     record, _ = graph_of(
@@ -414,6 +427,7 @@ def test_one_entity_may_have_several_spellings(one: str, other: str, same: bool)
     assert (graph_extraction.normal_name(one) == graph_extraction.normal_name(other)) is same
 
 
+@pytest.mark.starts
 def test_a_long_text_is_read_in_chunks_and_equal_entities_become_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph_extraction, "CHUNK", 30)
     text = "ООО «Вектра» купила «Стриж». Вектра наняла Ольгу Кит."
@@ -523,6 +537,7 @@ def say(answer: Any) -> str:
     return json.dumps({"reasoning": "…", "answer": answer}, ensure_ascii=False)
 
 
+@pytest.mark.starts
 def test_the_majority_wins_over_the_first_answer() -> None:
     answers = [say(a) for a in ("17", "42", "42.0", "42")] + [say("42")] * 4
     record, bodies = sampled({"id": "q", "kind": "number", "text": "?"}, answers)
@@ -540,6 +555,7 @@ def test_the_majority_wins_over_the_first_answer() -> None:
     assert len({body["seed"] for body in bodies}) == 2
 
 
+@pytest.mark.starts
 def test_an_open_vote_ends_at_the_cap_with_its_share() -> None:
     answers = [say(a) for a in ("a", "b", "c", "d") * 3]
     record, bodies = sampled({"id": "q", "text": "?"}, answers)
@@ -548,6 +564,7 @@ def test_an_open_vote_ends_at_the_cap_with_its_share() -> None:
     assert len(bodies) == 3
 
 
+@pytest.mark.starts
 def test_spoiled_samples_have_no_vote_but_count_against_the_share() -> None:
     answers: list[str | Answer] = [Answer('{"reasoning": "so lo', "length"), "no", say("x" * 61)] + [say("yes")] * 9
     record, _ = sampled({"id": "q", "text": "?"}, answers)
@@ -556,6 +573,7 @@ def test_spoiled_samples_have_no_vote_but_count_against_the_share() -> None:
     assert record["share"] == 0.625
 
 
+@pytest.mark.starts
 def test_choices_bind_the_answer() -> None:
     record, bodies = sampled({"id": "q", "text": "?", "choices": ["да", "нет"]}, [say("нет")] * 4)
 
@@ -631,6 +649,7 @@ def test_parts_that_make_no_valid_whole_give_way_to_a_real_sample() -> None:
     assert (record["method"], record["answer"] in samples) == ("medoid", True)
 
 
+@pytest.mark.starts
 def test_an_object_document_runs_from_samples_to_vote() -> None:
     said = [json.dumps({"name": "Ann", "total": "5", "tags": []})] * 4
     record, bodies = sampled({"id": "q", "text": "?", "schema": CARD}, list(said))
@@ -707,6 +726,7 @@ def test_a_folder_that_cannot_be_written_is_a_local_error(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("options", [["-S"], []], ids=["standard library alone", "with site-packages"])
+@pytest.mark.starts
 def test_a_standalone_copy_runs_with_plain_python(name: str, options: list[str], tmp_path: Path) -> None:
     """-S hides site-packages: no tourkit and no jsonschema are to be found but in the copy."""
     written = copy(name, tmp_path, standalone=True)
@@ -734,6 +754,7 @@ def test_a_standalone_copy_runs_with_plain_python(name: str, options: list[str],
         assert [record["data"] for record in records] == [right["data"] for right in gold(name).values()]
 
 
+@pytest.mark.starts
 def test_a_standalone_run_records_failures_and_takes_a_schema_file(tmp_path: Path) -> None:
     copy("json_extraction", tmp_path, standalone=True)
     (tmp_path / "person.json").write_text(json.dumps(PERSON))

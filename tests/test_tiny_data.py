@@ -1,14 +1,10 @@
 """The tiny model's data: held-out parts are never drawn for training, and the answers are what the text says."""
 
 import json
-import sys
-from pathlib import Path
 from random import Random
 
 import jsonschema
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.tiny import arithmetic, documents, fields, graphs, names, prompts, schemas, tasks
 from tools.tiny.documents import Split

@@ -4,7 +4,6 @@ The documents are those of weights/tiny/documents: held-out names under wording 
 """
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +11,6 @@ from typing import Any
 
 import pytest
 from serving import make_bundle, serving
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.tiny import evaluate, prompts, samples
 from tourkit.client import Client

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.starts
+
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "weights" / "tiny"
 NEEDED = ("torch", "transformers", "tokenizers", "safetensors")

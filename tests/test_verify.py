@@ -166,6 +166,7 @@ def test_a_link_in_place_of_a_file_is_damage_even_to_the_same_bytes(root: Path, 
     assert "symbolic link" in report.problems[0].detail
 
 
+@pytest.mark.starts
 def test_links_and_special_files_are_extra_and_never_followed(root: Path, tmp_path: Path) -> None:
     (root / "loop").symlink_to(root)
     (root / "bundle.sig").symlink_to("/dev/zero")
@@ -319,6 +320,7 @@ for problem in verify(Path(sys.argv[1])).problems:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.starts
 def test_a_file_that_cannot_be_read_is_damaged_with_the_reason(root: Path) -> None:
     (root / BIG).chmod(0)
 
@@ -326,6 +328,7 @@ def test_a_file_that_cannot_be_read_is_damaged_with_the_reason(root: Path) -> No
     assert lines == [f"damaged|{BIG}|cannot be read: Permission denied"]
 
 
+@pytest.mark.starts
 def test_a_folder_that_cannot_be_read_damages_the_files_in_it(root: Path) -> None:
     (root / "models" / "old").chmod(0)
     (root / "guests").mkdir(mode=0)
@@ -340,6 +343,7 @@ def test_a_folder_that_cannot_be_read_damages_the_files_in_it(root: Path) -> Non
     assert all("Permission denied" in line for line in lines)
 
 
+@pytest.mark.starts
 def test_a_read_only_bundle_is_verified_and_left_as_it_was(root: Path) -> None:
     before = {path: path.lstat().st_mtime_ns for path in [root, *root.rglob("*")]}
     for path in [*root.rglob("*"), root]:

@@ -33,6 +33,8 @@ from tourkit.errors import LocalError
 from tourkit.launch import GpuLayers, Launch
 from tourkit.planning.plan import Placement
 
+pytestmark = pytest.mark.starts
+
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = Path(os.environ.get("TOURKIT_TINY", ROOT / "weights" / "tiny"))
 SAFETENSORS, GGUF = WEIGHTS / "safetensors", WEIGHTS / "gguf" / "tiny-f16.gguf"
