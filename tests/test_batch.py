@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from openai_stub import Refusal, serve
+from template_names import NAMES
 
 from tourkit.client import Client
 from tourkit.errors import LocalError, UsageError
@@ -545,5 +546,5 @@ def test_a_folder_with_several_files_needs_the_file_named(tmp_path: Path) -> Non
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="graph_extraction, json_extraction, self_consistency"):
+    with pytest.raises(UsageError, match=", ".join(NAMES)):
         load_template("json_extraktion")

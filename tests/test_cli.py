@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from serving import make_bundle
+from template_names import NAMES
 
 from tourkit.cli import main
 from tourkit.commands.pipelines import _seconds
@@ -147,7 +148,7 @@ def test_templates_are_listed_shown_and_copied(tmp_path: Path) -> None:
     copied = tourkit("templates", "copy", "json_extraction", str(tmp_path / "mine"))
     again = tourkit("templates", "copy", "json_extraction", str(tmp_path / "mine"))
 
-    assert {"json_extraction", "graph_extraction", "self_consistency"} <= {each["name"] for each in listed}
+    assert [each["name"] for each in listed] == NAMES
     assert shown.startswith("#")
     assert copied.returncode == 0
     assert (tmp_path / "mine" / "json_extraction.py").is_file()
@@ -173,7 +174,7 @@ def test_an_installed_wheel_is_complete_outside_a_checkout(tmp_path: Path) -> No
 
     assert done.returncode == 0, done.stderr
     assert "tourkit/_data/manifests/tour-20gb.lock.json" in names
-    assert "tourkit/_data/templates/json_extraction/json_extraction.py" in names
+    assert {f"tourkit/_data/templates/{name}/{name}.py" for name in NAMES} <= set(names)
     assert "tourkit/_data/bundle/START_HERE.md" in names
     unwanted = ("__pycache__", ".gguf", ".safetensors", ".part")
     weights = [name for name in names if any(part in name for part in unwanted)]

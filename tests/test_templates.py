@@ -15,14 +15,14 @@ from typing import Any
 import jsonschema
 import pytest
 from openai_stub import Answer, Refusal, minimal_instance, schema_of, serve
+from template_names import NAMES
 
 from tourkit.client import Client
 from tourkit.data import TEMPLATES
 from tourkit.errors import LocalError, UsageError
+from tourkit.manifest.models import ROLES
 from tourkit.pipelines.batch import run_batch
 from tourkit.pipelines.templates import available, copy, load_template, readme
-
-NAMES = ["graph_extraction", "json_extraction", "self_consistency"]
 
 
 def module(name: str) -> ModuleType:
@@ -155,23 +155,28 @@ def test_the_grammar_library_takes_every_schema_as_it_is(schema: dict[str, Any],
 
 Oracle = Callable[[dict[str, Any], int], str]
 
+# What a model says that knows the gold answer, by template; the schema is that of the request.
+SAYS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
+    "json_extraction": lambda right, schema: right["data"],
+    "graph_extraction": lambda right, schema: {schema["title"]: right[schema["title"]]},
+    "self_consistency": lambda right, schema: {"reasoning": "It is so.", "answer": str(right["answer"])},
+}
+
+
+def test_the_model_that_knows_every_answer_knows_every_template() -> None:
+    """When this fails: a row in SAYS."""
+    assert sorted(SAYS) == NAMES
+
 
 def oracle(name: str) -> Oracle:
     """A model that knows the gold answer of every sample document."""
     texts = {row["text"]: row["id"] for row in rows(name, "documents.jsonl")}
-    answers = gold(name)
+    answers, says = gold(name), SAYS[name]
 
     def answer(body: dict[str, Any], index: int) -> str:
         prompt = body["messages"][1]["content"]
         right = answers[next(identity for text, identity in texts.items() if text in prompt)]
-        if name == "json_extraction":
-            said = right["data"]
-        elif name == "graph_extraction":
-            key = schema_of(body)["title"]
-            said = {key: right[key]}
-        else:
-            said = {"reasoning": "It is so.", "answer": str(right["answer"])}
-        return json.dumps(said, ensure_ascii=False)
+        return json.dumps(says(right, schema_of(body)), ensure_ascii=False)
 
     return answer
 
@@ -666,8 +671,12 @@ def test_the_list_has_a_line_on_each_template_and_the_readme_has_the_rest() -> N
     found = available()
 
     assert [each.name for each in found] == NAMES
-    assert [each.role for each in found] == ["graph", "fast", "brain"]
+    asked = {each.name: each.role for each in found}
+    assert (
+        asked.items() >= {"graph_extraction": "graph", "json_extraction": "fast", "self_consistency": "brain"}.items()
+    )
     for each in found:
+        assert each.role in ROLES
         assert 30 < len(each.summary) <= 100
         assert "\n" not in each.summary
         text = readme(each.name)
@@ -677,7 +686,7 @@ def test_the_list_has_a_line_on_each_template_and_the_readme_has_the_rest() -> N
 
 def test_an_unknown_template_is_wrong_usage(tmp_path: Path) -> None:
     for call in (lambda: readme("../tourkit"), lambda: copy("nothing", tmp_path)):
-        with pytest.raises(UsageError, match="there are graph_extraction, json_extraction, self_consistency"):
+        with pytest.raises(UsageError, match=f"there are {', '.join(NAMES)}"):
             call()
 
 

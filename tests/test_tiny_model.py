@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from serving import make_bundle, serving
+from template_names import TAUGHT
 
 from tools.tiny import evaluate, prompts, samples
 from tourkit.client import Client
@@ -81,7 +82,7 @@ def test_sums_are_right_by_vote(client: Client) -> None:
     assert share([(record["answer"], gold["answer"]) for record, gold in answers("self_consistency", client)]) >= SUMS
 
 
-@pytest.mark.parametrize("template", ["json_extraction", "graph_extraction", "self_consistency"])
+@pytest.mark.parametrize("template", TAUGHT)
 def test_the_shipped_documents_are_those_the_generator_makes(template: str) -> None:
     made = samples.documents(template)
     assert read(DOCUMENTS / template / "documents.jsonl") == [document for document, _ in made]
