@@ -13,7 +13,8 @@ import pytest
 
 from tourkit.stacks import STACKS
 
-PACKAGE = Path(__file__).parent.parent / "tourkit"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "tourkit"
 HEAVY = {"llama_cpp", "llguidance", "vllm", "torch", "transformers", "onnxruntime", "onnxruntime_genai", "ray", "numpy"}
 LIBRARIES = HEAVY | {"huggingface_hub", "jinja2", "jsonschema", "starlette", "uvicorn", "aiohttp", "gguf"}
 LIBRARIES |= {"urllib3", "tqdm", "prometheus_client"}
@@ -56,6 +57,7 @@ def room(name: str) -> str:
 def imports(path: Path, *, top_level_only: bool = False, strings: bool = False) -> set[str]:
     """Full names of what a module imports, at its top level or anywhere; with `strings`, what those name too."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    prose = docstrings(tree)
     found: set[str] = set()
     for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -63,17 +65,16 @@ def imports(path: Path, *, top_level_only: bool = False, strings: bool = False) 
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: imports are written in full"
             found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and strings:
-            found |= set(re.findall(r"\btourkit(?:\.[a-z_]+)+", node.value)) - docstring(tree, node)
+        elif strings and isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in prose:
+            found |= set(re.findall(r"\btourkit(?:\.[a-z_]+)+", node.value))
     return found
 
 
-def docstring(tree: ast.Module, node: ast.Constant) -> set[str]:
-    """The modules named in a constant that is a docstring: prose, no import."""
-    owners = (each for each in ast.walk(tree) if isinstance(each, ast.Module | ast.ClassDef | ast.FunctionDef))
-    first = (each.body[0] for each in owners if each.body)
-    prose = any(isinstance(each, ast.Expr) and each.value is node for each in first)
-    return set(re.findall(r"\btourkit(?:\.[a-z_]+)+", str(node.value))) if prose else set()
+def docstrings(tree: ast.Module) -> set[ast.expr]:
+    """The constants that are docstrings: prose, which imports nothing."""
+    owners = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    first = [each.body[0] for each in ast.walk(tree) if isinstance(each, owners) and each.body]
+    return {each.value for each in first if isinstance(each, ast.Expr)}
 
 
 def own(name: str, *, strings: bool = False) -> Iterator[str]:
@@ -150,6 +151,14 @@ def test_the_client_imports_the_standard_library_alone() -> None:
     roots = {imported.split(".")[0] for imported in imports(MODULES["client"])}
 
     assert roots <= sys.stdlib_module_names
+
+
+def test_test_modules_import_no_other_test_module() -> None:
+    """What two of them share is a module of its own, named for what it holds."""
+    imported = {path.name: {each.split(".")[-1] for each in imports(path)} for path in TESTS.glob("*.py")}
+    names = {path.stem for path in TESTS.glob("test_*.py")}
+
+    assert {name: others & names for name, others in imported.items() if others & names} == {}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
