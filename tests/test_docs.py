@@ -1,39 +1,107 @@
-"""Documents that can go stale are held to the code: the command reference, links, make targets, help texts."""
+"""Documents that can go stale are held to the code: commands and their options, files, modules, links, make targets."""
 
 from __future__ import annotations
 
-import importlib.util
+import ast
+import importlib
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import click
 import pytest
 
+from tools import cli_reference
+from tourkit import __version__
 from tourkit.cli import cli
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PACKAGE = ROOT / "tourkit"
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bundle/START_HERE.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "templates").glob("*/README.md")),
+]
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
+
+# Python files of other projects that pages name.
+OF_OTHERS = {"convert_lora_to_gguf.py"}
+
+# Folders whose files are named by their path from the root, and packages named by their path below tourkit/. A path
+# that begins with bundle/ may be a user's folder: only its Python files are ours.
+FOLDERS = "tests|bench|tools|docs|manifests|templates|weights|tourkit"
+PACKAGES = "|".join(sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py") if path.parent.name != "bundle"))
+BELOW_ROOT = re.compile(rf"(?<![\w./<-])(?:{FOLDERS})/(?:[\w<*][\w.<>*-]*/?)*")
+BELOW_PACKAGE = re.compile(rf"(?<![\w./<-])(?:(?:{PACKAGES})/[a-z_][\w./]*|bundle/[a-z_]+\.py)")
 
 
-def tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+# --- what a page says ------------------------------------------------------------------------------------------------
 
 
-def test_the_command_reference_is_what_help_prints() -> None:
-    """When this fails: `make docs`."""
-    assert (ROOT / "docs" / "cli.md").read_text() == tool("cli_reference").render()
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def fences(page: Path, *languages: str) -> list[str]:
+    """The blocks in these languages; "" is a block that names none."""
+    return [body for language, body in FENCE.findall(text_of(page)) if language in languages]
+
+
+def spans(page: Path) -> list[str]:
+    """What stands between single backticks."""
+    return SPAN.findall(FENCE.sub("", text_of(page)))
+
+
+def shell_lines(page: Path) -> Iterator[str]:
+    """The lines of the blocks a shell may take, continued lines joined, without their comments."""
+    for block in fences(page, "", "sh"):
+        for line in re.sub(r"(\\\n|\n(?= +\[))", " ", block).splitlines():
+            yield re.sub(r"\s#.*", "", line)
+
+
+def commands(page: Path, program: str) -> Iterator[str]:
+    """The arguments of each call of a program, in blocks and in spans, up to what ends a shell command."""
+    for line in (*shell_lines(page), *spans(page)):
+        for part in re.split(r"&&|;|\|(?= )", line):
+            found = re.match(rf"\s*(?:[A-Z_]+=\S+ )*{program} (.+)", part)
+            if found:
+                yield found[1].strip()
+
+
+def command_of(arguments: str) -> tuple[click.Command, list[str]]:
+    """The command of tourkit that these arguments name, and the words after its name."""
+    command: click.Command = cli
+    words = arguments.split()
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        name = words.pop(0)
+        assert name in command.commands, f"tourkit {arguments}: there is no command {name}"
+        command = command.commands[name]
+    return command, words
+
+
+def options(command: click.Command) -> set[str]:
+    return {name for each in command.params for name in (*each.opts, *each.secondary_opts)} | {"--help"}
 
 
 def leaf_commands(command: click.Command, path: str = "tourkit") -> list[tuple[str, click.Command]]:
     if isinstance(command, click.Group):
         return [leaf for name, child in command.commands.items() for leaf in leaf_commands(child, f"{path} {name}")]
     return [(path, command)]
+
+
+# --- pages that are made ---------------------------------------------------------------------------------------------
+
+
+def test_the_command_reference_is_what_help_prints() -> None:
+    """When this fails: `make docs`."""
+    assert text_of(ROOT / "docs" / "cli.md") == cli_reference.render()
 
 
 @pytest.mark.parametrize(
@@ -44,28 +112,157 @@ def test_every_command_has_help_with_an_example_of_itself(path: str, command: cl
     assert re.search(rf"Examples?: {path}\b", command.help)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_to_files_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#\s]+)\)", page.read_text())
-    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+@EVERY_PAGE
+def test_every_command_that_is_named_exists_and_has_the_options_it_is_given(page: Path) -> None:
+    wrong = []
+    for arguments in commands(page, "tourkit"):
+        command, words = command_of(arguments)
+        unknown = set(OPTION.findall(" ".join(words))) - options(command) - options(cli)
+        wrong += [f"tourkit {arguments}: {option}" for option in unknown]
+
+    assert wrong == []
+
+
+@EVERY_PAGE
+def test_every_command_of_a_block_is_complete(page: Path) -> None:
+    """As click takes it: required options and arguments are there, and values are of their kind.
+
+    Left out are synopses, which have brackets or dots, and files that a reader is to have.
+    """
+    for line in shell_lines(page):
+        found = re.fullmatch(r"\s*tourkit ([^\[…]+)", line)
+        if found is None:
+            continue
+        command, words = command_of(found[1])
+        problem = ""
+        try:
+            command.make_context(command.name, shlex.split(" ".join(words)))
+        except click.UsageError as error:
+            problem = error.message
+        assert not problem or "does not exist" in problem, f"{line.strip()}: {problem}"
+
+
+@EVERY_PAGE
+def test_every_option_that_is_named_alone_is_one_of_some_command(page: Path) -> None:
+    """Of tourkit, or of a bench or tool, which name theirs in quotes."""
+    known = set().union(*(options(command) for _, command in leaf_commands(cli)), options(cli))
+    scripts = "".join(text_of(path) for folder in ("bench", "tools") for path in (ROOT / folder).rglob("*.py"))
+    named = {found[0] for span in spans(page) if (found := OPTION.match(span))}
+
+    assert {option for option in named - known if f'"{option}"' not in scripts} == set()
+
+
+@EVERY_PAGE
+def test_every_script_that_is_called_exists_and_has_the_options_it_is_given(page: Path) -> None:
+    for arguments in commands(page, "python"):
+        script = arguments.split()[0]
+        if script.startswith(("bench/", "tools/")):
+            assert (ROOT / script).is_file(), f"python {arguments}"
+            assert {each for each in OPTION.findall(arguments) if f'"{each}"' not in text_of(ROOT / script)} == set()
+
+
+@EVERY_PAGE
+def test_every_make_target_that_is_named_exists(page: Path) -> None:
+    named = {arguments.split()[0] for arguments in commands(page, "make")}
+
+    assert named <= TARGETS
+
+
+def test_make_alone_lists_the_targets_and_each_has_a_line_of_help() -> None:
+    helped = set(re.findall(r"^([a-z-]+):[^\n]*## \S", MAKEFILE, flags=re.MULTILINE))
+
+    assert ".DEFAULT_GOAL := help" in MAKEFILE
+    assert helped == TARGETS
+
+
+def test_the_test_command_of_the_readme_is_what_ci_runs() -> None:
+    calls = re.findall(r"^make ([a-z-]+)$", text_of(ROOT / ".ci" / "run"), flags=re.MULTILINE)
+
+    assert "check" in calls
+    assert set(calls) <= TARGETS
+    assert re.search(r"^\| `make check` \| what CI runs", text_of(ROOT / "README.md"), flags=re.MULTILINE)
+
+
+# --- files, modules, links -------------------------------------------------------------------------------------------
+
+
+def exists(below: Path, path: str) -> bool:
+    """Whether a path is there; <name> and * stand for any name, and a module may go without its ending."""
+    pattern = re.sub(r"<[^>]*>", "*", path.rstrip("/."))
+    return any(True for ending in ("", ".py") for _ in below.glob(pattern + ending))
+
+
+@EVERY_PAGE
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    text = text_of(page)
+    # What a bundle holds, and what `tourkit templates copy` writes, is not in the repository.
+    named = [path for path in BELOW_ROOT.findall(text) if not path.endswith("tourkit/client.py")]
+    missing = [path for path in named if not exists(ROOT, path)]
+    missing += [path for path in BELOW_PACKAGE.findall(text) if not exists(PACKAGE, path)]
 
     assert missing == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_make_target_that_is_named_exists(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+@EVERY_PAGE
+def test_every_python_file_that_is_named_without_a_folder_is_one_of_the_package_or_a_template(page: Path) -> None:
+    named = {span for span in spans(page) if re.fullmatch(r"[a-z_]+\.py", span)}
+    known = {path.name for path in (*PACKAGE.glob("*.py"), *(ROOT / "templates").glob("*/*.py"))}
 
-    assert set(re.findall(r"`make ([a-z-]+)", page.read_text())) <= targets
-
-
-def test_make_alone_lists_the_targets() -> None:
-    assert ".DEFAULT_GOAL := help" in (ROOT / "Makefile").read_text()
+    assert named - OF_OTHERS <= known
 
 
-def test_the_version_in_the_changelog_is_not_behind() -> None:
-    from tourkit import __version__
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module of tourkit, or something in one."""
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        module, _, attribute = name.rpartition(".")
+        return module != "" and resolves(module) and hasattr(importlib.import_module(module), attribute)
+    return True
 
-    text = (ROOT / "CHANGELOG.md").read_text()
 
-    assert "## Unreleased" in text or f"## {__version__}" in text
+@EVERY_PAGE
+def test_every_dotted_name_of_the_package_leads_to_something(page: Path) -> None:
+    named = {name for span in spans(page) for name in re.findall(r"(?<![\w/.-])tourkit(?:\.[A-Za-z_]\w*)+", span)}
+
+    assert {name for name in named if not resolves(name)} == set()
+
+
+@EVERY_PAGE
+def test_what_an_example_imports_from_the_package_is_there(page: Path) -> None:
+    imported = [
+        f"{node.module}.{alias.name}"
+        for block in fences(page, "python")
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tourkit"
+        for alias in node.names
+    ]
+
+    assert [name for name in imported if not resolves(name)] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text_of(page)), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@EVERY_PAGE
+def test_links_lead_to_files_and_to_headings_in_them(page: Path) -> None:
+    wrong = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text_of(page))):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if "://" not in link and not (target.exists() and (not anchor or anchor in anchors(target))):
+            wrong.append(link)
+
+    assert wrong == []
+
+
+def test_the_changelog_begins_with_what_is_unreleased_or_with_this_version() -> None:
+    first = re.findall(r"^## (\S+)", text_of(ROOT / "CHANGELOG.md"), flags=re.MULTILINE)[0]
+
+    assert first in ("Unreleased", __version__, f"[{__version__}]")

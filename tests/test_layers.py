@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ def room(name: str) -> str:
     return name.split(".")[0]
 
 
+@cache
 def imports(path: Path, *, top_level_only: bool = False, strings: bool = False) -> set[str]:
     """Full names of what a module imports, at its top level or anywhere; with `strings`, what those name too."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -89,6 +91,19 @@ def own(name: str, *, strings: bool = False) -> Iterator[str]:
 
 def test_every_package_and_module_is_in_the_table() -> None:
     assert {room(name) for name in MODULES} == LEVELS.keys()
+
+
+def test_the_page_on_the_architecture_shows_this_table_and_every_module() -> None:
+    page = (TESTS.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    blocks = [[line.split() for line in block.splitlines()] for block in page.split("```\n")[1::2]]
+    rows = re.findall(r"^\| `([a-z/]+)/` \|[^|]*\|([^|]*)\|$", page, flags=re.MULTILINE)
+    shown = {package: set(re.findall(r"`([a-z_]+)/?`", cell)) for package, cell in rows}
+    there = {package: {path.stem for path in (PACKAGE / package).glob("[a-z]*")} for package in shown}
+    inside = {package: {name for name in names if f"{package}/{name}" in shown} for package, names in there.items()}
+
+    assert [line.split() for line in TABLE.strip().splitlines()] in blocks
+    assert {package.split("/")[0] for package in shown} == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert shown == {package: names - inside[package] for package, names in there.items()}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
