@@ -17,7 +17,7 @@ export CMAKE_ARGS += -DCMAKE_C_FLAGS="$(NO_AMX)" -DCMAKE_CXX_FLAGS="$(NO_AMX)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-transformers test-onnx test-vllm test-arch test-arch-sample arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench wheel clean
+.PHONY: help demo test test-quick test-full test-stacks test-transformers test-onnx test-vllm test-arch test-arch-sample arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,16 @@ demo: $(RUN)/ready ## the whole trip on a tiny model: mirror, lock, prefetch, ve
 
 test: $(DEV)/ready ## every test; no network, no GPU, no downloaded weights
 	$(DEV)/bin/python -m pytest -n auto
+
+test-quick: $(DEV)/ready ## the tests that start no process, no server and no model: under a minute
+	$(DEV)/bin/python -m pytest -n auto -m "not starts and not slow"
+
+# The cases of llama_cpp are left out: `make test` has them.
+test-stacks: $(TINY)/ready ## the stacks transformers and onnx, in the environment of the tiny model; CI runs this
+	$(TINY)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_encoder.py tests/test_vocabulary.py \
+		-k "not [llama_cpp"
+
+test-full: check test-stacks test-transformers test-onnx test-vllm test-arch tiny-quick ## everything, each stack in its own environment: an hour or more
 
 test-transformers: $(HF)/ready ## the stack transformers, on weights/tiny and on tiny random models of many families
 	$(HF)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_encoder.py tests/test_vocabulary.py
