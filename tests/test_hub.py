@@ -250,6 +250,7 @@ def test_what_came_before_the_line_broke_is_handed_over_first(hub: Hub, server: 
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["for an answer", "for bytes"])
+@pytest.mark.starts
 def test_an_interrupt_wakes_a_thread_that_waits(begun: bool) -> None:
     """The server says nothing more: out of patience, the thread would tell of no answer in time."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -50,6 +50,7 @@ def host(request: pytest.FixtureRequest) -> str:
     return address
 
 
+@pytest.mark.starts
 def test_port_0_is_a_free_port_and_the_url_names_it(host: str) -> None:
     with listen(host, 0) as first, listen(host, 0) as second:
         ports = [sock.getsockname()[1] for sock in (first, second)]
@@ -61,6 +62,7 @@ def test_port_0_is_a_free_port_and_the_url_names_it(host: str) -> None:
             pass
 
 
+@pytest.mark.starts
 def test_no_answer_waits_for_a_delayed_acknowledgement(host: str) -> None:
     """asyncio sets TCP_NODELAY only where the protocol is named; accepted sockets have both from their listener."""
     with listen(host, 0) as listener, socket.create_connection(listener.getsockname()[:2]):
@@ -71,6 +73,7 @@ def test_no_answer_waits_for_a_delayed_acknowledgement(host: str) -> None:
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+@pytest.mark.starts
 def test_a_port_that_is_taken_is_one_line_with_the_fix() -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
@@ -87,6 +90,7 @@ def test_a_port_that_cannot_be_is_one_line_with_the_fix() -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.starts
 def test_an_address_of_another_machine_is_one_line_with_the_fix() -> None:
     with pytest.raises(LocalError, match=r"192\.0\.2\.1 port 0 .*--host") as error:
         listen("192.0.2.1", 0)

@@ -95,6 +95,7 @@ def test_a_plain_line_tells_label_percent_sizes_time_and_rate() -> None:
     assert second == "HTTP 503, again in 2 s"
 
 
+@pytest.mark.starts
 def test_plain_lines_import_no_tqdm() -> None:
     code = "import io, sys\nfrom tourkit.progress import Progress\n"
     code += "with Progress('x', 10, out=io.StringIO()) as bar: bar.advance(10)\nprint('tqdm' in sys.modules)"
