@@ -21,6 +21,8 @@ from serving import make_bundle
 
 from tourkit.net import listen
 
+pytestmark = pytest.mark.starts
+
 TCP_WITHOUT_DELAY = [socket.IPPROTO_TCP, 1]  # as accepted_connections() lists a connection
 
 # `tourkit serve`, but for /health, which tells of the gateway's own connections.
