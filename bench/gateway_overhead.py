@@ -33,9 +33,10 @@ from tourkit.backends.vllm.arguments import environment, serve_arguments
 from tourkit.backends.vllm.library import is_cpu_build
 from tourkit.backends.vllm.weights import shape_of
 from tourkit.bundle.build import build_index
-from tourkit.bundle.index import BundleModel, BundleVariant, variant_dir, write_index
+from tourkit.bundle.index import BundleModel, BundleVariant, write_index
 from tourkit.hardware.probe import probe
 from tourkit.launch import Launch
+from tourkit.manifest.models import VariantId
 from tourkit.server.gateway.process import tuned
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,7 +65,7 @@ def direct(model: Path, work: Path) -> Iterator[str]:
 @contextmanager
 def gateway(model: Path, work: Path) -> Iterator[str]:
     """`tourkit serve` on a bundle of that model; its URL."""
-    folder = work / "bundle" / variant_dir("bench", "F16")
+    folder = work / "bundle" / VariantId("bench", "F16").folder
     folder.mkdir(parents=True)
     for file in model.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())

@@ -20,8 +20,9 @@ from typing import Any
 import httpx2
 
 from tourkit.bundle.build import build_index
-from tourkit.bundle.index import BundleModel, BundleVariant, variant_dir, write_index
+from tourkit.bundle.index import BundleModel, BundleVariant, write_index
 from tourkit.hardware.probe import probe
+from tourkit.manifest.models import VariantId
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def free_port() -> int:
 def tourkit(gguf: Path, work: Path, limits: Limits) -> Iterator[Server]:
     root = work / "bundle"
     if not root.exists():
-        folder = root / variant_dir("bench", "Q8_0")
+        folder = root / VariantId("bench", "Q8_0").folder
         folder.mkdir(parents=True)
         (folder / gguf.name).hardlink_to(gguf)
         model = BundleModel("bench", "bench/bench", "none", limits.context, None, False)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tourkit.bundle.build import build_index
-from tourkit.bundle.index import BundleModel, BundleVariant, variant_dir, write_index
+from tourkit.bundle.index import BundleModel, BundleVariant, write_index
+from tourkit.manifest.models import VariantId
 
 ROLES = {"brain": ["tiny-random"], "fast": ["tiny-random"], "tool": ["tiny-random"], "graph": ["tiny-random"]}
 
@@ -20,7 +21,7 @@ ROLES = {"brain": ["tiny-random"], "fast": ["tiny-random"], "tool": ["tiny-rando
 def make_bundle(root: Path, gguf: Path, *, quants: Sequence[str] = ("F16",)) -> Path:
     """A bundle whose only model is `gguf`, once for each quant name; all four roles are on it."""
     for quant in quants:
-        folder = root / variant_dir("tiny-random", quant)
+        folder = root / VariantId("tiny-random", quant).folder
         folder.mkdir(parents=True)
         (folder / "tiny-random.gguf").write_bytes(gguf.read_bytes())
     model = BundleModel("tiny-random", "tourkit/tiny-random", "apache-2.0", 8192, None, False)

@@ -20,13 +20,14 @@ from tourkit.bundle.index import (
     parse_index,
     read_index,
     render_index,
-    variant_dir,
     write_index,
 )
 from tourkit.errors import ManifestError, UsageError
 from tourkit.fetch import prefetch
 from tourkit.fetch.hub import Hub
-from tourkit.manifest import lock, manifest
+from tourkit.manifest import manifest
+from tourkit.manifest.models import VariantId
+from tourkit.manifest.resolve import resolve
 
 FILES = {"base-Q4_K_M.gguf": b"weights" * 100, "lora-F16.gguf": b"deltas" * 10}
 
@@ -107,7 +108,7 @@ def test_both_are_locked_fetched_and_told_of_in_the_bundle(tmp_path: Path) -> No
     with FaultyHub(FILES) as server:
         made = manifest.load(written(tmp_path, *(table.replace("me/repo", server.repo) for table in (BASE, LORA))))
         hub = Hub(server.url)
-        pinned = lock.resolve(made, hub)
+        pinned = resolve(made, hub)
         index = prefetch.prefetch(made, pinned, tmp_path / "bundle", hub, roles=["graph"])
 
     assert [(variant.model, variant.quant) for variant in pinned.variants] == [
@@ -131,9 +132,9 @@ def test_an_index_without_adapters_is_written_as_before(tmp_path: Path) -> None:
 def adapted_bundle(root: Path, gguf: Path) -> Path:
     """The tiny random model in the role tool, and the same with an adapter in the role graph."""
     for id_, quant in (("tiny-random", "F16"), ("tiny-lora", "LORA-F16")):
-        (root / variant_dir(id_, quant)).mkdir(parents=True)
-    (root / variant_dir("tiny-random", "F16") / "tiny-random.gguf").write_bytes(gguf.read_bytes())
-    write_lora(root / variant_dir("tiny-lora", "LORA-F16") / "a-lora.gguf", gguf)
+        (root / VariantId(id_, quant).folder).mkdir(parents=True)
+    (root / VariantId("tiny-random", "F16").folder / "tiny-random.gguf").write_bytes(gguf.read_bytes())
+    write_lora(root / VariantId("tiny-lora", "LORA-F16").folder / "a-lora.gguf", gguf)
     models = [
         BundleModel("tiny-random", "tourkit/tiny-random", "apache-2.0", 8192, None, False),
         BundleModel("tiny-lora", "tourkit/tiny-lora", "apache-2.0", 8192, None, False, "tiny-random"),

@@ -17,16 +17,15 @@ from small_bundle import COMMIT, FILES, MODELS, ROLES, VARIANTS, make_bundle, wr
 
 from tourkit.bundle.build import build_index
 from tourkit.bundle.index import (
-    BundleFile,
     BundleVariant,
     Index,
     read_index,
     render_index,
-    variant_dir,
     variant_files,
     write_index,
 )
 from tourkit.errors import NotSo, TourkitError, UsageError
+from tourkit.manifest.models import PinnedFile, Source, VariantId
 
 EMPTY = Index("x", "", "", {}, (), (), ())
 HASH = hashlib.sha256(b"").hexdigest()
@@ -91,22 +90,23 @@ def test_files_know_where_they_came_from(tmp_path: Path) -> None:
     index = make_bundle(tmp_path)
     files = {file.path: file for file in index.files}
 
-    weights = files["models/tiny/F16/onnx/a config.json"]
-    assert (weights.repo, weights.commit, weights.source) == ("org/tiny-GGUF", COMMIT, "onnx/a config.json")
-    assert files["START_HERE.md"].repo is None
+    assert files["models/tiny/F16/onnx/a config.json"].source == Source("org/tiny-GGUF", COMMIT, "onnx/a config.json")
+    assert files["START_HERE.md"].source is None
     assert [file.path for file in variant_files(index, VARIANTS[0])] == [
         "models/tiny/Q8_0/README.md",
         "models/tiny/Q8_0/tiny-Q8_0.gguf",
     ]
-    assert variant_dir("tiny", "F16") == "models/tiny/F16"
+    assert VariantId("tiny", "F16").folder == "models/tiny/F16"
 
 
-def test_a_source_can_be_named_when_the_file_lies_elsewhere(tmp_path: Path) -> None:
-    write_files(tmp_path)
+def test_a_source_may_have_another_path_than_the_file(tmp_path: Path) -> None:
+    index = make_bundle(tmp_path)
     path = "models/tiny/Q8_0/README.md"
-    index = build_index(tmp_path, "x", {}, MODELS, VARIANTS, {path: "docs/README.md"})
+    elsewhere = Source("org/tiny-GGUF", COMMIT, "docs/README.md")
+    files = (dataclasses.replace(file, source=elsewhere) if file.path == path else file for file in index.files)
+    write_index(tmp_path, dataclasses.replace(index, files=tuple(files)))
 
-    assert next(file.source for file in index.files if file.path == path) == "docs/README.md"
+    assert next(file.source for file in read_index(tmp_path).files if file.path == path) == elsewhere
 
 
 @pytest.mark.starts
@@ -134,7 +134,7 @@ def test_its_own_files_are_never_in_the_index(tmp_path: Path, name: str) -> None
     assert build_index(tmp_path, "x", {}, MODELS, VARIANTS).files == read_files(tmp_path)
 
 
-def read_files(root: Path) -> tuple[BundleFile, ...]:
+def read_files(root: Path) -> tuple[PinnedFile[Source | None], ...]:
     write_index(root, build_index(root, "x", {}, MODELS, VARIANTS))
     return read_index(root).files
 
@@ -260,7 +260,7 @@ def test_an_index_that_is_whole_but_wrong_is_refused(
 
 
 def test_an_index_that_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
-    bad = dataclasses.replace(EMPTY, files=(BundleFile("../x", 1, HASH, None, None, None),))
+    bad = dataclasses.replace(EMPTY, files=(PinnedFile("../x", 1, HASH, None),))
 
     with pytest.raises(UsageError):
         write_index(tmp_path, bad)

@@ -14,6 +14,7 @@ from tourkit.cli import main
 from tourkit.errors import ManifestError, UsageError
 from tourkit.manifest import catalogue, lock, manifest, models
 from tourkit.manifest.catalogue import Wish
+from tourkit.manifest.lock import LockedVariant, LockEntry, UnresolvedFile, UnresolvedVariant
 
 SETS = ("tour-20gb", "cpu-16gb")
 NEW_SETS = ("gpu-8gb", "gpu-40gb", "chinese", "code", "multilingual")
@@ -64,9 +65,9 @@ FAMILIES = {
 EMBEDDERS = {"all-minilm-l6-v2", "bge-m3", "multilingual-e5-small"}
 
 
-def locked(name: str, model: str, quant: str) -> lock.LockedVariant:
+def locked(name: str, model: str, quant: str) -> LockEntry:
     pinned = lock.read(data.MANIFESTS / f"{name}.lock.json")
-    (found,) = [v for v in pinned.variants if (v.model, v.quant) == (model, quant)]
+    (found,) = [v for v in pinned.variants if v.id == models.VariantId(model, quant)]
     return found
 
 
@@ -217,7 +218,7 @@ def test_the_first_model_of_each_role_fits_the_memory_the_set_is_for(name, fits)
 def smallest_memory(model: models.Model) -> int:
     small = catalogue.smallest(model)
     assert small is not None
-    return catalogue.memory(model, small)
+    return catalogue.memory(model, small.size)
 
 
 @pytest.mark.parametrize("name", ["chinese", "code", "multilingual"])
@@ -393,7 +394,7 @@ def shape(tmp_path: Path, text: str) -> models.Manifest:
 def test_memory_is_the_weights_and_a_16_bit_cache(tmp_path, before, after, cells):
     model = shape(tmp_path, SHAPE.replace(before, after, 1) if before else SHAPE).models["m"]
 
-    assert catalogue.memory(model, model.variants[0]) == 1_000_000 + cells * 2 * 2 * 64 * 2
+    assert catalogue.memory(model, model.variants[0].size) == 1_000_000 + cells * 2 * 2 * 64 * 2
 
 
 def test_what_people_choose_by_does_not_make_a_lock_stale(tmp_path):
@@ -468,7 +469,7 @@ def test_nothing_found_ends_with_exit_code_1_for_people_and_an_empty_list_for_sc
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [(["--role", "chef"], "brain"), (["--memory", "lots"], "8GiB"), (["--stack", "x"], "llama_cpp")],
+    [(["--role", "chef"], "brain"), (["--memory", "lots"], "20GiB"), (["--stack", "x"], "llama_cpp")],
 )
 def test_a_wish_that_cannot_be_read_is_a_wrong_use(arguments, says, capsys):
     assert main(["models", *arguments]) == 2
@@ -569,7 +570,7 @@ def row(repo: str, revision: str | None, *files: dict, **more: object) -> dict:
 def locks_from_facts(tmp_path):
     """Run the tool on facts about the mini set and give the lock it wrote, by quant."""
 
-    def run(*rows: dict) -> dict[str, lock.LockedVariant]:
+    def run(*rows: dict) -> dict[str, LockEntry]:
         (tmp_path / "facts.json").write_text(json.dumps(rows), encoding="utf-8")
         (tmp_path / "mini.toml").write_text(SET, encoding="utf-8")
         command = [sys.executable, str(TOOL), str(tmp_path / "facts.json"), str(tmp_path / "mini.toml")]
@@ -586,9 +587,10 @@ def test_proved_files_at_the_manifests_commit_are_locked(locks_from_facts):
 
     made = locks_from_facts(gguf)
 
-    assert made["Q4"].resolved
+    source = models.Source("me/m-GGUF", COMMIT, "m-q4.gguf")
+    assert isinstance(made["Q4"], LockedVariant)
     assert made["Q4"].commit == COMMIT
-    assert made["Q4"].files == (lock.LockedFile("m-q4.gguf", 4, SHA),)
+    assert made["Q4"].files == (models.PinnedFile("models/m/Q4/m-q4.gguf", 4, SHA, source),)
 
 
 @pytest.mark.starts
@@ -603,9 +605,9 @@ def test_a_hash_read_elsewhere_is_left_open_but_its_size_is_kept(locks_from_fact
 
     made = locks_from_facts(gguf)
 
-    assert made["Q4"].files == (lock.LockedFile("m-q4.gguf", 4, None),)
-    assert made["Q8"].files == (lock.LockedFile("m-q8.gguf", 8, None),)
-    assert not made["Q4"].resolved
+    assert isinstance(made["Q4"], UnresolvedVariant)
+    assert made["Q4"].files == (UnresolvedFile("m-q4.gguf", 4, None),)
+    assert made["Q8"].files == (UnresolvedFile("m-q8.gguf", 8, None),)
 
 
 @pytest.mark.starts
@@ -621,7 +623,7 @@ def test_a_variant_with_a_pattern_is_never_complete(locks_from_facts):
 
     assert len(made["BF16"].files) == 2
     assert not made["BF16"].complete
-    assert not made["BF16"].resolved
+    assert isinstance(made["BF16"], UnresolvedVariant)
 
 
 @pytest.mark.starts

@@ -25,10 +25,11 @@ from tourkit.backends.embedder import BatchEmbedder
 from tourkit.backends.llama_cpp import load
 from tourkit.backends.llama_cpp.runner import LlamaRunner
 from tourkit.bundle.build import build_index
-from tourkit.bundle.index import BundleModel, BundleVariant, variant_dir, write_index
+from tourkit.bundle.index import BundleModel, BundleVariant, write_index
 from tourkit.errors import EngineDead, LocalError, QueueFull, RequestError
 from tourkit.generation import Request, SamplingParams
 from tourkit.launch import Launch
+from tourkit.manifest.models import VariantId
 from tourkit.server.contract import SECRET_HEADER
 from tourkit.server.worker.app import ModelServer
 
@@ -253,7 +254,7 @@ def both(files: dict[str, Path], tiny_gguf: Path, tmp_path_factory: pytest.TempP
     root = folder / "bundle"
     models, variants = [], []
     for name, file in (("tiny-bert", files["mean"]), ("tiny-random", tiny_gguf)):
-        target = root / variant_dir(name, "F16") / f"{name}.gguf"
+        target = root / VariantId(name, "F16").folder / f"{name}.gguf"
         target.parent.mkdir(parents=True)
         target.write_bytes(file.read_bytes())
         models.append(BundleModel(name, f"tourkit/{name}", "apache-2.0", 8192, None, False))

@@ -14,7 +14,8 @@ import pytest
 from faulty_hub import COMMIT, REPO, Fault, FaultyHub
 
 from tourkit.errors import HubError, WrongContent
-from tourkit.fetch.hub import Hub, HubFile, PassingError, Patience
+from tourkit.fetch.hub import Hub, PassingError, Patience
+from tourkit.manifest.models import HubFile
 
 QUICK = Patience(attempts=3, delay_s=0.01, longest_s=0.02, retry_after_s=1.0, stall_s=20.0)
 FILES = {"tiny-Q4_K_M.gguf": b"w" * 200_000, "config.json": b"{}\n", "sub/файл a+b%.txt": b"unusual name\n"}

@@ -9,6 +9,9 @@ import pytest
 
 from tourkit.errors import HubError, LocalError, ManifestError
 from tourkit.manifest import lock, manifest, models
+from tourkit.manifest.lock import LockedVariant, UnresolvedFile, UnresolvedVariant
+from tourkit.manifest.models import HubFile, PinnedFile, Source, VariantId
+from tourkit.manifest.resolve import resolve
 
 FIRST, SECOND = "1" * 40, "2" * 40
 SHA = "a" * 64
@@ -17,13 +20,6 @@ SHA = "a" * 64
 @dataclass(frozen=True, slots=True)
 class RepoInfo:
     commit: str
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    path: str
-    size: int
-    sha256: str | None
 
 
 @dataclass(slots=True)
@@ -36,26 +32,26 @@ class FolderHub:
     root: Path
     heads: dict[str, str] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
-    extra: list[File] = field(default_factory=list)
+    extra: list[HubFile] = field(default_factory=list)
 
     def info(self, repo: str, revision: str) -> RepoInfo:
         self.calls.append(f"info {repo}@{revision}")
         return RepoInfo(self.heads.get(revision, revision))
 
-    def tree(self, repo: str, commit: str) -> tuple[File, ...]:
+    def tree(self, repo: str, commit: str) -> tuple[HubFile, ...]:
         self.calls.append(f"tree {repo}@{commit}")
         root = self.root / repo / commit
         files = [self._file(path, path.relative_to(root).as_posix()) for path in root.rglob("*") if path.is_file()]
         return (*files, *self.extra)
 
-    def read(self, repo: str, commit: str, file: File) -> bytes:
+    def read(self, repo: str, commit: str, file: HubFile) -> bytes:
         self.calls.append(f"read {file.path}")
         return (self.root / repo / commit / file.path).read_bytes()
 
-    def _file(self, path: Path, name: str) -> File:
+    def _file(self, path: Path, name: str) -> HubFile:
         content = path.read_bytes()
         lfs = path.suffix in (".gguf", ".safetensors")
-        return File(name, len(content), hashlib.sha256(content).hexdigest() if lfs else None)
+        return HubFile(name, len(content), hashlib.sha256(content).hexdigest() if lfs else None)
 
     def put(self, repo: str, commit: str, files: dict[str, bytes]) -> None:
         for name, content in files.items():
@@ -125,26 +121,19 @@ def refusal(call, *args) -> str:
 def test_resolve_pins_commit_size_and_sha256_of_exactly_the_matching_files(load, hub):
     wanted = load(variant(), BF16)
 
-    made = lock.resolve(wanted, hub)
+    made = resolve(wanted, hub)
 
     bf16, q4 = made.variants
     assert made.name == "set"
     assert made.manifest_sha256 == wanted.digest
-    assert q4 == lock.LockedVariant(
-        "m",
-        "Q4_K_M",
-        "gguf",
-        "me/m-GGUF",
-        "main",
-        FIRST,
-        (lock.LockedFile("m-Q4_K_M.gguf", 4, hashlib.sha256(b"four").hexdigest()),),
-        complete=True,
-    )
-    assert [file.path for file in bf16.files] == sorted(TENSORS.keys() - {"pytorch_model.bin"})
-    assert {file.path: file.sha256 for file in bf16.files} == {
+    source = Source("me/m-GGUF", FIRST, "m-Q4_K_M.gguf")
+    weights = PinnedFile("models/m/Q4_K_M/m-Q4_K_M.gguf", 4, hashlib.sha256(b"four").hexdigest(), source)
+    assert q4 == LockedVariant("m", "Q4_K_M", "gguf", "me/m-GGUF", "main", FIRST, (weights,))
+    assert [file.source.path for file in bf16.files] == sorted(TENSORS.keys() - {"pytorch_model.bin"})
+    assert {file.source.path: file.sha256 for file in bf16.files} == {
         path: hashlib.sha256(content).hexdigest() for path, content in TENSORS.items() if path[-4:] != ".bin"
     }
-    assert all(one.resolved for one in made.variants)
+    assert made.resolved == made.variants
 
 
 def test_the_hub_is_asked_once_per_repository_and_revision_and_reads_only_small_files_that_are_taken(load, hub):
@@ -152,7 +141,7 @@ def test_the_hub_is_asked_once_per_repository_and_revision_and_reads_only_small_
         variant(), variant("Q8_0", files=["m-Q8_0.gguf", "README.md"]), variant("F16", files=["*fp16*", "*.md"])
     )
 
-    lock.resolve(wanted, hub)
+    resolve(wanted, hub)
 
     assert hub.calls == ["info me/m-GGUF@main", f"tree me/m-GGUF@{FIRST}", "read README.md"]
 
@@ -160,7 +149,7 @@ def test_the_hub_is_asked_once_per_repository_and_revision_and_reads_only_small_
 def test_two_revisions_of_one_repository_are_two(load, hub):
     hub.put("me/m-GGUF", SECOND, {"m-Q8_0.gguf": b"other"})
 
-    made = lock.resolve(load(variant(), variant("Q8_0", revision=SECOND, files=["m-Q8_0.gguf"])), hub)
+    made = resolve(load(variant(), variant("Q8_0", revision=SECOND, files=["m-Q8_0.gguf"])), hub)
 
     assert [v.commit for v in made.variants] == [FIRST, SECOND]
 
@@ -168,18 +157,18 @@ def test_two_revisions_of_one_repository_are_two(load, hub):
 def test_progress_gets_a_line_per_repository(load, hub):
     lines: list[str] = []
 
-    lock.resolve(load(), hub, lines.append)
+    resolve(load(), hub, lines.append)
 
     assert lines == [f"me/m-GGUF@main: commit {FIRST}, 4 files"]
 
 
 def test_a_moved_branch_moves_the_lock_and_the_changes_say_so(load, hub):
     wanted = load()
-    old = lock.resolve(wanted, hub)
+    old = resolve(wanted, hub)
     hub.put("me/m-GGUF", SECOND, {**WEIGHTS, "m-Q4_K_M.gguf": b"newer"})
     hub.heads["main"] = SECOND
 
-    new = lock.resolve(wanted, hub, known=old)
+    new = resolve(wanted, hub, known=old)
 
     assert new.variants[0].commit == SECOND
     assert new.variants[0].files[0].size == 5
@@ -192,34 +181,34 @@ def test_a_moved_branch_moves_the_lock_and_the_changes_say_so(load, hub):
 
 def test_small_files_of_a_known_commit_are_not_read_again(load, hub):
     wanted = load(BF16)
-    old = lock.resolve(wanted, hub)
+    old = resolve(wanted, hub)
     hub.calls.clear()
 
-    assert lock.resolve(wanted, hub, known=old) == old
+    assert resolve(wanted, hub, known=old) == old
     assert not [call for call in hub.calls if call.startswith("read")]
 
 
 def test_small_files_of_another_commit_are_read(load, hub):
     wanted = load(BF16)
-    old = lock.resolve(wanted, hub)
+    old = resolve(wanted, hub)
     hub.put("me/m", SECOND, {**TENSORS, "config.json": b"[]"})
     hub.heads["main"] = SECOND
     hub.calls.clear()
 
-    new = lock.resolve(wanted, hub, known=old)
+    new = resolve(wanted, hub, known=old)
 
     assert "read config.json" in hub.calls
     assert lock.changes(old, new)[1].startswith("m BF16: config.json changed")
 
 
 def test_a_pattern_that_matches_nothing_names_model_quant_pattern_and_near_files(load, hub):
-    message = refusal(lock.resolve, load(variant(files=["m-Q4_K_S.gguf"])), hub)
+    message = refusal(resolve, load(variant(files=["m-Q4_K_S.gguf"])), hub)
 
     assert all(part in message for part in ("set.toml", "m Q4_K_M", "'m-Q4_K_S.gguf'", "m-Q4_K_M.gguf", "me/m-GGUF"))
 
 
 def test_patterns_are_case_sensitive(load, hub):
-    assert "matches nothing" in refusal(lock.resolve, load(variant(files=["M-q4_k_m.gguf"])), hub)
+    assert "matches nothing" in refusal(resolve, load(variant(files=["M-q4_k_m.gguf"])), hub)
 
 
 @pytest.mark.parametrize(
@@ -234,9 +223,9 @@ def test_patterns_are_case_sensitive(load, hub):
     ],
 )
 def test_a_hostile_name_in_the_hubs_tree_is_refused(load, hub, path, reason):
-    hub.extra.append(File(path, 1, SHA))
+    hub.extra.append(HubFile(path, 1, SHA))
 
-    message = refusal(lock.resolve, load(variant(files=["*"])), hub)
+    message = refusal(resolve, load(variant(files=["*"])), hub)
 
     assert reason in message
     assert "m Q4_K_M" in message
@@ -244,13 +233,13 @@ def test_a_hostile_name_in_the_hubs_tree_is_refused(load, hub, path, reason):
 
 
 def test_a_hostile_name_that_no_pattern_takes_is_left_alone(load, hub):
-    hub.extra.append(File("aux.c", 1, None))
+    hub.extra.append(HubFile("aux.c", 1, None))
 
-    assert len(lock.resolve(load(), hub).variants[0].files) == 1
+    assert len(resolve(load(), hub).variants[0].files) == 1
 
 
 def test_a_variant_without_a_file_of_its_format_is_refused(load, hub):
-    assert "no .gguf file" in refusal(lock.resolve, load(variant(files=["README.md"])), hub)
+    assert "no .gguf file" in refusal(resolve, load(variant(files=["README.md"])), hub)
 
 
 @pytest.mark.parametrize("answer", ["main", "1" * 39, SECOND])
@@ -258,21 +247,21 @@ def test_a_hub_that_answers_with_another_commit_is_not_believed(load, hub, answe
     hub.heads[FIRST] = answer
 
     with pytest.raises(HubError, match="the hub answered with commit"):
-        lock.resolve(load(variant(revision=FIRST)), hub)
+        resolve(load(variant(revision=FIRST)), hub)
 
 
 def test_a_malformed_sha256_from_the_hub_is_not_believed(load, hub):
-    hub.extra.append(File("x.gguf", 1, "A" * 64))
+    hub.extra.append(HubFile("x.gguf", 1, "A" * 64))
 
     with pytest.raises(HubError, match=r"x\.gguf: the hub's SHA-256 is malformed"):
-        lock.resolve(load(variant(files=["x.gguf"])), hub)
+        resolve(load(variant(files=["x.gguf"])), hub)
 
 
 # the file
 
 
 def test_a_lock_is_written_stably_and_reads_back_equal(load, hub, tmp_path):
-    made = lock.resolve(load(variant(), BF16), hub)
+    made = resolve(load(variant(), BF16), hub)
     path = tmp_path / "set.lock.json"
 
     lock.write(path, made)
@@ -287,14 +276,14 @@ def test_a_lock_is_written_stably_and_reads_back_equal(load, hub, tmp_path):
 
 
 def test_the_order_in_which_a_lock_is_made_does_not_show(load, hub, tmp_path):
-    made = lock.resolve(load(variant(), BF16), hub)
+    made = resolve(load(variant(), BF16), hub)
     shuffled = [replace(v, files=v.files[::-1]) for v in made.variants[::-1]]
 
     assert lock.new(made.name, made.manifest_sha256, shuffled) == made
 
 
 def test_another_layout_of_the_same_json_is_the_same_lock(load, hub, tmp_path):
-    made = lock.resolve(load(), hub)
+    made = resolve(load(), hub)
     path = tmp_path / "set.lock.json"
     path.write_text(json.dumps(json.loads(lock.render(made))), encoding="utf-8")
 
@@ -307,7 +296,7 @@ def test_path_of_keeps_dots_in_the_name():
 
 
 def test_an_unwritable_folder_is_told(tmp_path, load, hub):
-    made = lock.resolve(load(), hub)
+    made = resolve(load(), hub)
 
     with pytest.raises(LocalError, match=r"absent.*cannot be written"):
         lock.write(tmp_path / "absent" / "set.lock.json", made)
@@ -322,27 +311,44 @@ def test_a_missing_lock_names_the_command(tmp_path):
 UNKNOWN = {"size": None, "sha256": None}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"commit": None},
-        {"files": ()},
-        {"complete": False},
-        {"files": (lock.LockedFile("a.gguf", None, SHA),)},
-        {"files": (lock.LockedFile("a.gguf", 1, None),)},
-    ],
-)
-def test_a_variant_is_resolved_only_when_everything_is_known(change, tmp_path):
-    whole = lock.LockedVariant(
-        "m", "Q4", "gguf", "me/m", "main", FIRST, (lock.LockedFile("a.gguf", 1, SHA),), complete=True
+def locked(quant: str = "A", **sha256: str) -> LockedVariant:
+    """A variant of m with files of one byte, by the name before .gguf."""
+    folder = VariantId("m", quant).folder
+    files = (
+        PinnedFile(f"{folder}/{name}.gguf", 1, digest, Source("me/m", FIRST, f"{name}.gguf"))
+        for name, digest in sha256.items()
     )
-    part = replace(whole, **change)
+    return LockedVariant("m", quant, "gguf", "me/m", "main", FIRST, tuple(files))
 
+
+def unresolved(*files: UnresolvedFile, commit: str | None = FIRST, complete: bool = True) -> UnresolvedVariant:
+    return UnresolvedVariant("m", "A", "gguf", "me/m", "main", commit, files, complete=complete)
+
+
+KNOWN = UnresolvedFile("a.gguf", 1, SHA)
+UNRESOLVED = {
+    "no commit": unresolved(KNOWN, commit=None),
+    "no files": unresolved(),
+    "open list of files": unresolved(KNOWN, complete=False),
+    "no size": unresolved(UnresolvedFile("a.gguf", None, SHA)),
+    "no hash": unresolved(UnresolvedFile("a.gguf", 1, None)),
+    "no hash of one": unresolved(KNOWN, UnresolvedFile("b.gguf", 1, None)),
+}
+
+
+def test_a_variant_of_which_everything_is_known_is_resolved(tmp_path):
+    lock.write(tmp_path / "x.lock.json", lock.new("x", SHA, [unresolved(KNOWN)]))
+
+    assert lock.read(tmp_path / "x.lock.json").resolved == (locked(a=SHA),)
+
+
+@pytest.mark.parametrize("part", UNRESOLVED.values(), ids=UNRESOLVED.keys())
+def test_a_variant_is_resolved_only_when_everything_is_known(part, tmp_path):
     lock.write(tmp_path / "x.lock.json", lock.new("x", SHA, [part]))
+    again = lock.read(tmp_path / "x.lock.json")
 
-    assert whole.resolved
-    assert not part.resolved
-    assert lock.read(tmp_path / "x.lock.json").variants == (part,)
+    assert again.variants == (part,)
+    assert again.resolved == ()
 
 
 def raw() -> dict:
@@ -453,7 +459,7 @@ def test_a_file_that_is_no_json_object_is_refused(tmp_path, content, fragment):
 def test_a_fresh_lock_is_current(load, hub):
     wanted = load(variant(), BF16)
 
-    lock.check_current(wanted, lock.resolve(wanted, hub))
+    lock.check_current(wanted, resolve(wanted, hub))
 
 
 STALE = {
@@ -469,7 +475,7 @@ STALE = {
 
 @pytest.mark.parametrize(("variants", "difference"), STALE.values(), ids=STALE.keys())
 def test_a_stale_lock_is_refused_with_the_difference_and_the_mend(load, hub, variants, difference):
-    made = lock.resolve(load(variant()), hub)
+    made = resolve(load(variant()), hub)
     wanted = load(*variants)
 
     message = refusal(lock.check_current, wanted, made)
@@ -480,20 +486,20 @@ def test_a_stale_lock_is_refused_with_the_difference_and_the_mend(load, hub, var
 
 
 def test_a_variant_that_the_manifest_dropped_is_refused(load, hub):
-    made = lock.resolve(load(variant(), BF16), hub)
+    made = resolve(load(variant(), BF16), hub)
 
     assert "holds m BF16, which the manifest no longer names" in refusal(lock.check_current, load(variant()), made)
 
 
 def test_the_lock_of_another_set_is_refused(load, hub):
-    made = lock.resolve(load(name="other"), hub)
+    made = resolve(load(name="other"), hub)
 
     assert "this lock is of 'other', not of 'set'" in refusal(lock.check_current, load(), made)
 
 
 def test_a_lock_edited_by_hand_to_another_commit_is_refused(load, hub):
     wanted = load(variant(revision=FIRST))
-    made = lock.resolve(wanted, hub)
+    made = resolve(wanted, hub)
     edited = lock.new(made.name, made.manifest_sha256, [replace(made.variants[0], commit=SECOND)])
 
     assert f"is at commit {SECOND}, the manifest at {FIRST}" in refusal(lock.check_current, wanted, edited)
@@ -501,7 +507,7 @@ def test_a_lock_edited_by_hand_to_another_commit_is_refused(load, hub):
 
 def test_a_lock_with_an_open_list_of_files_is_current_all_the_same(load):
     wanted = load(BF16)
-    part = lock.LockedVariant("m", "BF16", "safetensors", "me/m", "main", None, (), complete=False)
+    part = UnresolvedVariant("m", "BF16", "safetensors", "me/m", "main", None, (), complete=False)
 
     lock.check_current(wanted, lock.new("set", wanted.digest, [part]))
 
@@ -510,24 +516,19 @@ def test_a_lock_with_an_open_list_of_files_is_current_all_the_same(load):
 
 
 def test_no_change_is_no_line(load, hub):
-    made = lock.resolve(load(), hub)
+    made = resolve(load(), hub)
 
     assert lock.changes(made, made) == []
 
 
 def test_added_removed_and_resolved_variants_are_lines():
-    one = lock.LockedVariant(
-        "m", "A", "gguf", "me/m", "main", None, (lock.LockedFile("a.gguf", 3, None),), complete=False
-    )
-    done = replace(
-        one, commit=FIRST, files=(lock.LockedFile("a.gguf", 3, SHA), lock.LockedFile("c", 1, SHA)), complete=True
-    )
-    gone, fresh = replace(done, quant="B"), replace(done, quant="C")
+    one = unresolved(UnresolvedFile("a.gguf", 1, None), commit=None, complete=False)
+    done, gone, fresh = (locked(quant, a=SHA, c=SHA) for quant in "ABC")
     old, new = lock.new("x", SHA, [one, gone]), lock.new("x", SHA, [done, fresh])
 
     assert lock.changes(old, new) == [
         "m A: commit unresolved → 1111111…",
-        "m A: c added",
+        "m A: c.gguf added",
         "m A: a.gguf resolved",
         "m A: list of files is now complete",
         "m B: removed",
@@ -537,7 +538,11 @@ def test_added_removed_and_resolved_variants_are_lines():
 
 
 def test_a_variant_that_moved_to_another_repository_is_a_line():
-    one = lock.LockedVariant("m", "A", "gguf", "me/m", "main", FIRST, (lock.LockedFile("a.gguf", 3, SHA),))
-    old, new = lock.new("x", SHA, [one]), lock.new("x", SHA, [replace(one, repo="you/m", files=())])
+    old = lock.new("x", SHA, [locked(a=SHA)])
+    new = lock.new("x", SHA, [replace(locked(b=SHA), repo="you/m")])
 
-    assert lock.changes(old, new) == ["m A: source me/m@main → you/m@main", "m A: a.gguf removed"]
+    assert lock.changes(old, new) == [
+        "m A: source me/m@main → you/m@main",
+        "m A: a.gguf removed",
+        "m A: b.gguf added",
+    ]

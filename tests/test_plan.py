@@ -11,13 +11,13 @@ import pytest
 from serving import make_bundle, serving
 
 from tourkit.bundle.build import build_index
-from tourkit.bundle.index import BundleFile, BundleModel, BundleVariant, Index, variant_dir, write_index
+from tourkit.bundle.index import BundleModel, BundleVariant, Index, write_index
 from tourkit.commands.planning import plan_json
 from tourkit.errors import NotSo, UsageError
 from tourkit.hardware.probe import Gpu, Hardware, InstalledStack, imagined
 from tourkit.launch import ALL_LAYERS, NO_LAYERS
 from tourkit.manifest import lock, manifest, models
-from tourkit.manifest.models import VariantId
+from tourkit.manifest.models import PinnedFile, Source, VariantId
 from tourkit.planning import sources
 from tourkit.planning.memory import Sizing, cache_size
 from tourkit.planning.model_shape import Shape
@@ -50,14 +50,14 @@ def index(roles: dict[str, tuple[str, ...]], sizes: dict[str, dict[str, float]],
         for quant, size in quants.items():
             fmt = "onnx" if "ONNX" in quant else "gguf" if quant[0] == "Q" or quant == "F16" else "safetensors"
             variants.append(BundleVariant(model, quant, fmt, f"me/{model}", "main", "1" * 40))
-            path = f"{variant_dir(model, quant)}/{model}.{fmt}"
-            files.append(BundleFile(path, int(size * GIB), "0" * 64, f"me/{model}", "1" * 40, path))
+            path = f"{VariantId(model, quant).folder}/{model}.{fmt}"
+            files.append(PinnedFile(path, int(size * GIB), "0" * 64, Source(f"me/{model}", "1" * 40, path)))
     models = tuple(BundleModel(model, f"me/{model}", "mit", context, None, False) for model in sizes)
     return Index("set", "", "", roles, models, tuple(variants), tuple(files))
 
 
 def planned(bundle: Index, hardware: Hardware, shape: Shape = SMALL, **options: int) -> Plan:
-    shapes = {VariantId(variant.model, variant.quant): shape for variant in bundle.variants}
+    shapes = {variant.id: shape for variant in bundle.variants}
     return plan(bundle, hardware, shapes=shapes, **options)  # type: ignore[arg-type]
 
 
@@ -549,7 +549,7 @@ def test_a_bundles_shapes_come_from_the_files_headers(tiny_gguf: Path, tmp_path:
 
 def test_without_a_header_the_catalogue_tells_and_else_the_size_with_a_note(tmp_path: Path) -> None:
     for model in ("phi-3-mini-4k-instruct", "unheard-of"):
-        folder = tmp_path / variant_dir(model, "Q4_K_M")
+        folder = tmp_path / VariantId(model, "Q4_K_M").folder
         folder.mkdir(parents=True)
         (folder / "model.gguf").write_bytes(b"cut off")
     models = [
@@ -693,7 +693,7 @@ def test_planning_imports_no_inference_library() -> None:
 def half_filled(tiny_gguf: Path, tmp_path: Path) -> Path:
     """A bundle whose embed role has a model without a weight file."""
     for model, name in (("tiny-random", "tiny.gguf"), ("lost", "README.md")):
-        folder = tmp_path / "bundle" / variant_dir(model, "F16")
+        folder = tmp_path / "bundle" / VariantId(model, "F16").folder
         folder.mkdir(parents=True)
         (folder / name).write_bytes(tiny_gguf.read_bytes() if name.endswith("gguf") else b"see the hub\n")
     models = [BundleModel(model, "me/x", "mit", 8192, None, False) for model in ("tiny-random", "lost")]

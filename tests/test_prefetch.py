@@ -15,12 +15,15 @@ from faulty_hub import COMMIT, Fault, FaultyHub, manifest_toml, noise
 
 from tourkit import data
 from tourkit.bundle import verify
-from tourkit.bundle.index import read_index
+from tourkit.bundle.index import read_index, write_index
 from tourkit.errors import HubError, LocalError, ManifestError, UsageError, WrongContent
 from tourkit.fetch import prefetch
 from tourkit.fetch.download import BLOCK
 from tourkit.fetch.hub import Hub, Patience
 from tourkit.manifest import lock, manifest
+from tourkit.manifest.lock import UnresolvedFile, UnresolvedVariant
+from tourkit.manifest.models import PinnedFile
+from tourkit.manifest.resolve import resolve
 
 QUICK = Patience(attempts=4, delay_s=0.01, longest_s=0.02, retry_after_s=1.0, stall_s=20.0)
 BIG, SMALL, CONFIG = "tiny-Q4_K_M.gguf", "draft-Q4_K_M.gguf", "config.json"
@@ -35,7 +38,7 @@ FOLDER = "models/tiny/Q4_K_M"
 
 
 class Heard:
-    """Progress that remembers."""
+    """A listener that remembers."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -64,12 +67,12 @@ class Set:
         path.write_text(manifest_toml(server.repo, roles, variants))
         self.manifest = manifest.load(path)
         with closing(Hub(server.url, patience=QUICK)) as hub:
-            self.lock = lock.resolve(self.manifest, hub)
+            self.lock = resolve(self.manifest, hub)
 
     def run(self, *, patience: Patience = QUICK, root: Path | None = None, token: str | None = None, **options: object):
         with closing(Hub(self.server.url, token, patience=patience)) as hub:
             return prefetch.prefetch(
-                self.manifest, self.lock, root or self.root, hub, progress=self.heard, **{"jobs": 2, **options}
+                self.manifest, self.lock, root or self.root, hub, listener=self.heard, **{"jobs": 2, **options}
             )
 
     def dest(self, name: str) -> Path:
@@ -139,7 +142,7 @@ def test_a_bundle_is_whole_and_verifies(tiny: Set) -> None:
     assert_whole(tiny)
     assert index == read_index(tiny.root)
     assert index.roles == {"tool": ("tiny",)}
-    assert {file.commit for file in index.files if file.path.startswith("models/")} == {COMMIT}
+    assert {file.source.commit for file in index.files if file.path.startswith("models/")} == {COMMIT}
     total = sum(map(len, FILES.values()))
     assert tiny.heard.started == (total, total)
     assert tiny.heard.bytes == {"fetched": total, "checked": 0}
@@ -236,9 +239,9 @@ def test_files_that_other_commands_put_there_stay_in_the_index(tiny: Set) -> Non
     wheel = tiny.root / "wheels/cp311-linux/a.whl"
     wheel.parent.mkdir(parents=True)
     wheel.write_bytes(b"wheel")
-    entry = index.BundleFile("wheels/cp311-linux/a.whl", 5, hashlib.sha256(b"wheel").hexdigest(), None, None, None)
-    index.write_index(tiny.root, replace(index, files=(*index.files, entry)))
-    tiny.run()
+    entry = PinnedFile("wheels/cp311-linux/a.whl", 5, hashlib.sha256(b"wheel").hexdigest(), None)
+    write_index(tiny.root, replace(index, files=(*index.files, entry)))
+    assert entry in tiny.run().files
     assert verify.verify(tiny.root).ok
 
 
@@ -283,9 +286,11 @@ def test_plan_counts_by_size_and_touches_nothing(two: Set) -> None:
     plan = prefetch.fetch_plan(two.manifest, two.lock, two.root)
     present = len(FILES[SMALL]) + len(FILES[CONFIG])
     assert plan.total_bytes == present + len(FILES[BIG])
-    assert (plan.present_bytes, plan.part_bytes) == (present, 1000)
+    assert sum(planned.file.size for planned in plan.files if planned.whole) == present
+    assert sum(planned.part_bytes for planned in plan.files) == 1000
     assert plan.to_fetch_bytes == len(FILES[BIG]) - 1000
-    assert [plan.of(variant).to_fetch_bytes for variant in plan.variants] == [0, len(FILES[BIG]) - 1000]
+    left = {planned.file.source.path: planned.to_fetch_bytes for planned in plan.files}
+    assert left == {SMALL: 0, CONFIG: 0, BIG: len(FILES[BIG]) - 1000}
     assert (shape(two.root), two.server.paths) == (before, [])
 
 
@@ -300,8 +305,12 @@ def test_a_choice_of_nothing_is_refused_before_the_folder_is_made(two: Set, opti
 
 
 def test_an_unresolved_lock_is_refused_with_the_command_that_mends_it(two: Set) -> None:
-    holes = [replace(v, files=tuple(replace(f, sha256=None) for f in v.files)) for v in two.lock.variants]
-    two.lock = lock.new(two.lock.name, two.lock.manifest_sha256, [holes[0], two.lock.variants[1]])
+    draft, tiny = two.lock.resolved
+    files = tuple(UnresolvedFile(file.source.path, file.size, None) for file in draft.files)
+    hole = UnresolvedVariant(
+        draft.model, draft.quant, draft.format, draft.repo, draft.revision, draft.commit, files, complete=True
+    )
+    two.lock = lock.new(two.lock.name, two.lock.manifest_sha256, [hole, tiny])
     two.run(roles=["brain"])  # the hole is not in what was asked for
     with pytest.raises(ManifestError, match="tourkit lock"):
         two.run(roles=["tool"])
@@ -607,7 +616,7 @@ def test_a_damaged_index_is_written_anew(tiny: Set) -> None:
 
 def test_too_little_room_is_said_before_the_first_byte(tiny: Set) -> None:
     size = 1 << 50
-    files = tuple(replace(f, size=size) if f.path == BIG else f for f in tiny.lock.variants[0].files)
+    files = tuple(replace(f, size=size) if f.source.path == BIG else f for f in tiny.lock.resolved[0].files)
     tiny.lock = lock.new(tiny.lock.name, tiny.lock.manifest_sha256, [replace(tiny.lock.variants[0], files=files)])
     with pytest.raises(LocalError, match=r"1048576\.\d\d GiB needed, \d+\.\d\d GiB free") as error:
         tiny.run()
@@ -620,6 +629,9 @@ import resource, signal, sys
 from pathlib import Path
 from tourkit.fetch import prefetch
 from tourkit.manifest import lock, manifest
+from tourkit.manifest.lock import UnresolvedFile, UnresolvedVariant
+from tourkit.manifest.models import PinnedFile
+from tourkit.manifest.resolve import resolve
 from tourkit.errors import TourkitError
 from tourkit.fetch.hub import Hub
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have told its background jobs to ignore

@@ -20,6 +20,7 @@ from tourkit.fetch import prefetch
 from tourkit.fetch.download import BLOCK
 from tourkit.fetch.hub import Hub
 from tourkit.manifest import lock, manifest
+from tourkit.manifest.resolve import resolve
 
 KILLS = 20
 JOBS = 2
@@ -74,7 +75,7 @@ def test_twenty_kills_change_nothing_but_the_time(tmp_path: Path) -> None:
         path.write_text(manifest_toml(server.repo, {"tool": "tiny"}, {"tiny": ["*"]}))
         made = manifest.load(path)
         hub = Hub(server.url)
-        pinned = lock.resolve(made, hub)
+        pinned = resolve(made, hub)
         lock.write(lock.path_of(path), pinned)
         prefetch.prefetch(made, pinned, tmp_path / "at-once", hub)
         root = tmp_path / "killed"

@@ -23,9 +23,10 @@ from launch_server import LaunchServer, launch_server
 from waiting import until
 
 from tourkit.bundle.build import build_index
-from tourkit.bundle.index import BundleModel, BundleVariant, variant_dir
+from tourkit.bundle.index import BundleModel, BundleVariant
 from tourkit.hardware.probe import Hardware, InstalledStack
 from tourkit.launch import Launch
+from tourkit.manifest.models import VariantId
 from tourkit.planning import sources
 from tourkit.planning.plan import Placement
 from tourkit.planning.planner import plan
@@ -388,7 +389,7 @@ def test_what_the_plan_lets_take_turns_is_served_in_turn_and_offline(tiny_gguf: 
     models = [BundleModel(id_, f"tourkit/{id_}", "apache-2.0", 8192, None, False) for id_ in ("a", "b")]
     variants = [BundleVariant(model.id, "F16", "gguf", model.repo, "main", "1" * 40) for model in models]
     for model in models:
-        folder = bundle / variant_dir(model.id, "F16")
+        folder = bundle / VariantId(model.id, "F16").folder
         folder.mkdir(parents=True)
         (folder / "model.gguf").write_bytes(tiny_gguf.read_bytes())
     index = build_index(bundle, "tests", {"brain": ["a"], "tool": ["b"]}, models, variants)

@@ -308,7 +308,7 @@ def run_plainly(root: Path) -> str:
     code = """
 import sys
 from pathlib import Path
-from tourkit.bundle import verify
+from tourkit.bundle.verify import verify
 for problem in verify(Path(sys.argv[1])).problems:
     print(problem.kind, problem.path, problem.detail, sep="|")
 """

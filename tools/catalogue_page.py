@@ -52,11 +52,11 @@ def _pinned(one: Manifest) -> str:
     path = lock.path_of(one.path)
     if not path.is_file():
         return f"no lock yet: `tourkit lock {one.name}`"
-    variants = lock.read(path).variants
-    resolved = sum(variant.resolved for variant in variants)
-    if resolved == len(variants):
+    pinned = lock.read(path)
+    resolved, variants = len(pinned.resolved), len(pinned.variants)
+    if resolved == variants:
         return f"all {resolved} variants"
-    return f"{resolved} of {len(variants)} variants; `tourkit lock {one.name}` for the rest"
+    return f"{resolved} of {variants} variants; `tourkit lock {one.name}` for the rest"
 
 
 def _models(models: Iterable[Model]) -> Iterator[str]:
@@ -72,7 +72,7 @@ def _models(models: Iterable[Model]) -> Iterator[str]:
             str(model.context),
             ", ".join(model.languages) or "not stated",
             ", ".join(model.roles),
-            size_text(catalogue.memory(model, small)) if small else "not stated",
+            size_text(catalogue.memory(model, small.size)) if small else "not stated",
             "<br>".join(f"{form}: {', '.join(quants)}" for form, quants in _by_format(model).items()),
         )
         yield f"| {' | '.join(cells)} |"

@@ -43,34 +43,32 @@ def main(argv: list[str]) -> int:
             return exc.exit_code
         path = lock.path_of(wanted.path)
         lock.write(path, pinned)
-        resolved = sum(variant.resolved for variant in pinned.variants)
-        print(f"{path}: {resolved} of {len(pinned.variants)} variants resolved")
+        print(f"{path}: {len(pinned.resolved)} of {len(pinned.variants)} variants resolved")
     return 0
 
 
 def lock_of(wanted: models.Manifest, facts: dict[str, dict[str, Any]]) -> lock.Lock:
     """The lock of a manifest as far as `facts` (rows by repository) prove it."""
-    variants = [
-        locked_variant(model.id, variant, facts.get(variant.repo, {}))
-        for model in wanted.models.values()
-        for variant in model.variants
-    ]
+    variants = [entry_of(id_, variant, facts.get(variant.repo, {})) for id_, variant in wanted.variants.items()]
     return lock.new(wanted.name, wanted.digest, variants)
 
 
-def locked_variant(model: str, variant: models.Variant, row: dict[str, Any]) -> lock.LockedVariant:
-    """One variant; only facts at the manifest's own commit count. Complete when no pattern is left open."""
+def entry_of(id_: models.VariantId, variant: models.Variant, row: dict[str, Any]) -> lock.UnresolvedVariant:
+    """One variant as far as it is known. Only facts at the manifest's own commit count.
+
+    Complete when no pattern is left open.
+    """
     pinned = row.get("revision") is not None and row["revision"] == variant.revision
     known = row["files"] if pinned else []
     files = tuple(
-        lock.LockedFile(fact["path"], fact["size"], proved_sha256(row, index))
+        lock.UnresolvedFile(fact["path"], fact["size"], proved_sha256(row, index))
         for index, fact in enumerate(known)
-        if any(fnmatch.fnmatchcase(fact["path"], pattern) for pattern in variant.files)
+        if variant.takes(fact["path"])
     )
     paths = {file.path for file in files}
-    return lock.LockedVariant(
-        model=model,
-        quant=variant.quant,
+    return lock.UnresolvedVariant(
+        model=id_.model,
+        quant=id_.quant,
         format=variant.format,
         repo=variant.repo,
         revision=variant.revision,

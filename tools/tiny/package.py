@@ -10,9 +10,11 @@ import shutil
 from pathlib import Path
 
 from tourkit.bundle.build import build_index
-from tourkit.bundle.index import BundleModel, BundleVariant, variant_dir, write_index
+from tourkit.bundle.index import BundleModel, BundleVariant, write_index
 from tourkit.files import sha256_of
 from tourkit.manifest import lock, manifest
+from tourkit.manifest.models import HubFile
+from tourkit.manifest.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFEST = ROOT / "manifests" / "tiny.toml"
@@ -27,13 +29,11 @@ def files_of(weights: Path, repo: str) -> dict[str, Path]:
 
 def locked(weights: Path) -> lock.Lock:
     """The lock of manifests/tiny.toml over these weights."""
-    wanted = manifest.load(MANIFEST)
-    hub = _Folders(weights)
-    return lock.resolve(wanted, hub)
+    return resolve(manifest.load(MANIFEST), _Folders(weights))
 
 
 class _Folders:
-    """The three calls of a hub that `lock.resolve` makes, answered from the folders of the weights."""
+    """The three calls of a hub that `resolve` makes, answered from the folders of the weights."""
 
     def __init__(self, weights: Path) -> None:
         self._weights = weights
@@ -42,15 +42,12 @@ class _Folders:
         lines = "".join(f"{file.sha256}  {file.path}\n" for file in self.tree(repo, revision))
         return _Info(hashlib.sha1(lines.encode(), usedforsecurity=False).hexdigest())
 
-    def tree(self, repo: str, _commit: str) -> tuple[lock.LockedFile, ...]:
+    def tree(self, repo: str, _commit: str) -> tuple[HubFile, ...]:
         files = files_of(self._weights, repo)
-        return tuple(_File(name, path.stat().st_size, sha256_of(path)) for name, path in files.items())
+        return tuple(HubFile(name, path.stat().st_size, sha256_of(path)) for name, path in files.items())
 
-    def read(self, repo: str, _commit: str, file: lock.LockedFile) -> bytes:
+    def read(self, repo: str, _commit: str, file: HubFile) -> bytes:
         return files_of(self._weights, repo)[file.path].read_bytes()
-
-
-_File = lock.LockedFile
 
 
 class _Info:
@@ -63,12 +60,10 @@ def upstream(weights: Path, root: Path) -> None:
     pinned = locked(weights)
     model = manifest.load(MANIFEST).models["tiny"]
     variants = []
-    for variant in pinned.variants:
-        folder = root / variant_dir(variant.model, variant.quant)
-        folder.mkdir(parents=True, exist_ok=True)
+    for variant in pinned.resolved:
+        (root / variant.id.folder).mkdir(parents=True, exist_ok=True)
         for file in variant.files:
-            shutil.copyfile(files_of(weights, variant.repo)[file.path], folder / file.path)
-        assert variant.commit is not None
+            shutil.copyfile(files_of(weights, variant.repo)[file.source.path], root / file.path)
         variants.append(
             BundleVariant(variant.model, variant.quant, variant.format, variant.repo, "main", variant.commit)
         )

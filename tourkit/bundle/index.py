@@ -1,6 +1,6 @@
 """The index of a bundle: what bundle.json and SHA256SUMS say, as data and as the one way of writing it.
 
-Reads and writes those two files; does not look at any other (bundle.py compares them with the disk).
+Reads and writes those two files. It looks at no other: verify.py compares them with the disk.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import orjson
 
 from tourkit.errors import NotSo, UsageError
 from tourkit.files import write_atomic
-from tourkit.manifest.models import Model
+from tourkit.manifest.models import Model, PinnedFile, Source, VariantId
 from tourkit.manifest.paths import check_distinct, check_path
 from tourkit.manifest.validation import raise_problems, schema_problems
 
@@ -25,22 +25,9 @@ _RESTORE = "copy it again from the bundle it came from, or run `tourkit prefetch
 
 
 @dataclass(frozen=True, slots=True)
-class BundleFile:
-    """One file; `path` is posix and relative to the bundle, `source` is the path inside `repo` at `commit`.
-
-    The last three are None for what does not come from a hub (templates, START_HERE.md, …).
-    """
-
-    path: str
-    size: int
-    sha256: str
-    repo: str | None
-    commit: str | None
-    source: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class BundleModel:
+    """What a bundle says of a model; `context` is in tokens."""
+
     id: str
     repo: str
     license: str
@@ -58,7 +45,7 @@ class BundleModel:
 
 @dataclass(frozen=True, slots=True)
 class BundleVariant:
-    """One quantised form of a model; its files are those of the index below `variant_dir`."""
+    """One quantised form of a model; its files are those of the index below `id.folder`."""
 
     model: str
     quant: str
@@ -67,26 +54,27 @@ class BundleVariant:
     revision: str
     commit: str
 
+    @property
+    def id(self) -> VariantId:
+        return VariantId(self.model, self.quant)
+
 
 @dataclass(frozen=True, slots=True)
 class Index:
+    """What a bundle holds. The two digests are empty where there was no manifest or lock."""
+
     name: str
     manifest_sha256: str
     lock_sha256: str
     roles: dict[str, tuple[str, ...]]
     models: tuple[BundleModel, ...]
     variants: tuple[BundleVariant, ...]
-    files: tuple[BundleFile, ...]
+    files: tuple[PinnedFile[Source | None], ...]
 
 
-def variant_dir(model: str, quant: str) -> str:
-    """Folder of a variant's files, relative to the bundle, posix."""
-    return f"models/{model}/{quant}"
-
-
-def variant_files(index: Index, variant: BundleVariant) -> tuple[BundleFile, ...]:
+def variant_files(index: Index, variant: BundleVariant) -> tuple[PinnedFile[Source | None], ...]:
     """The files of one variant, sorted by path."""
-    folder = variant_dir(variant.model, variant.quant) + "/"
+    folder = f"{variant.id.folder}/"
     return tuple(file for file in index.files if file.path.startswith(folder))
 
 
@@ -122,16 +110,23 @@ def render_index(index: Index) -> bytes:
         "manifest_sha256": index.manifest_sha256,
         "lock_sha256": index.lock_sha256,
         "roles": {role: list(ids) for role, ids in index.roles.items()},
-        "models": [_model(model) for model in sorted(index.models, key=lambda model: model.id)],
-        "variants": [asdict(v) for v in sorted(index.variants, key=lambda v: (v.model, v.quant))],
-        "files": [asdict(file) for file in sorted(index.files, key=lambda file: file.path)],
+        "models": [_raw_model(model) for model in sorted(index.models, key=lambda model: model.id)],
+        "variants": [asdict(variant) for variant in sorted(index.variants, key=lambda variant: variant.id)],
+        "files": [_raw_file(file) for file in sorted(index.files, key=lambda file: file.path)],
     }
     return _canonical(raw | {"digest": _digest(raw)})
 
 
-def _model(model: BundleModel) -> dict[str, Any]:
+def _raw_model(model: BundleModel) -> dict[str, Any]:
     absent = {name for name in ("adapts", "chat_template") if getattr(model, name) is None}
     return {name: value for name, value in asdict(model).items() if name not in absent}
+
+
+def _raw_file(file: PinnedFile[Source | None]) -> dict[str, Any]:
+    """A file as bundle.json has it: repo, commit and source are null where it is from no hub."""
+    source = file.source
+    raw = {"path": file.path, "size": file.size, "sha256": file.sha256, "repo": None, "commit": None, "source": None}
+    return raw if source is None else raw | {"repo": source.repo, "commit": source.commit, "source": source.path}
 
 
 def render_sums(index: Index, index_bytes: bytes) -> bytes:
@@ -150,11 +145,15 @@ def _digest(raw: dict[str, Any]) -> str:
 
 
 def no_bundle(root: Path) -> str:
+    """The message for a folder without an index."""
     return f"no {INDEX} in {root}: give a bundle's folder, or run `tourkit prefetch` again if it was cut short"
 
 
 def parse_index(data: bytes, where: str) -> Index:
-    """NotSo when the bytes are not what was once written, UsageError when they are but cannot be used."""
+    """The index that bundle.json holds; `where` begins the messages.
+
+    Raises NotSo when the bytes are not what was once written, UsageError when they are but cannot be used.
+    """
     raw = _undamaged(data, where)
     version = raw.get("format")
     if isinstance(version, int) and version > FORMAT:
@@ -167,12 +166,20 @@ def parse_index(data: bytes, where: str) -> Index:
         roles={role: tuple(ids) for role, ids in raw["roles"].items()},
         models=tuple(BundleModel(**model) for model in raw["models"]),
         variants=tuple(BundleVariant(**variant) for variant in raw["variants"]),
-        files=tuple(BundleFile(**file) for file in raw["files"]),
+        files=tuple(_file(file, where) for file in raw["files"]),
     )
     _check_index(index, where)
     if render_index(index) != data:
         raise UsageError(f"{where}: its lists are not sorted: let tourkit write it")
     return index
+
+
+def _file(raw: dict[str, Any], where: str) -> PinnedFile[Source | None]:
+    origin = [raw["repo"], raw["commit"], raw["source"]]
+    if 0 < origin.count(None) < len(origin):
+        raise UsageError(f"{where}: {raw['path']}: repo, commit and source go together")
+    source = None if None in origin else Source(*origin)
+    return PinnedFile(raw["path"], raw["size"], raw["sha256"], source)
 
 
 def _undamaged(data: bytes, where: str) -> dict[str, Any]:
@@ -199,7 +206,7 @@ def _check_index(index: Index, where: str) -> None:
             raise UsageError(f"{where}: models: {listed.id} adapts {listed.adapts!r}, which is not among the models")
     folders: set[str] = set()
     for variant in index.variants:
-        folder = variant_dir(variant.model, variant.quant)
+        folder = variant.id.folder
         check_path(folder, where)
         if variant.model not in models or folder.casefold() in folders or folder.count("/") != 2:
             raise UsageError(f"{where}: variants: {folder} is there twice or names no model of the index")
@@ -207,7 +214,5 @@ def _check_index(index: Index, where: str) -> None:
     for file in index.files:
         check_path(file.path, where)
         if file.source is not None:
-            check_path(file.source, where)
-        if len({file.repo is None, file.commit is None, file.source is None}) > 1:
-            raise UsageError(f"{where}: {file.path}: repo, commit and source go together")
+            check_path(file.source.path, where)
     check_distinct([*OWN_FILES, *(file.path for file in index.files)], where)

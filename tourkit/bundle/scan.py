@@ -14,15 +14,17 @@ _MOST_JOBS = 8  # hashing threads: no drive delivers more than eight cores hash
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Contents:
+    """What lies below a folder. Paths are relative to it, with "/"."""
+
     plain: dict[str, int]  # path: bytes
     other: dict[str, str]  # path: what is there instead of a plain file
     unreadable: dict[str, str]  # folder: why it could not be listed
 
 
-def scan(root: Path) -> Found:
+def scan(root: Path) -> Contents:
     """Every entry below `root` that is not a folder, without following links."""
-    found = Found({}, {}, {})
+    found = Contents({}, {}, {})
     folders = [""]
     while folders:
         folder = folders.pop()
@@ -33,13 +35,13 @@ def scan(root: Path) -> Found:
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(path)
                     else:
-                        _note(entry, path, found)
+                        _add(entry, path, found)
         except OSError as exc:
             found.unreadable[folder] = f"cannot be read: {exc.strerror or exc}"
     return found
 
 
-def _note(entry: os.DirEntry[str], path: str, found: Found) -> None:
+def _add(entry: os.DirEntry[str], path: str, found: Contents) -> None:
     try:
         status = entry.stat(follow_symlinks=False)
     except OSError as exc:
@@ -51,10 +53,14 @@ def _note(entry: os.DirEntry[str], path: str, found: Found) -> None:
         found.other[path] = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a plain file"
 
 
-def hash_all(
-    root: Path, sizes: Mapping[str, int], jobs: int | None, progress: Callable[[int], None] | None
+def sha256_of_all(
+    root: Path, sizes: Mapping[str, int], jobs: int | None = None, progress: Callable[[int], None] | None = None
 ) -> dict[str, str | OSError]:
-    """SHA-256 of each file, the biggest first so that no thread is left alone with one at the end."""
+    """SHA-256 of each file by its path below `root`, or why it could not be read. `sizes` gives the bytes by path.
+
+    `jobs` threads (default: the cores this process may use, at most 8) take the biggest files first, so that none is
+    left alone with a big one at the end. `progress` gets bytes as they are hashed, one call at a time.
+    """
     stop = threading.Event()
     gate = threading.Lock()
 

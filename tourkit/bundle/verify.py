@@ -1,61 +1,19 @@
-"""A bundle on disk against its index: making an index out of files, and the check of every byte.
-
-With index.py, whose names it passes on, it knows every path inside a bundle. It does not fetch (prefetch.py)
-or serve (mirror.py).
-"""
+"""A bundle on disk against its index: every byte, or presence and sizes alone. Never writes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tourkit.bundle.build import build_index
-from tourkit.bundle.index import (
-    FORMAT,
-    INDEX,
-    OWN_FILES,
-    SIGNATURE,
-    SUMS,
-    BundleFile,
-    BundleModel,
-    BundleVariant,
-    Index,
-    no_bundle,
-    parse_index,
-    read_index,
-    render_index,
-    render_sums,
-    variant_dir,
-    variant_files,
-    write_index,
-)
-from tourkit.bundle.scan import Found, hash_all, scan
+from tourkit.bundle.index import INDEX, OWN_FILES, SUMS, no_bundle, parse_index, render_sums
+from tourkit.bundle.scan import Contents, scan, sha256_of_all
 from tourkit.errors import ManifestError, NotSo, UsageError
 from tourkit.manifest.paths import check_path
-
-__all__ = [
-    "FORMAT",
-    "INDEX",
-    "SIGNATURE",
-    "SUMS",
-    "BundleFile",
-    "BundleModel",
-    "BundleVariant",
-    "Index",
-    "Problem",
-    "Report",
-    "build_index",
-    "read_index",
-    "render_index",
-    "render_sums",
-    "variant_dir",
-    "variant_files",
-    "verify",
-    "write_index",
-]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
+    """One file that is not as it should be."""
+
     path: str
     kind: str  # missing, damaged or extra
     detail: str
@@ -90,9 +48,11 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
-    size: int | None  # bytes; None when only SHA256SUMS could be read, which has no sizes
-    sha256: str
+class _Listing:
+    """The files that should be there, all but bundle.json and SHA256SUMS themselves."""
+
+    hashes: dict[str, str]  # path: SHA-256
+    sizes: dict[str, int]  # path: bytes; empty when only SHA256SUMS could be read, which has no sizes
 
 
 def verify(
@@ -110,34 +70,34 @@ def verify(
     if not root.is_dir():
         raise UsageError(f"no folder {root}: give the folder that `tourkit prefetch` wrote")
     found = scan(root)
-    listed, problems, read = _listing(root, found)
-    wanted = listed or {}
+    problems: list[Problem] = []
+    listing, read = _read_listing(root, found, problems)
+    hashes, sizes = (listing.hashes, listing.sizes) if listing else ({}, {})
     present: dict[str, int] = {}
-    for path, file in wanted.items():
-        if problem := _presence(path, file, found):
+    for path in hashes:
+        if problem := _presence(path, sizes.get(path), found):
             problems.append(problem)
         else:
             present[path] = found.plain[path]
     if not quick:
         read += sum(present.values())
-        for path, digest in hash_all(root, present, jobs, progress).items():
+        for path, digest in sha256_of_all(root, present, jobs, progress).items():
             if isinstance(digest, OSError):
                 problems.append(Problem(path, "damaged", f"cannot be read: {digest.strerror or digest}"))
-            elif digest != wanted[path].sha256:
-                detail = f"sha256 is {digest[:12]}…, it should be {wanted[path].sha256[:12]}…"
+            elif digest != hashes[path]:
+                detail = f"sha256 is {digest[:12]}…, it should be {hashes[path][:12]}…"
                 problems.append(Problem(path, "damaged", detail))
-    if listed is not None:
-        problems.extend(_extra(found, listed))
+    if listing is not None:
+        problems.extend(_extra(found, listing))
     problems.sort(key=lambda problem: (problem.kind, problem.path))
-    return Report(tuple(problems), len(wanted) + 2, read)
+    return Report(tuple(problems), len(hashes) + 2, read)
 
 
-def _listing(root: Path, found: Found) -> tuple[dict[str, _Wanted] | None, list[Problem], int]:
-    """What should be there by bundle.json, or by SHA256SUMS when only that can be read (None: neither).
+def _read_listing(root: Path, found: Contents, problems: list[Problem]) -> tuple[_Listing | None, int]:
+    """What bundle.json lists, or SHA256SUMS when only that can be read (None: neither), and the bytes read for it.
 
-    With it the problems of these two files and the bytes read of them.
+    Adds what is wrong with these two files to `problems`. Raises NotSo when neither is there.
     """
-    problems: list[Problem] = []
     index_data = _read_own(root, INDEX, found, problems)
     sums_data = _read_own(root, SUMS, found, problems)
     if [problem.kind for problem in problems] == ["missing", "missing"]:
@@ -152,17 +112,18 @@ def _listing(root: Path, found: Found) -> tuple[dict[str, _Wanted] | None, list[
         else:
             if sums_data is not None and sums_data != render_sums(index, index_data):
                 problems.append(Problem(SUMS, "damaged", f"it is not the list that {INDEX} gives"))
-            return {file.path: _Wanted(file.size, file.sha256) for file in index.files}, problems, read
+            hashes = {file.path: file.sha256 for file in index.files}
+            return _Listing(hashes, {file.path: file.size for file in index.files}), read
     if sums_data is None:
-        return None, problems, read
-    wanted, whole = _parse_sums(sums_data)
+        return None, read
+    hashes, whole = _parse_sums(sums_data)
     if not whole:
         problems.append(Problem(SUMS, "damaged", "not every line is a hash and a path, sorted by path"))
-    return wanted or None, problems, read
+    return _Listing(hashes, {}) if hashes else None, read
 
 
-def _read_own(root: Path, name: str, found: Found, problems: list[Problem]) -> bytes | None:
-    problem = _presence(name, _Wanted(None, ""), found)
+def _read_own(root: Path, name: str, found: Contents, problems: list[Problem]) -> bytes | None:
+    problem = _presence(name, None, found)
     if problem is None:
         try:
             return (root / name).read_bytes()
@@ -172,9 +133,9 @@ def _read_own(root: Path, name: str, found: Found, problems: list[Problem]) -> b
     return None
 
 
-def _parse_sums(data: bytes) -> tuple[dict[str, _Wanted], bool]:
-    """The usable lines of SHA256SUMS but that of bundle.json, and whether every line was as we write it."""
-    sums: dict[str, _Wanted] = {}
+def _parse_sums(data: bytes) -> tuple[dict[str, str], bool]:
+    """SHA-256 by path from the usable lines, without bundle.json, and whether every line was as we write it."""
+    sums: dict[str, str] = {}
     for line in data.decode(errors="replace").splitlines():
         digest, _, path = line.partition("  ")
         try:
@@ -182,19 +143,20 @@ def _parse_sums(data: bytes) -> tuple[dict[str, _Wanted], bool]:
         except ManifestError:
             continue
         if len(digest) == 64 and not set(digest) - set("0123456789abcdef"):
-            sums[path] = _Wanted(None, digest)
-    rendered = "".join(f"{sums[path].sha256}  {path}\n" for path in sorted(sums)).encode()
+            sums[path] = digest
+    rendered = "".join(f"{sums[path]}  {path}\n" for path in sorted(sums)).encode()
     whole = rendered == data and INDEX in sums
     sums.pop(INDEX, None)
     return sums, whole
 
 
-def _presence(path: str, file: _Wanted, found: Found) -> Problem | None:
+def _presence(path: str, expected: int | None, found: Contents) -> Problem | None:
+    """What keeps `path` from being a plain file of the `expected` bytes (None: any number)."""
     size = found.plain.get(path)
     if size is not None:
-        if file.size is None or size == file.size:
+        if expected in (None, size):
             return None
-        return Problem(path, "damaged", f"{size} bytes, it should be {file.size}")
+        return Problem(path, "damaged", f"{size} bytes, it should be {expected}")
     if what := found.other.get(path):
         return Problem(path, "damaged", what)
     for parent in PurePosixPath(path).parents:
@@ -203,14 +165,15 @@ def _presence(path: str, file: _Wanted, found: Found) -> Problem | None:
     return Problem(path, "missing", "not there")
 
 
-def _extra(found: Found, wanted: dict[str, _Wanted]) -> list[Problem]:
+def _extra(found: Contents, listing: _Listing) -> list[Problem]:
     """What is there and not listed; an unreadable folder too, unless it has a listed file below it."""
-    extra = {path: _origin(path) for path in found.plain if path not in wanted and path not in OWN_FILES}
+    listed = listing.hashes
+    extra = {path: _origin(path) for path in found.plain if path not in listed and path not in OWN_FILES}
     for path, what in found.other.items():
-        if path not in wanted and path not in (INDEX, SUMS):
+        if path not in listed and path not in (INDEX, SUMS):
             extra[path] = what
     for folder, why in found.unreadable.items():
-        if folder and not any(path.startswith(f"{folder}/") for path in wanted):
+        if folder and not any(path.startswith(f"{folder}/") for path in listed):
             extra[folder] = why
     return [Problem(_shown(path), "extra", detail) for path, detail in extra.items()]
 

@@ -89,13 +89,13 @@ def _trip(say: Say, work: Path, documents: int) -> None:
 
 def _make_upstream(root: Path) -> None:
     from tourkit.bundle.build import build_index
-    from tourkit.bundle.index import BundleModel, BundleVariant, variant_dir, write_index
+    from tourkit.bundle.index import BundleModel, BundleVariant, write_index
 
-    folder = root / variant_dir(_MODEL, _QUANT)
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(data.TINY_GGUF, folder / data.TINY_GGUF.name)
     model = BundleModel(_MODEL, _REPO, "apache-2.0", _CONTEXT, None, False)
     variant = BundleVariant(_MODEL, _QUANT, "gguf", _REPO, "main", _COMMIT)
+    folder = root / variant.id.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(data.TINY_GGUF, folder / data.TINY_GGUF.name)
     write_index(root, build_index(root, "upstream", {"tool": [_MODEL]}, [model], [variant]))
 
 

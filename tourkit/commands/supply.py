@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +13,7 @@ from tourkit.progress import Progress
 from tourkit.units import counted, size_text
 
 if TYPE_CHECKING:
+    from tourkit.fetch.prefetch import FetchPlan
     from tourkit.manifest.lock import Lock
     from tourkit.manifest.models import Manifest
 
@@ -74,15 +75,16 @@ def lock(manifest_ref: str) -> None:
     from tourkit.fetch.hub import Hub
     from tourkit.manifest import lock as locks
     from tourkit.manifest import manifest as manifests
+    from tourkit.manifest.resolve import resolve
 
     manifest = manifests.load(manifest_ref)
     path = locks.path_of(manifest.path)
     old = locks.read(path) if path.exists() else None
-    new = locks.resolve(manifest, Hub(note=note), progress=note, known=old)
+    new = resolve(manifest, Hub(note=note), progress=note, known=old)
     locks.write(path, new)
     for line in locks.changes(old, new):
         click.echo(line)
-    size = sum(file.size or 0 for variant in new.variants for file in variant.files)
+    size = sum(file.size for variant in new.resolved for file in variant.files)
     click.echo(f"{path}: {counted(len(new.variants), 'variant')}, {size_text(size)}")
 
 
@@ -132,20 +134,20 @@ def prefetch(
 
     manifest, locked = _load_locked(manifest_ref)
     if dry_run:
-        _show_prefetch_plan(fetching.fetch_plan(manifest, locked, root, roles=roles, stacks=stacks), as_json)
+        _show_fetch_plan(fetching.fetch_plan(manifest, locked, root, roles=roles, stacks=stacks), as_json)
         return
-    progress = _PrefetchProgress()
-    with progress.bar:
+    listener = _BarListener()
+    with listener.bar:
         index = fetching.prefetch(
-            manifest, locked, root, Hub(), roles=roles, stacks=stacks, jobs=jobs, progress=progress
+            manifest, locked, root, Hub(), roles=roles, stacks=stacks, jobs=jobs, listener=listener
         )
     size = sum(file.size for file in index.files)
     click.echo(f"{root}: whole: {counted(len(index.files), 'file')}, {size_text(size)}")
     click.echo(f"Check it again where it arrives: tourkit verify {root}")
 
 
-class _PrefetchProgress:
-    """What prefetch reports, onto the terminal."""
+class _BarListener:
+    """A FetchListener that shows what it hears as a progress bar."""
 
     def __init__(self) -> None:
         self.bar = Progress("prefetch")
@@ -161,17 +163,17 @@ class _PrefetchProgress:
         self.bar.note(text)
 
 
-def _show_prefetch_plan(plan: Any, as_json: bool) -> None:
+def _show_fetch_plan(plan: FetchPlan, as_json: bool) -> None:
+    files = [planned.file for planned in plan.files]
     rows = [
-        {"path": wanted.dest, "repo": wanted.variant.repo, "commit": wanted.variant.commit, "size": wanted.file.size}
-        for wanted in plan.files
+        {"path": file.path, "repo": file.source.repo, "commit": file.source.commit, "size": file.size} for file in files
     ]
     if as_json:
         print_json({"files": rows, "total_bytes": plan.total_bytes, "to_fetch_bytes": plan.to_fetch_bytes})
         return
-    for row in rows:
-        click.echo(f"{size_text(row['size']):>10}  {row['path']}")
-    total = f"{size_text(plan.total_bytes)} in {counted(len(rows), 'file')}"
+    for file in files:
+        click.echo(f"{size_text(file.size):>10}  {file.path}")
+    total = f"{size_text(plan.total_bytes)} in {counted(len(files), 'file')}"
     click.echo(f"{total}, {size_text(plan.to_fetch_bytes)} to fetch")
 
 
@@ -189,7 +191,7 @@ def verify(root: Path, quick: bool, as_json: bool) -> None:
 
     with Progress("verify") as bar:
         if not quick:
-            bar.total = sum(file.size for file in _known_files(root))
+            bar.total = _indexed_bytes(root)
         report = verify.verify(root, quick=quick, progress=bar.advance)
     if as_json:
         kinds = {kind: list(getattr(report, kind)) for kind in ("missing", "damaged", "extra")}
@@ -206,14 +208,14 @@ def verify(root: Path, quick: bool, as_json: bool) -> None:
         click.echo(f"{root}: {counted(report.checked_files, 'file')} {how}")
 
 
-def _known_files(root: Path) -> tuple[Any, ...]:
-    """The files of the index, for the progress total alone: verify itself says what is wrong with the index."""
-    from tourkit.bundle import index
+def _indexed_bytes(root: Path) -> int:
+    """Bytes of the files in the index, for the progress bar. 0 for a bad index: verify says what is wrong with it."""
+    from tourkit.bundle.index import read_index
 
     try:
-        return index.read_index(root).files
+        return sum(file.size for file in read_index(root).files)
     except TourkitError:
-        return ()
+        return 0
 
 
 @click.command()

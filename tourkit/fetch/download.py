@@ -1,6 +1,6 @@
-"""Moving one file from the hub to its place: part file, resume, hash, further attempts, publication.
+"""Downloading one file from the hub to its place: part file, resume, hash, further attempts, publication.
 
-Knows nothing of bundles, locks or threads; tourkit/fetch/prefetch.py decides what is moved and by whom.
+tourkit/fetch/prefetch.py decides which files are downloaded, in which thread, and into which folder.
 """
 
 import errno
@@ -15,13 +15,14 @@ from typing import Protocol
 from tourkit.errors import LocalError, WrongContent
 from tourkit.fetch.hub import Hub, PassingError, RangeRefusedError, Stream
 from tourkit.files import fsync_dir, sha256_of
+from tourkit.manifest.models import PinnedFile, Source
 
 BLOCK = 1 << 20  # bytes: the most that is held in memory, and lost, when the process is killed
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class StoppedError(Exception):
-    """The transfer was asked to stop; what has arrived stays in the part file."""
+    """The download was asked to stop; what has arrived stays in the part file."""
 
 
 class FetchListener(Protocol):
@@ -37,8 +38,8 @@ class FetchListener(Protocol):
         """One line worth showing, such as a repeated attempt."""
 
 
-class Silent:
-    """FetchListener nobody hears of."""
+class SilentListener:
+    """A FetchListener that does nothing."""
 
     def on_start(self, total_bytes: int, to_fetch: int) -> None:
         pass
@@ -50,21 +51,13 @@ class Silent:
         pass
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One file to have at `dest`: `source` in `repo` at `commit`, `size` in bytes."""
+def part_path(file: PinnedFile[Source], root: Path) -> Path:
+    """Where what has arrived of `file` is kept below the bundle `root`.
 
-    repo: str
-    commit: str
-    source: str
-    dest: Path
-    size: int
-    sha256: str
-
-    @property
-    def part(self) -> Path:
-        """Holds what has arrived. The hash in its name keeps another version's bytes from being continued."""
-        return self.dest.with_name(f"{self.dest.name}.{self.sha256[:12]}.part")
+    The hash in the name keeps another version's bytes from being continued.
+    """
+    dest = root / file.path
+    return dest.with_name(f"{dest.name}.{file.sha256[:12]}.part")
 
 
 @dataclass(slots=True)
@@ -90,12 +83,14 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Move:
-    """One file on its way."""
+class _Download:
+    """One file on its way to `dest`, by way of `part`."""
 
-    item: Item
+    file: PinnedFile[Source]
+    dest: Path
+    part: Path
     hub: Hub
-    progress: FetchListener
+    listener: FetchListener
     stop: threading.Event
 
     def check_stop(self) -> None:
@@ -103,25 +98,25 @@ class _Move:
             raise StoppedError
 
     def checked(self, size: int) -> None:
-        self.progress.on_bytes(size, "checked")
+        self.listener.on_bytes(size, "checked")
         self.check_stop()
 
 
-def fetch(item: Item, hub: Hub, progress: FetchListener, stop: threading.Event) -> None:
-    """Have `item` whole at its place: check what is there, else fetch it from where its part file ends.
+def download(file: PinnedFile[Source], root: Path, hub: Hub, listener: FetchListener, stop: threading.Event) -> None:
+    """Have `file` whole at its place in the bundle `root`: check what is there, else go on where its part file ends.
 
-    Raises HubError, WrongContent (the bytes are set aside as `<dest>.<hash>.bad`), LocalError, and StoppedError
+    Raises HubError, WrongContent (the bytes are set aside as `<name>.<hash>.bad`), LocalError, and StoppedError
     soon after `stop` is set.
     """
-    move = _Move(item, hub, progress, stop)
+    job = _Download(file, root / file.path, part_path(file, root), hub, listener, stop)
     try:
-        move.check_stop()
-        if _is_whole(move):
+        job.check_stop()
+        if _is_whole(job):
             return
-        item.dest.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(move)
+        job.dest.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(job)
     except OSError as exc:
-        raise local_error(exc, item.dest, item.size) from exc
+        raise local_error(exc, job.dest, file.size) from exc
 
 
 def is_out_of_space(error: LocalError) -> bool:
@@ -147,72 +142,70 @@ def local_error(exc: OSError, path: Path, size: int = 0) -> LocalError:
     return LocalError(f"{path}: {exc.strerror or exc}: check the folder and the drive {again}")
 
 
-def _is_whole(move: _Move) -> bool:
+def _is_whole(job: _Download) -> bool:
     """Whether the right bytes are at their place already: the size is a hint, the hash decides."""
-    item = move.item
-    if not item.dest.is_file() or item.dest.stat().st_size != item.size:
+    if not job.dest.is_file() or job.dest.stat().st_size != job.file.size:
         return False
-    return sha256_of(item.dest, move.checked) == item.sha256
+    return sha256_of(job.dest, job.checked) == job.file.sha256
 
 
-def _fetch(move: _Move) -> None:
+def _fetch(job: _Download) -> None:
     """Fetch and publish. Wrong bytes are fetched once more from 0: a power cut may have left zeros in a part
     file, and a bit may flip once; bytes that are wrong twice are not ours to believe.
     """
-    item = move.item
-    found = _receive(move)
-    if found != item.sha256:
-        move.progress.on_note(f"{item.dest.name}: the bytes have another hash than the lock says, once more from 0")
-        item.part.unlink()
-        found = _receive(move)
-    if found != item.sha256:
-        bad = item.dest.with_name(f"{item.dest.name}.{found[:12]}.bad")
-        item.part.replace(bad)
+    found = _receive(job)
+    if found != job.file.sha256:
+        job.listener.on_note(f"{job.dest.name}: the bytes have another hash than the lock says, once more from 0")
+        job.part.unlink()
+        found = _receive(job)
+    if found != job.file.sha256:
+        bad = job.dest.with_name(f"{job.dest.name}.{found[:12]}.bad")
+        job.part.replace(bad)
         mend = "try another network or endpoint; `tourkit lock` if the lock is not from this hub"
         raise WrongContent(
-            f"{item.dest}: sha256 is {found[:12]}…, the lock says {item.sha256[:12]}… (kept as {bad.name}): {mend}"
+            f"{job.dest}: sha256 is {found[:12]}…, the lock says {job.file.sha256[:12]}… (kept as {bad.name}): {mend}"
         )
-    item.part.replace(item.dest)
-    fsync_dir(item.dest.parent)
+    job.part.replace(job.dest)
+    fsync_dir(job.dest.parent)
 
 
-def _receive(move: _Move) -> str:
+def _receive(job: _Download) -> str:
     """Fill the part file up to the size that the lock names; returns the SHA-256 of what is then in it, on disk."""
-    fd = os.open(move.item.part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+    fd = os.open(job.part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     with io.FileIO(fd, "r+") as file:
         part = _Part(file)
-        _take_over(move, part)
-        _fill(move, part)
+        _take_over(job, part)
+        _fill(job, part)
         os.fsync(fd)
         return part.digest.hexdigest()
 
 
-def _take_over(move: _Move, part: _Part) -> None:
+def _take_over(job: _Download, part: _Part) -> None:
     """Hash what an earlier run left, so that the transfer can go on behind it."""
     length = os.fstat(part.file.fileno()).st_size
-    if length > move.item.size:  # nothing that we wrote
+    if length > job.file.size:  # nothing that we wrote
         part.restart()
         return
     block = memoryview(bytearray(min(BLOCK, length)))
     while part.size < length and (got := part.file.readinto(block)):
         part.digest.update(block[:got])
         part.size += got
-        move.checked(got)
+        job.checked(got)
 
 
-def _fill(move: _Move, part: _Part) -> None:
+def _fill(job: _Download, part: _Part) -> None:
     """Ask until the part file is full; only attempts in a row without one new byte are counted."""
-    item, patience = move.item, move.hub.patience
-    block = memoryview(bytearray(min(BLOCK, item.size)))
+    patience = job.hub.patience
+    block = memoryview(bytearray(min(BLOCK, job.file.size)))
     failures, furthest = 0, part.size
-    while part.size < item.size:
+    while part.size < job.file.size:
         try:
-            _stream(move, part, block)
+            _stream(job, part, block)
         except RangeRefusedError as exc:
             part.restart()
             problem = PassingError(f"the file ends before byte {furthest} ({exc})")
         except PassingError as exc:
-            move.check_stop()  # an interrupt looks like a broken line
+            job.check_stop()  # an interrupt looks like a broken line
             problem = exc
         else:
             continue
@@ -220,42 +213,46 @@ def _fill(move: _Move, part: _Part) -> None:
             failures, furthest = 0, part.size
         failures += 1
         if failures >= patience.attempts:
-            raise move.hub.given_up(f"{item.repo}/{item.source}", problem) from problem
+            raise job.hub.given_up(_name(job.file), problem) from problem
         pause_s = patience.pause_s(failures, problem.wait_s)
-        move.progress.on_note(f"{item.dest.name}: {problem}, again in {pause_s:.0f} s")
-        move.stop.wait(pause_s)
-        move.check_stop()
+        job.listener.on_note(f"{job.dest.name}: {problem}, again in {pause_s:.0f} s")
+        job.stop.wait(pause_s)
+        job.check_stop()
 
 
-def _stream(move: _Move, part: _Part, block: memoryview) -> None:
+def _stream(job: _Download, part: _Part, block: memoryview) -> None:
     """One GET from where the part file ends to the end of the file."""
-    item = move.item
-    with move.hub.open(item.repo, item.commit, item.source, start=part.size) as stream:
-        _check_announced(item, stream)
+    file, source = job.file, job.file.source
+    with job.hub.open(source.repo, source.commit, source.path, start=part.size) as stream:
+        _check_announced(file, stream)
         if stream.start != part.size:  # the server cannot resume
             part.restart()
-        while part.size < item.size:
-            got = stream.readinto(block[: item.size - part.size])
-            move.check_stop()
+        while part.size < file.size:
+            got = stream.readinto(block[: file.size - part.size])
+            job.check_stop()
             if not got:
-                raise PassingError(f"the file ended at byte {part.size} of {item.size}")
+                raise PassingError(f"the file ended at byte {part.size} of {file.size}")
             part.append(block[:got])
-            move.progress.on_bytes(got, "fetched")
+            job.listener.on_bytes(got, "fetched")
         if stream.total is None and stream.readinto(block[:1]):
-            raise WrongContent(_wrong(item, f"more than the {item.size} bytes of the lock"))
+            raise WrongContent(_wrong(file, f"more than the {file.size} bytes of the lock"))
 
 
-def _check_announced(item: Item, stream: Stream) -> None:
+def _check_announced(file: PinnedFile[Source], stream: Stream) -> None:
     """Refuse before the first byte what says itself that it is something else."""
-    if stream.is_html and not item.source.endswith((".html", ".htm")):
+    if stream.is_html and not file.source.path.endswith((".html", ".htm")):
         mend = "log in to the network if it shows a login page, or correct HF_ENDPOINT"
-        raise WrongContent(f"{item.repo}/{item.source}: a web page came instead of the file: {mend}")
-    if stream.total is not None and stream.total != item.size:
-        raise WrongContent(_wrong(item, f"{stream.total} bytes, the lock says {item.size}"))
-    if stream.sha256 is not None and stream.sha256 != item.sha256:
-        raise WrongContent(_wrong(item, f"sha256 {stream.sha256[:12]}…, the lock says {item.sha256[:12]}…"))
+        raise WrongContent(f"{_name(file)}: a web page came instead of the file: {mend}")
+    if stream.total is not None and stream.total != file.size:
+        raise WrongContent(_wrong(file, f"{stream.total} bytes, the lock says {file.size}"))
+    if stream.sha256 is not None and stream.sha256 != file.sha256:
+        raise WrongContent(_wrong(file, f"sha256 {stream.sha256[:12]}…, the lock says {file.sha256[:12]}…"))
 
 
-def _wrong(item: Item, what: str) -> str:
-    where = f"{item.repo}/{item.source} at {item.commit[:12]}"
+def _wrong(file: PinnedFile[Source], what: str) -> str:
+    where = f"{_name(file)} at {file.source.commit[:12]}"
     return f"{where}: the hub offers {what}: check HF_ENDPOINT; `tourkit lock` if the lock is not from this hub"
+
+
+def _name(file: PinnedFile[Source]) -> str:
+    return f"{file.source.repo}/{file.source.path}"

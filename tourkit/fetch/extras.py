@@ -1,6 +1,6 @@
 """What a bundle holds besides the weights, and its index: skeleton, templates, licences, and who owns which file.
 
-Writes small files only; the weights are whole already when this is called.
+It writes small files only. The weights are whole already when it is called.
 """
 
 import hashlib
@@ -9,31 +9,32 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tourkit import data
-from tourkit.bundle.index import BundleFile, BundleModel, BundleVariant, Index, read_index, variant_dir, variant_files
+from tourkit.bundle.index import INDEX, BundleModel, BundleVariant, Index, read_index, variant_files
 from tourkit.errors import TourkitError
 from tourkit.fetch.download import FetchListener
 from tourkit.files import fsync_dir, write_atomic
 from tourkit.manifest.lock import Lock, LockedVariant
-from tourkit.manifest.models import Manifest, Model
+from tourkit.manifest.models import Manifest, Model, PinnedFile, Source
 
 _LICENCE = re.compile(r"(licen[cs]e|copying|notice|use_policy|acceptable_use)([._ -].*)?", re.IGNORECASE)
 _LEFTOVER = re.compile(r"(.+)\.[0-9a-f]{12}\.(part|bad)")
 _OURS = ("models/", "templates/", "licenses/", "START_HERE.md", "install.")  # what a prefetch writes
-Key = tuple[str, str]
+
+_File = PinnedFile[Source | None]
 
 
 def assemble(
-    manifest: Manifest, lock: Lock, fetched: Sequence[LockedVariant], root: Path, progress: FetchListener
+    manifest: Manifest, lock: Lock, fetched: Sequence[LockedVariant], root: Path, listener: FetchListener
 ) -> Index:
     """Put everything that is not from the hub beside the `fetched` variants, and say what the bundle now is.
 
     Variants of an earlier run with other roles stay in the index while the lock still names them so. The result
     depends on the lock and on which variants are there, never on order or time. Raises OSError.
     """
-    old = _old_index(manifest, root, progress)
+    old = _old_index(manifest, root, listener)
     kept = _kept(old, lock, fetched, root)
-    variants = sorted([*fetched, *kept], key=lambda v: (v.model, v.quant))
-    files = {file.path: file for variant in variants for file in _hub_files(variant)}
+    variants = sorted([*fetched, *kept], key=lambda variant: variant.id)
+    files: dict[str, _File] = {file.path: file for variant in variants for file in variant.files}
     for path, content in [*_skeleton(), *_templates(), *_licences(manifest, variants, root)]:
         files[path] = _put(root, path, content)
     for file in old.files if old else ():
@@ -48,8 +49,7 @@ def assemble(
 def clear_leftovers(root: Path, variants: Sequence[LockedVariant]) -> None:
     """Remove part files and set-aside wrong content of files that are whole now, whatever version they were of."""
     for variant in variants:
-        folder = root / variant_dir(variant.model, variant.quant)
-        whole = {folder / file.path for file in variant.files}
+        whole = {root / file.path for file in variant.files}
         for parent in {path.parent for path in whole}:
             for path in parent.iterdir():
                 match = _LEFTOVER.fullmatch(path.name)
@@ -57,7 +57,7 @@ def clear_leftovers(root: Path, variants: Sequence[LockedVariant]) -> None:
                     path.unlink()
 
 
-def _index(manifest: Manifest, lock: Lock, variants: Sequence[LockedVariant], files: dict[str, BundleFile]) -> Index:
+def _index(manifest: Manifest, lock: Lock, variants: Sequence[LockedVariant], files: dict[str, _File]) -> Index:
     present = {variant.model for variant in variants}
     roles = {role: tuple(id_ for id_ in ids if id_ in present) for role, ids in manifest.roles.items()}
     models = [model for id_, model in sorted(manifest.models.items()) if id_ in present]
@@ -67,21 +67,21 @@ def _index(manifest: Manifest, lock: Lock, variants: Sequence[LockedVariant], fi
         lock_sha256=lock.sha256,
         roles={role: ids for role, ids in roles.items() if ids},
         models=tuple(map(BundleModel.of, models)),
-        variants=tuple(BundleVariant(v.model, v.quant, v.format, v.repo, v.revision, v.commit or "") for v in variants),
+        variants=tuple(BundleVariant(v.model, v.quant, v.format, v.repo, v.revision, v.commit) for v in variants),
         files=tuple(files[path] for path in sorted(files)),
     )
 
 
-def _old_index(manifest: Manifest, root: Path, progress: FetchListener) -> Index | None:
-    if not (root / "bundle.json").exists():
+def _old_index(manifest: Manifest, root: Path, listener: FetchListener) -> Index | None:
+    if not (root / INDEX).exists():
         return None
     try:
         old = read_index(root)
     except TourkitError as exc:
-        progress.on_note(f"{exc} (it is written anew now)")
+        listener.on_note(f"{exc} (it is written anew now)")
         return None
     if old.name != manifest.name:
-        progress.on_note(f"{root}: was the bundle of {old.name!r}, is now that of {manifest.name!r}")
+        listener.on_note(f"{root}: was the bundle of {old.name!r}, is now that of {manifest.name!r}")
     return old
 
 
@@ -89,24 +89,19 @@ def _kept(old: Index | None, lock: Lock, fetched: Sequence[LockedVariant], root:
     """Variants of the earlier index that the lock names with the same files, and that are still there."""
     if old is None or old.name != lock.name:
         return
-    before = {(variant.model, variant.quant): variant for variant in old.variants}
-    done: set[Key] = {(variant.model, variant.quant) for variant in fetched}
-    for variant in lock.variants:
-        was = before.get((variant.model, variant.quant))
-        if was is None or (variant.model, variant.quant) in done or was.commit != variant.commit:
+    before = {variant.id: variant for variant in old.variants}
+    done = {variant.id for variant in fetched}
+    for variant in lock.resolved:
+        was = before.get(variant.id)
+        if was is None or variant.id in done or was.commit != variant.commit:
             continue
-        files = tuple(_hub_files(variant)) if variant.resolved else ()
-        there = all((root / file.path).is_file() and (root / file.path).stat().st_size == file.size for file in files)
-        if there and files and sorted(files, key=lambda file: file.path) == list(variant_files(old, was)):
+        there = all(_is_there(root / file.path, file.size) for file in variant.files)
+        if there and variant.files and variant.files == variant_files(old, was):
             yield variant
 
 
-def _hub_files(variant: LockedVariant) -> Iterator[BundleFile]:
-    folder = variant_dir(variant.model, variant.quant)
-    for file in variant.files:
-        assert file.size is not None
-        assert file.sha256 is not None
-        yield BundleFile(f"{folder}/{file.path}", file.size, file.sha256, variant.repo, variant.commit, file.path)
+def _is_there(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def _skeleton() -> Iterator[tuple[str, bytes]]:
@@ -132,8 +127,7 @@ def _licences(manifest: Manifest, variants: Sequence[LockedVariant], root: Path)
         for variant in own:
             for file in variant.files:
                 if _LICENCE.fullmatch(Path(file.path).name):
-                    text = (root / variant_dir(id_, variant.quant) / file.path).read_bytes()
-                    yield f"licenses/{id_}/{variant.quant}/{file.path}", text
+                    yield f"licenses/{id_}/{variant.quant}/{file.source.path}", (root / file.path).read_bytes()
 
 
 def _note(model: Model, variants: Sequence[LockedVariant]) -> str:
@@ -156,7 +150,7 @@ def _note(model: Model, variants: Sequence[LockedVariant]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _put(root: Path, path: str, content: bytes) -> BundleFile:
+def _put(root: Path, path: str, content: bytes) -> PinnedFile[None]:
     """Have `content` at `path`; a file that holds it already is left alone."""
     dest = root / path
     if not (dest.is_file() and dest.read_bytes() == content):
@@ -164,10 +158,10 @@ def _put(root: Path, path: str, content: bytes) -> BundleFile:
         write_atomic(dest, content)
         if dest.suffix == ".sh":
             dest.chmod(0o755)
-    return BundleFile(path, len(content), hashlib.sha256(content).hexdigest(), None, None, None)
+    return PinnedFile(path, len(content), hashlib.sha256(content).hexdigest(), None)
 
 
-def _remove_ours(old: Index | None, files: dict[str, BundleFile], root: Path) -> None:
+def _remove_ours(old: Index | None, files: dict[str, _File], root: Path) -> None:
     """Remove templates and licences that an earlier run wrote and this one does not; never anybody else's."""
     for file in old.files if old else ():
         path = root / file.path

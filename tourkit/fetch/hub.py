@@ -22,6 +22,7 @@ from tourkit import __version__
 from tourkit.errors import HubError, WrongContent
 from tourkit.fetch import hub_client
 from tourkit.fetch.http import Answer, Connections, Patience, origin, reason, retry_after
+from tourkit.manifest.models import HubFile
 from tourkit.net import is_loopback
 
 if TYPE_CHECKING:
@@ -44,16 +45,6 @@ class PassingError(HubError):
 
 class RangeRefusedError(HubError):
     """HTTP 416: the file is not as long as what we have of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class HubFile:
-    """One file: `size` in bytes; `sha256` only of LFS files; `blob_id` is the git SHA-1 of the others."""
-
-    path: str
-    size: int
-    sha256: str | None
-    blob_id: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""Mirroring what a lock names into a bundle folder: what is wanted, one process at a time, several files at once.
+"""Fetching what a lock names into a bundle folder: what is to be fetched, one process at a time, several files at once.
 
-How one file is moved is transfer.py's business; what lies beside the weights and the index are assemble.py's.
+download.py fetches one file; extras.py writes what lies beside the weights and makes the index.
 """
 
 import contextlib
@@ -13,13 +13,21 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from tourkit.bundle.index import Index, variant_dir, write_index
+from tourkit.bundle.index import Index, write_index
 from tourkit.errors import LocalError, ManifestError, TourkitError, UsageError
-from tourkit.fetch.download import FetchListener, Item, Silent, StoppedError, fetch, is_out_of_space, local_error
+from tourkit.fetch.download import (
+    FetchListener,
+    SilentListener,
+    StoppedError,
+    download,
+    is_out_of_space,
+    local_error,
+    part_path,
+)
 from tourkit.fetch.extras import assemble, clear_leftovers
 from tourkit.fetch.hub import Hub
-from tourkit.manifest.lock import Lock, LockedFile, LockedVariant, check_current, path_of
-from tourkit.manifest.models import Manifest
+from tourkit.manifest.lock import Lock, LockedVariant, LockEntry, UnresolvedVariant, check_current, path_of
+from tourkit.manifest.models import Manifest, PinnedFile, Source
 from tourkit.manifest.paths import check_path
 from tourkit.stacks import STACKS
 
@@ -29,49 +37,32 @@ _SPARE = 64 << 20  # bytes that must stay free: templates, index, the file syste
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """One file to have: `dest` is posix and relative to the bundle; what is there is judged by name and size."""
+class PlannedFile:
+    """One file to have, and how much of it is on disk already, by name and size: nothing is hashed for it."""
 
-    variant: LockedVariant
-    file: LockedFile
-    dest: str
-    size: int  # bytes
-    sha256: str
-    commit: str
+    file: PinnedFile[Source]
     whole: bool  # a file of this size is at its place
-    part_bytes: int  # what an earlier run left of it, 0 when whole
+    part_bytes: int  # bytes in the part file of an earlier run, 0 when whole
 
     @property
     def to_fetch_bytes(self) -> int:
-        return 0 if self.whole else self.size - self.part_bytes
+        return 0 if self.whole else self.file.size - self.part_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class FetchPlan:
-    """What a prefetch would do. All figures in bytes, by names and sizes: nothing is hashed for it."""
+    """What a prefetch would do. All figures in bytes."""
 
-    files: tuple[Wanted, ...]
+    files: tuple[PlannedFile, ...]
     variants: tuple[LockedVariant, ...]
 
     @property
     def total_bytes(self) -> int:
-        return sum(wanted.size for wanted in self.files)
-
-    @property
-    def present_bytes(self) -> int:
-        return sum(wanted.size for wanted in self.files if wanted.whole)
-
-    @property
-    def part_bytes(self) -> int:
-        return sum(wanted.part_bytes for wanted in self.files)
+        return sum(planned.file.size for planned in self.files)
 
     @property
     def to_fetch_bytes(self) -> int:
-        return sum(wanted.to_fetch_bytes for wanted in self.files)
-
-    def of(self, variant: LockedVariant) -> "FetchPlan":
-        """The same for one variant."""
-        return FetchPlan(tuple(wanted for wanted in self.files if wanted.variant is variant), (variant,))
+        return sum(planned.to_fetch_bytes for planned in self.files)
 
 
 def fetch_plan(
@@ -83,18 +74,13 @@ def fetch_plan(
     the manifest or a chosen file is not pinned.
     """
     check_current(manifest, lock)
-    chosen = _chosen(manifest, lock, roles, stacks)
-    mend = f"run `tourkit lock {manifest.path}`"
-    files: list[Wanted] = []
-    for variant in chosen:
-        where = f"{path_of(manifest.path)}: {variant.model} {variant.quant}"
-        for file in variant.files:
-            if variant.commit is None or file.size is None or file.sha256 is None:
-                raise ManifestError(f"{where}: {file.path} of {variant.repo} is not pinned yet: {mend}")
-        if not variant.resolved:
-            raise ManifestError(f"{where}: the files of {variant.repo} are not all pinned yet: {mend}")
-        files.extend(_wanted(root, variant, file) for file in variant.files)
-    return FetchPlan(tuple(files), tuple(chosen))
+    variants: list[LockedVariant] = []
+    for variant in _chosen(manifest, lock, roles, stacks):
+        if isinstance(variant, UnresolvedVariant):
+            raise _not_pinned(manifest, variant)
+        variants.append(variant)
+    files = tuple(_planned(file, root) for variant in variants for file in variant.files)
+    return FetchPlan(files, tuple(variants))
 
 
 def prefetch(
@@ -106,23 +92,23 @@ def prefetch(
     roles: Sequence[str] = (),
     stacks: Sequence[str] = (),
     jobs: int = JOBS,
-    progress: FetchListener | None = None,
+    listener: FetchListener | None = None,
 ) -> Index:
     """Have everything that the lock names whole at `root`, then write the index. Run again, it goes on.
 
-    `jobs` files are moved at once. Raises what `fetch_plan` raises, HubError, WrongContent and LocalError (a full
+    `jobs` files are downloaded at once. Raises what `fetch_plan` raises, HubError, WrongContent and LocalError (a full
     drive, another prefetch into the same folder); one file's failure does not keep the others from arriving.
     """
-    progress = progress or Silent()
+    listener = listener or SilentListener()
     fetch_plan(manifest, lock, root, roles=roles, stacks=stacks)  # refuse before the folder is made
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _only_one(root, progress):
+        with _only_one(root, listener):
             todo = fetch_plan(manifest, lock, root, roles=roles, stacks=stacks)
             _check_space(root, todo)
-            progress.on_start(todo.total_bytes, todo.to_fetch_bytes)
-            _move_all([_item(root, wanted) for wanted in todo.files], hub, max(1, jobs), progress)
-            index = assemble(manifest, lock, todo.variants, root, progress)
+            listener.on_start(todo.total_bytes, todo.to_fetch_bytes)
+            _download_all([planned.file for planned in todo.files], root, hub, max(1, jobs), listener)
+            index = assemble(manifest, lock, todo.variants, root, listener)
             clear_leftovers(root, todo.variants)
             write_index(root, index)
             return index
@@ -130,7 +116,7 @@ def prefetch(
         raise local_error(exc, root) from exc
 
 
-def _chosen(manifest: Manifest, lock: Lock, roles: Sequence[str], stacks: Sequence[str]) -> list[LockedVariant]:
+def _chosen(manifest: Manifest, lock: Lock, roles: Sequence[str], stacks: Sequence[str]) -> list[LockEntry]:
     for given, known, word in ((roles, list(manifest.roles), "role"), (stacks, list(STACKS), "stack")):
         for name in given:
             if name not in known:
@@ -144,21 +130,19 @@ def _chosen(manifest: Manifest, lock: Lock, roles: Sequence[str], stacks: Sequen
     return chosen
 
 
-def _wanted(root: Path, variant: LockedVariant, file: LockedFile) -> Wanted:
-    assert file.size is not None
-    assert file.sha256 is not None
-    assert variant.commit is not None
-    dest = f"{variant_dir(variant.model, variant.quant)}/{file.path}"
-    check_path(dest, variant.repo)  # a lock may have been built by a program, not read by lock.read
-    item = Item(variant.repo, variant.commit, file.path, root / dest, file.size, file.sha256)
-    whole = _size(item.dest) == file.size
-    left = 0 if whole else _size(item.part) or 0
-    part_bytes = left if left <= file.size else 0
-    return Wanted(variant, file, dest, file.size, file.sha256, variant.commit, whole, part_bytes)
+def _not_pinned(manifest: Manifest, variant: UnresolvedVariant) -> ManifestError:
+    where, mend = f"{path_of(manifest.path)}: {variant.id}", f"run `tourkit lock {manifest.path}`"
+    for file in variant.files:
+        if variant.commit is None or file.size is None or file.sha256 is None:
+            return ManifestError(f"{where}: {file.path} of {variant.repo} is not pinned yet: {mend}")
+    return ManifestError(f"{where}: the files of {variant.repo} are not all pinned yet: {mend}")
 
 
-def _item(root: Path, wanted: Wanted) -> Item:
-    return Item(wanted.variant.repo, wanted.commit, wanted.file.path, root / wanted.dest, wanted.size, wanted.sha256)
+def _planned(file: PinnedFile[Source], root: Path) -> PlannedFile:
+    check_path(file.path, file.source.repo)  # a lock may have been built by a program, not read by lock.read
+    whole = _size(root / file.path) == file.size
+    left = 0 if whole else _size(part_path(file, root)) or 0
+    return PlannedFile(file, whole, left if left <= file.size else 0)
 
 
 def _size(path: Path) -> int | None:
@@ -183,17 +167,19 @@ def _gib(size: int) -> str:
 # ---- several files at once ---------------------------------------------------------------------------
 
 
-def _move_all(items: Sequence[Item], hub: Hub, jobs: int, progress: FetchListener) -> None:
-    """Have every item whole, the biggest first so that no thread is left alone with one at the end.
+def _download_all(
+    files: Sequence[PinnedFile[Source]], root: Path, hub: Hub, jobs: int, listener: FetchListener
+) -> None:
+    """Have every file whole, the biggest first so that no thread is left alone with one at the end.
 
     Raises the first failure, by place in the bundle, once every other file has had its chance. Ctrl-C ends the
     wait at once; the threads end within a block, their part files stay.
     """
     stop = threading.Event()
 
-    def move(item: Item) -> TourkitError | None:
+    def have(file: PinnedFile[Source]) -> TourkitError | None:
         try:
-            fetch(item, hub, progress, stop)
+            download(file, root, hub, listener, stop)
         except StoppedError:
             return None
         except TourkitError as exc:
@@ -203,10 +189,10 @@ def _move_all(items: Sequence[Item], hub: Hub, jobs: int, progress: FetchListene
             return exc
         return None
 
-    order = sorted(items, key=lambda item: (-item.size, item.dest))
+    order = sorted(files, key=lambda file: (-file.size, file.path))
     pool = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="prefetch")
     try:
-        running = {pool.submit(move, item): item for item in order}
+        running = {pool.submit(have, file): file for file in order}
         waiting = set(running)
         while waiting:  # in steps, because Windows delivers Ctrl-C only between them
             _, waiting = wait(waiting, timeout=0.5)
@@ -217,7 +203,7 @@ def _move_all(items: Sequence[Item], hub: Hub, jobs: int, progress: FetchListene
     finally:
         pool.shutdown(cancel_futures=True)
         hub.close()
-    failed = {item.dest: error for future, item in running.items() if (error := future.result())}
+    failed = {file.path: error for future, file in running.items() if (error := future.result())}
     if failed:
         first = failed[min(failed)]
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
@@ -228,7 +214,7 @@ def _move_all(items: Sequence[Item], hub: Hub, jobs: int, progress: FetchListene
 
 
 @contextlib.contextmanager
-def _only_one(root: Path, progress: FetchListener) -> Iterator[None]:
+def _only_one(root: Path, listener: FetchListener) -> Iterator[None]:
     """Hold the folder's lock, which the system lets go of when the process ends, however it ends."""
     path = root / LOCK_FILE
     while True:
@@ -239,7 +225,7 @@ def _only_one(root: Path, progress: FetchListener) -> Iterator[None]:
             if _is_named(fd, path):
                 break
         except OSError as exc:
-            progress.on_note(f"{root}: this drive has no locks ({exc.strerror}): run one prefetch at a time")
+            listener.on_note(f"{root}: this drive has no locks ({exc.strerror}): run one prefetch at a time")
             break
         except BaseException:
             os.close(fd)

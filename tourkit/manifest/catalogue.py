@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tourkit.errors import UsageError
-from tourkit.manifest.models import ROLES, Model, Variant
+from tourkit.manifest.models import ROLES, Model
 from tourkit.stacks import STACKS
 from tourkit.units import size_text
 
@@ -53,6 +53,14 @@ LICENSES = {
 def terms(license_: str) -> Terms:
     """What a licence id says about commercial use; an id that is not in the table is unknown, never allowed."""
     return LICENSES.get(license_, _UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class SizedVariant:
+    """A variant whose size is known: bytes of its weights."""
+
+    quant: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +117,7 @@ def _stated_parts_fit(model: Model, wish: Wish) -> bool:
         and (wish.role is None or wish.role in model.roles)
         and (wish.language is None or not model.languages or speaks(model, wish.language))
         and (wish.stack is None or wish.stack in stacks(model))
-        and (wish.memory is None or small is None or memory(model, small) <= wish.memory)
+        and (wish.memory is None or small is None or memory(model, small.size) <= wish.memory)
     )
 
 
@@ -125,24 +133,27 @@ def stacks(model: Model) -> tuple[str, ...]:
     return tuple(stack for stack, traits in STACKS.items() if traits.format in formats)
 
 
-def smallest(model: Model, stack: str | None = None) -> Variant | None:
+def smallest(model: Model, stack: str | None = None) -> SizedVariant | None:
     """The variant of least known size, of a stack if given; None when no size is known."""
-    sized = [v for v in model.variants if v.size is not None and (stack is None or v.format == STACKS[stack].format)]
-    return min(sized, key=lambda variant: variant.size or 0, default=None)
+    sized = [
+        SizedVariant(v.quant, v.size)
+        for v in model.variants
+        if v.size is not None and (stack is None or v.format == STACKS[stack].format)
+    ]
+    return min(sized, key=lambda variant: variant.size, default=None)
 
 
-def memory(model: Model, variant: Variant) -> int:
-    """Bytes for the weights of a variant of known size and a 16-bit KV cache of one sequence of CONTEXT tokens."""
-    assert variant.size is not None
+def memory(model: Model, weights: int) -> int:
+    """Bytes for `weights` bytes of weights and a 16-bit KV cache of one sequence of CONTEXT tokens."""
     arch = model.arch
     if arch is None or "embed" in model.roles:  # an embedder keeps nothing between calls
-        return variant.size
+        return weights
     tokens = min(CONTEXT, model.context)
     windowed = 0
     if arch.sliding_window is not None:
         windowed = arch.n_layers if arch.sliding_layers is None else arch.sliding_layers
     cells = (arch.n_layers - windowed) * tokens + windowed * min(tokens, arch.sliding_window or tokens)
-    return variant.size + 2 * cells * arch.n_kv_heads * arch.head_dim * _KV_BYTES
+    return weights + 2 * cells * arch.n_kv_heads * arch.head_dim * _KV_BYTES
 
 
 def as_json(model: Model, stack: str | None = None) -> dict[str, Any]:
@@ -164,7 +175,7 @@ def as_json(model: Model, stack: str | None = None) -> dict[str, Any]:
         "languages": list(model.languages),
         "summary": model.summary,
         "stacks": list(stacks(model)),
-        "memory": memory(model, small) if small else None,
+        "memory": memory(model, small.size) if small else None,
         "variants": [
             {"quant": v.quant, "format": v.format, "repo": v.repo, "revision": v.revision, "size": v.size}
             for v in model.variants
@@ -196,7 +207,7 @@ def footnotes(models: Iterable[Model]) -> Iterator[str]:
 
 def _row(model: Model, stack: str | None) -> tuple[str, ...]:
     small = smallest(model, stack)
-    needs = f"{size_text(memory(model, small))} {small.quant}" if small else "?"
+    needs = f"{size_text(memory(model, small.size))} {small.quant}" if small else "?"
     gated = " (gated)" if model.gated else ""
     commercial = terms(model.license).use
     return (

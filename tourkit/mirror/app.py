@@ -24,11 +24,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from tourkit import net
-from tourkit.bundle.index import BundleFile, read_index
+from tourkit.bundle.index import read_index
 from tourkit.bundle.verify import verify
 from tourkit.errors import NotSo
 from tourkit.mirror.page import page
-from tourkit.mirror.repos import Repo, Snapshot, author_of, entry, info, refs, repos
+from tourkit.mirror.repos import HeldFile, Repo, Snapshot, author_of, entry, info, refs, repos
 
 _BLOCK = 1 << 20  # bytes a read and a send
 _PAGE = 1000  # tree entries an answer, as the hub has it
@@ -302,7 +302,7 @@ def _span(header: str | None, size: int) -> tuple[int, int] | None:
     return None if start < size and end <= start else (start, end)
 
 
-def _changed(path: Path, file: BundleFile) -> str | None:
+def _changed(path: Path, file: HeldFile) -> str | None:
     try:
         status = os.lstat(path)
     except OSError as exc:

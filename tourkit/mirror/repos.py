@@ -1,6 +1,6 @@
 """A bundle's files as the repositories they came from, in the JSON shapes of the hub's API.
 
-No HTTP here (mirror.py) and no disk: it works on the index alone.
+It works on the index alone: app.py does the HTTP and reads the files.
 """
 
 import hashlib
@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from tourkit.bundle.index import BundleFile, BundleVariant, Index
+from tourkit.bundle.index import BundleVariant, Index
 from tourkit.errors import UsageError
+from tourkit.manifest.models import PinnedFile, Source
+
+HeldFile = PinnedFile[Source | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,7 @@ class Snapshot:
     """What the bundle holds of one repository at one commit; `files` by path in the repository."""
 
     commit: str
-    files: dict[str, BundleFile]
+    files: dict[str, HeldFile]
 
     @property
     def size(self) -> int:
@@ -49,21 +52,17 @@ def repos(index: Index) -> dict[str, Repo]:
 
     Raises UsageError when two files claim one place with different content.
     """
-    by_repo: dict[str, list[BundleFile]] = {}
-    for file in index.files:
-        if file.repo is not None:
-            by_repo.setdefault(file.repo, []).append(file)
-    return {id_: _repo(id_, by_repo[id_], index) for id_ in sorted(by_repo)}
+    from_hub = [(file.source, file) for file in index.files if file.source is not None]
+    snapshots: dict[str, dict[str, Snapshot]] = {}
+    for source, file in sorted(from_hub, key=lambda pair: (pair[0].repo, pair[0].commit, pair[0].path)):
+        by_commit = snapshots.setdefault(source.repo, {})
+        held = by_commit.setdefault(source.commit, Snapshot(source.commit, {})).files
+        if held.setdefault(source.path, file).sha256 != file.sha256:
+            raise UsageError(f"bundle.json: {file.path}: another content of {source.path} at one commit")
+    return {id_: _repo(id_, by_commit, index) for id_, by_commit in snapshots.items()}
 
 
-def _repo(id_: str, files: list[BundleFile], index: Index) -> Repo:
-    snapshots: dict[str, Snapshot] = {}
-    for file in sorted(files, key=lambda file: (str(file.commit), str(file.source))):
-        assert file.commit is not None  # the index is refused otherwise
-        assert file.source is not None
-        held = snapshots.setdefault(file.commit, Snapshot(file.commit, {})).files
-        if held.setdefault(file.source, file).sha256 != file.sha256:
-            raise UsageError(f"bundle.json: {file.path}: another content of {file.source} at one commit")
+def _repo(id_: str, snapshots: dict[str, Snapshot], index: Index) -> Repo:
     variants = [variant for variant in index.variants if variant.repo == id_]
     models = {variant.model for variant in variants}
     licenses = sorted({m.license for m in index.models if m.id in models or m.repo == id_})
@@ -108,7 +107,7 @@ def info(repo: Repo, snapshot: Snapshot, *, blobs: bool, expand: Collection[str]
     return {key: full[key] for key in full if key in ("_id", "id", *expand)} if expand else full
 
 
-def _sibling(path: str, file: BundleFile, *, blobs: bool) -> dict[str, Any]:
+def _sibling(path: str, file: HeldFile, *, blobs: bool) -> dict[str, Any]:
     if not blobs:
         return {"rfilename": path}
     pointer = _pointer(file)
@@ -136,7 +135,7 @@ def entry(snapshot: Snapshot, path: str) -> dict[str, Any]:
     return {"type": "file", "oid": _blob_id(pointer), "size": file.size, "lfs": lfs, "path": path}
 
 
-def _pointer(file: BundleFile) -> bytes:
+def _pointer(file: HeldFile) -> bytes:
     text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{file.sha256}\nsize {file.size}\n"
     return text.encode()
 

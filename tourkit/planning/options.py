@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from tourkit.bundle.index import BundleModel, BundleVariant, Index, variant_dir, variant_files
+from tourkit.bundle.index import BundleModel, BundleVariant, Index, variant_files
 from tourkit.hardware.probe import Gpu, Hardware, InstalledStack
 from tourkit.manifest.models import VariantId
 from tourkit.planning.model_shape import Shape, of_size
@@ -128,7 +128,7 @@ def options_of(
             continue
         path, size = weights
         bits = bits_of(variant.quant)
-        shape = shapes.get(VariantId(variant.model, variant.quant)) or of_size(size, bits, model.context)
+        shape = shapes.get(variant.id) or of_size(size, bits, model.context)
         places, refusals = _places(variant, hardware)
         if lora is not None:
             size += lora[1]
@@ -183,7 +183,7 @@ def weights_of(index: Index, variant: BundleVariant) -> tuple[str, int] | None:
 
 
 def _nothing_to_weigh(index: Index, variant: BundleVariant) -> str:
-    if any(file.path.startswith(variant_dir(variant.model, variant.quant) + "/") for file in index.files):
+    if any(file.path.startswith(f"{variant.id.folder}/") for file in index.files):
         return f"the bundle holds no .{variant.format} file of it"
     return "the sizes of its files are not known: `tourkit lock` asks the hub for them"
 

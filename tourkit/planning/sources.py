@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tourkit.bundle.index import BundleFile, BundleModel, BundleVariant, Index, variant_dir
+from tourkit.bundle.index import BundleModel, BundleVariant, Index
 from tourkit.errors import ManifestError
 from tourkit.manifest import manifest as manifests
-from tourkit.manifest.lock import Lock, LockedVariant
-from tourkit.manifest.models import Manifest, VariantId
+from tourkit.manifest.lock import Lock, LockedVariant, LockEntry
+from tourkit.manifest.models import Manifest, PinnedFile, Source, VariantId
 from tourkit.planning.model_shape import Shape, of_arch, of_file
 from tourkit.planning.options import weights_of
 
@@ -17,12 +17,9 @@ def index_of(manifest: Manifest, lock: Lock) -> Index:
     """The index of the bundle that `prefetch` would make. A variant whose weights have no known size gets no files."""
     models = tuple(map(BundleModel.of, manifest.models.values()))
     variants = tuple(
-        BundleVariant(model.id, v.quant, v.format, v.repo, v.revision, "")
-        for model in manifest.models.values()
-        for v in model.variants
+        BundleVariant(id_.model, id_.quant, v.format, v.repo, v.revision, "") for id_, v in manifest.variants.items()
     )
-    named = {(variant.model, variant.quant) for variant in variants}
-    files = tuple(file for v in lock.variants if (v.model, v.quant) in named for file in _files(v))
+    files = tuple(file for v in lock.variants if v.id in manifest.variants for file in _files(v))
     return Index(manifest.name, manifest.sha256, lock.sha256, dict(manifest.roles), models, variants, files)
 
 
@@ -38,14 +35,14 @@ def shapes_of_manifest(manifest: Manifest) -> dict[VariantId, Shape]:
 
 def shapes_of_bundle(root: Path, index: Index) -> dict[VariantId, Shape]:
     """Shapes from the files' own headers, else from the catalogue by the model's id."""
-    shapes = {}
+    shapes: dict[VariantId, Shape] = {}
     stated = _catalogue()
     for variant in index.variants:
         weights = weights_of(index, variant)
         shape = of_file(root / weights[0]) if weights is not None else None
         shape = shape or stated.get(variant.model)
         if shape is not None:
-            shapes[VariantId(variant.model, variant.quant)] = shape
+            shapes[variant.id] = shape
     return shapes
 
 
@@ -57,13 +54,15 @@ def _catalogue() -> dict[str, Shape]:
     return {model.id: of_arch(model.arch, model.context) for model in models if model.arch is not None}
 
 
-def _files(variant: LockedVariant) -> list[BundleFile]:
+def _files(variant: LockEntry) -> list[PinnedFile[Source | None]]:
+    """The files whose size is known; none if the size of the weights is not. Planning reads no hash: it may be ""."""
+    if isinstance(variant, LockedVariant):
+        return list(variant.files)
     weights = [file for file in variant.files if f".{variant.format}" in file.path.lower()]
     if not weights or any(file.size is None for file in weights):
         return []
-    folder = variant_dir(variant.model, variant.quant)
     return [
-        BundleFile(f"{folder}/{file.path}", file.size, file.sha256 or "", variant.repo, variant.commit, file.path)
+        PinnedFile(f"{variant.id.folder}/{file.path}", file.size, file.sha256 or "", None)
         for file in variant.files
         if file.size is not None
     ]
