@@ -570,8 +570,47 @@ def test_an_address_that_cannot_be_had_is_local_trouble(url: str, tmp_path: Path
     from tourkit.mirror.app import serve
 
     make_bundle(tmp_path)
-    with pytest.raises(LocalError, match="cannot listen"):
-        serve(tmp_path, host, urlsplit(url).port or 0, lambda _: None)
+    port = urlsplit(url).port or 0
+    with pytest.raises(LocalError, match=rf"^cannot listen on {host} port {port} \(.+\): .* --host or --port$"):
+        serve(tmp_path, host, port, lambda _: None)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no list of open sockets")
+def test_an_answer_does_not_wait_for_the_clients_acknowledgement(root: Path) -> None:
+    """Nagle's algorithm is off on the connections that the mirror accepts (TCP_NODELAY).
+
+    The process of the mirror asks itself over TCP, finds its end of that connection among its open files, and says
+    what the option is there.
+    """
+    code = """
+import http.client, os, signal, socket, sys, threading
+from pathlib import Path
+from urllib.parse import urlsplit
+from tourkit.mirror.app import serve
+
+def own_end(client):
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            end = socket.socket(fileno=os.dup(fd))
+            if end.getpeername() == client.getsockname():
+                return end
+        except OSError:  # no socket, or not a connected one
+            continue
+
+def look(url):
+    try:
+        connection = http.client.HTTPConnection(urlsplit(url).netloc)
+        connection.request("GET", "/")
+        connection.getresponse().read()
+        print(own_end(connection.sock).getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), flush=True)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+serve(Path(sys.argv[1]), "127.0.0.1", 0, lambda url: threading.Thread(target=look, args=(url,)).start())
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=False)
+
+    assert done.stdout == "1\n", done.stderr
 
 
 # ---- the repositories of an index --------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a bundle holds besides the weights, and its index: skeleton, templates, licences, and who owns which file.
+"""What a bundle holds besides the weights (skeleton, templates, licences), and the index of it all.
 
 It writes small files only. The weights are whole already when it is called.
 """
@@ -19,7 +19,6 @@ from tourkit.manifest.models import Manifest, Model, PinnedFile, Source
 _LICENCE = re.compile(r"(licen[cs]e|copying|notice|use_policy|acceptable_use)([._ -].*)?", re.IGNORECASE)
 _LEFTOVER = re.compile(r"(.+)\.[0-9a-f]{12}\.(part|bad)")
 _OURS = ("models/", "templates/", "licenses/", "START_HERE.md", "install.")  # what a prefetch writes
-
 _File = PinnedFile[Source | None]
 
 

@@ -1,6 +1,6 @@
 """Choosing from the catalogue: who may use a model, for what, in which language, on which stack, in how much memory.
 
-Reads what the catalogue's files say and decides; the exact fit on a machine is the planner's business.
+It decides by what the catalogue's files say. The planner decides what fits on a machine.
 """
 
 from __future__ import annotations

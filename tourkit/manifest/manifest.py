@@ -1,7 +1,7 @@
 """Manifests: the TOML files in which people say which models fill which role, and the catalogue of models.
 
-Everything read here is checked completely before it becomes a dataclass. What a file on the hub weighs and
-hashes to is the lock's business.
+Everything read here is checked completely before it becomes a dataclass. The lock says which size and SHA-256
+each file on the hub has.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """A bundle served as a Hugging Face-compatible hub, for a closed LAN: metadata, tree, ranged downloads.
 
-It answers from the index alone: no part of a URL ever becomes a path on disk. It does not check bytes
-(bundle.verify does, and clients do with the SHA-256 the answers carry).
+It answers from the index alone: no part of a URL ever becomes a path on disk. It does not check bytes:
+`tourkit verify` does, and clients do with the SHA-256 in the answers.
 """
 
 import logging
@@ -303,6 +303,7 @@ def _span(header: str | None, size: int) -> tuple[int, int] | None:
 
 
 def _changed(path: Path, file: HeldFile) -> str | None:
+    """Why the file on disk is not the one of the index; None when it is, by name and size."""
     try:
         status = os.lstat(path)
     except OSError as exc:
