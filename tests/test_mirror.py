@@ -575,6 +575,7 @@ def test_an_address_that_cannot_be_had_is_local_trouble(url: str, tmp_path: Path
         serve(tmp_path, host, port, lambda _: None)
 
 
+@pytest.mark.starts
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no list of open sockets")
 def test_an_answer_does_not_wait_for_the_clients_acknowledgement(root: Path) -> None:
     """Nagle's algorithm is off on the connections that the mirror accepts (TCP_NODELAY).

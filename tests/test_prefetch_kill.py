@@ -66,6 +66,7 @@ def socket_buffers() -> int:
     return sum(int(limit.read_text().split()[2]) for limit in limits)
 
 
+@pytest.mark.starts
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/sys/net/ipv4/tcp_rmem").exists(), reason="bounds are those of Linux sockets")
 def test_twenty_kills_change_nothing_but_the_time(tmp_path: Path) -> None:
