@@ -1,4 +1,4 @@
-"""Grammars on the real vocabulary of the tiny model: what is forced, refused, closed out."""
+"""Grammars on the tiny model's real vocabulary: forced tokens, refused tokens and schemas, close-out."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def text_of(runner: LlamaRunner, tokens: list[int]) -> str:
 
 
 def close_out(runner: LlamaRunner, matcher: Matcher, tokens: list[int], limit: int = 400) -> list[int]:
-    """Go on with the closing token, and what is forced, until the document is complete."""
+    """Add closing tokens and forced tokens until the document is complete."""
     flat = np.zeros(runner.n_vocab, dtype=np.float32)
     while not matcher.done and len(tokens) < limit:
         token = matcher.closing_token(flat)
@@ -56,7 +56,7 @@ def close_out(runner: LlamaRunner, matcher: Matcher, tokens: list[int], limit: i
 
 
 def accepts(runner: LlamaRunner, matcher: Matcher, text: str) -> bool:
-    """Does the grammar take all of the text, and is it complete then?"""
+    """Return whether the grammar allows the whole text and the document is then complete."""
     for token in runner.tokenize(text, add_special=False, parse_special=False):
         if not matcher.allows(token):
             return False
@@ -88,7 +88,7 @@ RICH: dict[str, Any] = {
 
 
 def test_a_model_that_begins_with_a_space_may(runner: LlamaRunner) -> None:
-    """SentencePiece models begin with a token that has one; what no document can meet is refused for them too."""
+    """SentencePiece models begin with such a token. A schema that no document can meet is refused for them too."""
     spaced = GrammarCompiler(
         runner.grammar_tokenizer(), runner.n_vocab, runner.eog, runner.piece, len, leading_space=True
     )
@@ -106,7 +106,7 @@ def test_a_model_that_begins_with_a_space_may(runner: LlamaRunner) -> None:
 def test_a_document_cut_off_anywhere_is_closed_out_valid(
     runner: LlamaRunner, compiler: GrammarCompiler, seed: int, compact: bool
 ) -> None:
-    """Random tokens under the grammar up to a random point, then only closing tokens: valid JSON of the schema."""
+    """Random tokens under the grammar, up to a random point, and then only closing tokens give a valid document."""
     rng = random.Random(seed)
     matcher, tokens = start(compiler, RICH, compact=compact), []
     for _ in range(rng.randrange(60)):
@@ -206,7 +206,7 @@ def test_a_schema_too_large_is_refused_before_it_is_compiled(compiler: GrammarCo
 
 
 def test_an_object_with_thousands_of_optional_keys_can_be_begun(runner: LlamaRunner, compiler: GrammarCompiler) -> None:
-    """llguidance's limit for such an object is met only once the object is open."""
+    """Such an object hits llguidance's limit only after its opening brace."""
     matcher = start(compiler, {"type": "object", "properties": {f"key{i}": {"type": "null"} for i in range(2500)}})
 
     matcher.accept(runner.tokenize("{", add_special=False, parse_special=False))
@@ -309,7 +309,7 @@ def test_an_object_that_may_need_other_keys_stays_open(schema: dict[str, Any]) -
 
 
 def test_a_property_named_as_a_reference_is_none() -> None:
-    """Definitions that no allOf refers to describe whole objects, and are closed."""
+    """Definitions that no allOf names describe whole objects, so unnamed keys are forbidden in them."""
     definition = {"properties": {"$ref": {"type": "null"}, "properties": {"type": "null"}}}
 
     limited = bounded({"$defs": {"a": definition}, "allOf": [{"properties": {"$ref": {"type": "null"}}}]})
@@ -442,7 +442,7 @@ def test_a_text_that_is_not_json_is_ended_too(
 
 
 def test_a_short_answer_is_left_to_the_model(compiler: GrammarCompiler) -> None:
-    """A choice or a short pattern keeps no tokens back that its text does not need."""
+    """A choice or a short pattern reserves no tokens that its text does not need."""
     assert compiler.matcher(Constraint("choice", '["positive", "negative"]')).reserve == 0
     assert compiler.matcher(Constraint("regex", "[0-9]+")).reserve == 1
 

@@ -1,4 +1,4 @@
-"""What happens to a schema the grammar engine refuses: said in another way, or with parts left out and named."""
+"""A schema that llguidance refuses: rewritten with other keywords, or relaxed with the dropped parts named."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ CASES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
 def test_a_keyword_the_grammar_lacks_is_said_in_another_way(
     runner: LlamaRunner, compiler: GrammarCompiler, schema: dict[str, Any], valid: list[Any], invalid: list[Any]
 ) -> None:
-    """Strict all the same: nothing invalid is accepted, and what is valid can be written."""
+    """The rewritten schema is still strict: nothing invalid is accepted, and the valid document can be written."""
     matcher = compiler.matcher(Constraint.json_schema(schema))
 
     assert (matcher.level, matcher.dropped) == ("strict", ())
@@ -169,7 +169,7 @@ AT_LEAST_TWO = {"type": "object", "minProperties": 2}
         ),
     ],
 )
-def test_a_number_of_keys_that_one_key_written_twice_may_meet_is_told_as_not_enforced(
+def test_a_number_of_keys_that_one_key_written_twice_may_meet_is_reported_as_not_enforced(
     compiler: GrammarCompiler, schema: dict[str, Any], dropped: tuple[str, ...]
 ) -> None:
     matcher = compiler.matcher(Constraint.json_schema(schema))
@@ -179,7 +179,7 @@ def test_a_number_of_keys_that_one_key_written_twice_may_meet_is_told_as_not_enf
 
 
 def test_a_value_that_resembles_a_schema_is_no_schema(compiler: GrammarCompiler) -> None:
-    """The pattern that cannot be read is data here: it is no reason to refuse the schema."""
+    """The unreadable pattern is data here, so the schema is not refused."""
     schema = {"type": "array", "items": {"enum": [{"pattern": "(a"}]}, "uniqueItems": True}
 
     assert compiler.matcher(Constraint.json_schema(schema)).dropped == ("/uniqueItems",)
@@ -210,7 +210,7 @@ def test_the_order_of_keys_is_that_of_the_schema(runner: LlamaRunner, compiler: 
 
 
 def test_a_rewrite_that_forbids_too_much_does_not_make_a_schema_impossible(compiler: GrammarCompiler) -> None:
-    """`contains` is asked of the first item; where the first item is another, the keyword is left out instead."""
+    """`contains` is required of the first item. If the first item has another schema, the keyword is dropped."""
     schema = {"type": "array", "items": {"type": "string"}, "minItems": 1, "contains": {"type": ["string", "null"]}}
     other = {"allOf": [{"prefixItems": [{"const": 1}]}, {"contains": {"const": 2}}], "type": "array", "minItems": 2}
 
@@ -252,7 +252,7 @@ TIGHT: list[tuple[dict[str, Any], Any, list[Any]]] = [
 def test_what_could_be_held_to_in_part_only_is_held_to_at_the_second_attempt(
     runner: LlamaRunner, compiler: GrammarCompiler, schema: dict[str, Any], valid: Any, others: list[Any]
 ) -> None:
-    """Fewer documents than are valid, the one here among them, and nothing that is not."""
+    """The tighter grammar allows this valid document and no invalid one; it may forbid other valid ones."""
     assert not validate(schema, valid)
     assert compiler.matcher(Constraint.json_schema(schema)).level == "relaxed"
     assert compiler.matcher(Constraint.json_schema(schema), Manner(tight=True)).level == "strict"

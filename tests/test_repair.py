@@ -1,4 +1,4 @@
-"""Documents checked against the schema as it was written, and what a rule can mend in them."""
+"""Documents are checked against the original schema, and rules repair what they can."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_valid_document_has_no_errors() -> None:
 
 
 def test_the_dialect_is_that_of_the_schema() -> None:
-    """`exclusiveMinimum: true` is draft 4, with a `$schema` or without one; in the newest dialect it means nothing."""
+    """`exclusiveMinimum: true` means draft 4, with or without `$schema`. It means nothing in the newest dialect."""
     schema = {"type": "number", "minimum": 0, "exclusiveMinimum": True}
 
     assert validate({"$schema": DRAFT4, **schema}, 0)
@@ -42,7 +42,7 @@ def test_the_dialect_is_that_of_the_schema() -> None:
     assert not validate(schema, 1)
 
 
-def test_a_format_that_needs_no_package_is_checked_and_others_are_remarks() -> None:
+def test_a_format_that_needs_no_package_is_checked_and_others_are_annotations() -> None:
     assert validate({"format": "date"}, "2023-02-29")
     assert validate({"format": "email"}, "nobody")
     assert not validate({"format": "country-code"}, "nowhere")
@@ -88,7 +88,7 @@ def obj(**properties: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("schema", "broken", "mended"),
+    ("schema", "broken", "repaired"),
     [
         ({"uniqueItems": True}, [1, 2, 1, 1.0, {"a": 1}, {"a": 1}], [1, 2, {"a": 1}]),
         ({"uniqueItems": True}, [1, True, 0, False], [1, True, 0, False]),
@@ -122,12 +122,12 @@ def obj(**properties: Any) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_a_rule_mends_what_it_can(schema: dict[str, Any], broken: Any, mended: Any) -> None:
+def test_a_rule_repairs_what_it_can(schema: dict[str, Any], broken: Any, repaired: Any) -> None:
     before = copy.deepcopy(broken)
 
     result, lines = repair(schema, broken)
 
-    assert (result, type(result)) == (mended, type(mended))
+    assert (result, type(result)) == (repaired, type(repaired))
     assert validate(schema, result) == []
     assert bool(lines) is (result != before or type(result) is not type(before))
     assert broken == before, "the argument is left as it was"
@@ -152,7 +152,7 @@ def test_a_rule_mends_what_it_can(schema: dict[str, Any], broken: Any, mended: A
     ids=str,
 )
 def test_no_content_is_invented(schema: dict[str, Any], data: Any) -> None:
-    """A document no rule can mend stays as it is, and is still reported as invalid."""
+    """A document that no rule can repair stays as it is and is still reported as invalid."""
     assert repair(schema, data) == (data, [])
     assert validate(schema, data)
 

@@ -1,4 +1,4 @@
-"""Where the schemas inside a schema are: read, rebuilt, and named by references."""
+"""The schemas inside a schema: found, rebuilt, and named by references."""
 
 from __future__ import annotations
 

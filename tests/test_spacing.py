@@ -1,4 +1,4 @@
-"""Spaces in generated JSON: as the conversation shows, else as the model writes by itself."""
+"""Spaces in generated JSON: as in the conversation so far, else as the model writes by itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HELD = Request(messages=(ASKED,), constraint=Constraint.json_object())
 
 
 class Model:
-    """Goes on as it is told to, and counts how often it is asked."""
+    """Gives the endings it was made with, one per call, and counts the calls."""
 
     def __init__(self, *endings: Delta | Exception) -> None:
         self.endings = list(endings)

@@ -1,1 +1,1 @@
-"""Constraints on generated text: schemas made followable, followed, and checked."""
+"""Constraints on generated text: compile schemas to grammars, follow them, check and repair the result."""

@@ -1,4 +1,4 @@
-"""Checks a JSON value against its schema as the user wrote it, and a schema against its dialect. Fetches nothing."""
+"""Checks a JSON value against the user's own schema, and a schema against its dialect. Fetches nothing."""
 
 from __future__ import annotations
 
@@ -12,33 +12,36 @@ from tourkit.grammar.schema_walk import pointer
 
 _MAX_ERRORS = 10
 _MAX_LINE = 300  # characters of a message
-_FORMATS = ("date", "email", "idn-email", "ipv4", "ipv6", "regex", "uuid")  # those jsonschema checks by itself
+_FORMATS = ("date", "email", "idn-email", "ipv4", "ipv6", "regex", "uuid")  # those that jsonschema checks by itself
 
 
 def validate(schema: Any, data: Any) -> list[str]:
-    """Why `data` does not meet `schema`, a line each with its JSON pointer; empty when it does. Fetches nothing."""
+    """Return the errors of `data` under `schema`, one line each with a JSON pointer; none if it is valid.
+
+    Fetches nothing.
+    """
     errors, problem = validation_errors(schema, data)
     return [*([problem] if problem else []), *(_described(error) for error in errors)]
 
 
 def metaschema_error(schema: Any) -> str | None:
-    """Why `schema` is not a JSON Schema of its dialect, in one line; None when it is one."""
+    """Return in one line why `schema` is no JSON Schema of its dialect; None if it is one."""
     error = _best_metaschema_error(_dialect(schema), schema)
     return None if error is None else _described(error)
 
 
 def _best_metaschema_error(dialect: Any, schema: Any) -> Any:
-    """The error that says best why this is no schema of the dialect, or None."""
+    """Return the most telling error of `schema` under the dialect's metaschema, or None."""
     from jsonschema.exceptions import best_match
 
     try:
         return best_match(_validator(json.dumps(dialect.META_SCHEMA)).iter_errors(schema))
     except RecursionError:
-        return None  # too deep to look at: not known to be wrong
+        return None  # nested too deeply to check: treated as valid
 
 
 def _dialect(schema: Any) -> Any:
-    """The validator class of `$schema`; without one, the newest dialect in which it is a schema at all."""
+    """Return the validator class of `$schema`; without `$schema`, of the newest dialect that accepts the schema."""
     import jsonschema
     from jsonschema.validators import validator_for
 
@@ -53,7 +56,10 @@ def _dialect(schema: Any) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def _validator(source: str) -> Any:
-    """A validator for a schema as JSON text. Never fetches a reference; skips patterns Python cannot read."""
+    """Return a validator for a schema given as JSON text.
+
+    It fetches no reference and skips patterns that Python cannot read.
+    """
     from jsonschema import FormatChecker
     from jsonschema.validators import extend, validator_for
     from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
@@ -61,7 +67,7 @@ def _validator(source: str) -> Any:
     schema = json.loads(source)
     dialect = validator_for(schema) if _is_metaschema(schema) else _dialect(schema)
     made: Any = extend(dialect, {"pattern": _if_readable(dialect.VALIDATORS["pattern"])})  # type: ignore[no-untyped-call]
-    # A schema may hold patterns Python cannot read: those of its dialect are not held against it.
+    # A metaschema's format "regex" refuses patterns that Python cannot read, so its formats are not checked.
     formats = None if _is_metaschema(schema) else FormatChecker(_FORMATS)
     return made(schema, registry=REGISTRY, format_checker=formats)
 
@@ -72,12 +78,12 @@ def _is_metaschema(schema: Any) -> bool:
 
 
 def readable(pattern: str) -> bool:
-    """Can Python read this pattern?"""
+    """Return whether Python can read this pattern."""
     return compiled_pattern(pattern) is not None
 
 
 def _if_readable(rule: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """The rule of a keyword that holds a pattern, without effect where Python cannot read the pattern."""
+    """Wrap the rule of a keyword that holds a pattern: skip it if Python cannot read the pattern."""
 
     def checked(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
         return iter(()) if compiled_pattern(pattern) is None else rule(validator, pattern, instance, schema)
@@ -87,7 +93,7 @@ def _if_readable(rule: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[A
 
 @functools.lru_cache(maxsize=1024)
 def compiled_pattern(pattern: str) -> re.Pattern[str] | None:
-    """A regular expression as Python reads it; None where it cannot."""
+    """Compile a regular expression; return None if Python cannot read it."""
     try:
         return re.compile(pattern)
     except (re.error, RecursionError, OverflowError):
@@ -95,7 +101,7 @@ def compiled_pattern(pattern: str) -> re.Pattern[str] | None:
 
 
 def validation_errors(schema: Any, data: Any) -> tuple[list[Any], str | None]:
-    """The first errors of `data`, at most 10, as jsonschema gives them; and why the check itself failed, or None."""
+    """Return the first errors of `data`, at most 10, as jsonschema gives them; and why the check failed, or None."""
     from jsonschema.exceptions import UnknownType
     from referencing.exceptions import Unresolvable
 
@@ -108,7 +114,7 @@ def validation_errors(schema: Any, data: Any) -> tuple[list[Any], str | None]:
     except (Unresolvable, RecursionError) as exc:
         return found, f": the schema cannot be checked: {one_line(str(exc) or type(exc).__name__)}"
     except (UnknownType, re.error, TypeError, AttributeError, ValueError) as exc:
-        return found, f": the schema is not one that can be checked: {one_line(str(exc))}"
+        return found, f": the schema is malformed and cannot be checked: {one_line(str(exc))}"
     except OverflowError as exc:
         return found, f": the value cannot be checked: {exc}"
     return found, None
@@ -119,6 +125,6 @@ def _described(error: Any) -> str:
 
 
 def one_line(text: str) -> str:
-    """A message without line breaks, at most 300 characters long."""
+    """Return a message without line breaks, cut to 300 characters."""
     text = " ".join(text.split())
     return text if len(text) <= _MAX_LINE else text[: _MAX_LINE - 1] + "…"

@@ -1,4 +1,4 @@
-"""Which token leads to the end of a document fastest: the order tried when the tokens run out."""
+"""Chooses the tokens that lead to the end of a document fastest, for when the tokens run out."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _FAR = 1000
 
 @dataclass(frozen=True, slots=True)
 class ClosingRanks:
-    """How well each token of a vocabulary leads to the end of a JSON document, lowest best.
+    """A rank for each token of a vocabulary: the lower, the faster it leads to the end of a JSON document.
 
-    A bracket ends an array outside a string but only adds to it inside one, so there are two orders. `letters` are the
-    tokens of one printable ASCII character, `ends` those that end a string or the whole text.
+    There are two orders, `outside` and `inside` a string: a bracket ends an array only outside a string. `letters` are
+    the tokens of one printable ASCII character, `ends` those that end a string or the whole text.
     """
 
     outside: np.ndarray
@@ -47,13 +47,13 @@ class ClosingRanks:
         )
 
     def letter(self, character: str) -> int:
-        """The token of one printable ASCII character, -1 where there is none."""
+        """Return the token of one printable ASCII character, -1 if there is none."""
         found = [token for token in self.letters.tolist() if self.pieces[token] == character.encode()]
         return found[0] if found else -1
 
 
 def _rank(piece: bytes, first: bytes, second: bytes) -> int:
-    """Rank of a token: one made of `first` alone, of `second` too, of separators, short values, then the rest."""
+    """Return the rank of a token. The best have only `first`, then `second` too, then separators, then short values."""
     if not piece:
         return _FAR
     if piece.isspace():
@@ -74,26 +74,26 @@ def _rank(piece: bytes, first: bytes, second: bytes) -> int:
 
 
 class Closing:
-    """The way to the end of one text. Follows what is written to know whether it stands inside a JSON string."""
+    """Closes out one text. It follows the written tokens to know whether the text is inside a JSON string."""
 
     def __init__(self, ranks: ClosingRanks, *, json_text: bool, samples: tuple[str, ...] = ()) -> None:
         self._ranks = ranks
         self._samples = samples
         self._ends = ranks.ends if json_text else ranks.eog
-        self._plan: list[int] = []  # tokens known to end the string, to be written one by one
+        self._plan: list[int] = []  # tokens that are known to end the string, written one by one
         self._json_text = json_text
         self._in_string = not json_text
         self._escaped = False
-        self._written: list[int] = []  # tokens not looked at yet
-        self._seen: set[int] = set()  # what was allowed in the states a string has been in
+        self._written: list[int] = []  # tokens not followed yet
+        self._seen: set[int] = set()  # hashes of the allowed tokens in each state of the current string
 
     def follow(self, tokens: list[int]) -> None:
         self._written += tokens
 
     def choose(self, matcher: Any, allowed: np.ndarray, mask: Callable[[Any], np.ndarray], logits: np.ndarray) -> int:
-        """The allowed token that leads to the end fastest; the likeliest of those that are equal.
+        """Return the allowed token that leads to the end fastest; of equal ones, the likeliest.
 
-        `allowed` has at least one token; `mask` gives what a matcher allows.
+        `allowed` must have at least one token. `mask` returns the tokens that a matcher allows.
         """
         import numpy as np
 
@@ -114,7 +114,7 @@ class Closing:
         return int(best[np.argmax(logits[best])])
 
     def _ended_by_sample(self, matcher: Any, mask: Callable[[Any], np.ndarray]) -> bool:
-        """Plan to write a text, or the end of one, of which some pattern is known to ask, if that ends this string."""
+        """Plan to write a sample of the patterns, or the end of one, if that ends this string. Return if it does."""
         for sample in self._samples:
             tokens = [self._ranks.letter(character) for character in sample]
             if any(token < 0 for token in tokens):
@@ -131,9 +131,10 @@ class Closing:
         return False
 
     def _way_out(self, matcher: Any, letters: np.ndarray, mask: Callable[[Any], np.ndarray]) -> tuple[np.ndarray, bool]:
-        """The letters after which the string may end, and true; else those that lead to a new state, else all.
+        """Return the letters after which the string may end, and True.
 
-        A pattern such as an address goes round in circles for most letters: only an @, then a dot, gets it further.
+        If there are none, return the letters that lead to a new state, or else all letters, and False. In a pattern
+        such as an e-mail address most letters lead back to the same state: only "@", then a dot, leads further.
         """
         import numpy as np
 
@@ -149,7 +150,7 @@ class Closing:
         return np.array(ends or further or letters.tolist(), dtype=np.int64), bool(ends)
 
     def _catch_up(self) -> None:
-        """Read on to where the text stands now."""
+        """Follow the tokens written since the last call."""
         if not self._json_text:
             return
         for byte in b"".join(self._ranks.pieces[token] for token in self._written):

@@ -1,6 +1,6 @@
-"""Compiles constraints to llguidance grammars, and keeps the recent ones.
+"""Compiles constraints to llguidance grammars and caches the recent ones.
 
-A JSON Schema is given limits first (`limits`). Where llguidance refuses it, weaker forms of it are tried (`ladder`).
+A JSON Schema first gets limits (`limits`). If llguidance refuses it, weaker forms of it are tried (`ladder`).
 """
 
 from __future__ import annotations
@@ -30,23 +30,25 @@ if TYPE_CHECKING:
 
 _CACHE_SIZE = 256
 _SLACK = 16  # tokens
-_GRAMMAR_RESERVE = 8  # tokens; how a grammar's texts end is not known
-_MAX_BEGUN = 160  # tokens kept for optional parts: more would leave a short answer nothing but what is required
+_GRAMMAR_RESERVE = 8  # tokens; how many a Lark grammar needs to end its text is not known
+_MAX_BEGUN = 160  # tokens kept for optional parts; with more, a short answer has room only for what is required
 _MAX_SOURCE = 1_000_000  # characters
 _UNSATISFIABLE = "nsatisfiable"
 _UNRESOLVED = re.compile("not present in a registry|does not exist|nresolvable")
-# The lexer's first fuel is spent by every copy of a grammar together, and a step among long repetitions needs much: the
-# defaults let a busy grammar run dry.
+# All copies of a grammar share the lexer's initial fuel, and a step in long repetitions needs much of it. With the
+# default values a busy grammar runs out of fuel.
 _FUEL = {"initial_lexer_fuel": 10_000_000, "step_lexer_fuel": 5_000_000}
 _SIZES = (_FUEL, _FUEL | {"max_items_in_row": 20_000, "step_max_items": 500_000})
-_TEXT_KINDS = ("regex", "grammar", "choice")  # of constraints; a request has a field of the same name for each
-_MAX_NESTING = 100  # llguidance and Python's own JSON parser give up a little above this
+_TEXT_KINDS = ("regex", "grammar", "choice")  # kinds of constraints; a request has a field of the same name for each
+_MAX_NESTING = 100  # llguidance and Python's own JSON parser fail a little above this
 
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How a schema is held to: `tight` allows fewer documents where that makes more of it enforceable, for a second
-    attempt; `compact` puts no space after commas and colons.
+    """How a schema is compiled.
+
+    `tight`: allow fewer documents if that makes more of the schema enforceable; for a second attempt. `compact`: put no
+    space after commas and colons.
     """
 
     tight: bool = False
@@ -54,9 +56,9 @@ class Manner:
 
 
 class GrammarCompiler:
-    """Compiles constraints for one vocabulary and keeps the recent ones. Thread-safe.
+    """Compiles constraints for one vocabulary and caches the recent ones. Thread-safe.
 
-    `piece` gives the bytes of a token, `count` the number of tokens a text takes.
+    `piece` returns the bytes of a token, `count` the number of tokens of a text.
     """
 
     def __init__(
@@ -80,17 +82,17 @@ class GrammarCompiler:
         self._lock = threading.Lock()
 
     def matcher(self, constraint: Constraint, manner: Manner = Manner()) -> Matcher:
-        """A fresh matcher. Raises RequestError when the constraint is malformed, or can never be met or followed."""
+        """Return a new matcher. Raises RequestError if the constraint is malformed, or cannot be met or followed."""
         return self.matchers(constraint, manner, 1)[0]
 
     def matchers(self, constraint: Constraint, manner: Manner, count: int) -> list[Matcher]:
-        """So many matchers of one grammar, each at its beginning; raises as `matcher` does."""
+        """Return `count` independent matchers of one grammar, each at its start. Raises as `matcher` does."""
         key = (constraint, manner)
         with self._lock:
             compiled = self._cache.get(key)
             if compiled is not None:
                 self._cache.move_to_end(key)
-        # A prototype shares its lexer with all its copies, and the lexer can run out of room: then it is made anew.
+        # All copies share the prototype's lexer. If the lexer has run out of room, the grammar is compiled again.
         if compiled is None or self._probed(compiled.prototype)[0] is None:
             compiled = self._compile(constraint, manner)
             with self._lock:
@@ -118,12 +120,12 @@ class GrammarCompiler:
         try:
             return self._first_followed(schema, manner)
         except (TypeError, AttributeError, ValueError, KeyError, RecursionError, re.error) as exc:
-            # A keyword with a value of the wrong kind, met while rewriting: the metaschema says it best.
+            # Rewriting failed at a keyword whose value has the wrong type. The metaschema gives the clearest message.
             problem = metaschema_error(schema) or one_line(f"{type(exc).__name__} {exc}")
         _refuse("response_format", f"the schema is not a valid JSON Schema: {problem}", "invalid_schema")
 
     def _first_followed(self, schema: dict[str, Any], manner: Manner) -> Compiled:
-        """The schema compiled as it is or, where llguidance refuses it, the first rung of its ladder that compiles."""
+        """Compile the schema as it is. If llguidance refuses it, return the first rung of its ladder that compiles."""
         prototype, said = self._attempt(schema, manner)
         if prototype is not None:
             return Compiled(prototype, said, self._reserve(schema), samples=samples(schema))
@@ -132,7 +134,7 @@ class GrammarCompiler:
             _refuse("response_format", f"the schema is not a valid JSON Schema: {problem}", "invalid_schema")
         for pattern in patterns(schema):
             if not readable(pattern) and not self._reads(pattern):
-                _refuse("response_format", f"the pattern {pattern!r} is no regular expression", "invalid_schema")
+                _refuse("response_format", f"the pattern {pattern!r} is not a regular expression", "invalid_schema")
         first_reason = said
         for rung in rungs(schema, readable=self._reads, tight=manner.tight):
             prototype, said = self._attempt(rung.schema, manner)
@@ -140,27 +142,27 @@ class GrammarCompiler:
                 reserve, ways = self._reserve(rung.schema), samples(rung.schema)
                 return Compiled(prototype, said, reserve, rung.level, rung.dropped, samples=ways)
             if _UNRESOLVED.search(said):
-                _refuse("response_format", f"the schema refers to what is not there: {said}", "invalid_schema")
-            if not rung.narrowed and rung.level < SHAPES:  # there, references may be left going in circles
+                _refuse("response_format", f"a reference in the schema names nothing: {said}", "invalid_schema")
+            if not rung.narrowed and rung.level < SHAPES:  # at SHAPES only a cycle of references may be left
                 _refuse_hopeless(said)
         _refuse("response_format", f"the schema cannot be enforced: {first_reason}", "unsupported_schema")
 
     def _reads(self, pattern: str) -> bool:
-        """Can llguidance follow this pattern in a schema?"""
+        """Return whether llguidance can follow this pattern in a schema."""
         from llguidance import LLMatcher
 
         grammar = self._grammar({"type": "string", "pattern": pattern}, Manner())
         return not LLMatcher(self._tokenizer, grammar, log_level=0).is_error()
 
     def _attempt(self, schema: dict[str, Any], manner: Manner) -> tuple[Any, str]:
-        """A prototype for the bounded schema or, where the bounds are what is refused, for the schema itself."""
+        """Compile the schema with limits; if llguidance refuses the limits, without. Return what `_prototype` does."""
         prototype, said = self._prototype(self._grammar(bounded(schema), manner))
         if prototype is None and (_UNSATISFIABLE in said or LIMIT_HIT.search(said)):
             prototype, said = self._prototype(self._grammar(schema, manner))
         return prototype, said
 
     def _prototype(self, grammar: str) -> tuple[Any, str]:
-        """A matcher that has stood its first masks, and its grammar; or None, and why not in one line."""
+        """Return a matcher whose first masks can be computed, and its grammar; else None and the reason in one line."""
         from llguidance import LLMatcher, LLParserLimits
 
         reason = ""
@@ -174,12 +176,12 @@ class GrammarCompiler:
         return None, reason
 
     def _probed(self, prototype: Any) -> tuple[Any, str]:
-        """The prototype where its first masks can be computed; else None, and why not in one line."""
+        """Return the prototype and "" if its first masks can be computed; else None and the reason in one line."""
         if prototype.is_error():
             return None, error_line(prototype)
         probe = prototype.deep_copy()
         if self._leading_space:
-            probe.try_consume_tokens(self._lead)  # with all the space there may be, only the document is left
+            probe.try_consume_tokens(self._lead)  # after all leading space, only the document can follow
         probe.compute_bitmask()
         if probe.is_error():
             return None, error_line(probe)
@@ -192,47 +194,47 @@ class GrammarCompiler:
         return prototype, ""
 
     def _reserve(self, schema: Any) -> int:
-        """The tokens that are enough to close a document of this schema."""
+        """Return how many tokens are enough to close a document of this schema."""
         required, begun = (self._count(text) for text in closing_texts(schema))
         return int((required + min(begun, _MAX_BEGUN)) * 1.15) + _SLACK
 
     def _grammar(self, schema: dict[str, Any], manner: Manner) -> str:
-        """The grammar of a schema, as llguidance serialises it."""
+        """Return the grammar of a schema, as llguidance serialises it."""
         from llguidance import LLMatcher
 
         spacing = separators(compact=manner.compact)
         if not self._leading_space:
             return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=spacing))
-        # SentencePiece models start with a token that has a leading space, which a plain JSON grammar refuses.
+        # SentencePiece models start with a token that has a leading space. A plain JSON grammar refuses this space.
         body = json.dumps(schema | {"x-guidance": spacing})
         return str(LLMatcher.grammar_from_lark(f"start: lead body\nlead: /[ \\n]{{0,2}}/\nbody: %json {body}\n"))
 
 
 def _relaxed(compiled: Compiled, dropped: tuple[str, ...]) -> Compiled:
-    """The same, known not to enforce these parts of the schema."""
+    """Return the same grammar, marked as not enforcing the parts in `dropped`."""
     if not dropped:
         return compiled
     return replace(compiled, level=max(compiled.level, KEYWORDS), dropped=tuple(sorted({*compiled.dropped, *dropped})))
 
 
 def _parsed(source: str) -> Any:
-    """The schema, unless it is too large or too deep to look at."""
+    """Parse the schema. Refuse it if it is too large or nested too deeply."""
     if len(source) > _MAX_SOURCE:
-        _refuse("response_format", f"the schema has {len(source)} characters: {_MAX_SOURCE} at most", "invalid_schema")
+        _refuse("response_format", f"the schema has {len(source)} characters: at most {_MAX_SOURCE}", "invalid_schema")
     try:
         schema = json.loads(source)
     except RecursionError:
         schema = None
     except ValueError as exc:
         _refuse("response_format", f"the schema is not JSON: {exc}", "invalid_schema")
-    brackets = source.count("{") + source.count("[")  # too few to nest that deep: as with most, and quicker to tell
+    brackets = source.count("{") + source.count("[")  # a quick check that clears most schemas
     if schema is None or (brackets > _MAX_NESTING and _depth(schema) > _MAX_NESTING):
-        _refuse("response_format", f"the schema is nested over {_MAX_NESTING} levels deep", "invalid_schema")
+        _refuse("response_format", f"the schema is nested more than {_MAX_NESTING} levels deep", "invalid_schema")
     return schema
 
 
 def _text_grammar(constraint: Constraint) -> str:
-    """The grammar of a regex, of a choice or of a Lark or GBNF text."""
+    """Return the grammar of a regex, a choice, or a Lark or GBNF text."""
     from llguidance import LLMatcher
 
     source = constraint.source
@@ -250,7 +252,7 @@ def _text_grammar(constraint: Constraint) -> str:
 
 
 def _options(source: str) -> list[str]:
-    """The strings of a choice, each once."""
+    """Return the strings of a choice, without duplicates."""
     try:
         options = json.loads(source)
     except ValueError:
@@ -261,7 +263,7 @@ def _options(source: str) -> list[str]:
 
 
 def _lark(source: str) -> str:
-    """A Lark grammar; GBNF is converted to it."""
+    """Return a Lark grammar unchanged; convert a GBNF grammar to Lark."""
     if not re.search(r"^\s*root\s*::=", source, re.MULTILINE):
         return source
     from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
@@ -273,18 +275,18 @@ def _lark(source: str) -> str:
 
 
 def _refuse(kind: str, message: str, code: str) -> NoReturn:
-    """Raise a RequestError by the name of the field that holds this kind of constraint."""
+    """Raise a RequestError whose `param` is the field that holds this kind of constraint."""
     raise RequestError(message, param=kind if kind in _TEXT_KINDS else "response_format", code=code)
 
 
 def _refuse_hopeless(reason: str) -> None:
-    """Refuse a schema that no document can meet, or that refers to what is not there."""
+    """Refuse the schema if llguidance's `reason` says that no document can meet it."""
     if _UNSATISFIABLE in reason or "NoExtension" in reason:
         _refuse("response_format", f"no document can meet the schema: {reason}", "unsupported_schema")
 
 
 def _depth(value: Any, limit: int = _MAX_NESTING + 1) -> int:
-    """Nesting depth of a JSON value, not looked into further than `limit`."""
+    """Return the nesting depth of a JSON value; stop counting at `limit`."""
     if limit == 0 or not isinstance(value, dict | list):
         return 0
     children = value.values() if isinstance(value, dict) else value

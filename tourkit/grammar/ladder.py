@@ -1,6 +1,6 @@
-"""Other ways to say a JSON Schema the grammar engine refuses: first exact ones, then with parts of it left out.
+"""Other forms of a JSON Schema that llguidance refuses: first equivalent ones, then weaker ones without some parts.
 
-Each rung says what it leaves out. How a keyword is said in another way is told in `rewrites`.
+Each rung lists the parts it leaves out. The rules for each keyword are in `rewrites`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from tourkit.grammar.schema_walk import converted, resolve, walk
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """A schema to try. `dropped`: JSON pointers into the original of what it leaves out, nothing at level EXACT.
+    """A schema to try. `dropped`: JSON pointers to the parts of the original it leaves out; empty at level EXACT.
 
-    `narrowed` says that a rewrite forbids something the original allows, so that failing here proves nothing.
+    `narrowed`: a rewrite forbids something that the original allows, so a failure proves nothing about the original.
     """
 
     level: int
@@ -29,10 +29,10 @@ class Rung:
 
 
 def rungs(schema: dict[str, Any], *, readable: Readable, tight: bool = False) -> Iterator[Rung]:
-    """Ever weaker ways to say `schema`, down to "any value of the root's type".
+    """Yield weaker and weaker forms of `schema`, down to "any value of the root's type".
 
-    `readable` tells of a regular expression whether the grammar engine can follow it.
-    `tight` begins with ways that allow few of the valid documents, but no other: for a second attempt.
+    `readable` returns whether llguidance can follow a regular expression. `tight`: begin with forms that allow only
+    some of the valid documents and no invalid ones; for a second attempt.
     """
     root = _bundled(schema)
     narrowed = False
@@ -60,7 +60,7 @@ def rungs(schema: dict[str, Any], *, readable: Readable, tight: bool = False) ->
 
 
 def miscounted(schema: Any) -> tuple[str, ...]:
-    """Pointers to each `minProperties` that one key written twice may meet: llguidance counts it twice."""
+    """Return pointers to each `minProperties` that one key written twice may meet: llguidance counts it twice."""
     found: list[str] = []
     for at, part in walk(schema):
         least, required = part.get("minProperties"), part.get("required")
@@ -77,9 +77,9 @@ def _generic(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bundled(schema: dict[str, Any]) -> dict[str, Any]:
-    """A copy in which every local reference names an entry of `$defs` or `definitions`, or the root.
+    """Return a copy in which every local reference names an entry of `$defs` or `definitions`, or the root.
 
-    References into other places would break when the place is rewritten.
+    A reference to another place would break when this place is rewritten.
     """
     found: dict[str, str] = {}
     parts: dict[str, Any] = {}

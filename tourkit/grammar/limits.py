@@ -1,6 +1,6 @@
 """Limits for a schema that sets none, so that a small model cannot ramble. Any document they allow is still valid.
 
-Applied to the copy of the schema that generation follows, never to the one results are checked against.
+They apply to the copy of the schema that generation follows. Results are checked against the original.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 from tourkit.grammar.schema_walk import ANNOTATIONS, IN_PLACE, LISTS, converted, walk
 
-MAX_LENGTH = 2000  # characters a string
+MAX_LENGTH = 2000  # characters of a string
 MAX_ITEMS = 200
-MAX_MAGNITUDE = 10**15  # whole numbers up to here are exact in a double; beyond 1e308 JSON parsers give infinity
-MAX_DECIMALS = 9  # of a number: small models go on writing digits, and llguidance counts no more than ten
+MAX_MAGNITUDE = 10**15  # whole numbers up to this are exact in a double; JSON parsers read more than 1e308 as infinity
+MAX_DECIMALS = 9  # of a number: small models write digits without end, and llguidance counts no more than ten
 
-# The parts in these get limits. Those in `not` and `if` must not: less allowed there is more allowed here. llguidance
-# follows no others.
+# Schemas in these keywords get limits. Schemas in `not` and `if` must not: a limit there would allow more documents.
+# llguidance follows schemas in no other keywords.
 _LIMITED = ("properties", "$defs", "definitions", "patternProperties", *LISTS, "items", "additionalProperties")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _NUMBERS = ("number", "integer")
@@ -28,13 +28,13 @@ _FREE_OF = {
     "array": ("maxItems", "prefixItems", "enum", "const"),
     "number": (*_BOUNDS, "multipleOf", "enum", "const"),
 }
-# An object with one of these may need keys its own `properties` do not name.
+# An object with one of these keywords may need keys that its own `properties` do not name.
 _OPEN_BESIDE = (
     *("additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames", "minProperties"),
     *("dependencies", "dependentRequired", *IN_PLACE),
 )
 
-# What is costly to compile, and all that a part may consist of to be written once.
+# Keywords that are costly to compile. A part is written once in $defs if it has one of them and only plain keywords.
 _COSTLY = (*_BOUNDS, "pattern", "format")
 _SCALAR = ("type", "multipleOf", "minLength", "maxLength", *_COSTLY)
 _PLAIN = ANNOTATIONS.union(_SCALAR)
@@ -47,16 +47,17 @@ _YEAR = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
 _LEAP = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
 _DATE = f"(?:{_YEAR}-(?:{_DAYS})|{_LEAP}-02-29)"
 _TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,9})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
-# The engine's own formats also allow 29 February in any year, the year 0 and leap seconds, which checkers refuse.
+# llguidance's own formats also allow 29 February in any year, the year 0 and leap seconds. Checkers refuse these.
 _FORMATS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Whole:
-    """What holds for all of a schema.
+    """Facts about the whole schema.
 
-    `definitions`: nothing else is said of what is in them; `decimals`: those of numbers may be counted. `once`: what is
-    written once, by its text; None where a reference would lead elsewhere.
+    `definitions`: definitions describe whole objects, because no allOf names them. `decimals`: the decimals of numbers
+    may be limited. `once`: the parts that are written once in $defs, by their JSON text; None if a reference to $defs
+    would lead elsewhere.
     """
 
     definitions: bool
@@ -65,13 +66,13 @@ class _Whole:
 
 
 def bounded(schema: Any) -> Any:
-    """A copy of `schema` with limits where a plain type has none of its own, and objects without unnamed keys.
+    """Return a copy of `schema` with limits on plain types that set none, and without unnamed keys in objects.
 
-    Numbers with limits and strings with a pattern or a format stand in $defs: each costs a third of a millisecond to
-    compile, wherever it is written.
+    Numbers with limits and strings with a pattern or a format are written once, in $defs: each copy of them would cost
+    a third of a millisecond to compile.
     """
     text = json.dumps(schema)
-    # llguidance miscounts a number that must be a multiple of a large step and of a fine one, or fine within a point.
+    # llguidance miscounts multiples of both a large and a fine step, and of a fine step in a range of one value.
     decimals = '"multipleOf"' not in text
     extends = '"$ref"' in text and _extends_by_reference(schema)
     whole = _Whole(not extends, decimals, {} if _has_one_base(schema, text) else None)
@@ -82,7 +83,7 @@ def bounded(schema: Any) -> Any:
 
 
 def _has_one_base(schema: Any, text: str) -> bool:
-    """Whether "#/$defs/…" means the same everywhere in a schema, and is there to be added to."""
+    """Return whether "#/$defs/…" means the same everywhere in a schema, and entries can be added to $defs."""
     if not isinstance(schema, dict) or not isinstance(schema.get("$defs", {}), dict) or _NAME in text:
         return False
     own = sum(isinstance(schema.get(key), str) for key in ("$id", "id"))
@@ -90,7 +91,10 @@ def _has_one_base(schema: Any, text: str) -> bool:
 
 
 def _bounded(schema: Any, alone: bool, whole: _Whole) -> Any:
-    """`alone`: nothing else is said of what is described here. Not so in allOf: another part may name other keys."""
+    """Return a copy with limits. `alone`: no other schema describes this value.
+
+    In allOf a schema is not alone: another part may name other keys.
+    """
     if not isinstance(schema, dict):
         return schema
     limited = dict(schema)
@@ -107,18 +111,18 @@ def _bounded(schema: Any, alone: bool, whole: _Whole) -> Any:
 
 
 def _within(key: str, schema: dict[str, Any], alone: bool, whole: _Whole) -> tuple[bool, _Whole]:
-    """What holds for the parts in a keyword of a schema for which `alone` and `whole` hold."""
+    """Return `alone` and `whole` for the schemas in a keyword, from those of the schema that has the keyword."""
     if key in ("$defs", "definitions"):
         return whole.definitions, whole
     if key in ("anyOf", "oneOf"):
         alone = alone and not any(beside in schema for beside in ("properties", "required", "allOf", "$ref"))
     if key == "oneOf":
-        whole = replace(whole, once=None)  # options must be seen to differ
+        whole = replace(whole, once=None)  # references would hide from llguidance that the options differ
     return alone and key != "allOf", whole
 
 
 def _part(alone: bool, whole: _Whole, schema: Any, _pointer: str) -> Any:
-    """A part of a schema with its limits; a reference to them where they are costly and all there is to it."""
+    """Return a part of a schema with its limits. If it is costly and plain, return a reference to it in $defs."""
     limited = _bounded(schema, alone, whole)
     if whole.once is None or not alone or not isinstance(limited, dict):
         return limited
@@ -147,7 +151,7 @@ def _limited_type(schema: dict[str, Any], decimals: bool) -> dict[str, Any]:
 
 
 def _within_reach(schema: dict[str, Any]) -> dict[str, Any]:
-    """The limits a number lacks: of a huge one, parsers lose the last digits, and what it is a multiple of."""
+    """Return the limits that a number lacks. Parsers lose the last digits of huge numbers: multiples become inexact."""
     low, high = (schema.get(a, schema.get(b)) for a, b in (_BOUNDS[::2], _BOUNDS[1::2]))
     limits = {} if low is not None else {"minimum": -MAX_MAGNITUDE}
     limits |= {} if high is not None else {"maximum": MAX_MAGNITUDE}
@@ -164,7 +168,7 @@ def _limits(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_finer(bound: Any) -> bool:
-    """Whether a bound has more decimals than MAX_DECIMALS itself, or is infinite."""
+    """Return whether a bound itself has more than MAX_DECIMALS decimals, or is infinite."""
     exponent = Decimal(str(bound)).as_tuple().exponent if isinstance(bound, float) else 0
     return not isinstance(exponent, int) or exponent < -MAX_DECIMALS
 
@@ -177,5 +181,5 @@ def _may_be_closed(schema: dict[str, Any]) -> bool:
 
 
 def _extends_by_reference(schema: Any) -> bool:
-    """True when some allOf names a definition: definitions are then parts of objects, not objects."""
+    """Return whether some allOf names a definition: definitions are then parts of objects, not whole objects."""
     return any("$ref" in part and ("properties" in part or "/allOf/" in f"{at}/") for at, part in walk(schema))

@@ -1,6 +1,6 @@
-"""A compiled grammar, where one sequence stands in it, and what llguidance says when it fails.
+"""A compiled grammar, the state of one sequence in it, and llguidance's error messages.
 
-llguidance never raises for a bad grammar or token: every step here asks for its error state.
+llguidance never raises for a bad grammar or token, so every step here checks its error state.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from tourkit.grammar.rewrites import EXACT, GENERIC
 if TYPE_CHECKING:
     import numpy as np
 
-# What llguidance says when a grammar, or the way through it, is larger than its limits.
+# llguidance's messages if a grammar, or a state in it, exceeds its limits.
 LIMIT_HIT = re.compile("too complex|too large|too many|TooComplex|limit|row has|NoExtension", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A grammar to copy from. `reserve`, in tokens, is enough to close a document that has begun.
+    """A compiled grammar; each matcher copies its `prototype`. `reserve`: tokens enough to close a begun document.
 
-    `level` is a step of the ladder, 0 being the schema as it was given; `dropped` are JSON pointers into the schema.
-    `grammar` is what was compiled, as llguidance serialises it.
+    `level`: the rung of the ladder, 0 for the schema as it was given. `dropped`: JSON pointers to parts of the schema
+    that are not enforced. `grammar`: the text that was compiled, as llguidance serialises it.
     """
 
     prototype: Any
@@ -39,11 +39,11 @@ class Compiled:
 
 
 class Matcher:
-    """Where one sequence stands in its grammar. `reserve` tokens are enough to close a document that has begun.
+    """The state of one sequence in its grammar. `reserve`: tokens enough to close a document that has begun.
 
-    `level` is "strict" when every document the grammar allows meets the constraint, "relaxed" when `dropped` parts of
-    the schema are not enforced, "generic" when only the type of the root is. `grammar` is what was compiled, as
-    llguidance serialises it.
+    `level`: "strict" if every document the grammar allows meets the constraint, "relaxed" if the `dropped` parts of
+    the schema are not enforced, "generic" if only the type of the root is enforced. `grammar`: the text that was
+    compiled, as llguidance serialises it.
     """
 
     def __init__(self, compiled: Compiled, ranks: ClosingRanks, n_vocab: int) -> None:
@@ -59,39 +59,39 @@ class Matcher:
         self._bits = np.zeros((n_vocab + 31) // 32, dtype=np.int32)
 
     def allows(self, token: int) -> bool:
-        """Whether a token may come next. Far cheaper than a mask."""
+        """Return whether a token may come next. Far cheaper than a mask."""
         return bool(self._matcher.validate_tokens([token]) == 1)
 
     def mask(self, logits: np.ndarray) -> None:
-        """Set the logits of every token the grammar refuses to minus infinity."""
+        """Set the logits of all tokens that the grammar refuses to minus infinity."""
         import numpy as np
 
         logits[~self._allowed(self._matcher)] = -np.inf
 
     def closing_token(self, logits: np.ndarray) -> int:
-        """The allowed token that leads to the end fastest; the likeliest of those that are equal."""
+        """Return the allowed token that leads to the end fastest; of equal ones, the likeliest."""
         allowed = self._allowed(self._matcher)
         if not allowed.any():
             raise EngineError("the grammar allows no token")
         return self._closing.choose(self._matcher, allowed, self._allowed, logits)
 
     def accept(self, tokens: list[int]) -> None:
-        """Advance by tokens. Raises RequestError when the grammar hits a limit, EngineError when it refuses them."""
+        """Advance by `tokens`. Raises RequestError if the grammar hits a limit, EngineError if it refuses them."""
         if not self._matcher.consume_tokens(tokens):
             raise _failure(self._matcher)
         self._closing.follow(tokens)
 
     def forced(self) -> list[int]:
-        """The tokens that must come next, whatever the model says."""
+        """Return the tokens that must come next, whatever the logits are."""
         return list(self._matcher.compute_ff_tokens())
 
     @property
     def done(self) -> bool:
-        """True when the document is complete and nothing may follow."""
+        """Whether the document is complete and nothing may follow."""
         return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
     def _allowed(self, matcher: Any) -> np.ndarray:
-        """Which tokens a matcher allows."""
+        """Return for each token whether the matcher allows it."""
         import numpy as np
 
         matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
@@ -102,15 +102,15 @@ class Matcher:
 
 
 def _failure(matcher: Any) -> TourkitError:
-    """What stopped a grammar that was being followed: its own size, which is the request's, or a fault of ours."""
+    """Return the error of a failed matcher: RequestError if its grammar grew too large, else EngineError."""
     said = error_line(matcher)
     if LIMIT_HIT.search(said):
-        return RequestError(f"the grammar grew too large on the way, write a simpler one: {said}", code="grammar_limit")
+        return RequestError(f"the grammar grew too large ({said}): write a simpler one", code="grammar_limit")
     return EngineError(f"the grammar failed: {said}")
 
 
 def error_line(matcher: Any) -> str:
-    """What llguidance says is wrong with a matcher that is in its error state, in one line."""
+    """Return llguidance's message for a matcher in its error state, in one line."""
     text = str(matcher.get_error()).partition("<state>")[0].strip() or str(matcher.stop_reason())
     text = re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]

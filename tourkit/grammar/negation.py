@@ -1,6 +1,6 @@
-"""What a JSON Schema does not allow, said in keywords a grammar can follow. Used to rewrite `not`, `oneOf` and `if`.
+"""The opposite of a JSON Schema, in keywords that a grammar can follow. Used to rewrite `not`, `oneOf` and `if`.
 
-Every answer is sound: what it allows, the schema forbids. `exact` says whether it is also complete.
+Every opposite is sound: the schema forbids everything it allows. `exact` says whether it is also complete.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ Inner = Callable[[Any], "Negation | None"]
 
 @dataclass(frozen=True, slots=True)
 class Negation:
-    """A schema that allows only what another forbids; all of it when `exact`."""
+    """A schema that allows only what another forbids; all of it if `exact`."""
 
     schema: Any
     exact: bool = True
 
 
 def negate(schema: Any, resolve: Resolve, *, tight: bool = False, depth: int = 0) -> Negation | None:
-    """The opposite of `schema`; None when nothing of it can be said. `resolve` gives what a `$ref` names, or None.
+    """Return the opposite of `schema`, or None if no part of it can be expressed.
 
-    `tight` says something even where it leaves few documents: for a second attempt, not for a first.
+    `resolve` returns the schema that a `$ref` names, or None. `tight`: return an opposite even if it allows few
+    documents; for a second attempt only.
     """
 
     def inner(part: Any) -> Negation | None:
@@ -63,7 +64,7 @@ def negate(schema: Any, resolve: Resolve, *, tight: bool = False, depth: int = 0
 
 
 def any_of(options: list[Any]) -> Any:
-    """A schema for either of the options, as flat as it can be said."""
+    """Return a schema for any of the options, as flat as possible."""
     options = [option for option in options if option is not False]
     if any(option is True or option == {} for option in options):
         return True
@@ -73,7 +74,7 @@ def any_of(options: list[Any]) -> Any:
 
 
 def _opposite(key: str, value: Any, inner: Inner) -> Negation | None:
-    """The opposite of one keyword."""
+    """Return the opposite of one keyword."""
     if key in _NUMERIC:
         return _opposite_limit(key, value)
     match key:
@@ -107,12 +108,12 @@ def _opposite(key: str, value: Any, inner: Inner) -> Negation | None:
 
 
 def _having(name: str, schema: Any) -> Any:
-    """Objects with this key, or none where its value can be nothing."""
+    """Return a schema for objects with this key; False if no value is possible for it."""
     return schema is not False and {"type": "object", "properties": {name: schema}, "required": [name]}
 
 
 def _names(pattern: str) -> list[str]:
-    """A few names that match a pattern."""
+    """Return a few names that match a pattern."""
     short = example(pattern)
     if short is None:
         return []
@@ -120,7 +121,7 @@ def _names(pattern: str) -> list[str]:
 
 
 def _narrow(key: str, value: Any, inner: Inner) -> Negation | None:
-    """A small part of the opposite of a keyword: one way of breaking it."""
+    """Return a small part of the opposite of a keyword: one way to break it."""
     if key == "patternProperties":
         parts = [(pattern, inner(part)) for pattern, part in value.items()]
         options = [_having(name, part.schema) for pattern, part in parts if part for name in _names(pattern)]
@@ -131,7 +132,7 @@ def _narrow(key: str, value: Any, inner: Inner) -> Negation | None:
     if key == "multipleOf":
         return Negation({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": value}, exact=False)
     if key == "items" and (first := inner(value)) is not None and first.schema is not False:
-        wrong = [[True] * before + [first.schema] for before in range(2)]  # the first item or the second
+        wrong = [[True] * before + [first.schema] for before in range(2)]  # wrong in the first item, or in the second
         options = [{"type": "array", "prefixItems": items, "minItems": len(items)} for items in wrong]
         return Negation(any_of(options), exact=False)
     return None
@@ -152,7 +153,7 @@ _NUMERIC = {
 
 
 def _opposite_pattern(pattern: str) -> Negation | None:
-    """Strings that are none of the words, where the pattern is whole words."""
+    """Return a schema for all strings except the words of the pattern; None if it is not whole words."""
     words = _words(pattern)
     if words is None or not (pattern.startswith("^") and pattern.endswith("$")):
         return None
@@ -160,12 +161,12 @@ def _opposite_pattern(pattern: str) -> Negation | None:
 
 
 def _words(pattern: str) -> list[str] | None:
-    """The words a pattern looks for, `^(a|b)$` or `a|b`, where it is nothing but words; else None."""
+    """Return the words of a pattern like `^(a|b)$` or `a|b`; None if it has more than words."""
     inner = pattern.removeprefix("^").removesuffix("$")
     anchored = inner != pattern
     grouped = re.fullmatch(r"\((?:\?:)?(.*)\)", inner)
     inner = grouped[1] if grouped else inner
-    if anchored and not grouped and "|" in inner:  # `^a|b$`: each end is that of one word
+    if anchored and not grouped and "|" in inner:  # in `^a|b$` each anchor belongs to one word
         return None
     return inner.split("|") if re.fullmatch(r"[\w |-]*", inner, re.ASCII) else None
 
@@ -182,7 +183,7 @@ def _opposite_limit(key: str, value: Any) -> Negation | None:
 def _opposite_type(names: list[str]) -> Negation:
     others = [name for name in TYPES if name not in names]
     if "integer" in names and "number" in others:
-        others.remove("number")  # fractions would be allowed, and cannot be asked for
+        others.remove("number")  # the opposite has fractions, which no keyword can ask for
         return Negation({"type": others}, exact=False)
     return Negation({"type": others} if others else False)
 
@@ -194,7 +195,7 @@ def _opposite_group(key: str, parts: list[Negation | None]) -> Negation | None:
         return Negation(any_of([part.schema for part in known]), exact) if known else None
     if len(known) < len(parts):
         return None
-    exact = key == "anyOf" and all(part.exact for part in known)  # two options of a oneOf at once are forbidden too
+    exact = key == "anyOf" and all(part.exact for part in known)  # oneOf also forbids values of two options
     return Negation({"allOf": [part.schema for part in known]}, exact)
 
 
@@ -218,7 +219,7 @@ def _opposite_values(values: list[Any]) -> Negation | None:
 
 
 def other_than(words: list[str]) -> str:
-    """A regular expression for every string but these, without look-around."""
+    """Return a regular expression, without look-around, for every string except these."""
     return f"^{_other_than(sorted(set(words)))}$"
 
 
@@ -235,7 +236,7 @@ def _literal(letter: str) -> str:
 
 
 def type_of(value: Any) -> str:
-    """JSON's name for the type of a value; whole numbers are numbers here."""
+    """Return JSON's name for the type of a value. A whole number is a "number" too."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -246,7 +247,7 @@ def type_of(value: Any) -> str:
 
 
 def types_of(schema: Any, resolve: Resolve, depth: int = 0) -> frozenset[str]:
-    """The types a value of this schema may have; more when in doubt."""
+    """Return the types that a value of this schema may have; too many if in doubt."""
     every = frozenset(TYPES)
     if schema is False:
         return frozenset()
@@ -271,7 +272,7 @@ def types_of(schema: Any, resolve: Resolve, depth: int = 0) -> frozenset[str]:
 
 
 def disjoint(one: Any, two: Any, resolve: Resolve, depth: int = 0) -> bool:
-    """True when no value can be valid for both, as far as a glance tells."""
+    """Return True if no value can be valid for both. A quick check: False may mean that it could not tell."""
     shared = types_of(one, resolve) & types_of(two, resolve)
     if not shared:
         return True
@@ -285,7 +286,7 @@ def disjoint(one: Any, two: Any, resolve: Resolve, depth: int = 0) -> bool:
 
 
 def followed(schema: Any, resolve: Resolve) -> Any:
-    """The schema a reference names, through references to references; others as they are."""
+    """Return the schema at the end of a chain of references. Return a schema without a reference unchanged."""
     for _ in range(_MAX_DEPTH):
         if not isinstance(schema, dict) or "$ref" not in schema:
             break
@@ -299,14 +300,14 @@ def _values(schema: dict[str, Any]) -> frozenset[str] | None:
 
 
 def _keys_apart(one: dict[str, Any], two: dict[str, Any], resolve: Resolve, depth: int) -> bool:
-    """Both require a key whose values cannot agree."""
+    """Return whether both require a key whose values cannot agree."""
     keys = set(one.get("required", ())) & set(two.get("required", ()))
     mine, yours = one.get("properties", {}), two.get("properties", {})
     return any(disjoint(mine.get(key, True), yours.get(key, True), resolve, depth + 1) for key in sorted(keys))
 
 
 def _forbids(one: dict[str, Any], two: dict[str, Any]) -> bool:
-    """`one` forbids a key that `two` requires."""
+    """Return whether `one` forbids a key that `two` requires."""
     properties = one.get("properties", {})
     closed = one.get("additionalProperties") is False and not one.get("patternProperties")
     return any(properties[key] is False if key in properties else closed for key in two.get("required", ()))

@@ -1,4 +1,4 @@
-"""A short text that a regular expression matches: how long such strings are, and how to end one that is begun."""
+"""A short text that matches a regular expression. It shows how long a match is and how to end one that has begun."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MAX_TEXT = 2000  # characters
 
 @lru_cache(maxsize=1024)
 def example(pattern: str) -> str | None:
-    """A short match of a pattern, by Python's own parser; None where it cannot be read or no short match is found."""
+    """Return a short match of a pattern; None if Python cannot read the pattern or no short match is found."""
     from re import _parser  # type: ignore[attr-defined]
 
     try:
@@ -51,11 +51,11 @@ def _part(operation: str, argument: Any) -> str:
             return _text(repeated) * least if least else ""
         case "ATOMIC_GROUP":
             return _text(argument)
-    return ""  # anchors and look-around take no room
+    return ""  # anchors and look-around match no characters
 
 
 def _member(members: list[Any]) -> str:
-    """A character of a class."""
+    """Return one character of a character class."""
     negated = str(members[0][0]) == "NEGATE"
     for letter in "a0A-_ ./:@#x1Bz":
         inside = any(_has(str(kind), value, letter) for kind, value in members)

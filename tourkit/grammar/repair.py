@@ -1,6 +1,6 @@
-"""Repairs of a JSON value that breaks its schema, each by the rule of one keyword. Invents no content.
+"""Repairs a JSON value that breaks its schema, with one rule for each keyword. Invents no content.
 
-A value is rounded, cut, converted or spelled as the schema asks. What no rule can fix stays as it is.
+A rule rounds, cuts, converts or spells a value as the schema requires. Errors that no rule can fix stay.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MAX_ROUNDS = 8
 
 
 def repair(schema: Any, data: Any) -> tuple[Any, list[str]]:
-    """A copy of `data` with what a rule can fix, and a line for each repair. The caller validates the result."""
+    """Return a repaired copy of `data`, and one line for each repair. The caller validates the result."""
     holder = {"": json.loads(json.dumps(data))}
     done: list[str] = []
     units: dict[str, Fraction] = {}
@@ -28,7 +28,7 @@ def repair(schema: Any, data: Any) -> tuple[Any, list[str]]:
         errors, _problem = validation_errors(schema, holder[""])
         for error in errors:
             _join_multiples(error, units)
-        made = [line for error in errors for line in _mended(error, holder)]
+        made = [line for error in errors for line in _repaired(error, holder)]
         done += made
         if not made:
             break
@@ -36,7 +36,10 @@ def repair(schema: Any, data: Any) -> tuple[Any, list[str]]:
 
 
 def _join_multiples(error: Any, units: dict[str, Fraction]) -> None:
-    """Let a number that breaks several `multipleOf`, at once or in turn, be rounded to what meets them all."""
+    """Change the step of a `multipleOf` error to the least common multiple of all steps seen for this number.
+
+    So a number that breaks several `multipleOf`, at once or one after another, is rounded to a multiple of all.
+    """
     if error.validator != "multipleOf" or error.validator_value <= 0:
         return
     at, step = pointer(error.absolute_path), Fraction(str(error.validator_value))
@@ -45,13 +48,13 @@ def _join_multiples(error: Any, units: dict[str, Fraction]) -> None:
     units[at] = error.validator_value = Fraction(whole, known.denominator * step.denominator)
 
 
-_UNMENDED = object()
+_UNREPAIRED = object()
 
 
-def _mended(error: Any, holder: dict[str, Any]) -> list[str]:
-    """Mend one error in place. `holder` has the document under its only key."""
+def _repaired(error: Any, holder: dict[str, Any]) -> list[str]:
+    """Repair one error in place. Return a line about it, or none. `holder` has the document under its only key."""
     if error.validator in ("anyOf", "oneOf"):
-        return _mended_by_option(error, holder)
+        return _repaired_by_option(error, holder)
     rule = _RULES.get(error.validator)
     if rule is None:
         return []
@@ -60,20 +63,20 @@ def _mended(error: Any, holder: dict[str, Any]) -> list[str]:
     for step in steps[:-1]:
         place = place[step]
     value = rule(place[steps[-1]], error.validator_value, error.schema)
-    if value is _UNMENDED or _same(value, place[steps[-1]]):
+    if value is _UNREPAIRED or _same(value, place[steps[-1]]):
         return []
     place[steps[-1]] = value
     return [f"{pointer(error.absolute_path)}: {_DONE[error.validator]}"]
 
 
-def _mended_by_option(error: Any, holder: dict[str, Any]) -> list[str]:
-    """Mend what the option with the fewest errors asks for, if all of it can be mended."""
+def _repaired_by_option(error: Any, holder: dict[str, Any]) -> list[str]:
+    """Repair all errors of one option, the one with the fewest errors first. Change nothing if no option can be met."""
     options: dict[Any, list[Any]] = {}
     for part in error.context:
         options.setdefault(part.schema_path[0], []).append(part)
     for parts in sorted(options.values(), key=len):
         trial = json.loads(json.dumps(holder))
-        lines = [_mended(part, trial) for part in parts]
+        lines = [_repaired(part, trial) for part in parts]
         if lines and all(lines):
             holder.update(trial)
             return [line for group in lines for line in group]
@@ -87,9 +90,9 @@ def _same(one: Any, two: Any) -> bool:
 def _coerced(value: Any, wanted: Any, _schema: Any) -> Any:
     for kind in wanted if isinstance(wanted, list) else [wanted]:
         made = _as_type(value, kind)
-        if made is not _UNMENDED:
+        if made is not _UNREPAIRED:
             return made
-    return _UNMENDED
+    return _UNREPAIRED
 
 
 def _as_type(value: Any, kind: str) -> Any:
@@ -100,10 +103,10 @@ def _as_type(value: Any, kind: str) -> Any:
     if kind == "string" and isinstance(value, int | float):
         return json.dumps(value)
     if kind == "boolean" and isinstance(value, str):
-        return {"true": True, "false": False}.get(value.strip().lower(), _UNMENDED)
+        return {"true": True, "false": False}.get(value.strip().lower(), _UNREPAIRED)
     if kind == "null" and value == "null":
         return None
-    return _UNMENDED
+    return _UNREPAIRED
 
 
 def _number(text: str, kind: str) -> Any:
@@ -111,7 +114,7 @@ def _number(text: str, kind: str) -> Any:
         return int(text)
     if kind == "number" and re.fullmatch(r"-?[0-9]{1,300}\.[0-9]{1,300}", text):
         return float(text)
-    return _UNMENDED
+    return _UNREPAIRED
 
 
 def _unique(value: list[Any], _wanted: Any, _schema: Any) -> list[Any]:
@@ -122,7 +125,7 @@ def _unique(value: list[Any], _wanted: Any, _schema: Any) -> list[Any]:
 
 
 def _canonical(value: Any) -> Any:
-    """1 and 1.0 are one value to a schema."""
+    """Return the value with whole floats as integers: for a schema 1 and 1.0 are the same value."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list):
@@ -132,7 +135,7 @@ def _canonical(value: Any) -> Any:
 
 def _without_unknown(value: dict[str, Any], wanted: Any, schema: dict[str, Any]) -> Any:
     if wanted is not False:
-        return _UNMENDED
+        return _UNREPAIRED
     named = schema.get("properties", {})
     patterns = [compiled_pattern(pattern) for pattern in schema.get("patternProperties", {})]
     return {
@@ -145,23 +148,23 @@ def _without_unknown(value: dict[str, Any], wanted: Any, schema: dict[str, Any])
 def _limit(value: Any, limit: Any, schema: dict[str, Any]) -> Any:
     strict = schema.get("exclusiveMinimum" if value < limit else "exclusiveMaximum") is True
     if strict or (isinstance(value, int) and not _is_whole(limit)):
-        return _UNMENDED
+        return _UNREPAIRED
     return int(limit) if isinstance(value, int) else limit
 
 
 def _next_whole(shift: int) -> Callable[[Any, Any, Any], Any]:
     def moved(value: Any, limit: Any, _schema: Any) -> Any:
-        return math.floor(limit) + shift if isinstance(value, int) and _is_whole(limit) else _UNMENDED
+        return math.floor(limit) + shift if isinstance(value, int) and _is_whole(limit) else _UNREPAIRED
 
     return moved
 
 
 def _multiple(value: Any, step: Any, schema: Any) -> Any:
-    """The nearest multiple within the limits beside `step`."""
+    """Return the nearest multiple of `step` within the schema's minimum and maximum."""
     if step <= 0 or not (isinstance(value, int) or math.isfinite(value)):
-        return _UNMENDED
+        return _UNREPAIRED
     unit = Fraction(str(step))
-    made = round(Fraction(str(value)) / unit) * unit  # exact: a whole number may be far beyond what a float holds
+    made = round(Fraction(str(value)) / unit) * unit  # exact: a whole number may be too large for a float
     low, high = schema.get("minimum", made), schema.get("maximum", made)
     if made < low < math.inf:
         made = math.ceil(Fraction(str(low)) / unit) * unit
@@ -169,7 +172,7 @@ def _multiple(value: Any, step: Any, schema: Any) -> Any:
         made = math.floor(Fraction(str(high)) / unit) * unit
     if made.denominator == 1 and isinstance(value, int):
         return int(made)
-    return float(made) if abs(made) < sys.float_info.max else _UNMENDED
+    return float(made) if abs(made) < sys.float_info.max else _UNREPAIRED
 
 
 def _is_whole(number: Any) -> bool:
@@ -181,9 +184,9 @@ def _cut(value: Any, limit: int, _schema: Any) -> Any:
 
 
 def _with_fixed(value: dict[str, Any], wanted: Any, schema: dict[str, Any]) -> Any:
-    """Required keys that can have one value only get it."""
+    """Add each missing required key that can have only one value."""
     if not isinstance(wanted, list):
-        return _UNMENDED
+        return _UNREPAIRED
     made = dict(value)
     for key in wanted:
         part = schema.get("properties", {}).get(key)
@@ -194,11 +197,11 @@ def _with_fixed(value: dict[str, Any], wanted: Any, schema: dict[str, Any]) -> A
 
 
 def _nearest(value: Any, wanted: list[Any], _schema: Any) -> Any:
-    """The allowed value that differs in case or outer space only."""
+    """Return the allowed value that differs only in case or outer spaces."""
     if not isinstance(value, str):
-        return _UNMENDED
+        return _UNREPAIRED
     near = [item for item in wanted if isinstance(item, str) and item.strip().casefold() == value.strip().casefold()]
-    return near[0] if len(near) == 1 else _UNMENDED
+    return near[0] if len(near) == 1 else _UNREPAIRED
 
 
 _RULES: dict[str, Callable[[Any, Any, Any], Any]] = {
@@ -216,7 +219,7 @@ _RULES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "enum": _nearest,
 }
 _DONE = {
-    "type": "converted to the type asked for",
+    "type": "converted to the required type",
     "uniqueItems": "repeated items left out",
     "additionalProperties": "unknown keys left out",
     "minimum": "raised to the minimum",
@@ -224,8 +227,8 @@ _DONE = {
     "exclusiveMinimum": "raised above the exclusive minimum",
     "exclusiveMaximum": "lowered below the exclusive maximum",
     "multipleOf": "rounded to a multiple",
-    "maxLength": "cut to the longest length",
-    "maxItems": "cut to the most items",
+    "maxLength": "cut to the maximum length",
+    "maxItems": "cut to the maximum number of items",
     "required": "the only possible value added",
-    "enum": "spelled as in the list",
+    "enum": "spelled as in the enum",
 }

@@ -1,4 +1,4 @@
-"""One pass over a JSON Schema: keywords llguidance lacks are said in others or, where allowed, left out by name."""
+"""One pass over a JSON Schema. It replaces the keywords that llguidance lacks by others, or drops them if allowed."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from tourkit.grammar.check import validate
 from tourkit.grammar.negation import Negation, any_of, disjoint, followed, negate, type_of, types_of
 from tourkit.grammar.schema_walk import IN_PLACE, NO_ASSERTIONS, converted, escape, resolve
 
-# What may be lost: nothing; that options exclude one another; keywords; patterns that cannot be read; what else is
-# in the way; all but the type of the root.
+# What each level may lose: nothing; that options exclude one another; keywords; patterns that cannot be followed;
+# every other obstacle; everything except the type of the root.
 EXACT, ONE_OF, KEYWORDS, PATTERNS, SHAPES, GENERIC = range(6)
 
 FORMATS = frozenset("date-time date time duration email hostname ipv4 ipv6 uuid uri".split())
-# What jsonschema checks without further packages; any other unknown format is a remark to it, as it is to us.
+# Formats that jsonschema checks without other packages. Unknown formats are treated as annotations, here and there.
 _CHECKED_FORMATS = frozenset(("regex", "idn-email"))
 _UNSUPPORTED = frozenset(
     "not if uniqueItems contains minContains maxContains dependencies dependentRequired dependentSchemas".split()
     + "propertyNames unevaluatedProperties unevaluatedItems $dynamicRef $recursiveRef".split()
 )
-# Keywords whose meaning depends on those beside them.
+# Keywords whose meaning depends on other keywords of the same schema.
 _WIDE = frozenset("properties patternProperties additionalProperties items prefixItems additionalItems $ref".split())
 _ABOUT = dict.fromkeys(("properties", "required", "patternProperties", "minProperties"), "object")
 _ABOUT |= dict.fromkeys(("items", "prefixItems", "contains", "minItems"), "array")
 _ABOUT |= dict.fromkeys(("pattern", "minLength", "maxLength"), "string")
 _MAX_NUMBERS = 1000
-_MAX_OPTIONS = 24  # alternatives made of one keyword at most: each of them costs the grammar
+_MAX_OPTIONS = 24  # alternatives made from one keyword; each makes the grammar larger
 
 
 Readable = Callable[[str], bool]
@@ -36,7 +36,10 @@ Readable = Callable[[str], bool]
 
 @dataclass(slots=True)
 class Rewrite:
-    """What level of loss is allowed, and what was lost. `narrow`: to forbid what the schema allows is allowed too."""
+    """One pass: the level of loss it may cause, and the loss it caused. `readable`: whether a pattern can be followed.
+
+    `narrow`: the pass may forbid what the schema allows. `narrowed`: it did. `dropped`: JSON pointers to lost parts.
+    """
 
     root: dict[str, Any]
     level: int
@@ -50,7 +53,7 @@ class Rewrite:
         return resolve(reference, self.root)
 
     def opposite(self, schema: Any) -> Negation | None:
-        """What `schema` forbids, if that can be said as exactly as this pass asks for."""
+        """Return the opposite of `schema`, or None if it is less exact than this pass requires."""
         found = negate(schema, self.resolve, tight=self.tight)
         return None if found is None or not (found.exact or self.narrows()) else found
 
@@ -58,7 +61,7 @@ class Rewrite:
         self.dropped.append(f"{at}/{escape(key)}")
 
     def narrows(self) -> bool:
-        """Ask whether saying less than the original allows is wanted now; remembers that it was done."""
+        """Return whether a rewrite may allow less than the original. If so, set `narrowed`."""
         self.narrowed = self.narrowed or self.narrow
         return self.narrow
 
@@ -86,7 +89,7 @@ class Rewrite:
         return _joined(result, more)
 
     def _values_of(self, schema: dict[str, Any]) -> list[Any] | None:
-        """All values of a schema that has few, where it says something of them the grammar cannot."""
+        """Return all values of a schema that has few of them and a keyword that llguidance lacks; else None."""
         if not _UNSUPPORTED & set(schema):
             return None
         candidates = schema.get("enum", _whole_numbers(schema))
@@ -96,7 +99,7 @@ class Rewrite:
         return [value for value in candidates if not validate(shared | {"allOf": [schema]}, value)]
 
     def _closed(self, schema: dict[str, Any]) -> dict[str, Any]:
-        """An object that may have so many keys at most, without keys that have no name."""
+        """Forbid unnamed keys in an object with `maxProperties`, so that its keys can be counted."""
         most, names = schema.get("maxProperties"), schema.get("properties", {})
         beside = ("additionalProperties", "patternProperties", *IN_PLACE)
         if most is None or not names or any(key in schema for key in beside):
@@ -106,7 +109,7 @@ class Rewrite:
         return schema | {"additionalProperties": False}
 
     def _reference_alone(self, schema: dict[str, Any], at: str) -> dict[str, Any]:
-        """A reference without what stands beside it: definitions stay, they may be referred to."""
+        """Keep `$ref`, annotations and definitions; drop the other sibling keywords."""
         kept = {key: value for key, value in schema.items() if key == "$ref" or key in NO_ASSERTIONS}
         for key in schema:
             if key not in kept:
@@ -125,7 +128,7 @@ class Rewrite:
         return key == "format" and self.level >= SHAPES
 
     def _patterns_made_general(self, schema: dict[str, Any], at: str) -> None:
-        """Key patterns that overlap or cannot be read become one rule for all other keys."""
+        """Replace key patterns that overlap or cannot be followed by one rule for all other keys."""
         patterns = schema.get("patternProperties")
         if self.level < PATTERNS or not isinstance(patterns, dict) or not patterns:
             return
@@ -137,7 +140,7 @@ class Rewrite:
         possible = [part for part in patterns.values() if part is not False]
         if others is not False and possible and self.narrows():
             if len(possible) < len(patterns):
-                self.drop(at, "patternProperties")  # which keys may not be is lost
+                self.drop(at, "patternProperties")  # forbidden keys are no longer enforced
             every = {"allOf": [*possible, others]}
             schema["properties"] = {
                 name: {"allOf": [part, every]} for name, part in schema.get("properties", {}).items()
@@ -149,12 +152,12 @@ class Rewrite:
 
     @staticmethod
     def _within_all_of(at: str) -> bool:
-        """Where parts are put together, one part's key patterns may overlap with another's."""
+        """Return whether the schema at `at` may be combined with others: then their key patterns may overlap."""
         return "/allOf/" in at or "/definitions/" in at or "/$defs/" in at or "/oneOf/" in at
 
 
 def _joined(schema: dict[str, Any], more: list[Any]) -> Any:
-    """`schema` and all of `more` at once."""
+    """Return a schema that requires `schema` and all of `more`."""
     if not more:
         return schema
     if any(part is False for part in more):
@@ -167,7 +170,7 @@ def _joined(schema: dict[str, Any], more: list[Any]) -> Any:
 
 
 def _whole_numbers(schema: dict[str, Any]) -> list[int] | None:
-    """The whole numbers within a schema's limits, where they are few."""
+    """Return the whole numbers within a schema's limits if they are few, else None."""
     low = schema.get("minimum", schema.get("exclusiveMinimum"))
     high = schema.get("maximum", schema.get("exclusiveMaximum"))
     if schema.get("type") != "integer" or type(low) is not int or type(high) is not int:
@@ -176,7 +179,7 @@ def _whole_numbers(schema: dict[str, Any]) -> list[int] | None:
 
 
 def _typed(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema that names no type, with the one type its keywords are about."""
+    """Add a type to a schema that names none, if its keywords are about one type only."""
     if any(key in schema for key in ("type", "enum", "const", "$ref")):
         return schema
     kinds = {_ABOUT[key] for key in schema if key in _ABOUT}
@@ -184,7 +187,7 @@ def _typed(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _respelled(schema: dict[str, Any]) -> dict[str, Any]:
-    """`unevaluatedProperties` said as `additionalProperties` where nothing beside it evaluates keys."""
+    """Replace `unevaluatedProperties` by `additionalProperties` if no sibling keyword evaluates keys."""
     key, meant = "unevaluatedProperties", "additionalProperties"
     if key not in schema or any(word in schema for word in IN_PLACE):
         return schema
@@ -193,7 +196,7 @@ def _respelled(schema: dict[str, Any]) -> dict[str, Any]:
     return {meant if name == key else name: value for name, value in schema.items()}
 
 
-# --- rewrites: each gives the schemas that say the keyword in another way, or None ------------------------------
+# --- rules: each returns the schemas that replace its keyword, or None if it cannot be replaced -----------------
 
 
 def _not(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str) -> list[Any] | None:
@@ -205,7 +208,7 @@ def _not(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str) -> list[
 
 
 def _dependencies(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str) -> list[Any] | None:
-    """Either the key is absent, or what it asks for holds."""
+    """Either the key is absent, or its dependencies hold."""
     if not isinstance(value, dict):
         return None
     del schema
@@ -231,13 +234,13 @@ def _if(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str) -> list[A
 
 
 def _of_if(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str) -> list[Any]:
-    """`then` and `else` go with their `if`: rewritten, left out or refused there."""
+    """Return nothing: the rule of `if` handles its `then` and `else`."""
     del rewrite, schema, value, at
     return []
 
 
 def _one_of(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str) -> list[Any] | None:
-    """Any of the options, each without what the others allow too."""
+    """Any of the options, each without the values that other options allow too."""
     del schema
     if not isinstance(value, list) or not value:
         return None
@@ -276,7 +279,7 @@ def _apart(rewrite: Rewrite, options: list[Any], at: str) -> list[Any] | None:
 
 
 def _foreign_keys(rewrite: Rewrite, option: Any, other: Any) -> list[str]:
-    """Keys of one option that the other, a closed object, does not know: any of them tells the two apart."""
+    """Return the keys of `option` that `other`, a closed object, forbids: each of them tells the two apart."""
     one, two = (followed(schema, rewrite.resolve) for schema in (option, other))
     if not isinstance(one, dict) or not isinstance(two, dict) or two.get("patternProperties"):
         return []
@@ -286,7 +289,7 @@ def _foreign_keys(rewrite: Rewrite, option: Any, other: Any) -> list[str]:
 
 
 def _values(rewrite: Rewrite, option: Any) -> list[Any] | None:
-    """The values of an option that is nothing but a list of values."""
+    """Return the values of an option that is only a list of values, else None."""
     option = followed(option, rewrite.resolve)
     if not isinstance(option, dict) or set(option) - NO_ASSERTIONS - {"type"} != {"enum"}:
         return None
@@ -299,7 +302,7 @@ def _values(rewrite: Rewrite, option: Any) -> list[Any] | None:
 
 
 def _count(value: Any, values: list[Any]) -> int:
-    """How often a JSON value is in a list; true is not 1 here."""
+    """Count a JSON value in a list. true and 1 are different values."""
     return sum(type_of(other) == type_of(value) and bool(other == value) for other in values)
 
 
@@ -309,7 +312,7 @@ def _unique_items(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str)
 
 
 def _contains(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str) -> list[Any] | None:
-    """The first item is the one that must be there."""
+    """Require it of the first item."""
     old = "2020-12" not in str(rewrite.root.get("$schema", "2020-12"))
     if old or schema.get("minContains", 1) != 1 or "maxContains" in schema or "prefixItems" in schema:
         return None
@@ -349,7 +352,7 @@ def _format(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str) -> li
 
 
 def _min_properties(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str) -> list[Any] | None:
-    """At least one key: one of those with a name."""
+    """At least one key: require one of the named keys."""
     del at
     names = list(schema.get("properties", {}))
     if len(schema.get("required", ())) >= value:
@@ -371,7 +374,7 @@ def _max_properties(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: st
 
 
 def _dialect(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str) -> list[Any] | None:
-    """A dialect nobody knows is read as the newest one."""
+    """Ignore an unknown dialect: the schema is read as the newest one."""
     del rewrite, schema, at
     return None if "json-schema.org/" in str(value) else []
 

@@ -1,7 +1,7 @@
-"""Where the schemas inside a JSON Schema are, what its local references name, and JSON pointers.
+"""Finds the schemas inside a JSON Schema, resolves local references, and makes JSON pointers.
 
-This module alone knows which keywords hold schemas. Others read the parts of a schema by `walk`, and rebuild them by
-`converted`.
+Only this module knows which keywords hold schemas. Other modules read the parts of a schema with `walk` and rebuild
+them with `converted`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 # The value is a map of names to schemas.
 _MAPS = frozenset("properties patternProperties $defs definitions dependentSchemas dependencies".split())
-# The value is a list of schemas. `items` is so only in older dialects.
+# The value is a list of schemas. `items` is a list only in older dialects.
 LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _LISTS = frozenset((*LISTS, "items"))
 # The value is one schema.
@@ -20,13 +20,13 @@ _SINGLES = frozenset(
     "items additionalItems additionalProperties not if then else contains propertyNames".split()
     + "unevaluatedProperties unevaluatedItems".split()
 )
-# The value holds no schema, whatever it looks like.
+# The value holds no schema, even if it looks like one.
 _VALUES = frozenset("enum const default examples example required type dependentRequired".split())
-# These show that the value of an unknown keyword is a schema.
+# If the value of an unknown keyword has one of these, it is a schema.
 _TELLING = ("type", "$ref", "properties", "enum", "allOf")
-# These apply other schemas to the same JSON value, and so may speak of keys that the schema itself does not name.
+# These apply other schemas to the same JSON value. They may name keys that the schema itself does not name.
 IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "dependentSchemas", "$ref", "$dynamicRef", "$recursiveRef")
-# These are remarks. NO_ASSERTIONS also has what a schema is named by and what it keeps for references.
+# These only annotate. NO_ASSERTIONS adds the keywords that identify a schema or hold definitions.
 ANNOTATIONS = frozenset(
     "title description default examples example $comment deprecated readOnly writeOnly".split()
     + "contentEncoding contentMediaType contentSchema".split()
@@ -38,7 +38,7 @@ Convert = Callable[[Any, str], Any]
 
 
 def walk(schema: Any) -> Iterator[Subschema]:
-    """A schema and all schemas inside it, each before its parts, the last part first. Does not follow references.
+    """Yield a schema and all schemas inside it, each before its parts, the last part first. Follows no references.
 
     Objects in an unknown keyword count as schemas, because a reference may name them.
     """
@@ -50,7 +50,7 @@ def walk(schema: Any) -> Iterator[Subschema]:
 
 
 def _children(at: str, schema: dict[str, Any]) -> list[Subschema]:
-    """The schemas directly inside the schema with the pointer `at`, in its order."""
+    """Return the schemas directly inside the schema with the pointer `at`, in its order."""
     found: list[Subschema] = []
     for keyword, value in schema.items():
         if not isinstance(value, dict | list) or keyword in _VALUES:
@@ -66,10 +66,10 @@ def _children(at: str, schema: dict[str, Any]) -> list[Subschema]:
 
 
 def converted(keyword: str, value: Any, at: str, convert: Convert) -> Any:
-    """The value of a keyword with `convert(schema, pointer)` in place of each schema directly inside it.
+    """Return the value of a keyword with `convert(schema, pointer)` in place of each schema directly inside it.
 
     `at` is the pointer to the schema that has the keyword. In an unknown keyword, only objects that look like schemas
-    are converted: other data stays as it is.
+    are converted; other data stays as it is.
     """
     if not isinstance(value, dict | list) or keyword in _VALUES:
         return value
@@ -84,17 +84,20 @@ def converted(keyword: str, value: Any, at: str, convert: Convert) -> Any:
 
 
 def escape(name: str) -> str:
-    """A name as one step of a JSON pointer."""
+    """Return a name as one step of a JSON pointer."""
     return name.replace("~", "~0").replace("/", "~1")
 
 
 def pointer(path: Iterable[Any]) -> str:
-    """The JSON pointer made of keys and positions."""
+    """Return the JSON pointer made of keys and positions."""
     return "".join(f"/{escape(str(step))}" for step in path)
 
 
 def resolve(reference: str, root: Any) -> Any:
-    """The part of `root` a local reference names: `#`, `#/a/b`, `#anchor` or an `$id` of the document. Else None."""
+    """Return the part of `root` that a local reference names, else None.
+
+    A local reference is `#`, `#/a/b`, `#anchor` or an `$id` of the document.
+    """
     _, _, fragment = reference.partition("#")
     if reference.startswith("#") and (not fragment or fragment.startswith("/")):
         return _follow(fragment, root)
@@ -115,7 +118,7 @@ def _follow(pointer: str, root: Any) -> Any:
 
 
 def _identified(reference: str, root: Any) -> Any:
-    """The schema with this `$id`, `id` or anchor, by its full text or by its last part."""
+    """Return the schema with this `$id`, `id` or anchor, else None. The last part of an id is enough to name it."""
     document, _, fragment = reference.partition("#")
     wanted = {reference, document, document.rsplit("/", 1)[-1]} if document else {reference}
     anchor = fragment if fragment and not fragment.startswith("/") else None

@@ -1,6 +1,6 @@
-"""What the end of a document of a JSON Schema may look like: short instances, patterns and samples of them.
+"""Estimates the end of a document of a JSON Schema: short instances of the schema, its patterns, and samples of them.
 
-Estimates of how many tokens it takes, and of what must be written. Nothing here is validated.
+They show how many tokens the end takes and what must be written. Nothing here is validated.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from tourkit.grammar.schema_walk import LISTS, resolve, walk
 
 _text = json.JSONEncoder(ensure_ascii=False).encode
 _MAX_DEPTH = 40
-_MAX_TEXT = 4000  # characters of one string, and values of one array
-_MAX_SAMPLES, _MAX_SAMPLE = 64, 100  # texts, characters of one
+_MAX_TEXT = 4000  # characters of one string; values of one array
+_MAX_SAMPLES, _MAX_SAMPLE = 64, 100  # number of texts; characters of one text
 _SAMPLES = {
     "date-time": "2026-01-01T10:00:00Z",
     "date": "2026-01-01",
@@ -29,16 +29,16 @@ _SAMPLES = {
 
 
 def closing_texts(schema: Any) -> tuple[str, str]:
-    """Texts about as long as what may be left to write when the tokens run out, wherever that is.
+    """Return two texts that together are about as long as the rest of a document may be when the tokens run out.
 
-    All that is required, and the longest chain of optional parts that may have been begun.
+    The first has all that is required. The second is the longest chain of optional parts that may have begun.
     """
     measure = _Measure(schema)
     return _text(measure.instance(schema, 0)), measure.begun(schema, 0)
 
 
 def patterns(schema: Any) -> tuple[str, ...]:
-    """The regular expressions a schema has for strings and keys."""
+    """Return the regular expressions that a schema has for strings and keys."""
     found: dict[str, None] = {}
     for _, part in walk(schema):
         if isinstance(part.get("pattern"), str):
@@ -49,7 +49,7 @@ def patterns(schema: Any) -> tuple[str, ...]:
 
 
 def samples(schema: Any) -> tuple[str, ...]:
-    """Short matches of the schema's patterns: what may still have to be written to end a string."""
+    """Return short matches of the schema's patterns and formats: texts that may be needed to end a string."""
     found: dict[str, None] = {}
     for _, part in walk(schema):
         text = _SAMPLES.get(str(part.get("format")))
@@ -63,7 +63,7 @@ def samples(schema: Any) -> tuple[str, ...]:
 
 
 class _Measure:
-    """Instances and texts of the parts of one schema, each made once."""
+    """Instances and texts of the parts of one schema. Each is made once."""
 
     def __init__(self, root: Any) -> None:
         self._root = root
@@ -74,7 +74,7 @@ class _Measure:
         if not isinstance(schema, dict) or depth > _MAX_DEPTH:
             return None
         if id(schema) not in self._instances:
-            self._instances[id(schema)] = None  # what a schema that contains itself finds
+            self._instances[id(schema)] = None  # a schema that contains itself finds this
             self._instances[id(schema)] = self._instance(schema, depth + 1)
         return self._instances[id(schema)]
 
@@ -98,7 +98,7 @@ class _Measure:
         return merged if merged else max(parts, key=lambda value: 0 if value is None else len(str(value)))
 
     def begun(self, schema: Any, depth: int) -> str:
-        """The longest text that optional parts of this schema add once they are begun."""
+        """Return the longest text that optional parts of this schema add once they have begun."""
         if not isinstance(schema, dict) or depth > _MAX_DEPTH:
             return ""
         if id(schema) not in self._begun:

@@ -1,7 +1,7 @@
 """Spaces in generated JSON: none after commas and colons, unless the answers so far have them or the model writes them.
 
-A model that is made to leave out the spaces it expects ends its arrays at once, if it is a small one
-(docs/structured.md). One that does not mind is spared a fifth of the tokens.
+A small model that must leave out the spaces it expects ends its arrays at once (docs/structured.md). Other models save
+a fifth of the tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 QUESTION = "Ann Lee is 31 years old and lives in Oslo. Write this as JSON."
 BEGUN = '{"name"'
-ENOUGH = 8  # tokens: the separator and some of the value
+ENOUGH = 8  # tokens: enough for the separator and the start of the value
 
 _SPACED = {"item_separator": ", ", "key_separator": ": "}
 _COMPACT = {"item_separator": ",", "key_separator": ":"}
@@ -27,10 +27,10 @@ _SPACED_KEY = re.compile(_KEY + r"\s")
 
 
 class Spacing:
-    """How one model's answers are spaced. Thread-safe.
+    """The spacing of one model's answers. Thread-safe.
 
-    `write_on` has the model go on greedily after BEGUN, its answer to QUESTION, for ENOUGH tokens: all in one delta.
-    It is called once, for the first answer whose request does not show how.
+    `write_on` lets the model continue BEGUN, its answer to QUESTION, greedily for ENOUGH tokens, all in one delta.
+    It is called once, for the first answer whose request shows no spacing.
     """
 
     def __init__(self, write_on: Callable[[Emit], object]) -> None:
@@ -39,14 +39,14 @@ class Spacing:
         self._lock = threading.Lock()
 
     def compact(self, request: Request) -> bool:
-        """Whether an answer has no space after commas and colons. Raises what `write_on` does, EngineError."""
+        """Return whether an answer has no space after commas and colons. Raises EngineError as `write_on` does."""
         if request.constraint is None or not request.constraint.is_json:
             return False
         shown = _shown(request)
         return self.habit() if shown is None else shown
 
     def habit(self) -> bool:
-        """The same where nothing shows how: the model is asked, once. Raises as `compact` does."""
+        """Return the same for a request that shows no spacing. The model is asked once. Raises as `compact` does."""
         with self._lock:
             if self._habit is None:
                 self._habit = not _SPACED_KEY.search(BEGUN + self._written())
@@ -66,7 +66,7 @@ class Spacing:
 
 
 def _shown(request: Request) -> bool | None:
-    """Whether the assistant's JSON so far is all without a space after its colons; None where there is none.
+    """Return whether the assistant's JSON so far has no space after any colon; None if there is no JSON.
 
     A plain prompt may hold answers anywhere, so all of it counts.
     """
@@ -78,5 +78,5 @@ def _shown(request: Request) -> bool | None:
 
 
 def separators(*, compact: bool) -> dict[str, Any]:
-    """llguidance's options for JSON with no whitespace but this: there is none to wander in."""
+    """Return llguidance's options for JSON with no other whitespace, so that a model cannot write it without end."""
     return {"whitespace_flexible": False} | (_COMPACT if compact else _SPACED)
