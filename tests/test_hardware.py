@@ -1,4 +1,4 @@
-"""What this machine grants: by cgroup files of both versions, by the GPUs' own libraries, by what is installed."""
+"""What a machine offers: by the cgroup files of both versions, by the GPUs' libraries, by the installed packages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 def machine(
     folder: Path, files: dict[str, str], *, membership: str = "0::/\n", total_kib: int = 32 * 2**20, free_kib: int = 0
 ) -> Hardware:
-    """A probe of copies: files below the cgroup mount, /proc/self/cgroup and /proc/meminfo."""
+    """Probe copies of the files below the cgroup mount, of /proc/self/cgroup and of /proc/meminfo."""
     for name, text in files.items():
         (folder / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "cgroup" / name).write_text(text)
@@ -123,7 +123,7 @@ def test_this_machine_has_a_thread_and_some_memory() -> None:
 
 @pytest.fixture
 def limited_cgroup() -> Iterator[tuple[Path, Path]]:
-    """Real cgroups (version 1) with one CPU and 8 GiB, as folders to join. Skips where none may be made."""
+    """Folders of real cgroups (version 1) with one CPU and 8 GiB. Skips if cgroups cannot be made here."""
     name = f"tourkit-test-{os.getpid()}"
     folders = (Path("/sys/fs/cgroup/cpu") / name, Path("/sys/fs/cgroup/memory") / name)
     made = []
@@ -157,8 +157,8 @@ def test_a_real_cgroup_of_one_cpu_and_8_gib_is_what_the_plan_command_plans_for(
 
 # --- GPUs -----------------------------------------------------------------------------------------------------------
 
-# There is no GPU here: a library with the driver's functions, made by the C compiler, stands in for NVIDIA's. Memory is
-# told only between taking and releasing a context, as by the real one.
+# There is no GPU here. A library with the driver's functions, made by the C compiler, replaces NVIDIA's. Like the real
+# one it reports memory only between taking and releasing a context.
 FAKE_CUDA = """
 #include <stddef.h>
 #include <string.h>
@@ -182,7 +182,7 @@ int cuMemGetInfo_v2(size_t *free, size_t *total) {
 
 
 def fake_cuda(folder: Path, *, init_code: int = 0) -> list[str]:
-    """A probe command whose CUDA library is the fake one."""
+    """Return a probe command whose CUDA library is the fake one."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler to make the fake CUDA library with")
@@ -221,18 +221,18 @@ def test_stacks_are_asked_about_gpus_where_there_is_one(tmp_path: Path) -> None:
     assert stacks["llama_cpp"] == "cuda"
 
 
-def test_a_driver_that_refuses_is_told_of_and_no_error(tmp_path: Path) -> None:
+def test_a_driver_that_refuses_is_reported_and_no_error(tmp_path: Path) -> None:
     here = probe(gpu_probe=fake_cuda(tmp_path, init_code=999))
 
     assert here.gpus == ()
-    assert "cuInit answers with code 999" in here.problems[0]
+    assert "cuInit failed with code 999" in here.problems[0]
 
 
-def test_a_probe_that_crashes_is_told_of_and_no_error() -> None:
+def test_a_probe_that_crashes_is_reported_and_no_error() -> None:
     here = probe(gpu_probe=[sys.executable, "-c", "import os; os.abort()"])
 
     assert here.gpus == ()
-    assert "the probe broke" in here.problems[0]
+    assert "the probe failed" in here.problems[0]
 
 
 def test_without_gpu_libraries_there_are_no_gpus_and_no_problems() -> None:

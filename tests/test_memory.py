@@ -1,4 +1,4 @@
-"""How much memory a placement takes: the numbers from the files' own headers, the sums, and a real process."""
+"""The memory of a placement: the numbers in the files' headers, the formulas, and a real process."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_gguf_header_tells_the_shape_that_llama_cpp_loads(tiny_gguf: Path) -> 
 
 
 def test_reading_a_header_ends_at_the_vocabulary(tiny_gguf: Path, tmp_path: Path) -> None:
-    """Gigabytes on a slow drive must not be read for a plan, nor a hundred thousand tokens."""
+    """A plan must not read gigabytes from a slow drive, nor a vocabulary of a hundred thousand tokens."""
     first_token = tiny_gguf.read_bytes().index(b"tokenizer.ggml.tokens") + 64
     (tmp_path / "cut.gguf").write_bytes(tiny_gguf.read_bytes()[:first_token])
 
@@ -187,7 +187,7 @@ def test_the_catalogues_numbers_give_the_published_cache_size(model: str, per_to
 
 
 def test_a_guess_from_the_size_alone_is_no_less_than_a_model_with_many_heads_takes() -> None:
-    """Phi-3 mini, whose 32 key-value heads make a large cache for its size."""
+    """The model is Phi-3 mini. Its 32 key-value heads make a large cache for its size."""
     phi = manifest.catalogue()["phi-3-mini-4k-instruct"]
     assert phi.arch is not None
     guessed = of_size(2_393_231_072, 4, phi.context)
@@ -195,7 +195,7 @@ def test_a_guess_from_the_size_alone_is_no_less_than_a_model_with_many_heads_tak
     assert cache_size(load(guessed)) >= cache_size(load(of_arch(phi.arch, phi.context)))
 
 
-# --- the sums -------------------------------------------------------------------------------------------------------
+# --- the formulas ---------------------------------------------------------------------------------------------------
 
 
 def test_the_cache_is_context_times_slots_times_what_a_token_leaves() -> None:
@@ -211,7 +211,7 @@ def test_llama_cpp_rounds_its_cells_up() -> None:
 
 
 def test_a_sliding_window_saves_memory_where_the_stack_uses_it() -> None:
-    """Our llama.cpp backend keeps whole prefixes in every layer, so that slots can share them."""
+    """Our llama.cpp backend saves none: it keeps whole prefixes in every layer, so that slots can share them."""
     wide, narrow = shape(), shape(window=1024)
 
     assert cache_size(load(narrow, stack="vllm")) < cache_size(load(wide, stack="vllm"))
@@ -270,7 +270,7 @@ from tourkit.backends.llama_cpp.runner import LlamaRunner
 def resident():
     rollup = Path("/proc/self/smaps_rollup").read_text()
     return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Rss:")) * 1024
-LlamaRunner(Path(sys.argv[1]), slots=1, context=64, threads=1).close()  # libraries and what they set up once
+LlamaRunner(Path(sys.argv[1]), slots=1, context=64, threads=1).close()  # load the libraries and their one-time buffers
 before = resident()
 runner = LlamaRunner(Path(sys.argv[1]), slots=int(sys.argv[2]), context=8192, threads=1)
 print(resident() - before)
@@ -289,7 +289,7 @@ def test_the_cache_takes_in_a_real_process_what_is_predicted(tiny_gguf: Path) ->
     )
 
     predicted = cache_size(Sizing("llama_cpp", 0, found, 8192, 8))
-    books = 8192 * 8 * 64  # bytes at most in which llama.cpp keeps who is in which cell
+    books = 8192 * 8 * 64  # bytes, at most, in which llama.cpp records the sequences of each KV cell
     assert predicted <= many - few <= predicted + books
 
 

@@ -1,4 +1,4 @@
-"""Which variant each role gets of a machine, with how much context, and why the others were passed over."""
+"""The variant and the context that each role gets on a machine, and why other variants are passed over."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tourkit.planning.planner import plan
 from tourkit.server.gateway.launch import placements_at
 
 GIB = 2**30
-SMALL = Shape((512,) * 8, (0,) * 8, 512, 2048, 1000, 8192, "a test", head=64)  # 8 KiB a token
+SMALL = Shape((512,) * 8, (0,) * 8, 512, 2048, 1000, 8192, "a test", head=64)  # 8 KiB per token
 LLAMA_CPP = InstalledStack("llama_cpp", gpu="cuda")
 
 
@@ -36,7 +36,7 @@ def cpu(ram: float, *stacks: InstalledStack, threads: int = 4) -> Hardware:
 
 
 def with_gpus(*vram: float, stacks: tuple[InstalledStack, ...] = (LLAMA_CPP,), ram: float = 64) -> Hardware:
-    """A machine with GPUs, which cannot exist here: as the probe would tell of it."""
+    """Return a machine with GPUs, as the probe would report it. Such a machine cannot exist here."""
     gpus = tuple(
         Gpu(f"GPU-{i}", f"A100 {i}", "cuda", int(size * GIB), int(size * GIB), (8, 0)) for i, size in enumerate(vram)
     )
@@ -44,7 +44,7 @@ def with_gpus(*vram: float, stacks: tuple[InstalledStack, ...] = (LLAMA_CPP,), r
 
 
 def index(roles: dict[str, tuple[str, ...]], sizes: dict[str, dict[str, float]], context: int = 8192) -> Index:
-    """A bundle index by model and quant with weight sizes in GiB; a quant's format is that of its usual stack."""
+    """Return a bundle index. Weight sizes, by model and quant, in GiB. A quant has the format of its usual stack."""
     variants, files = [], []
     for model, quants in sizes.items():
         for quant, size in quants.items():
@@ -73,7 +73,7 @@ def reasons(made: Plan) -> dict[str, str]:
 
 
 def tour(vram: float, ram: float = 32) -> Plan:
-    """The plan for manifests/tour-20gb with what its lock knows, where llama.cpp is installed."""
+    """Return the plan for manifests/tour-20gb and its lock on a machine with llama.cpp."""
     found = manifest.load("tour-20gb")
     offered = sources.index_of(found, lock.read(lock.path_of(found.path)))
     machine = imagined(cpu(ram, InstalledStack("llama_cpp")), vram=int(vram * GIB))
@@ -125,7 +125,7 @@ def test_an_encoder_of_safetensors_runs_on_the_stack_that_serves_it() -> None:
         planned(bundle, cpu(16, InstalledStack("vllm")), encoder)
 
 
-def test_a_variant_whose_size_the_lock_does_not_know_is_passed_over_with_the_mend() -> None:
+def test_a_variant_whose_size_the_lock_does_not_know_is_passed_over_with_the_fix() -> None:
     assert "tourkit lock" in reasons(tour(20))["gemma-2-9b-it Q6_K"]
 
 
@@ -187,7 +187,7 @@ def test_a_finer_cache_goes_before_a_longer_context() -> None:
 
 
 def test_heads_that_q8_0_blocks_do_not_divide_keep_the_f16_cache() -> None:
-    """Phi-2's heads of 80, or the tiny model's of 16."""
+    """Examples: the heads of Phi-2 have 80 values, those of the tiny model 16."""
     bundle = index({"brain": ("a",)}, {"a": {"Q4_K_M": 4}})
     odd = Shape((2048,) * 32, (0,) * 32, 512, 2048, 1000, 8192, "a test", head=80)
 
@@ -206,7 +206,7 @@ def test_all_roles_resident_goes_before_the_model_named_first() -> None:
     assert chosen(made) == {"tool": "small Q4_K_M", "graph": "small Q4_K_M"}
     assert len(made.placements) == 1
     assert "graph: special passed over" in made.notes[0]
-    assert "do not fit beside the others" in made.notes[0]
+    assert "does not fit beside the others" in made.notes[0]
 
 
 def test_roles_on_the_same_model_share_one_placement() -> None:
@@ -224,7 +224,7 @@ def test_a_model_that_does_not_fit_gives_way_to_the_next_with_the_reason() -> No
     made = planned(bundle, cpu(16))
 
     assert chosen(made) == {"brain": "fits Q4_K_M"}
-    assert "huge passed over: at least 40." in made.notes[0]
+    assert "huge passed over: needs at least 40." in made.notes[0]
     assert "even alone" in made.notes[0]
 
 
@@ -269,7 +269,7 @@ def test_what_does_not_fit_together_takes_turns_and_the_rest_stays() -> None:
         "fast": False,
         "tool": True,
     }
-    assert made.notes == ("brain, fast: take turns, for not everything fits at once",)
+    assert made.notes == ("brain, fast: take turns; not enough memory for all models at once",)
 
 
 def test_the_device_holds_what_stays_and_the_largest_of_what_takes_turns() -> None:
@@ -367,8 +367,8 @@ def test_a_variant_goes_to_a_stack_that_loads_it() -> None:
 
 
 REFUSED = {
-    "not installed": ("FP8", (LLAMA_CPP,), 20, "needs vllm, not installed"),
-    "of no format that is installed": ("ONNX-INT4", (LLAMA_CPP,), 20, "needs onnx, not installed"),
+    "not installed": ("FP8", (LLAMA_CPP,), 20, "needs vllm, which is not installed"),
+    "of no format that is installed": ("ONNX-INT4", (LLAMA_CPP,), 20, "needs onnx, which is not installed"),
     "made for newer GPUs": ("NVFP4", ALL_STACKS, 20, "compute capability 10.0"),
     "without bitsandbytes": ("bnb-4bit", (InstalledStack("transformers", gpu="cuda"),), 20, "bitsandbytes"),
     "for a GPU that is not there": ("FP8", ALL_STACKS, 0, "needs a GPU"),
@@ -376,7 +376,7 @@ REFUSED = {
         "AWQ-INT4",
         (InstalledStack("transformers"),),
         0,
-        "needs vllm, not installed",
+        "needs vllm, which is not installed",
     ),
 }
 
@@ -401,8 +401,8 @@ def test_each_other_variant_says_why_it_is_not_used() -> None:
     found = reasons(planned(bundle, cpu(8)))
 
     assert found["m Q4_K_M"] == "Q6_K on llama_cpp is better and fits"
-    assert found["m Q8_0"].startswith("it takes 1.9 GiB more than Q6_K, which are not left")
-    assert found["other Q4_K_M"] == "the roles that name this model got another"
+    assert found["m Q8_0"].startswith("needs 1.9 GiB more than Q6_K; not enough memory")
+    assert found["other Q4_K_M"] == "its roles use another model"
 
 
 # --- when a placement cannot be loaded ------------------------------------------------------------------------------
@@ -486,7 +486,7 @@ def test_a_chat_template_of_the_manifest_goes_with_every_form_of_its_model(tmp_p
 
 
 def adapted() -> Index:
-    """A base with a GGUF and a safetensors variant, and a LoRA adapter of it for the graph role."""
+    """Return a base with a GGUF and a safetensors variant, and a LoRA adapter of it for the graph role."""
     bundle = index(
         {"tool": ("base",), "graph": ("adapter",)}, {"base": {"Q4_K_M": 4, "BF16": 8}, "adapter": {"F16": 1}}
     )
@@ -529,7 +529,7 @@ def test_a_role_that_was_asked_for_and_cannot_be_filled_is_an_error() -> None:
 
 
 def test_a_role_the_bundle_does_not_fill_is_refused_with_those_it_does() -> None:
-    with pytest.raises(UsageError, match="'embed': the bundle fills brain only"):
+    with pytest.raises(UsageError, match="'embed': the bundle has only brain"):
         plan(index({"brain": ("m",)}, {"m": {"Q4_K_M": 1}}), cpu(8), roles=("embed",))
 
 
@@ -589,7 +589,7 @@ def test_the_table_has_the_memory_of_each_placement_and_device() -> None:
 
     assert done.returncode == 0
     first, _, head, *lines = done.stdout.splitlines()
-    assert first.startswith("8 threads; 32.0 GiB of RAM; GPU as asked for")
+    assert first.startswith("8 threads; 32.0 GiB of RAM; requested GPU")
     assert head.split() == "roles model stack sequences on weights KV cache other total".split()
     assert [line.split()[0] for line in lines[:6:2]] == ["brain", "fast", "tool+graph"]
     assert all("GPU" in gpu and "RAM" in ram for gpu, ram in zip(lines[:6:2], lines[1:6:2], strict=True))
@@ -691,7 +691,7 @@ def test_planning_imports_no_inference_library() -> None:
 
 @pytest.fixture
 def half_filled(tiny_gguf: Path, tmp_path: Path) -> Path:
-    """A bundle whose embed role has a model without a weight file."""
+    """Return a bundle whose embed role has a model without a weight file."""
     for model, name in (("tiny-random", "tiny.gguf"), ("lost", "README.md")):
         folder = tmp_path / "bundle" / VariantId(model, "F16").folder
         folder.mkdir(parents=True)
@@ -709,4 +709,4 @@ def test_serve_reports_a_role_without_a_usable_variant_at_start(half_filled: Pat
         said = (tmp_path / "log").read_text()
 
     assert "role embed: nothing in the bundle fits" in said
-    assert "lost: F16: the bundle holds no .gguf file of it" in said
+    assert "lost: F16: the bundle has no .gguf file of it" in said

@@ -400,7 +400,7 @@ def test_what_the_plan_lets_take_turns_is_served_in_turn_and_offline(tiny_gguf: 
         answers = [ask(running, role) for role in ("brain", "tool", "brain")]
         refused = re.findall(r"^tourkit_offline_refused_total.* (\S+)$", get(running, "/metrics")[1], re.MULTILINE)
 
-    assert made.notes == ("brain, tool: take turns, for not everything fits at once",)
+    assert made.notes == ("brain, tool: take turns; not enough memory for all models at once",)
     assert [answer.model for answer in answers] == [f"{name} F16 llama_cpp" for name in "aba"]
     assert not running.had_two_at_once
     assert refused == ["0.0"]

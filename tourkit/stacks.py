@@ -1,4 +1,4 @@
-"""The stacks: libraries that can run a variant. The only place that lists them."""
+"""The stacks: libraries that can run a variant. Only this module lists them."""
 
 from __future__ import annotations
 
@@ -9,38 +9,39 @@ from tourkit.units import MIB
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """What is known of a stack without importing it."""
+    """The facts about a stack that are known without importing it."""
 
-    # Where it is from, and what it loads.
+    # Its packages, and what it loads.
     format: str  # of the variants it loads
-    modules: tuple[str, ...]  # that must import
-    distributions: tuple[str, ...]  # that bring the first of the modules
-    # For equally many bits a weight the lowest is taken: on a GPU by throughput, on a CPU by what was measured.
+    modules: tuple[str, ...]  # all of them must be importable
+    distributions: tuple[str, ...]  # packages that install the first module
+    # With equal bits per weight the stack with the lowest number is chosen: on a GPU by throughput, on a CPU by
+    # measurements.
     gpu_preference: int
     cpu_preference: int
     # RAM of a worker process with its libraries and no model, measured on Linux x86-64 (docs/plan.md).
     process_bytes: int
-    # Besides on a GPU: the context, kernels and workspaces. Round figures on the large side, not measured.
+    # GPU memory of a worker process: context, kernels and workspaces. Round figures on the large side, not measured.
     gpu_process_bytes: int
 
-    separate_cpu_build: bool = False  # a build of it is for GPUs or for CPUs, not for both
-    quantised: tuple[str, ...] = ()  # kinds of quantised safetensors that it loads, as planning/options.py names them
+    separate_cpu_build: bool = False  # one build of it is for GPUs or for CPUs, not for both
+    quantised: tuple[str, ...] = ()  # kinds of quantised safetensors that it loads, named as in planning/options.py
     embeds: bool = False  # it serves encoders
     adapters: bool = False  # it loads LoRA adapters over their base
-    deterministic: bool = False  # it can give the same text whatever else runs
+    deterministic: bool = False  # it can give the same text whatever other requests run
     uses_gpu: bool = True
     splits_layers: bool = False  # some layers can be on the GPU and the others in RAM
 
-    # How it fills memory.
+    # How it uses memory.
     embeddings_in_ram: bool = False  # the input embeddings are in RAM even when all layers are on the GPU
     widens_above: int | None = None  # on a CPU it computes weights of more bits than this in 32 bits; None: never
     float32_cache: bool = False  # its KV cache always has 32-bit values
     quantises_cache: bool = False  # its KV cache can be q8_0
     pooled_cache: bool = False  # the KV cells of all sequences are one pool
-    drops_behind_window: bool = False  # a layer with a sliding window keeps no tokens from behind it
+    drops_behind_window: bool = False  # a layer with a sliding window drops the tokens outside it
 
 
-# The preferred stack of a format first.
+# The preferred stack of each format comes first.
 STACKS = {
     "llama_cpp": Stack(
         "gguf",
@@ -98,5 +99,5 @@ STACKS = {
 
 
 def for_format(format_: str) -> tuple[str, ...]:
-    """The stacks that load a format, the preferred one first."""
+    """Return the stacks that load a format, the preferred one first."""
     return tuple(name for name, stack in STACKS.items() if stack.format == format_)

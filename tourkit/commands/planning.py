@@ -1,4 +1,4 @@
-"""A plan as text and as JSON: what this machine has, the memory table, and why the rest was passed over."""
+"""Formats a plan as text and as JSON: the machine, the memory table, and why other variants are passed over."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from tourkit.planning.plan import Placement, Plan
 
 _HEAD = ("roles", "model", "stack", "sequences", "on", "weights", "KV cache", "other", "total")
-_NUMBERS_FROM = 5  # columns from here are right-aligned
+_NUMBERS_FROM = 5  # this column and those after it are right-aligned
 
 
 def machine(hardware: Hardware) -> str:
-    """One line: threads, RAM, GPUs and stacks."""
+    """Return one line: threads, RAM, GPUs and stacks."""
     free = "" if hardware.ram_free is None else f" ({size_text(hardware.ram_free)} free)"
     parts = [counted(hardware.threads, "thread"), f"{size_text(hardware.ram)} of RAM{free}"]
     for gpu in hardware.gpus:
-        parts.append(f"{gpu.name} by {gpu.runtime}, {size_text(gpu.free)} of {size_text(gpu.total)} free")
+        parts.append(f"{gpu.name} ({gpu.runtime}), {size_text(gpu.free)} of {size_text(gpu.total)} free")
     if not hardware.gpus:
         parts.append("no GPU")
     for stack in hardware.stacks:
@@ -31,12 +31,12 @@ def machine(hardware: Hardware) -> str:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan for scripts. What a placement loads stands beside its roles and its device, at one level."""
+    """Return the plan for scripts. The settings of a placement are on the same level as its roles and device."""
     return asdict(plan) | {"placements": [_placement_json(placement) for placement in plan.placements]}
 
 
 def _placement_json(placement: Placement) -> dict[str, Any]:
-    """`gpu_layers` is -1 for all layers. `size` and `memory` in bytes, `context` in tokens a sequence."""
+    """Return a placement. `gpu_layers`: -1 for all. `size` and `memory`: bytes. `context`: tokens per sequence."""
     launch = placement.launch
     return {
         "roles": placement.roles,
@@ -60,7 +60,7 @@ def _placement_json(placement: Placement) -> dict[str, Any]:
 
 
 def lines(plan: Plan) -> Iterator[str]:
-    """The table, one line for each placement and device; then notes, then what was passed over."""
+    """Yield the table with a line for each placement and device, then notes, then what is passed over."""
     *gpus, ram = [device.id for device in plan.devices]
     names = {id_: "GPU" if len(gpus) == 1 else f"GPU {number}" for number, id_ in enumerate(gpus)} | {ram: "RAM"}
     rows = [_HEAD, *(row for placement in plan.placements for row in _rows(placement, names))]
@@ -73,12 +73,12 @@ def lines(plan: Plan) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
     yield ""
     for device in plan.devices:
-        yield f"{names[device.id]}: {size_text(device.used)} of the {size_text(device.usable)} that may be used"
+        yield f"{names[device.id]}: {size_text(device.used)} of {size_text(device.usable)} usable"
     yield from plan.notes
     for placement in plan.placements:
         if placement.fallbacks:
             chain = ", then ".join(_named(fallback, names) for fallback in placement.fallbacks)
-            yield f"{', '.join(placement.roles)}: if it cannot be loaded, {chain}"
+            yield f"{', '.join(placement.roles)}: if loading fails: {chain}"
     if plan.passed_over:
         yield from ("", "Passed over:")
         grouped: dict[tuple[str, str], list[str]] = {}

@@ -1,1 +1,1 @@
-"""What this machine grants: processors, memory, GPUs and stacks."""
+"""What this machine offers: processors, memory, GPUs and stacks."""

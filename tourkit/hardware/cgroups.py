@@ -1,6 +1,6 @@
-"""Limits of the cgroups a process is in, of version 1 and 2: processors, memory, and memory in use.
+"""Reads the limits of this process's cgroups, version 1 and 2: processors, memory, and memory in use.
 
-A limit of any cgroup up to the root holds, so each is read and the smallest counts.
+The limits of all parent cgroups apply too, so all are read and the smallest counts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 @dataclass(frozen=True)
 class Files:
-    """Where Linux tells: the cgroup mount, /proc/meminfo, and which cgroups this process is in."""
+    """The paths of Linux's answers: the cgroup mount, /proc/meminfo, and the list of this process's cgroups."""
 
     cgroup: Path = Path("/sys/fs/cgroup")
     meminfo: Path = Path("/proc/meminfo")
@@ -21,7 +21,7 @@ class Files:
 
 
 def granted_threads(files: Files) -> int:
-    """Threads that may run at once: by affinity, by cpuset and by quota, at least 1."""
+    """Return how many threads may run at once by affinity, cpuset and quota, at least 1."""
     counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
     for folder in _folders(files, "cpuset"):
         for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
@@ -36,7 +36,10 @@ def granted_threads(files: Files) -> int:
 
 
 def memory_limit(files: Files) -> int:
-    """The smallest limit in bytes; 0 for none. Version 1 writes "none" as a number larger than any machine."""
+    """Return the smallest limit in bytes, 0 if there is none.
+
+    Version 1 writes "no limit" as a number larger than the memory of any machine.
+    """
     limits = [
         int(text)
         for folder in _folders(files, "memory")
@@ -47,7 +50,7 @@ def memory_limit(files: Files) -> int:
 
 
 def memory_in_use(files: Files) -> int:
-    """Bytes in use in the cgroup whose limit is the smallest, without the page cache that is given up on demand."""
+    """Return the bytes in use in the cgroup with the smallest limit, without page cache, which is freed on demand."""
     limited = []
     for folder in _folders(files, "memory"):
         for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
@@ -58,9 +61,9 @@ def memory_in_use(files: Files) -> int:
 
 
 def _folders(files: Files, controller: str) -> Iterator[Path]:
-    """The folders of this process's cgroups, its own first, then its parents; both versions' places.
+    """Yield the folders of this process's cgroups, its own first, then its parents, for both versions.
 
-    In a container the path may be one of the host's that does not exist inside: then only the mount itself counts.
+    In a container the path may exist only on the host. Then only the mount itself counts.
     """
     for line in _read(files.membership).splitlines() or ["0::/"]:
         number, _, rest = line.partition(":")
@@ -79,7 +82,7 @@ def _folders(files: Files, controller: str) -> Iterator[Path]:
 
 
 def _quota(folder: Path) -> tuple[int, int]:
-    """Microseconds of processor time in a period, and the period; (0, 0) for no limit."""
+    """Return the microseconds of processor time per period, and the period; (0, 0) if there is no limit."""
     fields = _read(folder / "cpu.max").split()  # version 2: "200000 100000", or "max 100000"
     if len(fields) != 2:
         fields = [_read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()]
@@ -89,7 +92,7 @@ def _quota(folder: Path) -> tuple[int, int]:
 
 
 def _processors(text: str) -> int:
-    """How many a list such as "0-3,8" names; 0 when it is empty or not a list."""
+    """Return how many processors a list such as "0-3,8" names; 0 if it is empty or no list."""
     count = 0
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
@@ -101,7 +104,7 @@ def _processors(text: str) -> int:
 
 def _page_cache(folder: Path) -> int:
     fields = dict(line.split(None, 1) for line in _read(folder / "memory.stat").splitlines() if " " in line)
-    whole = "total_" if "total_cache" in fields else ""  # version 1 counts the groups below apart
+    whole = "total_" if "total_cache" in fields else ""  # version 1: only total_* includes child cgroups
     return sum(int(fields.get(f"{whole}{name}", "0")) for name in ("inactive_file", "active_file"))
 
 

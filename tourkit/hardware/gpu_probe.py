@@ -1,7 +1,7 @@
-"""Asks the libraries of GPUs and of stacks, as a short process of its own: `python gpu_probe.py devices`.
+"""Asks the libraries of GPUs and stacks, in a short process of its own: `python gpu_probe.py devices`.
 
-Prints one JSON object. Imports nothing of tourkit: it is run by its path. CUDA's own library is asked, not NVML, which
-reports the parent card of a MIG slice; a slice appears here as a device.
+Prints one JSON object. Imports nothing of tourkit, because it is run by its path. It asks CUDA's own library, which
+lists a MIG slice as a device. NVML would report the parent card of the slice.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any
 _CUDA = ("libcuda.so.1", "nvcuda.dll")
 _HIP = ("libamdhip64.so", "libamdhip64.so.6", "libamdhip64.so.7")
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
-_METAL_SHARE = 0.75  # of the unified memory: about what macOS lets a GPU take
+_METAL_SHARE = 0.75  # of the unified memory: about what macOS lets a GPU use
 
 
 class _Refused(Exception):
-    """A library is there, but a call of it failed."""
+    """A call into a library that was found failed."""
 
 
 def devices(cuda: tuple[str, ...] = _CUDA, hip: tuple[str, ...] = _HIP) -> dict[str, Any]:
-    """Every GPU with free and total bytes, and what would not answer."""
+    """Return every GPU with free and total bytes, and the libraries that failed."""
     found: list[dict[str, Any]] = []
     problems: list[str] = []
     for names, ask in ((cuda, _cuda_devices), (hip, _hip_devices)):
@@ -57,7 +57,7 @@ def _load(names: tuple[str, ...]) -> ctypes.CDLL | None:
 def _call(library: ctypes.CDLL, name: str, *arguments: Any) -> None:
     code = getattr(library, name)(*arguments)
     if code != 0:
-        raise _Refused(f"{name} answers with code {code}")
+        raise _Refused(f"{name} failed with code {code}")
 
 
 def _cuda_devices(cuda: ctypes.CDLL) -> list[dict[str, Any]]:
@@ -76,7 +76,7 @@ def _cuda_device(cuda: ctypes.CDLL, ordinal: int) -> dict[str, Any]:
     _call(cuda, "cuDeviceGetUuid_v2" if hasattr(cuda, "cuDeviceGetUuid_v2") else "cuDeviceGetUuid", identity, device)
     _call(cuda, "cuDeviceGetAttribute", ctypes.byref(major), _MAJOR, device)
     _call(cuda, "cuDeviceGetAttribute", ctypes.byref(minor), _MINOR, device)
-    # Free memory is told inside a context only. The context itself, some hundred MiB, is not free meanwhile: a margin.
+    # Free memory can be read only inside a context. The context itself takes some hundred MiB then: this is a margin.
     _call(cuda, "cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
     _call(cuda, "cuCtxSetCurrent", context)
     _call(cuda, "cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
@@ -110,7 +110,7 @@ def _hip_devices(hip: ctypes.CDLL) -> list[dict[str, Any]]:
 
 
 def _metal_device() -> dict[str, Any]:
-    """The GPU of Apple silicon: its memory is the machine's own."""
+    """Return the GPU of Apple silicon. It shares the machine's memory."""
     total = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * _METAL_SHARE)
     asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
     name = asked.stdout.strip() or "Apple silicon"
@@ -118,15 +118,15 @@ def _metal_device() -> dict[str, Any]:
 
 
 def stacks(names: list[str]) -> dict[str, str]:
-    """With which runtime each stack is built to use GPUs; "" for the CPU only."""
+    """Return the GPU runtime that each stack is built for; "" if it is built for the CPU only."""
     return {name: _llama_runtime() if name == "llama_cpp" else _torch_runtime(name) for name in names}
 
 
 def _llama_runtime() -> str:
-    """What llama.cpp was built with, by its own answer, and by name from the libraries beside it."""
+    """Return llama.cpp's GPU runtime. llama.cpp says whether it has one; the names of its libraries say which one."""
     try:
         import llama_cpp
-    except Exception:  # noqa: BLE001 - whatever is broken in it shows when a worker loads it, and says so there
+    except Exception:  # noqa: BLE001 - if it is broken, the worker that loads it reports why
         return ""
     if not llama_cpp.llama_supports_gpu_offload():
         return ""
@@ -138,7 +138,7 @@ def _llama_runtime() -> str:
 
 
 def _torch_runtime(name: str) -> str:
-    """torch's CUDA or ROCm version, read from its version.py: importing torch takes seconds."""
+    """Return torch's CUDA or ROCm version from its version.py, because importing torch takes seconds."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return ""

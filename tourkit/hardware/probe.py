@@ -1,7 +1,7 @@
-"""What this machine grants: processors and memory as the cgroup allows them, not as the host has them; GPUs; stacks.
+"""Reads what this machine offers: processors and memory within the cgroups' limits, GPUs, and stacks.
 
-The libraries of GPUs and stacks are asked in a short process of their own (gpu_probe.py), so that neither a library
-nor a GPU's context stays in this one.
+A short process of its own (gpu_probe.py) asks the libraries of GPUs and stacks, so that no library and no GPU context
+stays in this process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _GPU_PROBE_SECONDS = 30.0  # a driver that hangs must not hang the command
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU or a MIG slice. `id` is what its runtime's own variable (CUDA_VISIBLE_DEVICES, …) takes; bytes."""
+    """A GPU or a MIG slice. `id`: its name in its runtime's variable (CUDA_VISIBLE_DEVICES, …). Sizes in bytes."""
 
     id: str
     name: str
@@ -38,7 +38,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class InstalledStack:
-    """A stack that is installed. `gpu` says with which runtime it uses GPUs ("cuda 12.8"); "" for the CPU only."""
+    """An installed stack. `gpu`: the runtime with which it uses GPUs ("cuda 12.8"); "" for the CPU only."""
 
     name: str
     version: str = ""
@@ -49,9 +49,9 @@ class InstalledStack:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """`threads` that may run at once, `ram` in bytes that may be used in all; `ram_free` None when nobody looked.
+    """What a machine offers. `threads`: how many may run at once. `ram`: usable bytes in all.
 
-    `problems`: what was there but would not answer, one line each.
+    `ram_free`: bytes, None if not measured. `problems`: one line for each library that was found and failed.
     """
 
     threads: int
@@ -69,7 +69,7 @@ def probe(
     *,
     gpu_probe: Sequence[str] = (sys.executable, "-P", _GPU_PROBE),
 ) -> Hardware:
-    """Look at this machine. The paths and the command are arguments so that copies can stand in for them."""
+    """Return what this machine offers. The paths and the command are parameters so that tests can replace them."""
     files = Files(cgroup, meminfo, membership)
     gpus, problems = _gpus(gpu_probe)
     total = min(size for size in (_total_memory(meminfo), memory_limit(files)) if size > 0)
@@ -92,9 +92,9 @@ def imagined(
     threads: int | None = None,
     stacks: Sequence[str] = (),
 ) -> Hardware:
-    """Another machine: `vram` bytes of one GPU (0 for none), `ram` bytes, `threads`, `stacks` by name.
+    """Return another machine: `vram` bytes of one GPU (0 for none), `ram` bytes, `threads`, `stacks` by name.
 
-    What is None or empty is as here. Every stack is taken to use the GPU asked for, whatever it can use here.
+    What is None or empty is as here. Stacks that can use a GPU are assumed to use this one, whatever they use here.
     """
     made = here
     if ram is not None:
@@ -108,14 +108,14 @@ def imagined(
     if vram == 0:
         made = replace(made, gpus=())
     elif vram is not None:
-        gpu = Gpu("0", "GPU as asked for", "cuda", vram, vram)
+        gpu = Gpu("0", "requested GPU", "cuda", vram, vram)
         able = tuple(replace(stack, gpu="cuda" if STACKS[stack.name].uses_gpu else "") for stack in made.stacks)
         made = replace(made, gpus=(gpu,), stacks=able)
     return made
 
 
 def _gpus(command: Sequence[str]) -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
-    """Devices, and what would not answer. A probe that crashes is a problem to tell of, not an error."""
+    """Return the GPUs, and what failed. A probe that crashes is reported as a problem; nothing is raised."""
     answer = _ask([*command, "devices"])
     if "problem" in answer:
         return (), (f"GPUs: {answer['problem']}",)
@@ -134,7 +134,7 @@ def _gpus(command: Sequence[str]) -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
 
 
 def _stacks(command: Sequence[str]) -> tuple[InstalledStack, ...]:
-    """Every stack whose modules can be found. `command` asks them about GPUs; empty when there is none to use."""
+    """Return every stack whose modules are installed. `command` asks them about GPUs; empty if there is no GPU."""
     found = [stack for name in STACKS if (stack := _installed(name)) is not None]
     asked = [stack.name for stack in found if STACKS[stack.name].uses_gpu]
     if not command or not asked:
@@ -153,7 +153,7 @@ def _installed(name: str) -> InstalledStack | None:
 
 
 def runs_on_cpu(name: str) -> bool:
-    """Whether the build of a stack that is installed runs without a GPU; told by its version, without importing it."""
+    """Return whether the installed build of a stack runs without a GPU. Its version shows this without an import."""
     stack = STACKS[name]
     if not stack.separate_cpu_build:
         return True
@@ -169,15 +169,15 @@ def _version(distribution: str) -> str:
 
 
 def _ask(command: list[str]) -> dict[str, Any]:
-    """The JSON object a probe prints, or {"problem": why there is none}."""
+    """Return the JSON object that a probe prints, or {"problem": why there is none}."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_GPU_PROBE_SECONDS, check=False)
         answer: dict[str, Any] = json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired) as exc:
         return {"problem": f"the probe did not answer ({exc})"}
     except json.JSONDecodeError:
-        why = done.stderr.strip().splitlines()[-1:] or [f"it ended with code {done.returncode}"]
-        return {"problem": f"the probe broke: {why[0]}"}
+        why = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        return {"problem": f"the probe failed: {why[0]}"}
     return answer
 
 
@@ -186,11 +186,11 @@ def _total_memory(meminfo: Path) -> int:
         return total
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 8 << 30  # nothing on this system tells: a modest guess
+    return 8 << 30  # this system does not report it: a modest guess
 
 
 def _meminfo(path: Path, wanted: str) -> int:
-    """A line of /proc/meminfo in bytes; 0 where there is none."""
+    """Return a line of /proc/meminfo in bytes, 0 if there is none."""
     try:
         lines = path.read_text().splitlines()
     except OSError:

@@ -1,1 +1,1 @@
-"""Which variant fills which role here, on what, and how much memory it takes."""
+"""Chooses a variant, a stack and a device for each role on this machine, and predicts the memory they take."""

@@ -1,4 +1,4 @@
-"""What the planner decides about and what it decided, as the steps after it read them. Plain data."""
+"""The planner's choices and its decision, for the later steps that read them. Plain data."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from tourkit.planning.packing import Assignment, Budget, SizedOption
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """`wanted`: the models named for each role, the preferred first. By model: its `options`, best first, and the
-    variants that were `refused` because nothing here runs them. A model that the bundle does not have is in neither."""
+    """What the planner can choose from. `wanted`: the models named for each role, the preferred one first.
+
+    By model: its `options`, best first, and the variants that were `refused` because nothing here runs them. A model
+    that the bundle does not have is in neither.
+    """
 
     wanted: Mapping[str, tuple[str, ...]]
     options: Mapping[str, list[Option]]
@@ -22,7 +25,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """What every model gets at least: `slots` sequences of `context` tokens, or of as many as the model can."""
+    """The minimum for every model: `slots` sequences of `context` tokens, or of the model's own maximum if smaller."""
 
     context: int
     slots: int
@@ -30,8 +33,11 @@ class Floor:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`floor`: where the assignment was made. By model in use: `sized`, with the memory that was left used too, and
-    `devices`, "cpu" or a GPU's id. `most_slots`: what each would get if there were room."""
+    """What the planner decided. `floor`: the minimum that the assignment is made for.
+
+    By model in use: `sized`, its option after the remaining memory was used too, and `devices`, "cpu" or a GPU's id.
+    `most_slots`: the slots that each model gets if there is enough memory.
+    """
 
     offer: Offer
     floor: Floor

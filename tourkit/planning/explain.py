@@ -1,4 +1,4 @@
-"""Says in sentences what the planner decided and why. Decides nothing."""
+"""Explains in sentences what the planner decided and why. Decides nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tourkit.units import counted, size_text
 
 
 def notes(decision: Decision, problems: Sequence[str]) -> tuple[str, ...]:
-    """A line for each of the machine's `problems` and for what is not as the set would have it."""
+    """Return a line for each of the machine's `problems` and for each difference from what the set prefers."""
     return (
         *problems,
         *_not_the_first(decision),
@@ -24,7 +24,7 @@ def notes(decision: Decision, problems: Sequence[str]) -> tuple[str, ...]:
 
 
 def unfilled(decision: Decision) -> tuple[str, ...]:
-    """A line for each role without a usable variant."""
+    """Return a line for each role without a usable variant."""
     usable = ", ".join(f"{size_text(device.usable)} of {device.name}" for device in decision.offer.budget.devices)
     lines = []
     for role, ids in decision.offer.wanted.items():
@@ -35,14 +35,14 @@ def unfilled(decision: Decision) -> tuple[str, ...]:
 
 
 def passed_over(decision: Decision) -> tuple[PassedOver, ...]:
-    """Every variant but the chosen ones, in the order of the models, with the reason."""
+    """Return every variant that is not chosen, with the reason, in the order of the models."""
     passed: list[PassedOver] = []
     for model_id, options in decision.offer.options.items():
         passed += decision.offer.refused[model_id]
         now = decision.sized.get(model_id)
         for quant in dict.fromkeys(option.quant for option in options):
             if now is None:
-                passed.append(PassedOver(model_id, quant, "the roles that name this model got another"))
+                passed.append(PassedOver(model_id, quant, "its roles use another model"))
             elif quant != now.option.quant:
                 same = [option for option in options if option.quant == quant]
                 best = next((option for option in same if option.on_gpu is now.option.on_gpu), same[0])
@@ -51,7 +51,7 @@ def passed_over(decision: Decision) -> tuple[PassedOver, ...]:
 
 
 def _not_the_first(decision: Decision) -> Iterator[str]:
-    """Why the models that are named before the chosen one of a role are not used."""
+    """Yield why the models that a role names before the chosen one are not used."""
     for role, model_id in decision.assignment.models.items():
         ids = decision.offer.wanted[role]
         for earlier in ids[: ids.index(model_id)]:
@@ -62,50 +62,50 @@ def _in_turn(decision: Decision) -> Iterator[str]:
     assignment = decision.assignment
     turns = [role for role, model_id in assignment.models.items() if model_id not in assignment.resident]
     if turns:
-        yield f"{', '.join(turns)}: take turns, for not everything fits at once"
+        yield f"{', '.join(turns)}: take turns; not enough memory for all models at once"
 
 
 def _of_one_model(sized: SizedOption, most_slots: int) -> Iterator[str]:
     if sized.slots < most_slots:
         size = f"{counted(sized.slots, 'sequence')} of {sized.context} tokens"
-        yield f"{sized.option.model}: {size} at once, for no more fit"
+        yield f"{sized.option.model}: {size} at once; no more fit"
     if sized.option.shape.source == GUESSED:
-        yield f"{sized.option.model}: no header tells its shape: its KV cache is a guess from the size"
+        yield f"{sized.option.model}: no header has its shape; its KV cache is guessed from the file size"
 
 
 def _why_not(decision: Decision, model_id: str) -> str:
-    """Why a model that is named for a role is not used for it."""
+    """Return why a model that is named for a role is not used for it."""
     options = decision.offer.options.get(model_id, [])
     if not options:
         return _grouped(decision.offer.refused.get(model_id, [])) or "the bundle has no variant of it"
     floor = decision.floor
     least = [at_smallest(option, floor.context, floor.slots) for option in options]
     smallest = min(least, key=lambda sized: (not sized.option.on_gpu, sized.total))
-    where = " beside the others" if model_id in decision.assignment.smallest else ", even alone"
-    return f"at least {size_text(smallest.total)} do not fit{where}"
+    where = "beside the others" if model_id in decision.assignment.smallest else "even alone"
+    return f"needs at least {size_text(smallest.total)}; does not fit {where}"
 
 
 def _why_not_this(decision: Decision, option: Option, now: SizedOption) -> str:
-    """Why this option of a model is not used and `now` is."""
+    """Return why `now` is used and not this option of the same model."""
     used = now.option
     if option.rank < used.rank and option.on_gpu is used.on_gpu:
         if option.rank.is_slow_on_cpu:
-            return f"on a CPU 16 bits are half as fast as {used.quant}, for the same answers"
+            return f"on a CPU 16-bit weights are half as fast as {used.quant}, with the same answers"
         return f"{used.quant} on {used.stack} is better and fits"
     if used.on_gpu and not option.on_gpu:
-        return "it would run on the CPU"
+        return "would run on the CPU"
     layers = ALL_LAYERS if option.on_gpu else NO_LAYERS
     tried = replace(now, option=option, cache_type=option.cache_types[0], gpu_layers=layers)
     if option.on_gpu and not used.on_gpu:
-        return f"{size_text(tried.gpu.total)} do not fit the GPU"
+        return f"needs {size_text(tried.gpu.total)}; does not fit on the GPU"
     more = tried.gpu.total - now.gpu.total if option.on_gpu else tried.ram.total - now.ram.total
     if pack({**decision.sized, option.model: tried}, decision.assignment.resident, decision.offer.budget) is None:
-        return f"it takes {size_text(more)} more than {used.quant}, which are not left"
-    return f"{used.quant} leaves more room"
+        return f"needs {size_text(more)} more than {used.quant}; not enough memory"
+    return f"{used.quant} leaves more memory free"
 
 
 def _grouped(refused: list[PassedOver]) -> str:
-    """Reasons with the variants they are true of."""
+    """Return each reason after the variants that it is true of, in one line."""
     by_reason: dict[str, list[str]] = {}
     for each in refused:
         by_reason.setdefault(each.reason, []).append(each.quant)

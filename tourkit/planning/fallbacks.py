@@ -1,6 +1,6 @@
-"""What to load instead of a model that cannot be loaded, in order. Pure.
+"""What to load, in order, instead of a model that cannot be loaded. Pure.
 
-Each fallback fits in the place of what it stands in for, all others staying as they are.
+Each fallback fits in the place of the model it replaces. All other models stay as they are.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from tourkit.planning.packing import SizedOption, at_smallest, pack
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
+    """An option to load instead of a model, and its device: "cpu" or a GPU's id."""
+
     sized: SizedOption
     device: str
 
 
 def fallbacks_of(decision: Decision, model_id: str) -> list[Fallback]:
-    """First other options of the model, then the next models of its roles."""
+    """Return the fallbacks of a model: first its other options, then the next models of its roles."""
     return [*_of_the_same_model(decision, model_id), *_of_the_next_models(decision, model_id)]
 
 
 def _of_the_same_model(decision: Decision, model_id: str) -> Iterator[Fallback]:
-    """The best option that fits for each other stack and kind of device, and the lightest for this one."""
+    """Yield the best option that fits for each other stack and kind of device, and the lightest for the current one."""
     now = decision.sized[model_id].option
     options = [option for option in decision.offer.options[model_id] if option != now]
     lightest = _lightest(options, now)
@@ -41,13 +43,13 @@ def _of_the_same_model(decision: Decision, model_id: str) -> Iterator[Fallback]:
 
 
 def _of_the_next_models(decision: Decision, model_id: str) -> Iterator[Fallback]:
-    """The other models that are named for all roles of this one, each with the best option that fits."""
+    """Yield the other models that all roles of this one name, each with its best option that fits."""
     named = [decision.offer.wanted[role] for role, id_ in decision.assignment.models.items() if id_ == model_id]
     now = decision.sized[model_id].option
     for other in named[0]:
         if other == model_id or not all(other in ids for ids in named):
             continue
-        if other in decision.sized:  # loaded for other roles anyway: its worker is shared
+        if other in decision.sized:  # already loaded for other roles: its worker is shared
             yield Fallback(decision.sized[other], decision.devices[other])
             continue
         options = _in_order(decision.offer.options.get(other, []), now)
@@ -58,13 +60,13 @@ def _of_the_next_models(decision: Decision, model_id: str) -> Iterator[Fallback]
 
 
 def _lightest(options: Iterable[Option], now: Option) -> Option | None:
-    """The smallest weights of those lighter than now, on the same kind of device."""
+    """Return the option with the smallest weights, lighter than `now`, on the same kind of device; None if none is."""
     lighter = [option for option in options if option.size < now.size and option.on_gpu is now.on_gpu]
     return min(lighter, key=lambda option: option.size, default=None)
 
 
 def _in_order(options: Iterable[Option], now: Option) -> list[Option]:
-    """On the GPU first: a CPU is many times slower, whatever it runs; there the same file is as good as any."""
+    """Sort options: on the GPU first, because a CPU is many times slower; on the CPU, the quant of `now` first."""
 
     def preference(option: Option) -> tuple[bool, bool, Rank]:
         return option.on_gpu, not option.on_gpu and option.quant == now.quant, option.rank
@@ -73,7 +75,7 @@ def _in_order(options: Iterable[Option], now: Option) -> list[Option]:
 
 
 def _in_place_of(decision: Decision, model_id: str, option: Option) -> Fallback | None:
-    """The option in the place of a model, with the context that has now or the usual one; None when neither fits."""
+    """Return the option in the place of a model, with the model's context or the usual one; None if neither fits."""
     now = decision.sized[model_id]
     others = {id_: sized for id_, sized in decision.sized.items() if id_ != model_id}
     resident = decision.assignment.resident

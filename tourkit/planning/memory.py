@@ -1,6 +1,6 @@
-"""How much memory a placement will take: weights, KV cache and everything else, on the GPU and in RAM. Pure sums.
+"""Predicts how much memory a placement takes: weights, KV cache and the rest, on the GPU and in RAM. Pure.
 
-docs/plan.md has the formulas in words and what they were measured against (bench/memory_estimate.py).
+docs/plan.md explains the formulas and compares them with measurements (bench/memory_estimate.py).
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from tourkit.planning.model_shape import Shape
 from tourkit.stacks import STACKS, Stack
 from tourkit.units import MIB
 
-CACHE_BYTES = {"f16": 2.0, "q8_0": 34 / 32}  # a value; q8_0: 32 of them and a 2-byte scale
-_WHOLE_BYTES = 4.0  # a value where a stack computes in 32 bits: ONNX Runtime; transformers and vLLM on a CPU
+CACHE_BYTES = {"f16": 2.0, "q8_0": 34 / 32}  # per value; q8_0: 32 one-byte values and a 2-byte scale
+_WHOLE_BYTES = 4.0  # per value if a stack computes in 32 bits: ONNX Runtime; transformers and vLLM on a CPU
 
-_BATCH = 512  # tokens a llama.cpp call (LlamaRunner's n_batch)
-_CELLS_MULTIPLE = 256  # llama.cpp rounds its cells up to this
-_CELL = 56  # bytes in which it keeps who is in a cell
-_BLOCK = 16  # tokens of vLLM's KV blocks
+_BATCH = 512  # tokens per llama.cpp call (LlamaRunner's n_batch)
+_CELLS_MULTIPLE = 256  # llama.cpp rounds the number of KV cells up to a multiple of this
+_CELL = 56  # bytes per KV cell in which llama.cpp records the sequences of the cell
+_BLOCK = 16  # tokens per KV block of vLLM
 
-_VOCAB_ENTRY = 640  # bytes: a token's text, its rank, and its place in the grammar compiler's trie
-_GPU_PROCESS_RAM = 400 * MIB  # the GPU's libraries and pinned buffers in RAM
+_VOCAB_ENTRY = 640  # bytes per token: its text, its rank, and its place in the grammar compiler's trie
+_GPU_PROCESS_RAM = 400 * MIB  # RAM for the GPU's libraries and pinned buffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,11 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """What decides the memory of one worker. `size`: bytes of the weight files, of `bits` a weight. `context` in tokens
-    a sequence. `cache_type`: f16 or q8_0."""
+    """The facts that decide the memory of one worker.
+
+    `size`: bytes of the weight files. `bits`: bits per weight. `context`: tokens per sequence. `cache_type`: "f16" or
+    "q8_0".
+    """
 
     stack: str
     size: int
@@ -63,7 +66,7 @@ class Sizing:
 
     @property
     def cache_value_bytes(self) -> float:
-        """Bytes a value of the KV cache."""
+        """Bytes per value of the KV cache."""
         return _WHOLE_BYTES if self.is_widened or self.traits.float32_cache else CACHE_BYTES[self.cache_type]
 
 
@@ -74,7 +77,7 @@ class Estimate:
 
 
 def estimate(sizing: Sizing) -> Estimate:
-    """Memory of one worker process, once it has answered long prompts in every slot."""
+    """Return the memory of one worker process after it has answered long prompts in every slot."""
     cache = cache_size(sizing)
     process = sizing.traits.process_bytes + sizing.shape.vocab * _VOCAB_ENTRY
     if sizing.gpu_layers.is_none:
@@ -86,19 +89,19 @@ def estimate(sizing: Sizing) -> Estimate:
         cache=round(cache * part),
         overhead=sizing.traits.gpu_process_bytes + _buffers(sizing, touched=False),
     )
-    # With all layers on the GPU the input embeddings alone stay in RAM; they are counted on both sides.
+    # With all layers on the GPU only the input embeddings stay in RAM. They are counted on both devices.
     left = max(sizing.size - on_gpu.weights, _embeddings(sizing) if sizing.traits.embeddings_in_ram else 0)
     return Estimate(on_gpu, Share(left, cache - on_gpu.cache, process + _GPU_PROCESS_RAM))
 
 
 def cache_size(sizing: Sizing) -> int:
-    """Bytes of the KV cache over all devices."""
+    """Return the bytes of the KV cache on all devices together."""
     shape = sizing.shape
     if sizing.traits.pooled_cache:
         cells = -(-sizing.context * sizing.slots // _CELLS_MULTIPLE) * _CELLS_MULTIPLE
         return round(sum(shape.kv) * cells * sizing.cache_value_bytes)
     length = -(-sizing.context // _BLOCK) * _BLOCK
-    # vLLM keeps of a layer with a window that many tokens of a sequence, and those of the prompt's chunk under way.
+    # In a layer with a window, vLLM keeps one window of tokens per sequence, plus the current chunk of the prompt.
     windows = shape.windows if sizing.traits.drops_behind_window else (0,) * shape.layers
     kept = [min(length, window + _BATCH) if window else length for window in windows]
     values = sum(kv * tokens for kv, tokens in zip(shape.kv, kept, strict=True))
@@ -106,11 +109,11 @@ def cache_size(sizing: Sizing) -> int:
 
 
 def _buffers(sizing: Sizing, *, touched: bool) -> int:
-    """Working memory of one call. `touched`: without the pages that are set aside and never written, as on a CPU."""
+    """Return the bytes of working memory of one call. `touched`: count only pages that are written, as on a CPU."""
     shape = sizing.shape
     cells = sizing.context * sizing.slots
     batch = min(cells, _BATCH)
-    if shape.embeds:  # a text at once, in one call
+    if shape.embeds:  # it reads a whole text in one call
         cells = batch = max(sizing.context, _BATCH)
     mask = 2 * cells * batch
     layer = 4 * batch * (3 * shape.feed_forward * shape.experts_used + 4 * shape.width)
@@ -121,9 +124,9 @@ def _buffers(sizing: Sizing, *, touched: bool) -> int:
 
 
 def _embeddings(sizing: Sizing) -> int:
-    """Bytes of the input embeddings, taken to have as many bits as the average weight."""
+    """Return the bytes of the input embeddings, assumed to have as many bits as the average weight."""
     shape = sizing.shape
     table = shape.vocab * shape.width
-    heads = 2 * sum(shape.kv) * shape.width  # keys, values, and as much for queries and output: a rough count
+    heads = 2 * sum(shape.kv) * shape.width  # keys and values, and as much again for queries and output: a rough count
     others = heads + 3 * shape.layers * shape.width * shape.feed_forward * shape.experts_used
     return round(sizing.size * table / max(1, 2 * table + others))

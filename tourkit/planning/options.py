@@ -1,6 +1,6 @@
-"""The options for each variant of a model here, and why there are none. Knows stacks, formats and quants.
+"""The options for each variant of a model on this machine, or why there are none. Knows stacks, formats and quants.
 
-Whether an option fits beside others is the planner's business (planner.py).
+planner.py decides whether an option fits beside others.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from tourkit.stacks import STACKS, for_format
 _EMBEDDING = tuple(name for name, stack in STACKS.items() if stack.embeds)
 _BITS = re.compile(r"(?:Q|FP|BF|F|INT|W|NF)(\d+)|(\d+)-?BIT")
 _USUAL_BITS = 4
-_SLOW = 0  # bits in a rank
+_SLOW = 0  # `bits` in the rank of an option that is slow on a CPU
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Rank:
-    """Of two options of a model the one with the larger rank is better: compared by `bits` a weight, then by the
-    `preference` for the stack, then by `size` in bytes.
+    """The order of a model's options: the larger rank is better.
 
-    On a CPU each token reads every weight. More than 8 bits halve the speed there for the same answers, so such an
-    option comes last: its `bits` are 0.
+    Ranks compare by `bits` per weight, then by the `preference` for the stack, then by `size` in bytes. On a CPU each
+    token reads every weight: more than 8 bits halve the speed with the same answers. Therefore an option with more than
+    8 bits comes last on a CPU: its `bits` are 0.
     """
 
     bits: int
@@ -42,9 +42,11 @@ class Rank:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A variant on one stack, on a GPU or in RAM. `path`: the (first) weight file, or the folder. `size`: bytes of
-    weights. `max_context`: the most tokens a sequence can have. `lora`: adapter files. Paths are relative to the
-    bundle."""
+    """A variant on one stack, on a GPU or in RAM.
+
+    `path`: the (first) weight file, or the folder. `size`: bytes of weights. `max_context`: the most tokens a sequence
+    can have. `lora`: adapter files. Paths are relative to the bundle.
+    """
 
     model: str
     quant: str
@@ -65,7 +67,7 @@ class Option:
 
     @property
     def cache_types(self) -> tuple[str, ...]:
-        """KV cache types this option can have, the smallest first."""
+        """The KV cache types that this option can use, the smallest first."""
         divided = self.shape.head > 0 and self.shape.head % 32 == 0
         return ("q8_0", "f16") if STACKS[self.stack].quantises_cache and divided and any(self.shape.kv) else ("f16",)
 
@@ -81,8 +83,10 @@ class PassedOver:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """How weights are stored, and what that needs. `parts`: one of them is in the quant's name, in capitals.
-    `capability`: CUDA's compute capability, the lowest."""
+    """How weights are stored, and what that needs.
+
+    `parts`: the quant's name, in capitals, contains one of them. `capability`: the lowest CUDA compute capability.
+    """
 
     name: str
     parts: tuple[str, ...] = ()
@@ -92,17 +96,17 @@ class _Kind:
 
 
 _PLAIN = _Kind("plain", runs_on_cpu=True)
-_QUANTISED = (  # safetensors, the first that the name matches
+_QUANTISED = (  # kinds of safetensors; the first kind that matches the quant's name is used
     _Kind("bnb", ("BNB",), bitsandbytes=True),
     _Kind("fp4", ("FP4",), capability=(10, 0)),  # Blackwell
-    _Kind("fp8", ("FP8",), capability=(7, 5)),  # vLLM's FP8 page: weights only from Turing, computed in FP8 from 8.9
+    _Kind("fp8", ("FP8",), capability=(7, 5)),  # vLLM's FP8 page: weight-only FP8 from Turing, FP8 computation from 8.9
     _Kind("packed", ("AWQ", "GPTQ", "INT", "W4A", "W8A"), runs_on_cpu=True),
 )
-_ASSUMED_CAPABILITY = (7, 5)  # of a GPU that was only asked for
+_ASSUMED_CAPABILITY = (7, 5)  # of a GPU that is not here (--vram)
 
 
 def bits_of(quant: str) -> int:
-    """Bits a weight by the variant's name: 4 for Q4_K_M, AWQ-INT4 or bnb-4bit, 8 for FP8 or Q8_0, 16 for BF16."""
+    """Return bits per weight by the quant's name: 4 for Q4_K_M, AWQ-INT4, bnb-4bit; 8 for FP8, Q8_0; 16 for BF16."""
     found = _BITS.search(quant.upper())
     return int(found[1] or found[2]) if found else _USUAL_BITS
 
@@ -110,13 +114,13 @@ def bits_of(quant: str) -> int:
 def options_of(
     index: Index, model: BundleModel, hardware: Hardware, shapes: Mapping[VariantId, Shape]
 ) -> tuple[list[Option], list[PassedOver]]:
-    """The options for the model's variants here, best first, and the variants that have none.
+    """Return the options for the model's variants here, best first, and the variants that have none.
 
     A LoRA adapter has the options of its base.
     """
     lora = _adapter(index, model)
     if model.adapts is not None and lora is None:
-        return [], [PassedOver(model.id, "adapter", "the bundle does not hold it")]
+        return [], [PassedOver(model.id, "adapter", "not in the bundle")]
     options: list[Option] = []
     passed: list[PassedOver] = []
     for variant in index.variants:
@@ -159,7 +163,7 @@ def options_of(
 
 
 def _adapter(index: Index, model: BundleModel) -> tuple[str, int] | None:
-    """The file and bytes of the adapter that `model` is; None when it is none, or its file is not there."""
+    """Return the file and bytes of an adapter; None if `model` is no adapter or its file is missing."""
     variants = [variant for variant in index.variants if variant.model == model.id] if model.adapts is not None else []
     return weights_of(index, variants[0]) if variants else None
 
@@ -170,7 +174,7 @@ def _rank(bits: int, stack: str, size: int, *, on_gpu: bool) -> Rank:
 
 
 def weights_of(index: Index, variant: BundleVariant) -> tuple[str, int] | None:
-    """What a stack is to open (a file for GGUF, else a folder) and the bytes of weights; None when there are none."""
+    """Return what a stack opens (a file for GGUF, else a folder) and the bytes of weights; None if there are none."""
     suffix = f".{variant.format}"
     names = [file for file in variant_files(index, variant) if suffix in PurePosixPath(file.path).name.lower()]
     if variant.format != "onnx":  # ONNX keeps weights beside the .onnx file, in .onnx.data
@@ -184,12 +188,12 @@ def weights_of(index: Index, variant: BundleVariant) -> tuple[str, int] | None:
 
 def _nothing_to_weigh(index: Index, variant: BundleVariant) -> str:
     if any(file.path.startswith(f"{variant.id.folder}/") for file in index.files):
-        return f"the bundle holds no .{variant.format} file of it"
-    return "the sizes of its files are not known: `tourkit lock` asks the hub for them"
+        return f"the bundle has no .{variant.format} file of it"
+    return "the sizes of its files are unknown: run `tourkit lock`, which asks the hub"
 
 
 def _places(variant: BundleVariant, hardware: Hardware) -> tuple[list[tuple[str, bool]], list[str]]:
-    """Each stack that can load the variant here, and whether on a GPU; then why others cannot."""
+    """Return each stack that can load the variant here, and whether on a GPU; and why other stacks cannot."""
     kind = _kind_of(variant)
     able = [name for name in for_format(variant.format) if kind is _PLAIN or kind.name in STACKS[name].quantised]
     here = {stack.name: stack for stack in hardware.stacks}
@@ -200,7 +204,7 @@ def _places(variant: BundleVariant, hardware: Hardware) -> tuple[list[tuple[str,
         refusals.append(f"no stack loads {variant.format} {variant.quant}")
     elif not installed:
         preferred = sorted(able, key=lambda name: STACKS[name].gpu_preference)
-        refusals.append(f"needs {' or '.join(preferred)}, not installed")
+        refusals.append(f"needs {' or '.join(preferred)}, which is not installed")
     for stack in installed:
         gpu = next((gpu for gpu in hardware.gpus if _uses(stack, gpu)), None)
         tried = [(False, _cpu_refusal(kind, stack))]
@@ -212,7 +216,7 @@ def _places(variant: BundleVariant, hardware: Hardware) -> tuple[list[tuple[str,
 
 
 def _kind_of(variant: BundleVariant) -> _Kind:
-    """The kind of safetensors by the quant's name. Other formats are plain: every stack of the format loads them."""
+    """Return the kind of safetensors by the quant's name. Other formats are plain: all their stacks load them."""
     if variant.format != "safetensors":
         return _PLAIN
     quant = variant.quant.upper()

@@ -1,6 +1,6 @@
-"""What fits together: sized options against the memory of the devices, and which of them stay resident. Pure.
+"""Which models fit together in the memory of the devices, and which of them stay resident. Pure.
 
-A model that is not resident is loaded in turn with the others like it, so of those only the largest counts.
+Models that are not resident take turns: one at a time is loaded, so only the largest of them counts.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from tourkit.planning.memory import Estimate, Share, Sizing, estimate
 from tourkit.planning.options import Option
 from tourkit.planning.plan import CPU, Device
 
-_RAM_KEPT = 0.10  # of all RAM, for the system and the program that asks
-_VRAM_KEPT = 0.02  # of a GPU: what its driver and fragments take
-_MOST_ASSIGNMENTS = 5000  # a set names a few models a role: this is never reached by a sensible one
+_RAM_KEPT = 0.10  # of all RAM: kept free for the system and the user's program
+_VRAM_KEPT = 0.02  # of a GPU: kept free for its driver and fragmentation
+_MOST_ASSIGNMENTS = 5000  # a set names a few models per role, so a usual one has fewer combinations
 
 
 @dataclass(frozen=True)
 class SizedOption:
-    """An option with everything decided. `context` in tokens a sequence."""
+    """An option with all its settings. `context`: tokens per sequence."""
 
     option: Option
     context: int
@@ -61,7 +61,7 @@ class SizedOption:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What may be used of each device; RAM is the last."""
+    """The usable memory of each device. RAM is the last device."""
 
     devices: tuple[Device, ...]
 
@@ -77,7 +77,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """The model of each role, the models that stay in memory, and every model that fits by itself at its smallest."""
+    """The model of each role, the models that stay in memory, and all models that fit alone, at their smallest."""
 
     models: dict[str, str]
     resident: frozenset[str]
@@ -85,7 +85,10 @@ class Assignment:
 
 
 def budget_of(hardware: Hardware) -> Budget:
-    """What may be used of each device: what is free now, less a margin; of unified memory the RAM has the rest."""
+    """Return the usable memory of each device: what is free now, less a margin.
+
+    If the GPU shares the machine's memory (metal), RAM gets what the GPU leaves.
+    """
     devices = []
     ram = int(hardware.ram * (1 - _RAM_KEPT))
     for gpu in hardware.gpus:
@@ -99,7 +102,7 @@ def budget_of(hardware: Hardware) -> Budget:
 
 
 def at_smallest(option: Option, context: int, slots: int) -> SizedOption:
-    """The option with its smallest KV cache, for `slots` sequences of at most `context` tokens."""
+    """Return the option with its smallest KV cache, for `slots` sequences of at most `context` tokens."""
     layers = ALL_LAYERS if option.on_gpu else NO_LAYERS
     return SizedOption(option, min(context, option.max_context), slots, option.cache_types[0], layers)
 
@@ -110,7 +113,7 @@ def fits_alone(sized: SizedOption, budget: Budget) -> bool:
 
 
 def pack(sized: Mapping[str, SizedOption], resident: frozenset[str], budget: Budget) -> dict[str, str] | None:
-    """A device for each model; None when they do not fit. Whatever takes turns does so on one GPU."""
+    """Return a device for each model; None if they do not fit. All models that take turns use one GPU."""
     turns = [id_ for id_ in sized if id_ not in resident]
     ram = sum(sized[id_].ram.total for id_ in sized if id_ in resident)
     if ram + max((sized[id_].ram.total for id_ in turns), default=0) > budget.ram:
@@ -136,9 +139,9 @@ def pack(sized: Mapping[str, SizedOption], resident: frozenset[str], budget: Bud
 
 
 def assign(named: Mapping[str, list[str]], smallest: dict[str, SizedOption], budget: Budget) -> Assignment:
-    """A model for each role out of those `named` for it, in the order of the roles, and which models stay resident.
+    """Choose a model for each role from those `named` for it, and the models that stay resident.
 
-    Most roles resident first, then the fewest models that take turns, then the models named first, role by role.
+    Prefer the most resident roles, then the fewest models that take turns, then the models named first, role by role.
     """
     for models in _combinations(named):
         if pack(_of(smallest, models), frozenset(models), budget) is not None:
@@ -156,12 +159,12 @@ def assign(named: Mapping[str, list[str]], smallest: dict[str, SizedOption], bud
 
 
 def _combinations(named: Mapping[str, list[str]]) -> Iterable[tuple[str, ...]]:
-    """A model for each role, in every way there is."""
+    """Return the combinations of one model per role, the models named first at the start."""
     return islice(product(*named.values()), _MOST_ASSIGNMENTS)
 
 
 def _subsets(models: tuple[str, ...]) -> Iterator[frozenset[str]]:
-    """Sets of models to keep resident, larger ones first; a single model that takes turns has none to do so with."""
+    """Yield sets of models to keep resident, larger sets first. At least two models take turns: one alone cannot."""
     distinct = list(dict.fromkeys(models))
     for size in range(max(0, len(distinct) - 2), -1, -1):
         for kept in combinations(distinct, size):

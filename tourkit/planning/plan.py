@@ -1,4 +1,4 @@
-"""What planning decides: which variant is loaded for which roles, on what, with how much memory. Plain data."""
+"""A plan: which variant is loaded for which roles, on which device, with how much memory. Plain data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CPU = "cpu"
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes a placement takes of one device, which is "cpu" for RAM or a GPU's id."""
+    """The bytes that a placement takes on one device: "cpu" for RAM, or a GPU's id."""
 
     device: str
     weights: int
@@ -25,9 +25,9 @@ class Memory:
 class Placement:
     """One variant to load, for one or more roles. The paths of `launch` are relative to the bundle until it is served.
 
-    `device`: "cpu", or the GPU's id as CUDA_VISIBLE_DEVICES and its like take it. `resident` False: it takes turns with
-    others that do not fit beside it. `fallbacks`: what to load instead, in order, when this cannot be loaded; they have
-    none of their own. `size`: bytes of weights.
+    `device`: "cpu", or the GPU's id as CUDA_VISIBLE_DEVICES and similar variables take it. `resident`: False if it
+    takes turns with models that do not fit beside it. `fallbacks`: what to load instead, in order, if this cannot be
+    loaded; a fallback has no fallbacks itself. `size`: bytes of weights.
     """
 
     roles: tuple[str, ...]
@@ -42,7 +42,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """`usable` bytes of `total`; `used` by what is resident and the largest of those that take turns."""
+    """One device, in bytes. `used`: by all resident placements and the largest of those that take turns."""
 
     id: str
     name: str
@@ -53,8 +53,11 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to load. `unfilled`: roles without a usable variant. `notes`: a line for what is not as the set would have
-    it. `passed_over`: every other variant of the models in question, and why."""
+    """What to load.
+
+    `unfilled`: a line for each role without a usable variant. `notes`: a line for each difference from what the set
+    prefers. `passed_over`: every other variant of the named models, and why it is not used.
+    """
 
     placements: tuple[Placement, ...]
     notes: tuple[str, ...]

@@ -1,7 +1,8 @@
-"""Which variants fill the roles here, on what, and how much context they get: for the whole set at once.
+"""Chooses the variants for all roles of a set at once, with their stack, device and context.
 
-Decides; reads no file, loads nothing. In this order: as many roles as can be stay in memory together, each role gets
-the model named first for it, more bits a weight, a finer KV cache, a longer context. explain.py says why.
+Only decides: reads no file and loads nothing. The priorities, in this order: as many roles as possible stay in memory
+together, each role gets the model named first for it, more bits per weight, a finer KV cache, a longer context.
+explain.py gives the reasons.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tourkit.planning.plan import CPU, Device, Memory, Placement, Plan
 from tourkit.planning.upgrades import grow
 
 _FLOORS = (USUAL, Floor(4096, 2), Floor(2048, 2), Floor(2048, 1), Floor(1024, 1))
-# Where growing ends by itself: on a CPU a longer prompt takes minutes. --context goes further.
+# A context grows by itself up to this many tokens: on a CPU a longer prompt takes minutes. --context can set more.
 _LONGEST = {True: 32_768, False: 8192}
 
 
@@ -37,13 +38,14 @@ def plan(
     slots: int | None = None,
     shapes: Mapping[VariantId, Shape] | None = None,
 ) -> Plan:
-    """Fill the roles. `context` in tokens a sequence; a shape that is missing is guessed from the size of the file.
+    """Fill the roles. `context`: tokens per sequence. A missing shape is guessed from the file size.
 
-    Raises UsageError for a role the bundle does not have, NotSo when none, or one of `roles`, can be filled.
+    Raises UsageError for a role that the bundle does not have. Raises NotSo if no role can be filled, or if one of
+    `roles` cannot.
     """
     for role in roles:
         if role not in index.roles:
-            raise UsageError(f"role {role!r}: the bundle fills {', '.join(index.roles)} only: choose one of them")
+            raise UsageError(f"role {role!r}: the bundle has only {', '.join(index.roles)}: choose one of them")
     order = sorted(roles or index.roles, key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES))
     offer = _offer(index, hardware, {role: index.roles[role] for role in order}, shapes or {})
     floors = dict.fromkeys(Floor(context or floor.context, slots or floor.slots) for floor in _FLOORS)
@@ -58,7 +60,7 @@ def plan(
 def _offer(
     index: Index, hardware: Hardware, wanted: Mapping[str, tuple[str, ...]], shapes: Mapping[VariantId, Shape]
 ) -> Offer:
-    """The options of every model in question."""
+    """Return the options of every model that the roles name."""
     models = {model.id: model for model in index.models}
     options: dict[str, list[Option]] = {}
     refused: dict[str, list[PassedOver]] = {}
@@ -72,23 +74,23 @@ def _offer(
 
 
 def _fullest(offer: Offer, floors: Iterable[Floor]) -> tuple[Floor, Assignment]:
-    """The first of the floors at which the most roles are filled, and the assignment there."""
+    """Return the first floor at which the most roles are filled, and its assignment."""
     made: dict[Floor, Assignment] = {}
     for floor in floors:
         made[floor] = _assigned(offer, floor)
         if _filled(made[floor]) == _most_filled(offer):
             break
-    return max(made.items(), key=lambda item: _filled(item[1]))  # the first of equals
+    return max(made.items(), key=lambda item: _filled(item[1]))  # of equal ones, max takes the first
 
 
 def _assigned(offer: Offer, floor: Floor) -> Assignment:
-    """Models and residency, everything at its smallest."""
+    """Assign models to roles and choose the resident ones, with every model at its smallest."""
     found = {id_: _smallest(options, floor, offer.budget) for id_, options in offer.options.items()}
     smallest = {id_: sized for id_, sized in found.items() if sized is not None}
     named = {}
     for role, ids in offer.wanted.items():
         fitting = [id_ for id_ in ids if id_ in smallest]
-        # Where there is a GPU, what it cannot hold gives way to what it can: taking turns beats a CPU.
+        # If any model fits on a GPU, only these are considered: taking turns on a GPU is faster than a CPU.
         preferred = [id_ for id_ in fitting if smallest[id_].option.on_gpu] or fitting
         if preferred:
             named[role] = preferred
@@ -96,7 +98,7 @@ def _assigned(offer: Offer, floor: Floor) -> Assignment:
 
 
 def _smallest(options: list[Option], floor: Floor, budget: Budget) -> SizedOption | None:
-    """The smallest option that fits by itself: on a GPU if there is one, else on the CPU; None for none."""
+    """Return the smallest option that fits alone: on a GPU if one fits there, else on the CPU; None if none fits."""
     for on_gpu in (True, False):
         tried = [at_smallest(option, floor.context, floor.slots) for option in options if option.on_gpu is on_gpu]
         fitting = [sized for sized in tried if fits_alone(sized, budget)]
@@ -106,22 +108,22 @@ def _smallest(options: list[Option], floor: Floor, budget: Budget) -> SizedOptio
 
 
 def _filled(assignment: Assignment) -> tuple[int, int]:
-    """How many roles have a model, and how many of them are on a GPU."""
+    """Return how many roles have a model, and how many of these roles are on a GPU."""
     on_gpu = [assignment.smallest[model_id].option.on_gpu for model_id in assignment.models.values()]
     return len(on_gpu), sum(on_gpu)
 
 
 def _most_filled(offer: Offer) -> tuple[int, int]:
-    """What `_filled` would be if memory were no matter."""
+    """Return what `_filled` returns with unlimited memory."""
     on_gpu = [[option.on_gpu for id_ in ids for option in offer.options.get(id_, [])] for ids in offer.wanted.values()]
     return sum(bool(each) for each in on_gpu), sum(any(each) for each in on_gpu)
 
 
-# --- what is done with the memory that is left ----------------------------------------------------------------------
+# --- use of the remaining memory ------------------------------------------------------------------------------------
 
 
 def _upgraded(offer: Offer, floor: Floor, assignment: Assignment, *, most_slots: int, grow_context: bool) -> Decision:
-    """Every model in use with as much as fits beside the others, and its device."""
+    """Return the decision: every model in use with as much as fits beside the others, and its device."""
     sized = {model_id: assignment.smallest[model_id] for model_id in dict.fromkeys(assignment.models.values())}
     longest = {id_: _longest(each.option) for id_, each in sized.items()} if grow_context else {}
     sized = grow(sized, offer.options, assignment.resident, offer.budget, most_slots, longest)
@@ -130,7 +132,7 @@ def _upgraded(offer: Offer, floor: Floor, assignment: Assignment, *, most_slots:
 
 
 def _longest(option: Option) -> int:
-    """The context up to which a model grows by itself."""
+    """Return the context, in tokens, up to which a model grows by itself."""
     return min(option.max_context, _LONGEST[option.on_gpu])
 
 
@@ -150,7 +152,7 @@ def _plan_of(decision: Decision, hardware: Hardware) -> Plan:
 
 
 def _placement(decision: Decision, model_id: str, threads: int) -> Placement:
-    """The placement of a model in use, with its fallbacks, which have its roles and residency."""
+    """Return the placement of a model in use, with its fallbacks. They have the same roles and residency."""
     assignment = decision.assignment
     roles = tuple(role for role, id_ in assignment.models.items() if id_ == model_id)
     resident = model_id in assignment.resident
@@ -190,7 +192,7 @@ def _placed(sized: SizedOption, device: str, roles: tuple[str, ...], threads: in
 
 
 def _with_used(device: Device, placements: tuple[Placement, ...]) -> Device:
-    """The device with what the placements take of it: all that is resident, and the largest of what takes turns."""
+    """Return the device with `used`: by all resident placements and the largest of those that take turns."""
     takes = [
         (each.resident, memory.total) for each in placements for memory in each.memory if memory.device == device.id
     ]

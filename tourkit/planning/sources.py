@@ -1,4 +1,4 @@
-"""What there is to plan with: a manifest and its lock as if they were a bundle, and the shapes of a bundle's models."""
+"""The input of a plan: the index of a bundle, or one made from a manifest and its lock, and the models' shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tourkit.planning.options import weights_of
 
 
 def index_of(manifest: Manifest, lock: Lock) -> Index:
-    """The index of the bundle that `prefetch` would make. A variant whose weights have no known size gets no files."""
+    """Return the index of the bundle that `prefetch` would make. A variant of unknown size gets no files."""
     models = tuple(map(BundleModel.of, manifest.models.values()))
     variants = tuple(
         BundleVariant(id_.model, id_.quant, v.format, v.repo, v.revision, "") for id_, v in manifest.variants.items()
@@ -24,7 +24,7 @@ def index_of(manifest: Manifest, lock: Lock) -> Index:
 
 
 def shapes_of_manifest(manifest: Manifest) -> dict[VariantId, Shape]:
-    """Shapes of models whose catalogue file states the numbers."""
+    """Return the shapes of the models whose catalogue file states the numbers."""
     return {
         VariantId(model.id, variant.quant): of_arch(model.arch, model.context)
         for model in manifest.models.values()
@@ -34,7 +34,7 @@ def shapes_of_manifest(manifest: Manifest) -> dict[VariantId, Shape]:
 
 
 def shapes_of_bundle(root: Path, index: Index) -> dict[VariantId, Shape]:
-    """Shapes from the files' own headers, else from the catalogue by the model's id."""
+    """Return the shapes by the files' own headers, else by the catalogue entry with the model's id."""
     shapes: dict[VariantId, Shape] = {}
     stated = _catalogue()
     for variant in index.variants:
@@ -49,7 +49,7 @@ def shapes_of_bundle(root: Path, index: Index) -> dict[VariantId, Shape]:
 def _catalogue() -> dict[str, Shape]:
     try:
         models = manifests.catalogue().values()
-    except ManifestError:  # a damaged catalogue is no reason not to serve a whole bundle
+    except ManifestError:  # a complete bundle can be served even if the catalogue is damaged
         return {}
     return {model.id: of_arch(model.arch, model.context) for model in models if model.arch is not None}
 

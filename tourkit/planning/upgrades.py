@@ -1,6 +1,6 @@
-"""What to do with memory that is left once every model has its smallest option: more of what matters most first. Pure.
+"""Uses the memory that is left after every model has its smallest option, the most useful upgrade first. Pure.
 
-Every step keeps who is resident and who takes turns, and takes what fits beside all the others.
+No step changes which models are resident and which take turns. Each step takes only what fits beside all others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tourkit.planning.options import Option
 from tourkit.planning.packing import Budget, SizedOption, pack
 from tourkit.stacks import STACKS
 
-_LOSSLESS_BITS = 8  # as good as: no model gets more before all have got these
+_LOSSLESS_BITS = 8  # nearly lossless: no model gets more bits before all have these
 _ALL_BITS = 32
 
 
@@ -25,9 +25,10 @@ def grow(
     most_slots: int,
     longest: Mapping[str, int],
 ) -> dict[str, SizedOption]:
-    """Slots up to `most_slots`, layers on the GPU, bits a weight, a finer cache, and contexts up to `longest` tokens.
+    """Return the models with as much more as fits, in this order of steps.
 
-    All by model id; `options` best first. A model that is not in `longest` keeps its context.
+    Slots up to `most_slots`, layers on the GPU, bits per weight, a finer cache, contexts up to `longest` tokens. All
+    mappings are by model id; `options` are sorted best first. A model that is not in `longest` keeps its context.
     """
 
     def fits(tried: dict[str, SizedOption]) -> bool:
@@ -52,7 +53,7 @@ def _first_that(
     model_id: str,
     better: list[SizedOption],
 ) -> dict[str, SizedOption]:
-    """The models with the first of `better` that fits; as they were when none does."""
+    """Return the models with the first of `better` that fits; return them unchanged if none fits."""
     for each in better:
         tried = {**sized, model_id: each}
         if fits(tried):
@@ -66,7 +67,7 @@ def _in_turn(
     measure: Callable[[SizedOption], int],
     better: Callable[[SizedOption], list[SizedOption]],
 ) -> dict[str, SizedOption]:
-    """Improve the model that has least by `measure`, again and again, until none can be improved."""
+    """Improve the model with the lowest `measure`, again and again, until none can be improved."""
     done: set[str] = set()
     while left := [model_id for model_id in sized if model_id not in done]:
         model_id = min(left, key=lambda id_: measure(sized[id_]))
@@ -78,7 +79,7 @@ def _in_turn(
 
 
 def _with_layers(now: SizedOption, options: list[Option]) -> list[SizedOption]:
-    """For what runs on the CPU although there is a GPU: layers there, as many as fit, the most first."""
+    """Return splits for a model that runs on the CPU although a GPU could run it: the most layers on the GPU first."""
     option = now.option
     able = STACKS[option.stack].splits_layers and any(each.on_gpu and each.path == option.path for each in options)
     if not now.gpu_layers.is_none or not able:
@@ -87,10 +88,10 @@ def _with_layers(now: SizedOption, options: list[Option]) -> list[SizedOption]:
 
 
 def _better(options: Mapping[str, list[Option]], most_bits: int) -> Callable[[SizedOption], list[SizedOption]]:
-    """Options that rank above the one in use on the same device, of at most `most_bits`, the next one first."""
+    """Return a function that lists better options: on the same device, of at most `most_bits`, the next one first."""
 
     def better(now: SizedOption) -> list[SizedOption]:
-        if now.gpu_layers.is_part:  # split over both devices: it has what there was
+        if now.gpu_layers.is_part:  # split over both devices: no memory is left for it
             return []
         used = now.option
         above = [
