@@ -1,4 +1,4 @@
-"""The house: which package may import which, who may load a heavy library, and who may reach beyond loopback."""
+"""The layers: which package may import which, which may load a heavy library, and which may use the network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAVY = {"llama_cpp", "llguidance", "vllm", "torch", "transformers", "onnxruntim
 LIBRARIES = HEAVY | {"huggingface_hub", "jinja2", "jsonschema", "starlette", "uvicorn", "aiohttp", "gguf"}
 LIBRARIES |= {"urllib3", "tqdm", "prometheus_client"}
 
-# Each line may import any line below it, and nothing on its own line or above. docs/architecture.md shows the same.
+# A package may import any package on a line below its own, and no other. docs/architecture.md shows the same table.
 TABLE = """
 __main__
 cli
@@ -37,12 +37,12 @@ units net
 errors
 """
 LEVELS = {name: level for level, line in enumerate(reversed(TABLE.split("\n"))) for name in line.split()}
-# Inside server/: what is not named here may be imported by all of its packages.
+# Inside server/: a package that is no key here may import all packages of server/.
 SERVER = {"gateway": {"api", "contract", "http"}, "worker": {"api", "contract", "http"}, "api": {"contract", "http"}}
 
 
 def modules() -> dict[str, Path]:
-    """Every module by its name below tourkit; a package has that of its folder."""
+    """Return the path of every module by its name below tourkit. A package has the name of its folder."""
     paths = sorted(PACKAGE.rglob("*.py"))
     names = {path: ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in paths}
     return {name.removesuffix(".__init__"): path for path, name in names.items() if name != "__init__"}
@@ -51,13 +51,13 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def room(name: str) -> str:
+def top_package(name: str) -> str:
     return name.split(".")[0]
 
 
 @cache
 def imports(path: Path, *, top_level_only: bool = False, strings: bool = False) -> set[str]:
-    """Full names of what a module imports, at its top level or anywhere; with `strings`, what those name too."""
+    """Return the full names that a module imports, anywhere or at its top level. `strings`: also names in strings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     prose = docstrings(tree)
     found: set[str] = set()
@@ -73,14 +73,14 @@ def imports(path: Path, *, top_level_only: bool = False, strings: bool = False) 
 
 
 def docstrings(tree: ast.Module) -> set[ast.expr]:
-    """The constants that are docstrings: prose, which imports nothing."""
+    """Return the constants that are docstrings: these import nothing."""
     owners = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     first = [each.body[0] for each in ast.walk(tree) if isinstance(each, owners) and each.body]
     return {each.value for each in first if isinstance(each, ast.Expr)}
 
 
 def own(name: str, *, strings: bool = False) -> Iterator[str]:
-    """The modules of tourkit that a module imports anywhere, by their names below tourkit."""
+    """Yield the modules of tourkit that a module imports anywhere, by their names below tourkit."""
     for imported in imports(MODULES[name], strings=strings):
         below = imported.removeprefix("tourkit.")
         while below and below not in MODULES and "." in below:
@@ -90,7 +90,7 @@ def own(name: str, *, strings: bool = False) -> Iterator[str]:
 
 
 def test_every_package_and_module_is_in_the_table() -> None:
-    assert {room(name) for name in MODULES} == LEVELS.keys()
+    assert {top_package(name) for name in MODULES} == LEVELS.keys()
 
 
 def test_the_page_on_the_architecture_shows_this_table_and_every_module() -> None:
@@ -108,15 +108,15 @@ def test_the_page_on_the_architecture_shows_this_table_and_every_module() -> Non
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_imports_run_one_way(name: str) -> None:
-    level = LEVELS[room(name)]
-    uphill = {other for other in own(name, strings=True) if room(other) != room(name) and LEVELS[room(other)] >= level}
+    level = LEVELS[top_package(name)]
+    uphill = {other for other in own(name, strings=True) if top_package(other) != top_package(name) and LEVELS[top_package(other)] >= level}
 
     assert not uphill, f"tourkit.{name} may not import {uphill}"
 
 
 @pytest.mark.parametrize("name", sorted(each for each in MODULES if each.startswith("server.")))
 def test_gateway_and_worker_agree_through_api_contract_and_http_only(name: str) -> None:
-    """The gateway names the modules it starts as processes; it does not import them."""
+    """The gateway starts worker modules as processes by their names. It does not import them."""
     package = name.split(".")[1]
     others = {other.split(".")[1] for other in own(name) if other.startswith("server.")} - {package}
 
@@ -124,7 +124,7 @@ def test_gateway_and_worker_agree_through_api_contract_and_http_only(name: str) 
 
 
 def test_no_imports_go_in_a_circle() -> None:
-    """Packages are left out: importing a module imports the packages around it."""
+    """The packages around a module are left out, because importing the module imports them."""
     graph = {name: {other for other in own(name) if other != name and not is_around(other, name)} for name in MODULES}
     while free := {name for name, others in graph.items() if not others}:
         graph = {name: others - free for name, others in graph.items() if name not in free}
@@ -145,14 +145,14 @@ def test_inference_libraries_are_imported_inside_functions(name: str) -> None:
 
 def test_only_fetch_imports_the_hub_client_and_an_http_client() -> None:
     clients = {"huggingface_hub", "urllib3", "requests", "httpx"}
-    users = {room(name) for name, path in MODULES.items() if {each.split(".")[0] for each in imports(path)} & clients}
+    users = {top_package(name) for name, path in MODULES.items() if {each.split(".")[0] for each in imports(path)} & clients}
 
     assert users == {"fetch"}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES.keys() - {"stacks"}))
 def test_stacks_are_listed_in_one_place(name: str) -> None:
-    """What is true of a stack stands in its row of stacks.py, so that a new stack is a row and a backend."""
+    """The facts about a stack are in its row of stacks.py, so a new stack needs only a row and a backend."""
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     groups = (node for node in ast.walk(tree) if isinstance(node, ast.Tuple | ast.List | ast.Set | ast.Dict))
     for group in groups:
@@ -169,7 +169,7 @@ def test_the_client_imports_the_standard_library_alone() -> None:
 
 
 def test_test_modules_import_no_other_test_module() -> None:
-    """What two of them share is a module of its own, named for what it holds."""
+    """Code that two test modules share is in a module of its own, with the name of its content."""
     imported = {path.name: {each.split(".")[-1] for each in imports(path)} for path in TESTS.glob("*.py")}
     names = {path.stem for path in TESTS.glob("test_*.py")}
 
@@ -178,7 +178,7 @@ def test_test_modules_import_no_other_test_module() -> None:
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_a_module_is_short_and_so_are_its_functions(name: str) -> None:
-    """Under 400 lines, but for the client, which is copied as one file; functions of 60 lines at most."""
+    """At most 400 lines, except for the client, which is copied as one file. Functions have at most 60 lines."""
     text = MODULES[name].read_text(encoding="utf-8")
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     long = [node.name for node in functions if (node.end_lineno or 0) - node.lineno + 1 > 60]
@@ -189,7 +189,7 @@ def test_a_module_is_short_and_so_are_its_functions(name: str) -> None:
 
 @pytest.mark.starts
 def test_the_command_line_starts_without_any_library_but_click() -> None:
-    """`tourkit --help` must not pay for what a single command needs."""
+    """`tourkit --help` must not import what only one command needs."""
     code = f"import sys, tourkit.cli; print(*sorted({LIBRARIES!r} & sys.modules.keys()))"
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Offline means offline: the guard refuses and names, and the kernel's own record agrees."""
+"""Offline means offline: the guard refuses connections and names the caller, and the kernel's trace confirms it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NETLESS = str(Path(__file__).with_name("netless.py"))
 
 
 def guarded(code: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code with the guard engaged, in a process of its own: an audit hook cannot be taken off."""
+    """Run Python code with the guard engaged. In its own process, because an audit hook cannot be removed."""
     source = f"from tourkit import offline\noffline.engage()\n{code}"
     return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
 
@@ -103,14 +103,14 @@ def chat(url: str) -> int:
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed: no system calls to look at")
 def test_no_system_call_of_gateway_or_worker_leaves_the_machine(tiny_gguf: Path, tmp_path: Path) -> None:
-    """Traced, not trusted: every connect and every send of the whole process tree, native code included."""
+    """strace records every connect and every send of the whole process tree, native code included."""
     bundle = make_bundle(tmp_path / "bundle", tiny_gguf)
     trace = tmp_path / "trace"
     strace = ["strace", "-f", "-qq", "-e", "trace=connect,sendto,sendmsg", "-o", str(trace)]
     with serving(bundle, tmp_path / "log", "--offline", "--context", "512", prefix=strace) as running:
         status = chat(running.url)
         children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split()
-        for child in children:  # strace passes no signal on: end the gateway itself
+        for child in children:  # strace forwards no signals, so end the gateway itself
             os.kill(int(child), signal.SIGTERM)
         running.process.wait()
 
@@ -124,7 +124,7 @@ def test_no_system_call_of_gateway_or_worker_leaves_the_machine(tiny_gguf: Path,
 
 
 def test_the_whole_trip_works_where_there_is_no_network_at_all(tmp_path: Path) -> None:
-    """Mirror, lock, prefetch, verify, serve --offline and the templates with loopback as the only interface."""
+    """Mirror, lock, prefetch, verify, serve --offline and the templates, with loopback as the only interface."""
     probe = [
         sys.executable,
         NETLESS,

@@ -1,4 +1,4 @@
-"""Sizes as people write them: one parser for every option that takes a size."""
+"""Sizes as people write them. One parser reads every option that takes a size."""
 
 from __future__ import annotations
 

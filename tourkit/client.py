@@ -1,8 +1,7 @@
-"""A client for a tourkit server, or any server with OpenAI's chat API, in one file of standard library.
+"""A client for a tourkit server, or any server with OpenAI's chat API. One file, standard library only.
 
-It imports nothing of tourkit, so that a copied template can carry it. It is built on http.client, which does
-not read HTTP_PROXY and its kin: what it sends goes to the URL it was given and nowhere else, and no redirect
-is followed.
+It imports nothing of tourkit, so a copied template can include it. It uses http.client, which does not read
+HTTP_PROXY and similar variables: requests go only to the given URL, and no redirect is followed.
 """
 
 import contextlib
@@ -23,20 +22,20 @@ from urllib.parse import urlsplit
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_MODEL = "tool"
-BUSY = (429, 503)  # a full queue, a model that is still loading: worth asking again
+BUSY = (429, 503)  # a full queue, or a model that is still loading: try again
 PATIENCE = 60.0  # seconds spent waiting for a busy server before its answer becomes an error
-SHORTEST_WAIT = 0.05  # seconds; so that "Retry-After: 0" is no tight loop
+SHORTEST_WAIT = 0.05  # seconds; so that "Retry-After: 0" makes no tight loop
 LONGEST_WAIT = 20.0  # seconds between two tries
 
 Messages = str | Sequence[Mapping[str, Any]]
 
 
 class ClientError(Exception):
-    """A request that gave no usable answer; the message is one line and names the mend where there is one.
+    """A request that got no usable answer. The message is one line and names the fix if there is one.
 
-    `status` is the HTTP status (None: no answer came), `param` the request field the server refused, `code`
-    its machine-readable reason. When the model was cut off, `finish_reason` says by what and `text` holds
-    what it wrote.
+    `status`: the HTTP status, None if no answer came. `param`: the request field that the server refused. `code`:
+    the server's machine-readable reason. If the model was cut off, `finish_reason` says why and `text` holds what
+    it wrote.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class ClientError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer. `usage` counts the tokens of the whole call, which several replies may share."""
+    """One answer. `usage`: the tokens of the whole call, which several replies may share."""
 
     text: str
     finish_reason: str | None
@@ -69,11 +68,11 @@ class Reply:
 
 
 class Client:
-    """Talks to one server; many threads may use it at once, each on a kept-alive connection of its own.
+    """A client of one server. Many threads may use it at once, each on its own kept-alive connection.
 
-    `url` falls back to $TOURKIT_URL, then http://127.0.0.1:8000; `api_key` to $TOURKIT_API_KEY; `model`, a
-    role or a model id, to "tool"; `timeout` is seconds without a byte from the server, `patience` seconds spent waiting
-    while it is busy.
+    `url`: default $TOURKIT_URL, then http://127.0.0.1:8000. `api_key`: default $TOURKIT_API_KEY. `model`: a role or a
+    model id, default "tool". `timeout`: seconds without a byte from the server. `patience`: seconds spent waiting
+    while the server is busy.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class Client:
         patience: float = PATIENCE,
     ) -> None:
         self.url = (url or os.environ.get("TOURKIT_URL") or DEFAULT_URL).rstrip("/")
-        self.model = model  # None: nobody chose one, so a batch may ask the template's own role
+        self.model = model  # None: the caller chose none, so a batch may use the template's own role
         self.timeout = timeout
         self.patience = patience
         self._api_key = api_key or os.environ.get("TOURKIT_API_KEY") or ""
@@ -94,7 +93,7 @@ class Client:
         self._headers = _headers(self._api_key)
         self._gate = threading.Lock()
         self._idle: list[http.client.HTTPConnection] = []  # kept-alive connections that no thread is using
-        self._live: set[http.client.HTTPConnection] = set()  # those that one is
+        self._live: set[http.client.HTTPConnection] = set()  # connections in use
         self._closed = False
 
     def __enter__(self) -> "Client":
@@ -106,7 +105,7 @@ class Client:
         self.close()
 
     def clone(self, *, model: str | None = None) -> "Client":
-        """A client with the same settings (or another `model`) and connections of its own."""
+        """Return a client with the same settings (or another `model`) and its own connections."""
         return Client(
             self.url,
             model=model or self.model,
@@ -116,7 +115,7 @@ class Client:
         )
 
     def close(self) -> None:
-        """Hang up; requests under way in other threads, and later ones, raise ClientError."""
+        """Close all connections. Running requests of other threads, and later requests, raise ClientError."""
         with self._gate:
             self._closed = True
             idle, live = list(self._idle), list(self._live)
@@ -127,7 +126,7 @@ class Client:
             _wake(connection)
 
     def models(self) -> list[str]:
-        """The roles and model ids the server has. Raises ClientError, so it tells whether a server is there."""
+        """Return the server's roles and model ids. Raises ClientError if no server answers."""
         connection = self._connection()
         try:
             connection.request("GET", f"{self._prefix}/v1/models", headers=self._headers)
@@ -139,14 +138,14 @@ class Client:
         except (http.client.HTTPException, OSError) as error:
             raise self._trouble(error) from error
         except (ValueError, KeyError, TypeError) as error:
-            raise ClientError(f"{self.url}/v1/models gives no list of models: is it a tourkit server?") from error
+            raise ClientError(f"{self.url}/v1/models returns no list of models: is it a tourkit server?") from error
         finally:
             self._drop(connection)
 
     def chat(self, messages: Messages, *, model: str | None = None, **params: Any) -> Reply:
-        """One answer to `messages` (a list of role/content objects, or a string for one user message).
+        """Return one answer to `messages`: a list of role/content objects, or a string for one user message.
 
-        Parameters given as None are left out, the others go to the server as they are. Raises ClientError.
+        Parameters that are None are left out. The others go to the server unchanged. Raises ClientError.
         """
         replies = self._complete(_body(messages, model or self.model or DEFAULT_MODEL, params))
         return replies[0]
@@ -154,9 +153,9 @@ class Client:
     def structured(
         self, messages: Messages, schema: Mapping[str, Any], *, model: str | None = None, **params: Any
     ) -> Any:
-        """The parsed JSON of one answer made under a JSON Schema.
+        """Return the parsed JSON of one answer under a JSON Schema.
 
-        Raises ClientError, with `finish_reason` and `text`, when it was cut off before its JSON was whole.
+        Raises ClientError, with `finish_reason` and `text`, if the answer was cut off before its JSON was complete.
         """
         reply = self.chat(messages, model=model, response_format=_json_schema(schema), **params)
         return parse_json(reply)
@@ -170,26 +169,26 @@ class Client:
         model: str | None = None,
         **params: Any,
     ) -> list[Reply]:
-        """`n` answers to one prompt, in one call: the server reads the prompt once for all of them.
+        """Return `n` answers to one prompt from one call: the server reads the prompt once for all of them.
 
-        A server that gives fewer than it was asked for is asked again for the rest. Raises ClientError.
+        If the server returns fewer answers, it is asked again for the rest. Raises ClientError.
         """
         if schema is not None:
             params["response_format"] = _json_schema(schema)
         seed = params.pop("seed", None)
         replies: list[Reply] = []
-        while len(replies) < n:  # ends: a call gives at least one answer or raises
-            # The seed moves on with the answers in hand: the same seed again would give the same answers.
+        while len(replies) < n:  # the loop ends: a call returns at least one answer or raises
+            # Each new call needs another seed: the same seed would return the same answers.
             params["seed"] = None if seed is None else seed + len(replies)
             body = _body(messages, model or self.model or DEFAULT_MODEL, {**params, "n": n - len(replies)})
             replies.extend(self._complete(body))
         return replies[:n]
 
     def stream(self, messages: Messages, *, model: str | None = None, **params: Any) -> Iterator[str]:
-        """The answer in pieces as they are made. The request is sent when the first piece is asked for.
+        """Yield the pieces of the answer as they are made. The request is sent when the first piece is read.
 
-        Stopping early hangs up, which frees the server's slot. Raises ClientError, also when the stream
-        breaks off.
+        If the caller stops early, the connection closes and the server's slot becomes free. Raises ClientError, also
+        if the stream ends early.
         """
         body = _body(messages, model or self.model or DEFAULT_MODEL, {**params, "stream": True})
         connection, response = self._open(body)
@@ -222,7 +221,7 @@ class Client:
         return _replies(data, self.url)
 
     def _open(self, body: dict[str, Any]) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Send `body` until the status is 200; a busy server is asked again for `patience` seconds."""
+        """Send `body` and return when the status is 200. Ask a busy server again for up to `patience` seconds."""
         data = json.dumps(body, allow_nan=False).encode()
         waited = 0.0
         while True:
@@ -242,7 +241,7 @@ class Client:
             waited += wait
 
     def _send(self, data: bytes) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Send one request; a kept-alive connection that the server has closed meanwhile is replaced once."""
+        """Send one request. If the server has closed a kept-alive connection, try once more on a new one."""
         connection, kept = self._take()
         try:
             return connection, self._exchange(connection, data)
@@ -263,7 +262,7 @@ class Client:
         return connection.getresponse()
 
     def _take(self) -> tuple[http.client.HTTPConnection, bool]:
-        """A connection for this thread alone, and whether it was kept alive from an earlier request."""
+        """Return a connection for this thread alone, and whether it was kept alive from an earlier request."""
         with self._gate:
             if self._idle:
                 connection = self._idle.pop()
@@ -287,7 +286,7 @@ class Client:
         *,
         whole: bool,
     ) -> None:
-        """Keep a connection whose answer was read to the end; hang up any other."""
+        """Keep a connection whose answer was read to the end. Close any other connection."""
         if not whole or response.will_close:
             response.close()
             self._drop(connection)
@@ -305,9 +304,9 @@ class Client:
         connection.close()
 
     def _trouble(self, error: Exception) -> ClientError:
-        """What went wrong between us and the server, with the mend."""
+        """Return the error for a failed connection, with the fix."""
         if self._closed:
-            return ClientError(f"the request to {self.url} was given up: its client was closed")
+            return ClientError(f"the request to {self.url} was cancelled: its client was closed")
         if isinstance(error, ConnectionRefusedError):
             return ClientError(f"no tourkit server at {self.url}: start `tourkit serve --bundle DIR --offline`")
         if isinstance(error, TimeoutError):
@@ -315,19 +314,19 @@ class Client:
                 f"no answer from {self.url} in {self.timeout:g} s: raise the timeout or ask for fewer tokens"
             )
         if isinstance(error, (http.client.HTTPException, ConnectionError)):
-            return ClientError(f"{self.url} broke off its answer ({error!r}): look at the server's log")
+            return ClientError(f"{self.url} ended its answer early ({error!r}): look at the server's log")
         return ClientError(f"cannot reach {self.url} ({error}): check the address")
 
 
 def parse_json(reply: Reply) -> Any:
-    """The JSON in a reply. Raises ClientError with the reply's `finish_reason` and `text`."""
+    """Return the JSON in a reply. Raises ClientError with the reply's `finish_reason` and `text`."""
     try:
         return json.loads(reply.text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         if reply.finish_reason == "length":
             message = (
-                "the answer was cut off before its JSON was whole (finish_reason length): "
-                "raise max_tokens, or bound the schema with maxLength and maxItems"
+                "the answer was cut off before its JSON was complete (finish_reason length): "
+                "raise max_tokens, or limit the schema with maxLength and maxItems"
             )
         else:
             message = f"the answer is not JSON (finish_reason {reply.finish_reason}): {error}"
@@ -339,11 +338,11 @@ def _no_constant(name: str) -> Any:
 
 
 def _parse_url(url: str) -> tuple[bool, str, str]:
-    """Whether to use TLS, host:port, and the path before /v1. A URL that ends in /v1 is taken as meant."""
+    """Return whether to use TLS, host:port, and the path before /v1. The URL may end in /v1."""
     parts = urlsplit(url)
     try:
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:  # a port that is no number
+    except ValueError:  # a port that is not a number
         good = False
     if not good or "@" in parts.netloc or parts.query or parts.fragment:
         raise ClientError(f"{url!r} is not a server address: write it like {DEFAULT_URL}")
@@ -354,7 +353,7 @@ def _headers(api_key: str) -> dict[str, str]:
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if api_key:
         if not (api_key.isascii() and api_key.isprintable()):
-            raise ClientError("the API key holds characters a header cannot carry: check $TOURKIT_API_KEY")
+            raise ClientError("the API key has characters that an HTTP header cannot hold: check $TOURKIT_API_KEY")
         headers["Authorization"] = f"Bearer {api_key}"
     return headers
 
@@ -377,14 +376,14 @@ def _replies(data: bytes, url: str) -> list[Reply]:
         choices = sorted(answer["choices"], key=lambda choice: int(choice.get("index", 0)))
         replies = [Reply(str(c["message"].get("content") or ""), c.get("finish_reason"), model, usage) for c in choices]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ClientError(f"{url} answered with something that is no chat completion: {_excerpt(data)}") from error
+        raise ClientError(f"{url} returned no chat completion: {_excerpt(data)}") from error
     if not replies:
-        raise ClientError(f"{url} answered without a choice")
+        raise ClientError(f"{url} returned a chat completion without choices")
     return replies
 
 
 def _events(response: http.client.HTTPResponse, url: str) -> Iterator[dict[str, Any]]:
-    """The JSON of each server-sent event until [DONE]."""
+    """Yield the JSON of each server-sent event until [DONE]."""
     for line in response:
         if not line.startswith(b"data:"):
             continue
@@ -396,13 +395,13 @@ def _events(response: http.client.HTTPResponse, url: str) -> Iterator[dict[str, 
         except ValueError as error:
             raise ClientError(f"{url} sent an event that is not JSON: {_excerpt(data)}") from error
         if not isinstance(event, dict):
-            raise ClientError(f"{url} sent an event that is no object: {_excerpt(data)}")
+            raise ClientError(f"{url} sent an event that is not an object: {_excerpt(data)}")
         yield event
-    raise ClientError(f"the stream from {url} broke off before its end: look at the server's log")
+    raise ClientError(f"the stream from {url} ended early: look at the server's log")
 
 
 def _wait(retry_after: str | None) -> float:
-    """Seconds to wait, from a Retry-After header in seconds or as a date; a little more, for spread."""
+    """Return the seconds to wait by a Retry-After header (seconds or a date), plus a little random spread."""
     seconds = 1.0
     if retry_after is not None:
         try:
@@ -416,7 +415,7 @@ def _wait(retry_after: str | None) -> float:
 
 
 def _error_of(answer: bytes | dict[str, Any], status: int | None) -> ClientError:
-    """The server's own words, from OpenAI's error envelope or from whatever it sent instead."""
+    """Return the server's own message, from OpenAI's error envelope or from the raw answer."""
     body: Any = answer
     if isinstance(answer, bytes):
         try:
@@ -433,7 +432,7 @@ def _error_of(answer: bytes | dict[str, Any], status: int | None) -> ClientError
             code=None if code is None else str(code),
         )
     said = error if isinstance(error, str) else _excerpt(answer if isinstance(answer, bytes) else b"")
-    return ClientError(f"the server answered {status}: {said or 'nothing more'}", status=status)
+    return ClientError(f"the server answered {status}: {said or 'no details'}", status=status)
 
 
 def _excerpt(data: bytes) -> str:
@@ -441,7 +440,7 @@ def _excerpt(data: bytes) -> str:
 
 
 def _wake(connection: http.client.HTTPConnection) -> None:
-    """Make a thread that waits on this connection read its end; that thread closes it."""
+    """Make a thread that waits on this connection read its end. That thread closes the connection."""
     sock = connection.sock
     if sock is not None:
         with contextlib.suppress(OSError):  # already gone

@@ -1,4 +1,4 @@
-"""Where the data folders that travel with tourkit are: a checkout's top level, or inside the wheel."""
+"""The paths of tourkit's data folders: at the top level of a checkout, or inside the wheel."""
 
 from pathlib import Path
 
@@ -10,6 +10,6 @@ MANIFESTS = _ROOT / "manifests"
 MODELS = MANIFESTS / "models"
 TEMPLATES = _ROOT / "templates"
 BUNDLE_SKELETON = _ROOT / "bundle"
-TINY = _ROOT / "weights" / "tiny"  # the wheel has the GGUF and the documents of it
+TINY = _ROOT / "weights" / "tiny"  # the wheel has only its GGUF and its documents
 TINY_GGUF = TINY / "gguf" / "tiny-f16.gguf"
 TINY_DOCUMENTS = TINY / "documents"  # <template>/documents.jsonl and gold.jsonl

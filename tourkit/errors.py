@@ -1,7 +1,7 @@
-"""Every error tourkit raises on purpose, each with the exit code the command line ends with.
+"""Every error that tourkit raises on purpose, with the exit code of the command line.
 
 TourkitError
-├── NotSo              1  the thing asked about is not so: damage found, nothing fits
+├── NotSo              1  a check failed: damage found, nothing fits
 ├── UsageError         2  wrong argument or input file
 │   └── ManifestError  2  a manifest or a lock is wrong, stale or unresolved
 ├── HubError           3  the hub or the network failed
@@ -12,7 +12,7 @@ TourkitError
 │   └── QueueFull      4  no room for another request now (HTTP 429)
 └── RequestError       2  a request that cannot be served as written (HTTP 400, or `status`)
 
-A message is one line: what, where: the mend.
+A message is one line: what, where: the fix.
 """
 
 
@@ -22,7 +22,7 @@ def one_line(text: str) -> str:
 
 
 class TourkitError(Exception):
-    """Root of the tree; `exit_code` is what the process ends with."""
+    """The root of the tree. `exit_code`: the exit code of the process."""
 
     exit_code = 4
 
@@ -64,7 +64,7 @@ class QueueFull(EngineError):
 
 
 class RequestError(TourkitError):
-    """`param` names the offending request field, `code` is OpenAI's machine-readable reason."""
+    """`param`: the request field that is wrong. `code`: OpenAI's machine-readable reason. `status`: HTTP status."""
 
     exit_code = 2
 

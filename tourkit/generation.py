@@ -1,4 +1,4 @@
-"""Plain data of generation, shared by every backend and the server. Knows no model and no thread."""
+"""Plain data of generation, shared by all backends and the server. It needs no model and no thread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Finish(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are drawn. `max_tokens` None means up to the end of the context; temperature 0 is greedy."""
+    """How tokens are sampled. `max_tokens`: None means up to the end of the context. Temperature 0 is greedy."""
 
     max_tokens: int | None = None
     temperature: float = 1.0
@@ -34,13 +34,16 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit)
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    top_logprobs: int | None = None  # None: no logprobs at all; 0: of the chosen tokens only
+    top_logprobs: int | None = None  # None: no logprobs; 0: those of the chosen tokens only
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What the text must be. `source` is the JSON text of the schema (kinds json_schema, json_object) or of the list
-    of strings (choice), or the regex or grammar itself (kinds regex, grammar)."""
+    """The form that the text must have.
+
+    `source`: the JSON text of the schema (kinds json_schema, json_object), the JSON text of the list of strings (kind
+    choice), or the regex or grammar itself (kinds regex, grammar).
+    """
 
     kind: str
     source: str
@@ -63,7 +66,7 @@ class Request:
     """`n` sequences from one prompt: either chat `messages` or a plain `prompt`, never both.
 
     `tight`: prefer a grammar that allows less than the schema over one that allows more; for second attempts.
-    `whole`: no deltas but the last one of each sequence, with all of its text; for answers that nobody watches grow.
+    `whole`: send only one delta for each sequence, the last one, with all its text; for answers that are not streamed.
     """
 
     messages: tuple[dict[str, str], ...] | None = None
@@ -76,14 +79,14 @@ class Request:
 
     @property
     def schema(self) -> dict[str, Any] | None:
-        """The JSON Schema the answer must meet, if it is held to one."""
+        """The JSON Schema that the answer must meet, None if there is none."""
         if self.constraint is None or self.constraint.kind != "json_schema":
             return None
         return dict(json.loads(self.constraint.source))
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """The names of what this request asks for beyond plain text, as in EngineInfo.emulated."""
+        """The names of the features that this request needs beyond plain text, as in EngineInfo.emulated."""
         plain, params = SamplingParams(), self.params
         names = [self.constraint.kind] if self.constraint else []
         names += ["n"] if self.n > 1 else []
@@ -94,7 +97,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Natural logarithm of a token's probability by the model alone, before temperature, truncation and grammar."""
+    """The natural logarithm of a token's probability in the model, before temperature, truncation and grammar."""
 
     token: bytes
     logprob: float
@@ -103,9 +106,9 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """New text of sequence `index`. The last delta of a sequence carries `finish`, and `error` on ERROR.
+    """New text of sequence `index`. The last delta of a sequence has `finish`, and `error` if that is ERROR.
 
-    `logprobs` are those of the tokens since the last delta; their text may still be held back.
+    `logprobs`: of the tokens since the last delta. The text of these tokens may come later.
     """
 
     index: int
@@ -117,7 +120,7 @@ class Delta:
 
     @property
     def failure(self) -> TourkitError | None:
-        """Why the sequence has no answer, if it ended without one."""
+        """The error if the sequence ended without an answer, else None."""
         if self.finish is Finish.ERROR:
             return self.error or EngineError("generation failed")
         if self.finish is Finish.ABORT:
@@ -130,9 +133,9 @@ Emit = Callable[[Delta], None]
 
 @dataclass(frozen=True, slots=True)
 class Enforced:
-    """How far the grammar follows the constraint: `level` is "none", "strict" or "relaxed".
+    """How far the grammar enforces the constraint. `level`: "none", "strict", "relaxed" or "generic".
 
-    `dropped` are JSON pointers to what of the schema the grammar does not enforce.
+    `dropped`: JSON pointers to the parts of the schema that the grammar does not enforce.
     """
 
     level: str = "none"
@@ -141,7 +144,7 @@ class Enforced:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What `submit` hands back: the key to abort with, and the size of the prompt in tokens."""
+    """What `submit` returns: the key for `abort`, and the size of the prompt in tokens."""
 
     id: int
     n_prompt: int
@@ -150,9 +153,9 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine holds: `context` tokens a sequence at most, `slots` sequences at once.
+    """What an engine can do: at most `context` tokens per sequence, and `slots` sequences at once.
 
-    `emulated`: names of request fields that tourkit serves itself because the stack's library does not.
+    `emulated`: the names of request fields that tourkit implements itself because the stack's library does not.
     """
 
     stack: str
@@ -164,15 +167,15 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """The load now, and counters since start, in tokens unless they say otherwise."""
+    """The current load, and counters since the start, in tokens unless a comment names another unit."""
 
     running: int = 0  # sequences
     waiting: int = 0  # sequences
     prompt_tokens: int = 0
-    cached_tokens: int = 0  # of the prompts, found in the KV cache
+    cached_tokens: int = 0  # prompt tokens that were found in the KV cache
     generated_tokens: int = 0
-    forced_tokens: int = 0  # of those generated, not sampled because the grammar left no choice
+    forced_tokens: int = 0  # generated tokens that were not sampled because the grammar left no choice
     drafted_tokens: int = 0  # guessed by prompt lookup
-    accepted_tokens: int = 0  # of those, guessed right
+    accepted_tokens: int = 0  # drafted tokens that were right
     decode_steps: int = 0  # calls of the model
     preemptions: int = 0  # sequences computed again because the KV cache was full

@@ -1,6 +1,6 @@
-"""What describes a model beside its weights: GGUF headers and config.json, read without any library that could load it.
+"""Reads the description of a model: GGUF headers and config.json. Needs no library that could load the model.
 
-Here the facts are read as they are written; planning/model_shape.py says what they mean.
+This module returns the facts as they are written. planning/model_shape.py says what they mean.
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ from typing import Any, BinaryIO
 
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_MOST_TEXT = 1 << 20  # bytes: a chat template is a few thousand
+_MOST_TEXT = 1 << 20  # bytes; a chat template has a few thousand
 
 
 def gguf_header(path: Path) -> dict[str, Any]:
-    """The keys and values of a GGUF file up to its vocabulary: `general.*` and those of the architecture.
+    """Return the keys and values of a GGUF file up to its vocabulary: `general.*` and those of the architecture.
 
-    Writers put these first. Of the vocabulary itself, the first array of a key `tokenizer.*`, only the length is kept,
-    and nothing behind it is read: some kilobytes of the file, whatever its size. Raises OSError, ValueError or
-    struct.error for what is no GGUF or is cut off.
+    Writers put these first. The vocabulary is the first array with a key `tokenizer.*`: only its length is kept, and
+    nothing after it is read. So only some kilobytes are read, whatever the size of the file. Raises OSError, ValueError
+    or struct.error if the file is no GGUF or is truncated.
     """
     with path.open("rb") as file:
         magic, version = struct.unpack("<4sI", file.read(8))
         if magic != b"GGUF" or version not in (2, 3):
-            raise ValueError(f"{path}: no GGUF of version 2 or 3")
+            raise ValueError(f"{path}: not a GGUF file of version 2 or 3")
         _, count = struct.unpack("<QQ", file.read(16))
         return dict(_entries(file, count))
 
 
 def folder_config(folder: Path) -> dict[str, Any]:
-    """All keys of the config.json in a folder of safetensors; the whole file is read, some kilobytes.
+    """Return all keys of the config.json in a folder of safetensors. The file has some kilobytes.
 
-    Raises OSError when there is none, ValueError when it is no JSON object.
+    Raises OSError if there is none, ValueError if it is no JSON object.
     """
     path = folder / "config.json"
     config = json.loads(path.read_bytes())
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: no JSON object")
+        raise ValueError(f"{path}: not a JSON object")
     return config
 
 
 def _entries(file: BinaryIO, count: int) -> Iterator[tuple[str, Any]]:
-    """Key and value, in the file's order. Ends at the vocabulary: the architecture's keys are before it."""
+    """Yield keys and values in the file's order. Stop at the vocabulary: the architecture's keys are before it."""
     for _ in range(count):
         key = _text(file)
         (kind,) = struct.unpack("<I", file.read(4))
@@ -61,7 +61,7 @@ def _value(file: BinaryIO, kind: int) -> Any:
     if kind == _ARRAY:
         inner, length = struct.unpack("<IQ", file.read(12))
         if length > _MOST_TEXT:
-            raise ValueError(f"an array of {length} values before the vocabulary")
+            raise ValueError(f"an array of {length} values before the vocabulary is too long")
         return [_value(file, inner) for _ in range(length)]
     if kind not in _SCALARS:
         raise ValueError(f"a value of unknown type {kind}")
@@ -72,5 +72,5 @@ def _value(file: BinaryIO, kind: int) -> Any:
 def _text(file: BinaryIO) -> str:
     (length,) = struct.unpack("<Q", file.read(8))
     if length > _MOST_TEXT:
-        raise ValueError(f"a text of {length} bytes in the header")
+        raise ValueError(f"a text of {length} bytes in the header is too long")
     return file.read(length).decode(errors="replace")

@@ -1,4 +1,4 @@
-"""What a worker loads, and how: planning decides it, the gateway sends it, a backend reads it."""
+"""What a worker loads and with which settings. Planning decides it, the gateway sends it, a backend reads it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class GpuLayers:
-    """How many layers of a model are on the GPU. `count` None: all of them, where the stack can use a GPU."""
+    """How many layers of a model are on the GPU. `count`: None for all layers, if the stack can use a GPU."""
 
     count: int | None = None
 
@@ -24,7 +24,7 @@ class GpuLayers:
         return not self.is_all and not self.is_none
 
     def share(self, layers: int) -> float:
-        """The part of a model of `layers` layers that is on the GPU, from 0 to 1."""
+        """Return the part of a model of `layers` layers that is on the GPU, from 0 to 1."""
         return 1.0 if self.count is None else min(1.0, self.count / max(1, layers))
 
 
@@ -34,11 +34,11 @@ NO_LAYERS = GpuLayers(0)
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One variant on one stack. `path`: the (first) weight file or the folder; `context` in tokens a sequence.
+    """One variant on one stack. `path`: the (first) weight file, or the folder. `context`: tokens per sequence.
 
-    `flash_attention` None: where the device can. `lora`: adapter files to apply. `deterministic`: the same text for the
-    same request, whatever else runs. `prefix_cache`: folder in which prompts that were shared are kept until the next
-    start, "" for none. `chat_template`: Jinja source for weights that carry none, "" for none.
+    `flash_attention`: None for yes if the device can. `lora`: adapter files to apply. `deterministic`: the same request
+    gets the same text, whatever other requests run. `prefix_cache`: folder that keeps shared prompts for the next
+    start, "" for none. `chat_template`: Jinja source for weights that have none, "" for none.
     """
 
     model: str
@@ -58,5 +58,5 @@ class Launch:
 
     @property
     def title(self) -> str:
-        """Model, quant and stack, as replies name what answered."""
+        """Model, quant and stack. Replies name with it what answered."""
         return f"{self.model} {self.quant} {self.stack}"

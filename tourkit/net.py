@@ -1,4 +1,4 @@
-"""Listening sockets, and which addresses are this machine. Every socket that tourkit listens on is made here."""
+"""Listening sockets and addresses of this machine. Every socket that tourkit listens on is made here."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _BACKLOG = 256  # connections that wait to be accepted
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A TCP socket that listens; port 0 picks a free one. Raises LocalError when the address cannot be had.
+    """Return a TCP socket that listens. Port 0 picks a free port. Raises LocalError if the address is not available.
 
-    The protocol is named, because asyncio turns off Nagle's algorithm only where it is: an answer in two segments would
-    wait 40 ms for the client's delayed acknowledgement. Accepted sockets inherit the option.
+    The protocol is given because asyncio turns off Nagle's algorithm only if it is. With that algorithm an answer in
+    two segments waits 40 ms for the client's delayed acknowledgement. Accepted sockets inherit the option.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -32,7 +32,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def listen_unix(path: Path) -> socket.socket:
-    """A Unix socket that listens at `path`. Raises OSError."""
+    """Return a Unix socket that listens at `path`. Raises OSError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(str(path))
@@ -53,15 +53,15 @@ def free_port(host: str) -> int:
 
 
 def url_of(sock: socket.socket) -> str:
-    """The base URL of a listening TCP socket, with the address it was bound to."""
+    """Return the base URL of a listening TCP socket, with the address it is bound to."""
     host, port = sock.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a connection to `host` stays on this machine: localhost, loopback and unspecified addresses.
+    """Return whether a connection to `host` stays on this machine: localhost, loopback and unspecified addresses.
 
-    Nothing is looked up. Other names that end in ".localhost" do not count: a resolver may ask the network for them.
+    No name is looked up. Other names that end in ".localhost" do not count: a resolver may ask the network for them.
     """
     if host in ("localhost", ""):
         return True
@@ -73,7 +73,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_address(host: str) -> bool:
-    """Whether `host` is an IPv4 or IPv6 address and not a name."""
+    """Return whether `host` is an IPv4 or IPv6 address and not a name."""
     try:
         ipaddress.ip_address(host.split("%")[0])
     except ValueError:

@@ -1,6 +1,7 @@
-"""Offline means offline: the opt-out every stack knows, and a guard that refuses what is not loopback.
+"""Keeps tourkit offline: sets the opt-out of every stack, and refuses all connections that are not loopback.
 
-The guard is a Python audit hook, so it names the line that tried; native code is kept quiet by its own switches.
+The guard is a Python audit hook, so it can name the line that tried to connect. It does not see native code: the
+opt-outs keep that offline.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from tourkit.errors import TourkitError
 from tourkit.net import is_address, is_loopback
 
-# Read by the libraries when they are imported, hence set first of all. Sources: the documentation of each library.
+# The libraries read these when they are imported, so they are set first. Sources: the documentation of each library.
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -41,7 +42,7 @@ class OfflineError(TourkitError, ConnectionError):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One refused attempt: where to, and the last line of Python outside the standard library that made it."""
+    """One refused attempt: its target, and the last Python line outside the standard library that led to it."""
 
     target: str
     caller: str
@@ -52,7 +53,7 @@ _engaged = False
 
 
 def engage() -> None:
-    """Set every opt-out and refuse connections that are not loopback, for the rest of this process."""
+    """Set every opt-out, and refuse all connections that are not loopback until this process ends."""
     global _engaged
     os.environ.update(ENVIRONMENT)
     if not _engaged:
@@ -61,7 +62,7 @@ def engage() -> None:
 
 
 def attempts() -> tuple[Attempt, ...]:
-    """What was refused so far in this process."""
+    """Return the attempts that this process has refused so far."""
     return tuple(_attempts)
 
 

@@ -1,11 +1,11 @@
-"""Sizes and counts as people read and write them."""
+"""Parses and formats sizes and counts as people read and write them."""
 
 from __future__ import annotations
 
 import re
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-# A unit without its B is a binary one, as GPU names mean it: 20G is 20GiB.
+# A unit without its B is binary, as in the names of GPUs: 20G is 20GiB.
 _UNITS = {
     "": 1,
     "KIB": KIB,
@@ -21,16 +21,16 @@ _UNITS = {
 
 
 def parse_size(text: str) -> int:
-    """Bytes from "20GiB", "500 MB" or "8G"; a plain number only for 0. Raises ValueError with the fix."""
+    """Return the bytes of "20GiB", "500 MB" or "8G". Only 0 may have no unit. Raises ValueError with the fix."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     unit = _UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None or (not found[2] and float(found[1])):
-        raise ValueError(f"{text!r} is no size: write it with its unit, such as 20GiB")
+        raise ValueError(f"{text!r} is not a size: write a number and a unit, such as 20GiB")
     return int(float(found[1]) * unit)
 
 
 def size_text(size: int) -> str:
-    """Bytes for people: binary units, one decimal."""
+    """Format bytes for people: binary units, one decimal."""
     if size < 1024:
         return f"{size} B"
     value = size / 1024
@@ -42,5 +42,5 @@ def size_text(size: int) -> str:
 
 
 def counted(n: int, one: str, many: str | None = None) -> str:
-    """A number with its noun: 1 file, 2 files."""
+    """Format a number with its noun: 1 file, 2 files."""
     return f"{n} {one if n == 1 else many or one + 's'}"
