@@ -109,7 +109,11 @@ def test_the_page_on_the_architecture_shows_this_table_and_every_module() -> Non
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_imports_run_one_way(name: str) -> None:
     level = LEVELS[top_package(name)]
-    uphill = {other for other in own(name, strings=True) if top_package(other) != top_package(name) and LEVELS[top_package(other)] >= level}
+    uphill = {
+        other
+        for other in own(name, strings=True)
+        if top_package(other) != top_package(name) and LEVELS[top_package(other)] >= level
+    }
 
     assert not uphill, f"tourkit.{name} may not import {uphill}"
 
@@ -145,7 +149,9 @@ def test_inference_libraries_are_imported_inside_functions(name: str) -> None:
 
 def test_only_fetch_imports_the_hub_client_and_an_http_client() -> None:
     clients = {"huggingface_hub", "urllib3", "requests", "httpx"}
-    users = {top_package(name) for name, path in MODULES.items() if {each.split(".")[0] for each in imports(path)} & clients}
+    users = {
+        top_package(name) for name, path in MODULES.items() if {each.split(".")[0] for each in imports(path)} & clients
+    }
 
     assert users == {"fetch"}
 

@@ -30,7 +30,6 @@ _ABOUT |= dict.fromkeys(("pattern", "minLength", "maxLength"), "string")
 _MAX_NUMBERS = 1000
 _MAX_OPTIONS = 24  # alternatives made from one keyword; each makes the grammar larger
 
-
 Readable = Callable[[str], bool]
 
 
