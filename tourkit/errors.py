@@ -17,7 +17,7 @@ A message is one line: what, where: the fix.
 
 
 def one_line(text: str) -> str:
-    """What a library said, for a message of ours: in one line of at most 300 characters."""
+    """Return a library's message as one line of at most 300 characters, to quote it in a message of tourkit."""
     return " ".join(text.split())[:300]
 
 

@@ -44,9 +44,9 @@ def listen_unix(path: Path) -> socket.socket:
 
 
 def free_port(host: str) -> int:
-    """A TCP port of `host` that was free a moment ago, for a server that makes its own listening socket.
+    """Return a TCP port of `host` that is free now, for a server that makes its own listening socket.
 
-    Raises LocalError when the address cannot be had.
+    Raises LocalError if the address is not available.
     """
     with listen(host, 0) as sock:
         return int(sock.getsockname()[1])

@@ -155,7 +155,7 @@ class GrammarCompiler:
         return not LLMatcher(self._tokenizer, grammar, log_level=0).is_error()
 
     def _attempt(self, schema: dict[str, Any], manner: Manner) -> tuple[Any, str]:
-        """Compile the schema with limits; if llguidance refuses the limits, without. Return what `_prototype` does."""
+        """Compile the schema with limits; if llguidance refuses these, without. Return what `_prototype` does."""
         prototype, said = self._prototype(self._grammar(bounded(schema), manner))
         if prototype is None and (_UNSATISFIABLE in said or LIMIT_HIT.search(said)):
             prototype, said = self._prototype(self._grammar(schema, manner))

@@ -70,7 +70,7 @@ def _repaired(error: Any, holder: dict[str, Any]) -> list[str]:
 
 
 def _repaired_by_option(error: Any, holder: dict[str, Any]) -> list[str]:
-    """Repair all errors of one option, the one with the fewest errors first. Change nothing if no option can be met."""
+    """Repair all errors of one option, if possible of one with few errors. Change nothing if none can be repaired."""
     options: dict[Any, list[Any]] = {}
     for part in error.context:
         options.setdefault(part.schema_path[0], []).append(part)

@@ -301,7 +301,7 @@ def _values(rewrite: Rewrite, option: Any) -> list[Any] | None:
 
 
 def _count(value: Any, values: list[Any]) -> int:
-    """Count a JSON value in a list. true and 1 are different values."""
+    """Return how often a JSON value is in a list. true and 1 are different values."""
     return sum(type_of(other) == type_of(value) and bool(other == value) for other in values)
 
 
@@ -311,7 +311,7 @@ def _unique_items(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str)
 
 
 def _contains(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str) -> list[Any] | None:
-    """Require it of the first item."""
+    """Require the schema of `contains` of the first item."""
     old = "2020-12" not in str(rewrite.root.get("$schema", "2020-12"))
     if old or schema.get("minContains", 1) != 1 or "maxContains" in schema or "prefixItems" in schema:
         return None

@@ -45,7 +45,7 @@ def plan(
     """
     for role in roles:
         if role not in index.roles:
-            raise UsageError(f"role {role!r}: the bundle has only {', '.join(index.roles)}: choose one of them")
+            raise UsageError(f"role {role!r}: the bundle has only {', '.join(index.roles)}: choose one of these")
     order = sorted(roles or index.roles, key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES))
     offer = _offer(index, hardware, {role: index.roles[role] for role in order}, shapes or {})
     floors = dict.fromkeys(Floor(context or floor.context, slots or floor.slots) for floor in _FLOORS)

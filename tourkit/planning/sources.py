@@ -55,7 +55,7 @@ def _catalogue() -> dict[str, Shape]:
 
 
 def _files(variant: LockEntry) -> list[PinnedFile[Source | None]]:
-    """The files whose size is known; none if the size of the weights is not. Planning reads no hash: it may be ""."""
+    """Return the files of known size; none if the size of the weights is unknown. A hash may be "": plans read none."""
     if isinstance(variant, LockedVariant):
         return list(variant.files)
     weights = [file for file in variant.files if f".{variant.format}" in file.path.lower()]
