@@ -367,8 +367,8 @@ def test_a_variant_goes_to_a_stack_that_loads_it() -> None:
 
 
 REFUSED = {
-    "not installed": ("FP8", (LLAMA_CPP,), 20, "needs vllm, which is not installed"),
-    "of no format that is installed": ("ONNX-INT4", (LLAMA_CPP,), 20, "needs onnx, which is not installed"),
+    "not installed": ("FP8", (LLAMA_CPP,), 20, "needs vllm; not installed"),
+    "of no format that is installed": ("ONNX-INT4", (LLAMA_CPP,), 20, "needs onnx; not installed"),
     "made for newer GPUs": ("NVFP4", ALL_STACKS, 20, "compute capability 10.0"),
     "without bitsandbytes": ("bnb-4bit", (InstalledStack("transformers", gpu="cuda"),), 20, "bitsandbytes"),
     "for a GPU that is not there": ("FP8", ALL_STACKS, 0, "needs a GPU"),
@@ -376,7 +376,7 @@ REFUSED = {
         "AWQ-INT4",
         (InstalledStack("transformers"),),
         0,
-        "needs vllm, which is not installed",
+        "needs vllm; not installed",
     ),
 }
 

@@ -401,7 +401,7 @@ def _events(response: http.client.HTTPResponse, url: str) -> Iterator[dict[str, 
 
 
 def _wait(retry_after: str | None) -> float:
-    """Return the seconds to wait by a Retry-After header (seconds or a date), plus a little random spread."""
+    """Return the seconds to wait from a Retry-After header (seconds or a date), plus a little random spread."""
     seconds = 1.0
     if retry_after is not None:
         try:

@@ -1,7 +1,7 @@
 """The numbers of a model that decide how much memory it takes.
 
 They come from the header of a GGUF file or from config.json (headers.py reads both), from the catalogue, or from a
-guess by the file size.
+guess from the file size.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Shape:
 
 
 def of_file(path: Path) -> Shape | None:
-    """Return the shape by the header of a weight file, or by its folder's config.json; None if neither has it."""
+    """Return the shape from the header of a weight file, or from its folder's config.json; None if neither has it."""
     try:
         if path.suffix.lower() == ".gguf":
             return _of_gguf(gguf_header(path))
@@ -104,7 +104,7 @@ def _of_gguf(header: dict[str, Any]) -> Shape:
 
 
 def _of_config(config: dict[str, Any]) -> Shape:
-    """Return the shape by Hugging Face's config.json. Model families use different names for the same numbers."""
+    """Return the shape from Hugging Face's config.json. Model families use different names for the same numbers."""
     config = config.get("text_config") or config
 
     def number(*names: str, default: int = 0) -> int:

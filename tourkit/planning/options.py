@@ -106,7 +106,7 @@ _ASSUMED_CAPABILITY = (7, 5)  # of a GPU that is not here (--vram)
 
 
 def bits_of(quant: str) -> int:
-    """Return bits per weight by the quant's name: 4 for Q4_K_M, AWQ-INT4, bnb-4bit; 8 for FP8, Q8_0; 16 for BF16."""
+    """Return bits per weight from the quant's name: 4 for Q4_K_M, AWQ-INT4, bnb-4bit; 8 for FP8, Q8_0; 16 for BF16."""
     found = _BITS.search(quant.upper())
     return int(found[1] or found[2]) if found else _USUAL_BITS
 
@@ -204,7 +204,7 @@ def _places(variant: BundleVariant, hardware: Hardware) -> tuple[list[tuple[str,
         refusals.append(f"no stack loads {variant.format} {variant.quant}")
     elif not installed:
         preferred = sorted(able, key=lambda name: STACKS[name].gpu_preference)
-        refusals.append(f"needs {' or '.join(preferred)}, which is not installed")
+        refusals.append(f"needs {' or '.join(preferred)}; not installed")
     for stack in installed:
         gpu = next((gpu for gpu in hardware.gpus if _uses(stack, gpu)), None)
         tried = [(False, _cpu_refusal(kind, stack))]
@@ -216,7 +216,7 @@ def _places(variant: BundleVariant, hardware: Hardware) -> tuple[list[tuple[str,
 
 
 def _kind_of(variant: BundleVariant) -> _Kind:
-    """Return the kind of safetensors by the quant's name. Other formats are plain: all their stacks load them."""
+    """Return the kind of safetensors from the quant's name. Other formats are plain: all their stacks load them."""
     if variant.format != "safetensors":
         return _PLAIN
     quant = variant.quant.upper()

@@ -34,7 +34,7 @@ def shapes_of_manifest(manifest: Manifest) -> dict[VariantId, Shape]:
 
 
 def shapes_of_bundle(root: Path, index: Index) -> dict[VariantId, Shape]:
-    """Return the shapes by the files' own headers, else by the catalogue entry with the model's id."""
+    """Return the shapes from the files' own headers, else from the catalogue entry with the model's id."""
     shapes: dict[VariantId, Shape] = {}
     stated = _catalogue()
     for variant in index.variants:
