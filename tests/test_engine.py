@@ -266,7 +266,7 @@ def test_a_full_queue_refuses_and_says_so() -> None:
     engine = BatchEngine(FakeRunner(slots=1, gate=gate), max_waiting=2)
     accepted = [submit(engine, "a", n=2)]
 
-    with pytest.raises(QueueFull, match="waiting already"):
+    with pytest.raises(QueueFull, match="already waiting"):
         submit(engine, "b", n=3)
 
     gate.set()

@@ -1,1 +1,1 @@
-"""Continuous batching over one model context: policy in pure modules, one thread that owns the context."""
+"""Continuous batching over one model context. Pure modules decide; one thread owns the context."""

@@ -1,7 +1,7 @@
-"""The engine thread: admits sequences into slots, packs batches, samples, and ends every sequence exactly once.
+"""The engine thread: it admits sequences into slots, packs batches, samples, and ends every sequence exactly once.
 
-scheduler.py decides what a batch carries, placement.py which slot a prompt gets, slots.py keeps the slots, and a Runner
-holds the model. Text and chat templates are the backend's.
+scheduler.py decides which tokens a batch carries. placement.py decides which slot a prompt gets. slots.py keeps the
+slots. A Runner holds the model. The backend handles text and chat templates.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ _REST_AFTER = 0.3  # seconds without work
 class BatchEngine:
     """Continuous batching over one Runner. `submit` and `abort` may be called from any thread.
 
-    `max_waiting` sequences may queue for a slot; more raise QueueFull. `speculate`: guess by prompt lookup.
-    `deterministic`: one sequence a call and no shared cells, so that no answer depends on what else runs.
-    `prefixes`: where shared prompts are kept between runs. `warm_up` is called first, and what it raises is raised
-    here; in the engine's thread, because OpenMP is slower once two threads have computed (docs/architecture.md).
-    `at_rest` is called when there is first no work for a while, `release` last, whatever happened: by default it closes
-    the runner. Both in the engine's thread too.
+    `max_waiting`: sequences that may queue for a slot; `submit` raises QueueFull for more.
+    `speculate`: guess tokens by prompt lookup.
+    `deterministic`: one sequence a call and no shared KV cells, so that no answer depends on other requests.
+    `prefixes`: the store that keeps shared prompts between runs.
+    `warm_up`: called first; its errors are raised here.
+    `at_rest`: called once, at the first pause without work.
+    `release`: called last, after an error too; by default it closes the runner.
+    The engine's thread calls all three, because OpenMP is slower once two threads have computed (docs/architecture.md).
     """
 
     def __init__(
@@ -62,28 +64,28 @@ class BatchEngine:
         self._release_runner = release or runner.close
         self._deterministic = deterministic
         self._slots = SlotTable(runner, sharing=runner.partial_kv and not deterministic, prefixes=prefixes)
-        self._speculate = speculate and runner.partial_kv  # wrong guesses must be forgotten again
+        self._speculate = speculate and runner.partial_kv  # the cells of wrong guesses must be dropped again
         self._max_waiting = max_waiting
         self._strip_leading_space = strip_leading_space
         self._ids = itertools.count(1)
-        self._counts: Counter[str] = Counter()  # of EngineStats, by field
-        # Shared with other threads, under _gate:
+        self._counts: Counter[str] = Counter()  # the counters of EngineStats, by field
+        # Shared with other threads; _gate guards it:
         self._gate = threading.Condition()
         self._inbox: deque[Sequence] = deque()
         self._aborted: set[int] = set()
         self._closing = False
         self._dead: EngineDead | None = None
-        # The engine thread's own:
+        # Only the engine thread uses it:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
-        self._short_of_cells = False  # until a sequence ends: admit nobody, guess nothing
+        self._short_of_cells = False  # while it is set: admit no sequence and guess no token; cleared by an ending
         warm: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(warm_up, warm), name="tourkit-engine", daemon=True)
         self._thread.start()
         try:
             warm.result()
         except BaseException:
-            self._thread.join()  # which closes the runner
+            self._thread.join()  # the thread closes the runner before it ends
             raise
 
     # --- called from any thread -----------------------------------------------------------------------------
@@ -98,9 +100,9 @@ class BatchEngine:
         *,
         whole: bool = False,
     ) -> int:
-        """Queue one sequence per matcher; returns the submission's id. Raises QueueFull, EngineDead.
+        """Queue one sequence per matcher and return the submission's id. Raises QueueFull, EngineDead.
 
-        `whole` as in Request.
+        `whole`: as in Request.
         """
         seed = params.seed if params.seed is not None else random.getrandbits(31)
         submission = next(self._ids)
@@ -108,7 +110,7 @@ class BatchEngine:
             if self._dead or self._closing:
                 raise self._dead or EngineDead("the engine is shut down")
             if len(self._inbox) + len(self._waiting) + len(matchers) > self._max_waiting:
-                raise QueueFull(f"{self._max_waiting} sequences are waiting already: try again later")
+                raise QueueFull(f"{self._max_waiting} sequences are already waiting: try again later")
             for index, matcher in enumerate(matchers):
                 self._inbox.append(
                     Sequence(
@@ -139,7 +141,7 @@ class BatchEngine:
         return EngineStats(running=len(self._running), waiting=waiting, **self._counts)
 
     def close(self) -> None:
-        """End every sequence with ABORT, stop the thread, free the model."""
+        """End every sequence with ABORT, stop the thread, and free the model."""
         with self._gate:
             self._closing = True
             self._gate.notify()
@@ -159,7 +161,7 @@ class BatchEngine:
             for seq in list(self._running):
                 self._end(seq, Finish.ABORT)
             self._slots.save()
-        except Exception as exc:  # noqa: BLE001 - thread boundary: every caller must hear of it
+        except Exception as exc:  # noqa: BLE001 - thread boundary: every caller must get the error
             error = EngineDead(f"the engine thread died: {exc!r}")
             if not warm.done():
                 warm.set_exception(exc)
@@ -172,9 +174,9 @@ class BatchEngine:
             self._release_runner()
 
     def _take_inbox(self) -> bool:
-        """Wait for work, take new sequences and aborts in; False when it is time to stop."""
+        """Wait for work and take in new sequences and aborts. Return False if the engine must stop."""
         if self._running and not (self._inbox or self._aborted or self._closing):
-            return True  # between two tokens there is mostly nothing new, and the gate takes as long as all the rest
+            return True  # mostly nothing is new between two tokens, and locking the gate costs as much as all the rest
         with self._gate:
             idle = not self._gate.wait_for(self._has_work, timeout=_REST_AFTER if self._rest_is_due() else None)
             if self._closing:
@@ -199,7 +201,7 @@ class BatchEngine:
         return self._at_rest is not None or self._slots.rest_is_due
 
     def _rest(self) -> None:
-        """What is best done while nobody waits."""
+        """Do the work that is best done while no request waits."""
         self._slots.rest()
         if self._at_rest is not None:
             self._at_rest()
@@ -209,7 +211,10 @@ class BatchEngine:
         return bool(self._closing or self._inbox or self._aborted or self._running or self._waiting)
 
     def _open(self, seq: Sequence) -> None:
-        """Begin the answer with what its grammar forces: computed with the prompt, and once for all `n` samples."""
+        """Begin the answer with the tokens its grammar forces.
+
+        They are computed together with the prompt, once for all `n` samples.
+        """
         if seq.matcher is None or seq.top_logprobs is not None:
             return
         try:
@@ -222,7 +227,7 @@ class BatchEngine:
             self._end(seq, *ending)
 
     def _admit(self) -> None:
-        """Give free slots to waiting sequences in order; one whose prefix is being prefilled now lets others by."""
+        """Give free slots to waiting sequences in order. Skip one if another slot is prefilling its prefix now."""
         if self._short_of_cells and self._running:
             return
         for seq in list(self._waiting):
@@ -230,14 +235,14 @@ class BatchEngine:
                 return
             choice = self._slots.place(seq.tokens)
             if choice is not None:
-                self._running.append(seq)  # before it leaves the queue: whatever fails here, somebody ends it
+                self._running.append(seq)  # before it leaves the queue: if a step here fails, it still gets its ending
                 self._waiting.remove(seq)
                 self._slots.take(choice, seq)
                 seq.status = Status.RUNNING
                 self._count(prompt_tokens=len(seq.tokens), cached_tokens=seq.n_kv)
 
     def _step(self) -> None:
-        """One batch; two where prompts are best computed apart from what is being generated."""
+        """Run one batch; run two if prompts are best computed apart from sequences that generate."""
         if not self._running:
             return
         turn = self._turn()
@@ -248,11 +253,11 @@ class BatchEngine:
                 return
 
     def _compute(self, chunks: list[Chunk]) -> bool:
-        """Run a batch and take its tokens in; False when there was no room for it, and some was made instead."""
+        """Run a batch and process its tokens. Return False if the KV cache had no room; then only make room."""
         rows = [self._fill(chunk) for chunk in chunks]
         if not self._runner.decode():
             if any(chunk.draft for chunk in chunks):
-                self._short_of_cells = True  # the same again without guesses, which are the first to go
+                self._short_of_cells = True  # try the same again without guesses: they are given up first
             else:
                 self._make_room()
             return False
@@ -265,20 +270,20 @@ class BatchEngine:
         return True
 
     def _turn(self) -> list[Sequence]:
-        """Which sequences the next batch is for: all, or each in turn alone, so that no rounding differs."""
+        """Return the sequences of the next batch: all, or one at a time in turn, so that no rounding differs."""
         if not self._deterministic:
             return self._running
         self._running.append(self._running.pop(0))
         return self._running[-1:]
 
     def _guess(self, seq: Sequence) -> list[int]:
-        """Tokens that may come next, when the next batch reaches the end of the sequence and guessing is on."""
+        """Guess the next tokens. Empty if guessing is off, or if the next batch ends before the sequence does."""
         if seq.lookup is None or self._short_of_cells or seq.n_pending > self._runner.n_batch:
             return []
         return seq.lookup.propose(seq.tokens, seq.n_left - 1)
 
     def _fill(self, chunk: Chunk) -> list[int]:
-        """Put a chunk into the batch; the rows of the logits it gets: of its last token, then of each guess."""
+        """Put a chunk into the batch. Return the rows of its logits: first of its last token, then of each guess."""
         seq, rows = chunk.sequence, []
         if seq.slot is None:
             raise EngineError("a running sequence has no slot")
@@ -290,7 +295,7 @@ class BatchEngine:
         return rows
 
     def _make_room(self) -> None:
-        """The KV cache is full: forget idle prefixes first, then preempt the youngest sequence."""
+        """Free KV cells because the cache is full: drop idle prefixes first, then preempt the youngest sequence."""
         if self._slots.forget_oldest():
             return
         seq = victim(self._running)
@@ -305,7 +310,7 @@ class BatchEngine:
         self._count(preemptions=1)
 
     def _advance(self, chunk: Chunk, rows: list[int]) -> None:
-        """Sample along the rows for as long as the guesses were right, then forget the cells of the wrong ones."""
+        """Sample row by row while the guesses are right, then drop the cells of the wrong guesses."""
         seq, draft, right = chunk.sequence, chunk.draft, 0
         ending = None
         while ending is None:
@@ -323,15 +328,18 @@ class BatchEngine:
             self._end(seq, *ending)
 
     def _check_draft(self, seq: Sequence, guessed: int, right: int) -> None:
-        """Drop the cells of wrong guesses, and let the next guess be as long as this one was right."""
+        """Drop the cells of wrong guesses, and adapt the length of the next guess to this result."""
         self._count(drafted_tokens=guessed, accepted_tokens=right)
         if seq.lookup is not None:
             seq.lookup.learn(guessed, right, len(seq.tokens))
         if right < guessed and seq.slot is not None and not self._runner.truncate(seq.slot, seq.n_kv):
-            seq.n_kv, seq.lookup = 0, None  # this model keeps all of its cells or none: no more guesses
+            seq.n_kv, seq.lookup = 0, None  # this model can only drop all of its cells: make no more guesses
 
     def _extend(self, seq: Sequence, row: int) -> tuple[Finish, TourkitError | None] | None:
-        """Sample one token, append it and what the grammar forces after it; why the sequence ends, if it does."""
+        """Sample one token, append it and the tokens that the grammar forces after it.
+
+        Return why the sequence ends; None if it goes on.
+        """
         try:
             new = next_tokens(self._runner, seq, row)
         except TourkitError as exc:
@@ -340,7 +348,7 @@ class BatchEngine:
         return self._append(seq, new)
 
     def _append(self, seq: Sequence, new: list[int]) -> tuple[Finish, TourkitError | None] | None:
-        """Append tokens, give out their text; why the sequence ends with them, if it does."""
+        """Append tokens and send their text. Return why the sequence ends; None if it goes on."""
         for token in new:
             if token in self._runner.eog:
                 return Finish.STOP, None

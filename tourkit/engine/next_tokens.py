@@ -1,4 +1,4 @@
-"""The next tokens of a sequence: one is drawn, those that a grammar forces after it follow without a draw."""
+"""The next tokens of a sequence: one token is drawn; tokens that the grammar forces after it need no draw."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 def next_tokens(runner: Runner, seq: Sequence, row: int) -> list[int]:
-    """The token drawn from a row of logits and those the grammar forces after it, at most as many as are left.
+    """Draw a token from a row of logits and return it with the tokens that the grammar forces after it.
 
-    Raises RequestError when a grammar hits its limits, EngineError when it fails.
+    Never more tokens than the sequence may still generate. Raises RequestError if a grammar hits its limits,
+    EngineError if it fails.
     """
     matcher = seq.matcher
     raw = log_softmax(runner.logits(row)) if seq.top_logprobs is not None else None
@@ -28,12 +29,15 @@ def next_tokens(runner: Runner, seq: Sequence, row: int) -> list[int]:
     if matcher is None or token in runner.eog:
         return [token]
     matcher.accept([token])
-    # A forced token is never looked at by the model, so it has no probability to report.
+    # The model gives no logits for a forced token, so there is no probability to report.
     return [token] if matcher.done or raw is not None else [token, *forced_tokens(seq, taken=1)]
 
 
 def forced_tokens(seq: Sequence, taken: int = 0) -> list[int]:
-    """The tokens the grammar forces now, at most as many as are left when `taken` are; it has accepted them."""
+    """Return the tokens that the grammar forces now. The grammar and the sampler have accepted them.
+
+    `taken`: new tokens that are not yet in the sequence; they count against its limit.
+    """
     if seq.matcher is None:
         return []
     forced = seq.matcher.forced()[: seq.n_left - taken]
@@ -49,7 +53,7 @@ def _constrained(runner: Runner, seq: Sequence, matcher: Matcher, row: int) -> i
     if seq.n_left <= matcher.reserve:
         return matcher.closing_token(logits)
     token = seq.sampler.propose(row)
-    if token is not None and matcher.allows(token):  # far cheaper than computing the mask and applying it
+    if token is not None and matcher.allows(token):  # much cheaper than computing and applying the mask
         seq.sampler.accept(token)
         return token
     matcher.mask(logits)
@@ -57,7 +61,7 @@ def _constrained(runner: Runner, seq: Sequence, matcher: Matcher, row: int) -> i
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Natural log probabilities, shape (n_vocab,), float32: a copy, so that masking the logits later is no matter."""
+    """Natural log probabilities, float32, shape (n_vocab,). A copy: a later mask on the logits does not change it."""
     import numpy as np
 
     shifted = logits - logits.max()
@@ -65,7 +69,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def token_logprob(logprobs: np.ndarray, token: int, top: int, piece: Callable[[int], bytes]) -> TokenLogprob:
-    """The chosen token's log probability, and the `top` likeliest tokens of the position, best first."""
+    """Return the log probability of the chosen token and of the `top` likeliest tokens here, best first."""
     import numpy as np
 
     best: list[int] = []

@@ -1,8 +1,8 @@
-"""Cells of ended sequences, moved out of the context and back.
+"""Parking: KV cells of ended sequences are moved to host RAM and back.
 
-Where all slots take their cells from one pool, attention passes over every cell in use: prompts that wait to be asked
-for again slow down those that run. So only the latest stay there, and none while nothing runs; the others are parked in
-the host's memory, from where they come back in a few milliseconds instead of being computed again.
+If all slots share one pool of KV cells, decoding attends to every used cell. So the cells of finished prompts slow down
+running sequences. Only the latest of them stay in the pool, and none stay while no sequence runs. The others are parked
+in host RAM. They come back in a few milliseconds and need not be computed again.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from tourkit.engine.placement import Slot
     from tourkit.engine.runner import Runner
 
-IDLE_CELLS = 128  # that may stay among those of running sequences
-MOST_BYTES = 256 << 20  # parked
-_WORTH_PARKING = 256  # tokens of prefill saved that justify moving a slot's cells while a prompt waits
-_WORTH_BRINGING_BACK = 64
+IDLE_CELLS = 128  # cells of ended sequences that may stay in the pool while others run
+MOST_BYTES = 256 << 20  # of parked cells
+_WORTH_PARKING = 256  # park a slot's cells while a prompt waits if this saves at least so many tokens of prefill
+_WORTH_BRINGING_BACK = 64  # bring cells back if this saves at least so many tokens of prefill
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parked:
-    """What a slot held: its tokens, how many of them it had taken over, and its cells as the runner wrote them."""
+    """The parked content of a slot. `taken_over`: as in Slot. `data`: its KV cells as the runner wrote them."""
 
     tokens: list[int]
     taken_over: int
@@ -41,9 +41,9 @@ class Parking:
         self._parked: list[Parked] = []
 
     def rest(self, slots: list[Slot]) -> None:
-        """While nobody waits: empty every idle slot, so that the next prompt finds an empty pool.
+        """Empty every idle slot while no request waits, so that the next prompt finds an empty pool.
 
-        Moving cells costs nobody time now: whatever is worth bringing back is parked.
+        Moving cells delays no request now, so all cells that are worth bringing back are parked.
         """
         for slot in idle(slots):
             self.clear(slot, slots, worth=_WORTH_BRINGING_BACK)
@@ -53,10 +53,10 @@ class Parking:
         return bool(idle(slots))
 
     def make_way(self, slots: list[Slot]) -> None:
-        """A sequence begins: empty idle slots, least recently used first, until the others are within the limit.
+        """Empty idle slots, least recently used first, until their cells are within the limit. A sequence begins.
 
-        While others run, only long prompts are worth the time that moving them takes; else short ones are too, where a
-        good part of what is moved is held nowhere else.
+        While other sequences run, only long prompts are parked, because moving cells takes time. If no other sequence
+        runs, short prompts are parked too, if a good part of their cells is held nowhere else.
         """
         alone = sum(slot.owner is not None for slot in slots) <= 1
         resting = idle(slots)
@@ -70,15 +70,16 @@ class Parking:
             self.clear(slot, slots, worth=min(good_part, _WORTH_PARKING) if alone else _WORTH_PARKING)
 
     def clear(self, slot: Slot, slots: list[Slot], *, worth: int = _WORTH_PARKING) -> None:
-        """Empty one idle slot, and park what it held."""
+        """Park the cells of one idle slot if that is worth it, and empty the slot."""
         self.keep(slot, slots, worth=worth)
         self._runner.truncate(slot.id, 0)
         slot.cells = None
 
     def keep(self, slot: Slot, slots: list[Slot], *, staying: int = 0, worth: int = _WORTH_PARKING) -> None:
-        """Park what an idle slot holds, if `worth` tokens of it are held nowhere else and do not stay.
+        """Park the cells of an idle slot if at least `worth` of its tokens would be lost otherwise.
 
-        Its first `staying` tokens do: the prompt that takes the slot begins with them.
+        Tokens that another slot or a parked prompt holds are not lost. The first `staying` tokens are not lost either:
+        the prompt that takes the slot begins with them.
         """
         tokens = slot.cells or []
         elsewhere = (other.shares(tokens) for other in slots if other is not slot)
@@ -87,9 +88,10 @@ class Parking:
             self._park(slot, tokens)
 
     def bring_back(self, slot: Slot, tokens: list[int], beyond: int) -> int:
-        """Fill a free slot with the longest beginning of `tokens` that is parked, if it is well `beyond` another.
+        """Fill a free slot with the longest parked prefix of `tokens`.
 
-        Returns how many of the first `tokens` the slot holds now; 0 when nothing was done or there is no room.
+        `beyond`: length of the prefix that a slot already holds; the parked one must be clearly longer.
+        Return how many of the first `tokens` the slot holds now; 0 if nothing was done or the pool has no room.
         """
         limit = len(tokens) - 1  # the last token's logits are needed
         lengths = [common_prefix(tokens, parked.tokens, limit) for parked in self._parked]
@@ -106,7 +108,7 @@ class Parking:
         return length
 
     def unpark(self, slots: list[Slot]) -> None:
-        """Fill empty slots with what is parked, most recently used first: before prompts are kept on disk."""
+        """Fill empty slots with parked cells, most recently used first, so that they can be saved to disk."""
         empty = [slot for slot in slots if slot.owner is None and not slot.cells]
         for slot, parked in zip(empty, reversed(self._parked), strict=False):
             if self._runner.write_state(slot.id, parked.data):

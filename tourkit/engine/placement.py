@@ -1,4 +1,4 @@
-"""Which slot a prompt goes to, and how much of it some slot's KV cells already hold. Pure: no model.
+"""Choose the slot for a prompt, and find the slot whose KV cells hold most of it. Pure: no model.
 
 A slot keeps its cells after its sequence has ended, until another prompt needs the slot or the cells.
 """
@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tourkit.engine.sequence import Sequence
 
-_WORTH_KEEPING = 64  # tokens of prefill saved that justify reading them from disk at the next start
-_WORTH_WAITING = 32  # tokens of prefill saved that justify waiting for another prompt to be prefilled first
+_WORTH_KEEPING = 64  # keep a prefix on disk if it saves at least so many tokens of prefill at the next start
+_WORTH_WAITING = 32  # wait for the prefill of another prompt if it saves at least so many tokens of prefill
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One sequence id of the context. While `owner` is None, `cells` are the tokens its KV cells hold.
+    """One sequence id of the context. While `owner` is None, `cells` are the tokens whose KV cells it holds.
 
-    `taken_over`: how many of them its last sequence had from an earlier one.
+    `taken_over`: how many of these tokens its last sequence took from an earlier one.
     """
 
     id: int
@@ -29,13 +29,16 @@ class Slot:
     taken_over: int = 0
 
     def shares(self, tokens: list[int]) -> int:
-        """How many of the first `tokens` this slot has KV cells for."""
+        """Return how many of the first `tokens` this slot has KV cells for."""
         if self.owner is not None:
             return common_prefix(self.owner.tokens, tokens, self.owner.n_kv)
         return common_prefix(self.cells, tokens, len(self.cells)) if self.cells else 0
 
     def will_share(self, tokens: list[int]) -> int:
-        """The same once what this slot is prefilling now is done: a prompt, and what a grammar forces after it."""
+        """Return the same count for the time after this slot's prefill; 0 if it is not prefilling.
+
+        The prefill covers the prompt and the tokens that a grammar forces after it.
+        """
         seq = self.owner
         if seq is None or seq.n_kv >= seq.n_prompt:
             return 0
@@ -43,13 +46,13 @@ class Slot:
 
 
 def idle(slots: list[Slot]) -> list[Slot]:
-    """Those that hold something nobody computes with, least recently used first."""
+    """Return the slots that hold cells but have no owner, least recently used first."""
     return sorted((slot for slot in slots if slot.owner is None and slot.cells), key=lambda slot: slot.used)
 
 
 @dataclass(frozen=True, slots=True)
 class SlotChoice:
-    """Use `target`; its first `length` tokens come from `source` (the same slot: keep them in place)."""
+    """Use `target`. Its first `length` tokens come from `source`; if both are the same slot, they stay in place."""
 
     target: Slot
     source: Slot
@@ -57,7 +60,7 @@ class SlotChoice:
 
 
 def place(slots: list[Slot], tokens: list[int]) -> SlotChoice | None:
-    """The best free slot for a prompt; None when no slot is free or when waiting for a shared prefix pays.
+    """Return the best free slot for a prompt; None if no slot is free or if waiting for a shared prefix pays.
 
     At least the last token is left to decode, because its logits are needed.
     """
@@ -78,7 +81,7 @@ def place(slots: list[Slot], tokens: list[int]) -> SlotChoice | None:
 
 
 def worth_keeping(slots: list[Slot]) -> list[tuple[Slot, list[int]]]:
-    """The prefixes to keep for the next start, longest first: what prompts had in common, each only once."""
+    """Return the prefixes to keep for the next start, longest first: what prompts had in common, each only once."""
     shared = [(slot, slot.cells[: slot.taken_over]) for slot in slots if slot.cells]
     kept: list[tuple[Slot, list[int]]] = []
     for slot, tokens in sorted(shared, key=lambda pair: -len(pair[1])):
@@ -89,7 +92,7 @@ def worth_keeping(slots: list[Slot]) -> list[tuple[Slot, list[int]]]:
 
 
 def common_prefix(a: list[int], b: list[int], end: int) -> int:
-    """Length of the longest common beginning of `a[:end]` and `b`."""
+    """Return the length of the longest common prefix of `a[:end]` and `b`."""
     end = min(end, len(b))
     at = 0
     while at + 64 <= end and a[at : at + 64] == b[at : at + 64]:

@@ -1,28 +1,28 @@
-"""Guessing the next tokens by prompt lookup: what followed the last few tokens earlier in the same sequence.
+"""Guess the next tokens by prompt lookup: the tokens that followed the last few tokens earlier in the same sequence.
 
-Right for extraction, where answers copy the prompt. Pure: no model. A guess is only ever checked, never believed: the
-engine samples at each guessed position and keeps what it sampled.
+This works well for extraction, because answers copy from the prompt. A wrong guess does no harm: the engine samples at
+each guessed position and keeps the sampled token. Pure: no model.
 """
 
 from __future__ import annotations
 
 _KEY = 3  # tokens that must have occurred before
 _FIRST = 4  # tokens guessed at first
-_LONGEST = 16
-_REST = 24  # tokens to be generated before trying again once guessing has stopped paying
+_LONGEST = 16  # tokens guessed at most
+_REST = 24  # tokens generated without guesses after a guess of a single token was wrong
 
 
 class PromptLookup:
-    """The guesses of one sequence. Their length follows their success; after failures it rests for a while."""
+    """The guesses of one sequence. Right guesses make the next ones longer; after failures guessing pauses."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[int, ...], int] = {}  # the last tokens → where what followed them begins
+        self._seen: dict[tuple[int, ...], int] = {}  # a key of _KEY tokens → the position right after its last place
         self._indexed = 0  # keys ending before this position are in `_seen`
         self._length = _FIRST
         self._resume = 0
 
     def propose(self, tokens: list[int], most: int) -> list[int]:
-        """At most `most` tokens that may follow `tokens`; empty when nothing like it came before, or at rest."""
+        """Return at most `most` tokens that may follow `tokens`; empty if there is no guess or guessing pauses."""
         if len(tokens) < _KEY + 1 or len(tokens) < self._resume:
             return []
         self._index(tokens)
@@ -32,7 +32,7 @@ class PromptLookup:
         return tokens[start : start + min(self._length, most)]
 
     def learn(self, proposed: int, accepted: int, n_tokens: int) -> None:
-        """Take note of how a guess went, at a sequence of `n_tokens` now."""
+        """Record the result of a guess: tokens proposed and accepted. The sequence has `n_tokens` tokens now."""
         if accepted == proposed:
             self._length = min(self._length * 2, _LONGEST)
             return
@@ -42,7 +42,7 @@ class PromptLookup:
             self._resume = n_tokens + _REST
 
     def _index(self, tokens: list[int]) -> None:
-        """Enter every key but the last one, which nothing follows yet."""
+        """Record every new key except the last one, because no token follows it yet."""
         for end in range(max(self._indexed, _KEY), len(tokens)):
             self._seen[tuple(tokens[end - _KEY : end])] = end
         self._indexed = len(tokens)

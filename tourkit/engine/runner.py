@@ -1,4 +1,4 @@
-"""What our engine needs of a loaded model: the protocols that backends fill."""
+"""What our engine needs from a loaded model: the protocols that backends implement."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class Sampler(Protocol):
     """Draws tokens for one sequence; its random state belongs to that sequence alone."""
 
     def sample(self, row: int) -> int:
-        """Draw a token and take note of it."""
+        """Draw a token and record it."""
         ...
 
     def propose(self, row: int) -> int | None:
-        """Draw a token, of which note is taken only if it is accepted; None where that would not be exact.
+        """Draw a token without recording it: call `accept` if it is used. None if this would not be exact.
 
-        Exact means: to draw again from masked logits, when the mask refuses the token, gives every token the
-        probability it has under the mask. That holds unless sampling cuts the candidates first.
+        Exact means: if the mask refuses the token and another one is drawn from masked logits, every token has the
+        probability that it has under the mask. This is true unless sampling cuts the candidates first.
         """
         ...
 
     def accept(self, token: int) -> None:
-        """Take note of a token that `sample` did not give, such as one the grammar forced; penalties count it."""
+        """Record a token that `sample` did not draw, for example one that the grammar forced. Penalties count it."""
         ...
 
     def close(self) -> None: ...
@@ -38,11 +38,11 @@ class PrefixStore(Protocol):
     """KV cells of prompts, kept on disk between runs. Called from the thread that owns the runner."""
 
     def restore(self, slots: Sequence[int]) -> dict[int, list[int]]:
-        """Fill empty slots, most recently used prompts first; the tokens each of them holds now."""
+        """Fill empty slots, most recently used prompts first. Return the tokens that each filled slot holds now."""
         ...
 
     def save(self, slot: int, tokens: Sequence[int]) -> None:
-        """Keep the cells of a slot, which are those of `tokens` and no others. A full disk is no error."""
+        """Save the cells of a slot. They are the cells of exactly these `tokens`. A full disk is no error."""
         ...
 
 
@@ -51,42 +51,42 @@ class Runner(Protocol):
 
     n_slots: int
     n_ctx: int  # KV cells, shared by all slots
-    n_batch: int  # tokens a decode call at most
+    n_batch: int  # most tokens in a decode call
     n_vocab: int
     eog: frozenset[int]  # every end-of-generation token
-    partial_kv: bool  # whether a part of a slot's cells can be kept or shared: not so for recurrent models
-    shares_kv: bool  # whether a slot can take over cells of another one
-    one_pool: bool  # whether slots take their cells from one pool, all of which every decode passes over
-    prompts_apart: bool  # whether prompts are best decoded in calls of their own
+    partial_kv: bool  # whether a part of a slot's cells can be kept or shared; recurrent models cannot do this
+    shares_kv: bool  # whether a slot can take over cells of another slot
+    one_pool: bool  # whether all slots take their cells from one pool; then each decode attends to all used cells
+    prompts_apart: bool  # whether prompts are best decoded in separate calls
 
     def add(self, token: int, pos: int, slot: int, *, logits: bool) -> int | None:
-        """Put a token into the batch; the row its logits will have, when asked for."""
+        """Put a token into the batch. Return the row that its logits will have; None if `logits` is False."""
         ...
 
     def decode(self) -> bool:
-        """Run the batch and empty it; False if the KV cache had no room (state unchanged)."""
+        """Run the batch and empty it. Return False if the KV cache had no room; then the state is unchanged."""
         ...
 
     def logits(self, row: int) -> np.ndarray:
-        """Float32 view of shape (n_vocab,) of a row of the last decode; writing to it changes sampling."""
+        """A row of logits of the last decode: a float32 view, shape (n_vocab,). Writing to it changes sampling."""
         ...
 
     def sampler(self, params: SamplingParams, seed: int) -> Sampler: ...
 
     def share(self, source: int, target: int, length: int) -> None:
-        """Make KV cells [0, length) of slot `source` those of slot `target` too (target must be empty)."""
+        """Let slot `target` use the KV cells [0, length) of slot `source` too. `target` must be empty."""
         ...
 
     def truncate(self, slot: int, length: int) -> bool:
-        """Keep KV cells [0, length) of a slot; False if this model cannot keep a part (then all are gone)."""
+        """Keep KV cells [0, length) of a slot. Return False if this model cannot keep a part; then all are gone."""
         ...
 
     def read_state(self, slot: int) -> bytearray:
-        """The cells of a slot, to be written back later; empty when they cannot be had. Only of slots with one pool."""
+        """Return the cells of a slot for `write_state`; empty if they cannot be read. Only if `one_pool` is set."""
         ...
 
     def write_state(self, slot: int, data: bytearray) -> bool:
-        """Fill an empty slot with cells that were read; False (and still empty) when the pool has no room."""
+        """Fill an empty slot with cells from `read_state`. Return False if there is no room; the slot stays empty."""
         ...
 
     def piece(self, token: int) -> bytes:

@@ -1,7 +1,7 @@
-"""Sampling in numpy, for stacks that give logits and no sampler that fits: one sampler a sequence, with its own seed.
+"""Sampling in numpy, for stacks that give logits but no sampler that fits. Each sequence has a sampler and a seed.
 
-The order and the arithmetic are those of llama.cpp's samplers, the random numbers those of its generator as its usual
-builds draw them: the same logits and seed give the same token on every stack.
+The order and the arithmetic are the same as in llama.cpp's samplers. The random numbers are the same as those of its
+generator in its usual builds. So the same logits and seed give the same token on every stack.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from tourkit.generation import SamplingParams
 
-_FEW = 256  # candidates that usually hold the probability top_p asks for
-_WORDS = 64  # random words drawn at a time: a call of the generator costs as much as hundreds of words
-_BLOCK = 256  # weights that are added up at a time
+_FEW = 256  # candidates that usually reach top_p together
+_WORDS = 64  # random words drawn at a time: one call of the generator costs as much as hundreds of words
+_BLOCK = 256  # weights in one partial sum
 _ROOM = threading.local()
 
 
 class NumpySampler:
-    """Draws the tokens of one sequence. `logits` gives a row of the last decode, shape (n_vocab,)."""
+    """Draws the tokens of one sequence. `logits` returns a row of the last decode, shape (n_vocab,)."""
 
     def __init__(self, logits: Callable[[int], np.ndarray], params: SamplingParams, seed: int) -> None:
         import numpy as np
@@ -32,8 +32,8 @@ class NumpySampler:
         self._params = params
         self._penalises = bool(params.frequency_penalty or params.presence_penalty)
         self._seen: Counter[int] = Counter()
-        self._random = np.random.RandomState(seed)  # the Mersenne Twister, seeded as std::mt19937 is
-        self._words: list[int] = []  # of the generator, drawn many at a time, the next one last
+        self._random = np.random.RandomState(seed)  # the Mersenne Twister, seeded in the same way as std::mt19937
+        self._words: list[int] = []  # random words drawn in advance; the last one is used next
 
     def sample(self, row: int) -> int:
         token = draw(self._logits(row), self._params, self._seen, self._uniform)
@@ -54,7 +54,7 @@ class NumpySampler:
         """Nothing to free."""
 
     def _uniform(self) -> float:
-        """In [0, 1): two words of the generator, the lower one first, as libstdc++ puts a double together."""
+        """Return a number in [0, 1) from two words, the lower word first, as libstdc++ makes a double."""
         if not self._words:
             self._words = self._random.randint(0, 2**32, size=_WORDS, dtype="uint32")[::-1].tolist()
         low, high = self._words.pop(), self._words.pop()
@@ -62,11 +62,11 @@ class NumpySampler:
 
 
 def draw(logits: np.ndarray, params: SamplingParams, seen: Counter[int], uniform: Callable[[], float]) -> int:
-    """One token: bias, penalties, then top-k, top-p, min-p, temperature, then by chance. `logits` stay as they are."""
+    """Draw one token. Order: bias, penalties, top-k, top-p, min-p, temperature, random draw. `logits` do not change."""
     scores = _adjusted(logits, params, seen)
     if params.temperature <= 0:
         return int(scores.argmax())
-    ids: np.ndarray | None = None  # None: every token, by id; else the candidates, the likeliest first
+    ids: np.ndarray | None = None  # None: every token, in the order of ids; else the candidates, the likeliest first
     if params.top_k > 0:
         ids = _likeliest(scores, params.top_k)
     if params.top_p < 1:
@@ -81,11 +81,11 @@ def draw(logits: np.ndarray, params: SamplingParams, seen: Counter[int], uniform
 
 
 def _by_chance(scores: np.ndarray, temperature: float, uniform: float) -> int:
-    """The index at which the running sum of the weights reaches its share `uniform` of the whole.
+    """Return the index at which the running sum of the weights reaches the share `uniform` of the total.
 
-    Sums of blocks come first, and only one block is summed weight by weight: a running sum over a whole vocabulary
-    takes several times as long as all the rest. After a decode the processor's caches hold none of this code, so the
-    shortest way through numpy counts: argmax, reduce and accumulate rather than max, sum and cumsum.
+    A running sum over a whole vocabulary takes several times as long as all the rest. So blocks are summed first, and
+    only one block is summed weight by weight. After a decode the processor's caches hold none of this code. So the
+    shortest path through numpy matters: argmax, reduce and accumulate instead of max, sum and cumsum.
     """
     import numpy as np
 
@@ -105,7 +105,7 @@ def _by_chance(scores: np.ndarray, temperature: float, uniform: float) -> int:
 
 
 def _scratch(size: int) -> np.ndarray:
-    """Room for a vocabulary of float32, one a thread: memory that is new each time costs more than the arithmetic."""
+    """Return a float32 buffer of `size` numbers, one buffer a thread: new memory costs more than the arithmetic."""
     room: np.ndarray | None = getattr(_ROOM, "weights", None)
     if room is None or len(room) < size:
         import numpy as np
@@ -115,7 +115,7 @@ def _scratch(size: int) -> np.ndarray:
 
 
 def _adjusted(logits: np.ndarray, params: SamplingParams, seen: Counter[int]) -> np.ndarray:
-    """The logits with bias and penalties; the same array when there are none."""
+    """Return the logits with bias and penalties applied; the same array if there are none."""
     if not params.logit_bias and not seen:
         return logits
     import numpy as np
@@ -129,7 +129,7 @@ def _adjusted(logits: np.ndarray, params: SamplingParams, seen: Counter[int]) ->
 
 
 def _likeliest(scores: np.ndarray, k: int) -> np.ndarray:
-    """Ids of the `k` highest scores, the highest first."""
+    """Return the ids of the `k` highest scores, the highest first."""
     import numpy as np
 
     if k < len(scores):
@@ -139,12 +139,12 @@ def _likeliest(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def _nucleus(scores: np.ndarray, ids: np.ndarray | None, top_p: float) -> np.ndarray:
-    """The fewest of the candidates, the likeliest first, whose probabilities reach `top_p` together."""
+    """Return the smallest set of candidates whose probabilities reach `top_p` together, the likeliest first."""
     import numpy as np
 
     highest = scores.max()
     total = np.exp((scores if ids is None else scores[ids]) - highest).sum(dtype=np.float64)
-    for k in (_FEW, len(scores)) if ids is None else (len(ids),):  # sorting a whole vocabulary is seldom needed
+    for k in (_FEW, len(scores)) if ids is None else (len(ids),):  # a whole vocabulary rarely needs to be sorted
         best = _likeliest(scores, k) if ids is None else ids
         reached = np.cumsum(np.exp(scores[best] - highest), dtype=np.float64) / total
         if reached[-1] >= top_p:

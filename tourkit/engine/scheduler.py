@@ -1,4 +1,4 @@
-"""Which tokens the next decode call carries. Pure: no thread, no clock, no model."""
+"""Choose the tokens of the next decode call. Pure: no thread, no clock, no model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ if TYPE_CHECKING:
     from tourkit.engine.sequence import Sequence
 
 
-_SHORT = 32  # pending tokens up to which a sequence counts as generating: one sampled and some forced
-_FEW = 64  # tokens: batches of fewer are never split
+_SHORT = 32  # a sequence with at most so many pending tokens counts as generating: one sampled token and forced ones
+_FEW = 64  # batches with fewer tokens are never split
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """tokens[start:end) of a sequence; `sample` when they end at its last token, so that logits are wanted.
+    """tokens[start:end) of a sequence.
 
-    `draft` are guessed tokens to check behind them, each with logits of its own.
+    `sample`: the chunk ends at the sequence's last token, so logits are wanted.
+    `draft`: guessed tokens that follow the chunk; each needs logits, to be checked.
     """
 
     sequence: Sequence
@@ -29,10 +30,10 @@ class Chunk:
 
 
 def next_batches(running: Iterable[Sequence], budget: int, *, apart: bool) -> list[list[Chunk]]:
-    """What the next decode calls carry: all in one; or, `apart`, what generates in one and prompts in another.
+    """Return the chunks of the next decode calls. `apart`: one call for generating sequences and one for prompts.
 
-    llama.cpp's attention on CPUs takes 64 tokens of a batch together and computes whatever one of them may look at for
-    all of them: a few tokens of each running sequence among those of a prompt make it attend to all of the cache.
+    llama.cpp's attention on CPUs handles 64 tokens of a batch together. It computes a cell for all 64 if one of them
+    may attend to it. So a few tokens of running sequences among the tokens of a prompt make it attend to all the cache.
     """
     chunks = next_batch(running, budget)
     if not apart or sum(chunk.end - chunk.start + len(chunk.draft) for chunk in chunks) < _FEW:
@@ -42,10 +43,10 @@ def next_batches(running: Iterable[Sequence], budget: int, *, apart: bool) -> li
 
 
 def next_batch(running: Iterable[Sequence], budget: int) -> list[Chunk]:
-    """Pack at most `budget` pending tokens: those that generate first, then prompts, oldest first.
+    """Pack at most `budget` pending tokens: generating sequences first, then prompts, oldest first.
 
-    A long prompt is cut into chunks, so it never stalls the streams that are already running. Guesses get what is
-    left of the budget.
+    A long prompt is cut into chunks, so it never stalls the streams that already run. Guesses get the rest of the
+    budget.
     """
     ordered = sorted(running, key=lambda seq: (not _generates(seq), seq.submission, seq.index))
     chunks = []
@@ -60,7 +61,7 @@ def next_batch(running: Iterable[Sequence], budget: int) -> list[Chunk]:
 
 
 def _generates(seq: Sequence) -> bool:
-    """Whether a sequence is generating, and not a prompt that is being computed."""
+    """Whether a sequence is generating; False while its prompt is being prefilled."""
     return seq.n_pending <= _SHORT
 
 
@@ -74,6 +75,6 @@ def _with_drafts(chunks: list[Chunk], budget: int) -> list[Chunk]:
 
 
 def victim(running: Iterable[Sequence]) -> Sequence | None:
-    """The sequence to preempt when the KV cache is full: the youngest, and never the last one left."""
+    """Return the sequence to preempt if the KV cache is full: the youngest. None if only one is left."""
     ordered = sorted(running, key=lambda seq: (seq.submission, seq.index))
     return ordered[-1] if len(ordered) > 1 else None

@@ -1,4 +1,4 @@
-"""One sequence being generated: its tokens, how many of them the KV cache holds, and its one ending."""
+"""One sequence that is being generated: its tokens, how many of them the KV cache holds, and its single ending."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Sequence:
     tokens[0:n_prompt)          the prompt
     tokens[n_prompt:)           generated: sampled, or forced by the grammar
     tokens[0:n_kv)              in the KV cache of `slot`
-    tokens[n_kv:)               pending: the next batches carry them
+    tokens[n_kv:)               pending: the next batches compute them
     """
 
     submission: int
@@ -42,15 +42,15 @@ class Sequence:
     text: TextStream
     matcher: Matcher | None = None
     top_logprobs: int | None = None
-    whole: bool = False  # text is given out at the end only
+    whole: bool = False  # send text only at the end
     status: Status = Status.WAITING
     slot: int | None = None
     n_kv: int = 0
-    n_sent: int = 0  # generated tokens that deltas have accounted for
+    n_sent: int = 0  # generated tokens that the deltas so far have counted
     lookup: PromptLookup | None = None
-    draft: list[int] = field(default_factory=list)  # guessed to follow `tokens`; the next batch checks them
+    draft: list[int] = field(default_factory=list)  # guesses of the tokens after `tokens`; the next batch checks them
     logprobs: list[TokenLogprob] = field(default_factory=list)  # not yet sent
-    held: str = ""  # text that is certain and waits for the end
+    held: str = ""  # final text that waits for the end, if `whole`
 
     @property
     def n_pending(self) -> int:
@@ -66,14 +66,14 @@ class Sequence:
         return self.max_tokens - self.n_generated
 
     def send(self, text: str) -> None:
-        """Give out text that became certain; silent when there is none."""
+        """Send text that is final now. Send nothing if it is empty; keep it for the end if `whole`."""
         if self.whole:
             self.held += text
         elif text:
             self.emit(Delta(self.index, text, self._unsent(), logprobs=self._unsent_logprobs()))
 
     def finish(self, reason: Finish, error: TourkitError | None = None) -> None:
-        """End the sequence. Only the first call counts, so that every sequence ends exactly once."""
+        """End the sequence. Later calls do nothing, so every sequence ends exactly once."""
         if self.status is Status.DONE:
             return
         self.status = Status.DONE

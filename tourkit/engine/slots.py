@@ -1,6 +1,6 @@
-"""The slots of one runner and what their KV cells hold: who gets which, what stays for later prompts, what makes way.
+"""KV slots: allocation, prefix reuse, eviction.
 
-placement.py decides which slot suits a prompt; parking.py moves cells out of the way and back.
+placement.py chooses the slot for a prompt. parking.py moves KV cells to host RAM and back.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 class SlotTable:
-    """The slots of one runner. Only the thread that owns the runner calls it.
+    """The slots of one runner. Only the thread that owns the runner may call it.
 
-    `sharing`: prompts may begin with the cells of others. `prefixes`: where shared prompts are kept between runs.
+    `sharing`: prompts may reuse the cells of other prompts. `prefixes`: the store that keeps shared prompts between
+    runs.
     """
 
     def __init__(self, runner: Runner, *, sharing: bool, prefixes: PrefixStore | None) -> None:
@@ -35,14 +36,17 @@ class SlotTable:
         return all(slot.owner is not None for slot in self.slots)
 
     def place(self, tokens: list[int]) -> SlotChoice | None:
-        """Where a prompt goes while a slot is free; None when it had better wait for what is being prefilled now."""
+        """Choose a free slot for a prompt. None if it should wait for a prefix that is being prefilled now.
+
+        At least one slot must be free.
+        """
         free = [slot for slot in self.slots if slot.owner is None]
         if not self._sharing:
             return SlotChoice(free[0], free[0], 0)
         return place(self.slots if self._runner.shares_kv else free, tokens)
 
     def take(self, choice: SlotChoice, seq: Sequence) -> None:
-        """Give a slot to a sequence, with the cells there are for its prompt."""
+        """Give a slot to a sequence, and fill it with the existing cells for its prompt."""
         target, length = choice.target, self._fill(choice, seq.tokens)
         target.owner, target.cells, target.used, target.taken_over = seq, None, next(self._clock), length
         seq.slot, seq.n_kv = target.id, length
@@ -50,7 +54,7 @@ class SlotTable:
             self._parking.make_way(self.slots)
 
     def _fill(self, choice: SlotChoice, tokens: list[int]) -> int:
-        """Fill a free slot with the cells there are for a prompt; how many tokens they are of."""
+        """Fill a free slot with the existing cells for a prompt. Return how many tokens they cover."""
         source, target, length = choice.source, choice.target, choice.length
         if self._parking is not None:
             self._parking.keep(target, self.slots, staying=length if source is target else 0)
@@ -65,7 +69,7 @@ class SlotTable:
         return length
 
     def give_back(self, seq: Sequence, *, keep: bool) -> None:
-        """Take the slot from a sequence; its cells stay as a prefix for later prompts when `keep`."""
+        """Take the slot from a sequence. `keep`: its cells stay as a prefix for later prompts."""
         if seq.slot is None:
             return
         slot = self.slots[seq.slot]
@@ -75,7 +79,7 @@ class SlotTable:
         slot.owner, slot.used, seq.slot = None, next(self._clock), None
 
     def forget_oldest(self) -> bool:
-        """Empty the idle slot that was used longest ago; False when there is none."""
+        """Empty the idle slot that was used longest ago. Return False if there is none."""
         resting = idle(self.slots)
         if not resting:
             return False
@@ -92,19 +96,19 @@ class SlotTable:
         return self._parking is not None and self._parking.is_due(self.slots)
 
     def rest(self) -> None:
-        """Clear the pool while nobody waits."""
+        """Move idle cells out of the pool while no request waits."""
         if self._parking is not None:
             self._parking.rest(self.slots)
 
     def restore(self) -> None:
-        """Begin with the prompts that were kept, as if they had just been answered."""
+        """Load the prompts that the last run saved, as if they had just been answered."""
         if self._prefixes is None:
             return
         for slot_id, tokens in self._prefixes.restore([slot.id for slot in self.slots]).items():
             self.slots[slot_id].cells = tokens
 
     def save(self) -> None:
-        """Keep what prompts had in common, once no slot is taken."""
+        """Save the prefixes that prompts had in common. No slot may be in use."""
         if self._prefixes is None:
             return
         if self._parking is not None:

@@ -1,4 +1,4 @@
-"""From token bytes to text that may be shown: whole UTF-8 characters, nothing that may begin a stop string."""
+"""Turn token bytes into text that may be sent: whole UTF-8 characters, and no possible start of a stop string."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import codecs
 
 
 class TextStream:
-    """Feeds on token bytes, gives text out as soon as it is certain.
+    """Takes token bytes and returns text as soon as it is final.
 
-    Text that could be the start of a stop string is held back until it is decided; a stop string itself is never
-    given out. Invalid UTF-8 becomes U+FFFD, as in the OpenAI API.
+    Text that could be the start of a stop string is held back until later bytes decide. A stop string itself is never
+    returned. Invalid UTF-8 becomes U+FFFD, as in the OpenAI API.
     """
 
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
@@ -19,14 +19,14 @@ class TextStream:
         self.stopped = False
 
     def feed(self, piece: bytes) -> str:
-        """The text that became certain with these bytes; empty once stopped."""
+        """Add bytes and return the text that is final now; empty after a stop string."""
         if self.stopped:
             return ""
         self._held += self._decoder.decode(piece)
         return self._release()
 
     def close(self) -> str:
-        """The rest: nothing more is coming."""
+        """End the stream and return the rest of the text."""
         if self.stopped:
             return ""
         self._held += self._decoder.decode(b"", final=True)
@@ -47,7 +47,7 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    """Return the length of the longest suffix of `text` that is a prefix of `stop`, shorter than `stop`."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:size]):
             return size
