@@ -95,7 +95,7 @@ def test_a_sample_of_n_is_the_answer_to_its_own_seed(engine: Engine) -> None:
 
 
 def test_another_stack_does_not_pretend(tmp_path: Path) -> None:
-    with pytest.raises(LocalError, match="--deterministic is for llama_cpp, not onnx"):
+    with pytest.raises(LocalError, match="onnx does not support --deterministic"):
         backends.load(Launch("tiny", "onnx", str(tmp_path), 4, 1024, 1, deterministic=True))
 
 

@@ -92,7 +92,7 @@ def test_text_is_tokens_between_the_models_marks_and_is_not_cut(engine: Any) -> 
 
 def test_a_text_longer_than_the_model_reads_is_refused(tmp_path: Path) -> None:
     engine: Any = load(made(tmp_path, "Bert", max_position_embeddings=8))
-    with pytest.raises(RequestError, match="this model takes 8"):
+    with pytest.raises(RequestError, match="this model takes at most 8"):
         engine.embed(["the name of the bill is due"])
     engine.close()
 
@@ -104,7 +104,7 @@ def test_roberta_has_fewer_positions_than_it_says(tmp_path: Path) -> None:
 
 
 def test_a_pooling_that_is_not_served_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LocalError, match="pooling_mode_max_tokens is not served"):
+    with pytest.raises(LocalError, match="pooling_mode_max_tokens is not supported"):
         load(made(tmp_path, "Bert", "max_tokens"))
 
 

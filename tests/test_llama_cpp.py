@@ -254,7 +254,7 @@ def test_a_q8_0_cache_is_shared_cut_and_reused_like_any_other(wide_heads: Path) 
 
 
 def test_a_cache_type_that_does_not_suit_the_model_is_refused_with_the_mend(tiny_gguf: Path) -> None:
-    with pytest.raises(LocalError, match=r"q8_0 .*n_embd_head_k=16.*take the f16 cache") as refused:
+    with pytest.raises(LocalError, match=r"q8_0 cache .*n_embd_head_k=16.*use the f16 cache") as refused:
         LlamaRunner(tiny_gguf, cache_type="q8_0")
 
     assert "\n" not in str(refused.value)

@@ -148,7 +148,7 @@ def test_padding_of_the_vocabulary_is_never_likeliest(tmp_path: Path) -> None:
 def test_a_recurrent_model_is_refused(tmp_path: Path) -> None:
     fields = {"vocab_size": N_VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
 
-    with pytest.raises(LocalError, match="no recurrent models"):
+    with pytest.raises(LocalError, match="does not support recurrent models"):
         TransformersRunner(made(tmp_path, "Mamba", fields), slots=1, context=64, threads=1)
 
 

@@ -397,7 +397,7 @@ def spec(stack: str, path: Path, **more: Any) -> Launch:
         ({"flash_attention": True}, "flash attention"),
         ({"lora": ("a.gguf",)}, "LoRA"),
         ({"gpu_layers": GpuLayers(3)}, "some layers"),
-        ({"deterministic": True}, "--deterministic is for llama_cpp"),
+        ({"deterministic": True}, "does not support --deterministic"),
     ],
 )
 def test_what_a_stack_cannot_load_with_is_refused(

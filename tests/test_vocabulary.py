@@ -127,7 +127,7 @@ def test_an_added_token_past_the_weights_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LocalError, match="not of one model"):
+    with pytest.raises(LocalError, match="do not belong together"):
         read(folder(tmp_path, byte_level()), n_vocab=100)
 
 
@@ -205,5 +205,5 @@ def test_a_kind_of_tokenizer_that_is_not_known_is_refused(tmp_path: Path) -> Non
 
     made = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
 
-    with pytest.raises(LocalError, match="not known"):
+    with pytest.raises(LocalError, match="unsupported kind of tokenizer"):
         read(folder(tmp_path, made))

@@ -1,7 +1,7 @@
-"""How each stack loads a variant and serves requests: one module or package a stack, named like the stack.
+"""One module or package for each stack, with the name of the stack. It loads a variant and serves requests.
 
-Each has `load(launch)`, which gives an Engine. Only that module or package imports the stack's library, and only inside
-functions. The other modules here are shared by several stacks.
+Each has `load(launch)`, which returns an Engine. Only that module or package imports the stack's library, and only
+inside functions. Several stacks share the other modules here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 
 def load(launch: Launch) -> Engine:
-    """Load a variant with its stack. Raises LocalError when the stack or the files are no good, or an option is not
-    for this stack."""
+    """Load a variant with its stack. Raises LocalError if the stack, a file or an option does not work."""
     engine: Engine = import_module(f"tourkit.backends.{launch.stack}").load(launch)
     return engine

@@ -1,4 +1,4 @@
-"""What every backend gives the server: an Engine, and of models that make embeddings an Embedder."""
+"""What every backend gives the server: an Engine; for embedding models it is also an Embedder."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """What every backend gives the server. Thread-safe; `emit` is called from the engine's own thread."""
+    """One loaded model that serves requests. Thread-safe. It calls `emit` from its own thread."""
 
     @property
     def info(self) -> EngineInfo: ...
 
     def submit(self, request: Request, emit: Emit) -> Submission:
-        """Queue a request. Raises RequestError for what cannot be served, QueueFull, EngineDead."""
+        """Queue a request. Raises RequestError for a request that cannot be served, QueueFull, EngineDead."""
         ...
 
     def abort(self, submission_id: int) -> None:
-        """End the request's sequences with Finish.ABORT; unknown and ended ids are no error."""
+        """End the request's sequences with Finish.ABORT. Unknown and ended ids are no error."""
         ...
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        """Token ids of plain text; `add_special` puts before it what the model starts every prompt with."""
+        """Return the token ids of plain text. `add_special`: add the special tokens that every prompt begins with."""
         ...
 
     def detokenize(self, tokens: list[int]) -> str:
-        """The text of token ids. Raises RequestError for an id the model does not have."""
+        """Return the text of token ids. Raises RequestError for an id that the model does not have."""
         ...
 
     def stats(self) -> EngineStats: ...
@@ -45,7 +45,10 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """`vectors`: float32, (texts, size), each of length 1. `n_tokens` of all the texts together."""
+    """The embeddings of some texts. `vectors`: float32, shape (texts, size), each of length 1.
+
+    `n_tokens`: tokens of all texts together.
+    """
 
     vectors: np.ndarray
     n_tokens: int
@@ -53,16 +56,16 @@ class Embeddings:
 
 @runtime_checkable
 class Embedder(Protocol):
-    """What an engine gives besides, whose model makes embeddings. Thread-safe."""
+    """What the engine of an embedding model offers besides Engine. Thread-safe."""
 
     @property
     def size(self) -> int:
-        """Numbers of an embedding."""
+        """How many numbers an embedding has."""
         ...
 
     def embed(self, texts: Sequence[str | Sequence[int]]) -> Future[Embeddings]:
-        """Embeddings of texts or of token ids as they are. Cancelling the future takes the texts out of the queue.
+        """Queue texts, or lists of token ids that are used unchanged. Cancelling the future removes them.
 
-        Raises RequestError for what cannot be served, QueueFull, EngineDead.
+        Raises RequestError for a text that cannot be served, QueueFull, EngineDead.
         """
         ...

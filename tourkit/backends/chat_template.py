@@ -1,6 +1,6 @@
-"""Chat templates: the Jinja source a model carries, rendered in Jinja's immutable sandbox.
+"""Chat templates: Jinja source that comes with a model, rendered in Jinja's immutable sandbox.
 
-A template comes with downloaded weights, so it is not trusted: it can neither reach Python objects nor change any.
+A template is downloaded with the weights, so it is not trusted. It can neither read nor change Python objects.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from tourkit.errors import EngineError, RequestError
 
 
 class ChatTemplate:
-    """One compiled template. `special_tokens` are the strings templates expect: bos_token, eos_token.
+    """One compiled template. `special_tokens`: the strings that templates expect (bos_token, eos_token).
 
-    Raises EngineError when the source is not valid Jinja.
+    Raises EngineError if the source is not valid Jinja.
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
@@ -24,7 +24,7 @@ class ChatTemplate:
         from jinja2.ext import loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        # The settings Hugging Face's own renderer uses, which templates are written against.
+        # The same settings as in Hugging Face's own renderer: templates are written for them.
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], autoescape=False
         )
@@ -40,7 +40,7 @@ class ChatTemplate:
         self._special_tokens = special_tokens
 
     def render(self, messages: Iterable[dict[str, Any]]) -> str:
-        """The prompt for these messages, up to where the assistant's turn begins. Raises RequestError."""
+        """Return the prompt for these messages, up to the start of the assistant's turn. Raises RequestError."""
         from jinja2 import TemplateError
 
         plain = [dict(message) for message in messages]
@@ -53,7 +53,7 @@ class ChatTemplate:
 
 
 class _RefusedError(Exception):
-    """What `raise_exception` in a template raises."""
+    """The error that `raise_exception` in a template raises."""
 
 
 def _raise_exception(message: str) -> None:
@@ -65,5 +65,5 @@ def _strftime_now(pattern: str) -> str:
 
 
 def _tojson(value: Any, indent: int | None = None) -> str:
-    # Jinja's own filter escapes HTML characters, which would change what the model reads.
+    # Jinja's own filter escapes HTML characters. That would change the text that the model reads.
     return json.dumps(value, ensure_ascii=False, indent=indent)

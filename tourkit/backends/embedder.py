@@ -1,4 +1,4 @@
-"""The engine of embedding models: one thread owns the context and packs the texts of all requests into its calls."""
+"""The engine of embedding models. One thread owns the context and packs texts of all requests into its calls."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from tourkit.generation import Emit, EngineInfo, EngineStats, Request, Submissio
 if TYPE_CHECKING:
     import numpy as np
 
-_PACK = 512  # tokens a call at which packing more texts into it no longer pays
+_PACK = 512  # tokens in a call; packing more texts into it no longer saves time
 _MAX_WAITING = 8192  # texts
 
 
 class EmbeddingRunner(Protocol):
-    """One loaded model that makes embeddings, as the engine drives it from one thread."""
+    """One loaded embedding model. The engine calls it from one thread only."""
 
-    n_slots: int  # texts a call at most
-    n_batch: int  # tokens a call at most
+    n_slots: int  # most texts in a call
+    n_batch: int  # most tokens in a call
     n_vocab: int
-    context: int  # tokens a text
+    context: int  # most tokens in a text
 
     @property
     def n_embd(self) -> int:
-        """Numbers of an embedding."""
+        """How many numbers an embedding has."""
         ...
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
@@ -38,7 +38,10 @@ class EmbeddingRunner(Protocol):
     def piece(self, token: int) -> bytes: ...
 
     def embed(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Float32 (len(texts), n_embd), each of length 1; a text alone may have context tokens. Raises EngineError."""
+        """Return the embeddings: float32, shape (len(texts), n_embd), each of length 1. Raises EngineError.
+
+        A text that is alone in the call may have up to `context` tokens.
+        """
         ...
 
     def close(self) -> None: ...
@@ -46,7 +49,7 @@ class EmbeddingRunner(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One request. texts[0:n_taken) have been handed to the model, `n_done` of them have come back."""
+    """One request. texts[0:n_taken) were given to the model; it has returned the vectors of `n_done` of them."""
 
     texts: list[list[int]]
     vectors: np.ndarray
@@ -60,7 +63,7 @@ class _Job:
 
 
 class BatchEmbedder:
-    """The Engine and Embedder of models that make embeddings. `deterministic`: one text a call."""
+    """The Engine and Embedder of embedding models. `deterministic`: one text a call."""
 
     def __init__(
         self,
@@ -76,10 +79,10 @@ class BatchEmbedder:
         self._info = EngineInfo(stack, runner.context, runner.n_slots, runner.n_vocab)
         self._size = runner.n_embd
         self._n_tokens = self._n_calls = 0
-        # Shared between threads, under _gate:
+        # Shared between threads; _gate guards it:
         self._gate = threading.Condition()
-        self._jobs: deque[_Job] = deque()  # with texts that have not been taken yet
-        self._under_way: list[_Job] = []  # whose texts the model is computing now
+        self._jobs: deque[_Job] = deque()  # requests with texts that still wait
+        self._under_way: list[_Job] = []  # requests with texts that the model computes now
         self._closing = False
         self._dead: EngineDead | None = None
         self._thread = threading.Thread(target=self._run, name="tourkit-embedder", daemon=True)
@@ -97,13 +100,13 @@ class BatchEmbedder:
 
     def submit(self, request: Request, emit: Emit) -> Submission:
         raise RequestError(
-            "this model makes embeddings and writes no text: use /v1/embeddings, or ask another role",
+            "this model makes embeddings and writes no text: use /v1/embeddings or another role",
             param="model",
             code="unsupported_model",
         )
 
     def abort(self, submission_id: int) -> None:
-        """Nothing to end: nothing can be submitted."""
+        """Do nothing: `submit` never accepts a request."""
 
     def embed(self, texts: Sequence[str | Sequence[int]]) -> Future[Embeddings]:
         import numpy as np
@@ -115,7 +118,7 @@ class BatchEmbedder:
             if self._dead or self._closing:
                 raise self._dead or EngineDead("the engine is shut down")
             if sum(waiting.n_left for waiting in self._jobs) + len(tokenized) > self._max_waiting:
-                raise QueueFull(f"{self._max_waiting} texts are waiting already: try again later")
+                raise QueueFull(f"{self._max_waiting} texts are already waiting: try again later")
             self._jobs.append(job)
             self._gate.notify()
         return future
@@ -140,7 +143,7 @@ class BatchEmbedder:
         self._thread.join()
 
     def _tokens(self, text: str | Sequence[int], index: int) -> list[int]:
-        """Token ids of a text, with what the model wants around it; given ids are checked and taken as they are."""
+        """Return the token ids of a text with the model's special tokens around it. Check given ids; keep them."""
         where = f"input[{index}]"
         if isinstance(text, str):
             tokens = self._runner.tokenize(text, add_special=True, parse_special=False)
@@ -148,10 +151,10 @@ class BatchEmbedder:
             tokens = list(text)
             self._check_ids(tokens, where)
         if not tokens:
-            raise RequestError(f"{where} has no tokens: give a text that is not empty", param="input")
+            raise RequestError(f"{where} has no tokens: give a non-empty text", param="input")
         if len(tokens) > self._runner.context:
             raise RequestError(
-                f"{where} has {len(tokens)} tokens and this model takes {self._runner.context}: shorten it",
+                f"{where} has {len(tokens)} tokens, but this model takes at most {self._runner.context}: shorten it",
                 param="input",
                 code="context_length_exceeded",
             )
@@ -161,7 +164,10 @@ class BatchEmbedder:
         for token in tokens:
             if token >= self._runner.n_vocab:
                 param = where.partition("[")[0]
-                raise RequestError(f"{where} has token {token}: this model has {self._runner.n_vocab}", param=param)
+                raise RequestError(
+                    f"{where}: token id {token} is out of range: this model has {self._runner.n_vocab} tokens",
+                    param=param,
+                )
 
     # --- the engine thread ----------------------------------------------------------------------------------------
 
@@ -174,7 +180,7 @@ class BatchEmbedder:
                 self._n_tokens += sum(len(job.texts[i]) for job, i in batch)
                 for (job, i), vector in zip(batch, vectors, strict=True):
                     self._put(job, i, vector)
-        except Exception as exc:  # noqa: BLE001 - thread boundary: every caller must hear of it
+        except Exception as exc:  # noqa: BLE001 - thread boundary: every caller must get the error
             error = EngineDead(f"the engine thread died: {exc!r}")
         finally:
             with self._gate:
@@ -186,7 +192,7 @@ class BatchEmbedder:
             self._runner.close()
 
     def _take(self) -> list[tuple[_Job, int]]:
-        """Wait for texts, and take as many as one call should have, oldest first; none when it is time to stop."""
+        """Wait for texts and take as many as one call should have, oldest first. Empty if the engine must stop."""
         with self._gate:
             self._under_way = []
             while not self._closing:

@@ -1,4 +1,4 @@
-"""What is checked of a launch before a stack other than llama.cpp loads it."""
+"""Checks of a launch for the stacks other than llama.cpp, made before loading."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ if TYPE_CHECKING:
 
 
 def refuse_foreign(launch: Launch) -> None:
-    """Refuse what only llama.cpp can load with. Raises LocalError naming it."""
+    """Refuse load options that only llama.cpp supports. Raises LocalError with the option."""
     if launch.deterministic and not STACKS[launch.stack].deterministic:
         raise LocalError(
-            f"{launch.model}: --deterministic is for llama_cpp, not {launch.stack}: take a GGUF of the model"
+            f"{launch.model}: the stack {launch.stack} does not support --deterministic: use a GGUF of the model"
         )
     foreign = {
         f"a KV cache of {launch.cache_type}": launch.cache_type != "f16",
-        "flash attention by choice": launch.flash_attention is not None,
+        "a choice of flash attention": launch.flash_attention is not None,
         "LoRA adapters": bool(launch.lora),
-        "some layers on the GPU and some not": launch.gpu_layers.is_part,
+        "some layers on the GPU and others on the CPU": launch.gpu_layers.is_part,
     }
     asked = [name for name, given in foreign.items() if given]
     if asked:
-        raise LocalError(f"{launch.model}: the stack {launch.stack} has no {asked[0]}: leave it out, or use llama_cpp")
+        raise LocalError(
+            f"{launch.model}: the stack {launch.stack} does not support {asked[0]}: leave it out, or use llama_cpp"
+        )
 
 
 def safetensors_folder(launch: Launch) -> Path:
-    """The folder of a safetensors variant, which `launch.path` is or is in. Raises LocalError when it is none."""
+    """Return the folder of a safetensors variant: `launch.path` or its parent. Raises LocalError if it is none."""
     path = Path(launch.path)
     folder = path if path.is_dir() else path.parent
     if not (folder / "config.json").is_file():
-        raise LocalError(f"{folder}: no config.json: a safetensors variant is one folder as Hugging Face lays it out")
+        raise LocalError(f"{folder}: no config.json: a safetensors variant is one folder in Hugging Face's layout")
     return folder

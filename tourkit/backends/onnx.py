@@ -1,7 +1,7 @@
-"""ONNX models through onnxruntime-genai: one Generator a slot gives logits, our engine does the rest.
+"""ONNX models through onnxruntime-genai. Each slot has a Generator that gives logits; our engine does the rest.
 
-A Generator has cells of its own, so a prompt is computed once for each of `n` samples; batching within the library
-fails under grammars, and its own sampling has no penalties, bias or log probabilities.
+Each Generator has its own cells, so the prompt is computed again for each of the `n` samples. The library's batching
+fails under grammars. Its sampling has no penalties, bias or log probabilities.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
 
     from tourkit.launch import Launch
 
-# What a Generator cannot do by itself, request by request.
+# Request fields that a Generator does not support; tourkit serves them itself.
 EMULATED = (
     *("n", "stop", "logprobs", "logit_bias", "frequency_penalty", "presence_penalty", "min_p"),
     *("json_object", "choice"),
 )
-_LOGITS = 1 << 24  # numbers a call at most: the graph gives logits for every token of a prompt, wanted or not
-_MOST_TOKENS = 512  # a call
+_LOGITS = 1 << 24  # most numbers of logits in a call: the graph gives logits for every token of a prompt
+_MOST_TOKENS = 512  # in a call
 
 
 def _import_genai() -> Any:
-    """onnxruntime-genai with its telemetry off. Raises LocalError."""
+    """Import onnxruntime-genai with its telemetry off. Raises LocalError."""
     os.environ.update({name: ENVIRONMENT[name] for name in ("ORT_DISABLE_TELEMETRY", "DO_NOT_TRACK")})
     try:
         import onnxruntime_genai
     except (ImportError, OSError) as exc:
-        raise LocalError(f"onnxruntime-genai does not import ({exc}): install tourkit[onnx]") from exc
+        raise LocalError(f"onnxruntime-genai cannot be imported ({exc}): install tourkit[onnx]") from exc
     onnxruntime_genai.set_log_options(enabled=False)
     return onnxruntime_genai
 
 
 class OnnxRunner(SlotRunner):
-    """One ONNX model with a Generator a slot, each with room for `context` tokens. Raises LocalError."""
+    """One ONNX model with one Generator for each slot. Each has room for `context` tokens. Raises LocalError."""
 
     def __init__(
         self, folder: Path, *, slots: int, context: int, threads: int | None = None, gpu_layers: GpuLayers = ALL_LAYERS
@@ -70,7 +70,7 @@ class OnnxRunner(SlotRunner):
     def _load(self, threads: int | None, gpu_layers: GpuLayers) -> Any:
         try:
             config = self._genai.Config(str(self._folder))
-            if self._window:  # a layer keeps what its window has left behind too: without it nothing can be dropped
+            if self._window:  # a layer must keep cells before its window too: without them no cells can be dropped
                 window = self._window | {"cache_slack": self._max_len}
                 config.overlay(json.dumps({"model": {"decoder": {"sliding_window": window}}}))
             if threads is not None:
@@ -79,11 +79,14 @@ class OnnxRunner(SlotRunner):
             if gpu_layers.is_none:
                 config.clear_providers()
             return self._genai.Model(config)
-        except Exception as exc:  # the library raises RuntimeError and its own kinds alike
+        except Exception as exc:  # the library raises RuntimeError and exceptions of its own
             raise LocalError(f"{self._folder}: onnxruntime-genai cannot load it: {one_line(str(exc))}") from exc
 
     def _try_out(self) -> tuple[int, bool, bool]:
-        """How many logits a token gets, whether cells can be dropped, and whether each token of a call has logits."""
+        """Run the model once to learn how it behaves.
+
+        Return how many logits a token has, whether cells can be dropped, and whether each token of a call has logits.
+        """
         import numpy as np
 
         try:
@@ -98,7 +101,7 @@ class OnnxRunner(SlotRunner):
             generator.append_tokens(np.array([2], dtype=np.int32))
             again = np.array(generator.get_output("logits"), dtype=np.float32)
             rewinds = bool(np.allclose(again[0, -1], both[0, -1], rtol=0.01, atol=0.01))
-        except Exception:  # noqa: BLE001 - sliding windows and recurrent states say so by failing
+        except Exception:  # noqa: BLE001 - models with sliding windows or recurrent states fail here
             rewinds = False
         return int(both.shape[-1]), rewinds, every_row
 
@@ -114,13 +117,13 @@ class OnnxRunner(SlotRunner):
         return np.concatenate(rows) if rows else np.empty((0, self.n_vocab), dtype=np.float32)
 
     def _one(self, part: Part) -> np.ndarray:
-        """Run one slot's tokens; the logits wanted of them."""
+        """Run the tokens of one slot. Return the wanted rows of logits."""
         import numpy as np
 
         generator = self._generators[part.slot]
         try:
             generator.append_tokens(np.array(part.tokens, dtype=np.int32))
-            logits = generator.get_output("logits")[0]  # (tokens, n_vocab), or the last one's only
+            logits = generator.get_output("logits")[0]  # shape (tokens, n_vocab), or only the row of the last token
         except Exception as exc:
             raise EngineError(f"onnxruntime-genai: {one_line(str(exc))}") from exc
         skipped = len(part.tokens) - len(logits)
@@ -141,13 +144,13 @@ class OnnxRunner(SlotRunner):
 
 
 def _folder(path: Path) -> Path:
-    """The folder of genai_config.json, at `path` or below it. Raises LocalError unless there is just one."""
+    """Return the folder of genai_config.json, at `path` or below it. Raises LocalError unless there is exactly one."""
     start = path.parent if path.is_file() else path
     found = sorted(file.parent for file in start.rglob("genai_config.json"))
     if len(found) != 1:
         raise LocalError(
-            f"{start}: {len(found) or 'no'} genai_config.json: an ONNX variant is one folder as onnxruntime-genai's "
-            "builder writes it"
+            f"{start}: found {len(found) or 'no'} genai_config.json: an ONNX variant is one folder that "
+            "onnxruntime-genai's builder wrote"
         )
     return found[0]
 
@@ -162,7 +165,7 @@ def load(launch: Launch) -> RunnerEngine:
         threads=launch.threads,
         gpu_layers=launch.gpu_layers,
     )
-    # Guesses are checked by the logits of each of their tokens.
+    # Each guessed token needs logits, to be checked.
     return RunnerEngine(
         runner,
         "onnx",

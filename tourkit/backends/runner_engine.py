@@ -1,6 +1,6 @@
-"""The Engine over a Runner that also knows text: chat template, tokens and grammars here, batching in BatchEngine.
+"""The Engine over a TextRunner. This module handles chat template, tokens and grammars; BatchEngine does the batching.
 
-Every stack whose library gives logits for tokens gets the whole API this way, and the same API.
+So every stack whose library gives logits for tokens has the complete API, and the same API.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ _WARM_UP = 8  # tokens
 
 
 class TextRunner(Tokenizer, Runner, Protocol):
-    """A Runner that knows its model's text too."""
+    """A Runner that is also the Tokenizer of its model."""
 
-    context: int  # tokens a sequence
+    context: int  # most tokens in a sequence
 
 
 def warm_up(runner: Runner) -> None:
-    """Run a small batch and one more token, and forget them.
+    """Run a small batch and one more token, and drop their cells.
 
-    A library that was built for other processors crashes at its first batch, not when it loads: whoever waits for the
-    model to be loaded should hear of that. Raises EngineError, or LocalError where even this finds no memory.
+    A library that was built for another processor crashes at its first batch, not while loading. This shows the crash
+    while the model is still loading. Raises EngineError, or LocalError if there is no memory even for this.
     """
     length = min(_WARM_UP, runner.n_batch, runner.n_ctx // runner.n_slots - 1)
     for batch in (range(length), range(length, length + 1)):
         for pos in batch:
             runner.add(pos % runner.n_vocab, pos, 0, logits=pos == batch[-1])
         if not runner.decode():
-            raise LocalError(f"{len(batch)} tokens find no memory: lower --context or --slots")
+            raise LocalError(f"no memory for a batch of {len(batch)} tokens: lower --context or --slots")
     runner.truncate(0, 0)
 
 
 class RunnerEngine:
-    """The Engine of one loaded model. `emulated`: parameters tourkit serves because the stack's library does not.
+    """The Engine of one loaded model.
 
-    `chat_template` is used where the model carries none.
+    `emulated`: parameters that tourkit serves itself because the stack's library does not.
+    `chat_template`: used if the model has none.
     """
 
     def __init__(
@@ -106,17 +107,17 @@ class RunnerEngine:
         self._batches.close()
 
     def _begin_preparing(self) -> None:
-        """At the first rest, not while the model loads or answers: it would hold that up."""
+        """Start `_prepare` at the first pause. Earlier it would slow down loading and answers."""
         self._preparing = threading.Thread(target=self._prepare, name="tourkit-grammars", daemon=True)
         self._preparing.start()
 
     def _prepare(self) -> None:
-        """Find out now what the first structured request would wait for."""
+        """Do the work now that the first structured request would wait for."""
         self._texts.prepare()
         try:
             self._spacing.habit()
         except TourkitError:
-            return  # nothing is lost: a request that needs it asks again, and hears why not
+            return  # nothing is lost: a request that needs it tries again and gets the error
 
     def _write_on(self, tokens: list[int], max_tokens: int, emit: Emit) -> None:
         self._batches.submit(tokens, SamplingParams(temperature=0), max_tokens, emit, whole=True)

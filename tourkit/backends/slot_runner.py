@@ -1,6 +1,6 @@
-"""What the runners of transformers and ONNX have in common: books of what each slot holds, batches, rows of logits.
+"""The common part of the transformers and ONNX runners: cells held by each slot, batches, rows of logits.
 
-A stack's own runner brings the forward pass, and says how its cells are shared and dropped.
+The runner of a stack adds the forward pass and the way in which cells are shared and dropped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Part:
-    """The tokens of one slot in a batch: they come after `past` cells; logits are wanted at the offsets `wanted`."""
+    """The tokens of one slot in a batch. The slot already holds `past` cells. `wanted`: offsets that need logits."""
 
     slot: int
     past: int
@@ -30,7 +30,7 @@ class Part:
 
 
 class SlotRunner(ABC):
-    """A TextRunner over a forward pass. Not thread-safe: one thread decodes. `context` in tokens a sequence."""
+    """A TextRunner over a forward pass. Not thread-safe: one thread decodes. `context`: tokens a sequence."""
 
     def __init__(
         self, vocabulary: Vocabulary, *, slots: int, context: int, n_batch: int, partial_kv: bool, shares_kv: bool
@@ -46,24 +46,27 @@ class SlotRunner(ABC):
         self.shares_kv = shares_kv
         self.one_pool = self.prompts_apart = False
         self.special_tokens = vocabulary.special_tokens
-        self._held: list[int] = [0] * slots  # cells of each slot
+        self._held: list[int] = [0] * slots  # how many cells each slot holds
         self._batch: dict[int, Part] = {}
         self._n_rows = self._n_tokens = 0
         self._rows: np.ndarray | None = None
 
-    # --- what a stack brings --------------------------------------------------------------------------------------
+    # --- what a stack implements ----------------------------------------------------------------------------------
 
     @abstractmethod
     def forward(self, parts: list[Part]) -> np.ndarray | None:
-        """Run the model; float32 (rows wanted, n_vocab) in the order of the parts; None when memory ran out."""
+        """Run the model. Return float32 logits, shape (wanted rows, n_vocab), in the order of the parts.
+
+        None if memory ran out.
+        """
 
     @abstractmethod
     def copy_cells(self, source: int, target: int, length: int) -> None:
-        """Give the empty slot `target` the first `length` cells of `source`."""
+        """Copy the first `length` cells of slot `source` to the empty slot `target`."""
 
     @abstractmethod
     def drop_cells(self, slot: int, length: int) -> None:
-        """Keep the first `length` cells of a slot, fewer than it has; 0 always works."""
+        """Keep the first `length` cells of a slot, which holds more. 0 always works."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -95,13 +98,15 @@ class SlotRunner(ABC):
 
     def add(self, token: int, pos: int, slot: int, *, logits: bool) -> int | None:
         if self._n_tokens >= self.n_batch:
-            raise EngineError(f"the batch holds {self.n_batch} tokens, the scheduler asked for more")
+            raise EngineError(f"the batch holds {self.n_batch} tokens, but the scheduler added more")
         if not 0 <= slot < self.n_slots or not 0 <= token < self.n_vocab:
             raise EngineError(f"slot {slot} or token {token} is out of range")
         part = self._batch.setdefault(slot, Part(slot, self._held[slot]))
         if pos != part.past + len(part.tokens) or pos >= self.context:
-            raise EngineError(f"slot {slot}: position {pos} does not follow its {part.past} cells or is past the end")
-        if slot != next(reversed(self._batch)):  # rows are counted in the order of the parts
+            raise EngineError(
+                f"slot {slot}: position {pos} does not follow its {part.past} cells or is outside the context"
+            )
+        if slot != next(reversed(self._batch)):  # rows are numbered in the order of the parts
             raise EngineError(f"slot {slot} comes twice in a batch")
         part.tokens.append(token)
         self._n_tokens += 1
@@ -117,7 +122,7 @@ class SlotRunner(ABC):
         rows = self.forward(parts)
         if rows is None:
             return False
-        rows[:, self._vocabulary.n_known :] = float("-inf")  # padding of the weights: no token of the model
+        rows[:, self._vocabulary.n_known :] = float("-inf")  # padding of the weights: these ids are no tokens
         self._rows = rows
         for part in parts:
             self._held[part.slot] = part.past + len(part.tokens)
@@ -137,10 +142,10 @@ class SlotRunner(ABC):
         self._held[target] = length
 
     def read_state(self, slot: int) -> bytearray:
-        raise EngineError(f"slot {slot}: this stack keeps the cells of each slot apart")
+        raise EngineError(f"slot {slot}: this stack cannot move KV cells out of a slot")
 
     def write_state(self, slot: int, data: bytearray) -> bool:
-        raise EngineError(f"slot {slot}: this stack keeps the cells of each slot apart")
+        raise EngineError(f"slot {slot}: this stack cannot move KV cells into a slot")
 
     def truncate(self, slot: int, length: int) -> bool:
         if length >= self._held[slot]:

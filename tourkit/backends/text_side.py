@@ -1,4 +1,4 @@
-"""What every stack does with text: requests become tokens and grammars, tokens become text again."""
+"""The text side of every stack: turns requests into tokens and grammars, and tokens into text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tourkit.grammar.spacing import BEGUN, ENOUGH, QUESTION, Spacing
 
 
 class Tokenizer(Protocol):
-    """What a model knows of text. `special_tokens`: bos_token and eos_token as text, empty where there is none."""
+    """The tokenizer of a model. `special_tokens`: bos_token and eos_token as text; empty if there is none."""
 
     n_vocab: int
     eog: frozenset[int]  # every end-of-generation token
@@ -24,7 +24,7 @@ class Tokenizer(Protocol):
 
     @property
     def chat_template(self) -> str | None:
-        """Jinja source, if the model carries one."""
+        """The Jinja source of the model's chat template; None if it has none."""
         ...
 
     @property
@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
 
     @property
     def starts_with_space(self) -> bool:
-        """True for SentencePiece vocabularies, whose answers naturally begin with a space."""
+        """True for SentencePiece vocabularies: their answers normally begin with a space."""
         ...
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
@@ -46,9 +46,9 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineInput:
-    """A request as an engine takes it: the tokens of its prompt, and how many more there may be.
+    """The input of an engine for one request: the prompt's tokens and how many tokens may follow.
 
-    `matchers` are at the beginning of one grammar, or all None for free text.
+    `matchers`: one for each sequence, all at the start of the same grammar; all None for free text.
     """
 
     tokens: list[int]
@@ -57,7 +57,7 @@ class EngineInput:
 
     @property
     def enforced(self) -> Enforced:
-        """How far the grammar follows the constraint: the same for every sequence."""
+        """How strictly the grammar follows the constraint. It is the same for every sequence."""
         first = self.matchers[0]
         return Enforced() if first is None else Enforced(first.level, first.dropped)
 
@@ -65,7 +65,7 @@ class EngineInput:
 class Texts:
     """Prompts, checks and grammars of one model. Thread-safe.
 
-    `chat_template` is used where the model carries none. `context` in tokens a sequence.
+    `context`: tokens a sequence. `chat_template`: used if the model has none.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: int, chat_template: str = "") -> None:
@@ -77,24 +77,30 @@ class Texts:
         self._lock = threading.Lock()
 
     def engine_input(self, request: Request, spacing: Spacing, *, matchers: int) -> EngineInput:
-        """What an engine is given for a request, with so many matchers. Raises RequestError, and as `spacing` does."""
+        """Make the engine's input for a request. `matchers`: how many to make.
+
+        Raises RequestError, and the errors of `spacing`.
+        """
         tokens = self._prompt(request)
         self._check(request, len(tokens))
         max_tokens = request.params.max_tokens or self.context - len(tokens)
         return EngineInput(tokens, max_tokens, self._matchers(request, matchers, compact=spacing.compact(request)))
 
     def spacing(self, write_on: Callable[[list[int], int, Emit], object]) -> Spacing:
-        """How this model spaces JSON. `write_on` has it go on greedily from tokens, for so many more: in one delta."""
+        """Return how this model spaces JSON.
+
+        `write_on(tokens, max_tokens, emit)` lets the model continue the tokens greedily and emits one delta.
+        """
         return Spacing(lambda emit: write_on(self._dialogue(QUESTION, BEGUN, ENOUGH), ENOUGH, emit))
 
     def _prompt(self, request: Request, begun: str = "") -> list[int]:
-        """The tokens of a prompt or of messages, and of an answer that has begun. Raises RequestError."""
+        """Return the tokens of a prompt or of messages, followed by a begun answer. Raises RequestError."""
         tokenizer = self.tokenizer
         if request.prompt is not None:
             return tokenizer.tokenize(request.prompt + begun, add_special=True, parse_special=False)
         if self._template is None:
             raise RequestError(
-                "this model carries no chat template: use /v1/completions with a plain prompt, or give its model a "
+                "this model has no chat template: use /v1/completions with a plain prompt, or set the model's "
                 "chat_template in the manifest",
                 param="messages",
             )
@@ -104,22 +110,22 @@ class Texts:
         return tokenizer.tokenize(text, add_special=add_bos, parse_special=True)
 
     def _dialogue(self, question: str, begun: str, room: int) -> list[int]:
-        """The tokens of a question and of an answer that has begun, the last ones if all of them leave no `room`.
+        """Return the tokens of a question and of a begun answer, as plain text if no chat template takes them.
 
-        As plain text where no template takes them.
+        Truncated from the left so that `room` tokens stay free.
         """
         try:
             tokens = self._prompt(Request(messages=({"role": "user", "content": question},)), begun)
-        except RequestError:  # there is none, or it wants more than a question
+        except RequestError:  # the model has no template, or the template refuses a single question
             tokens = self._prompt(Request(prompt=f"{question}\n"), begun)
         return tokens[-(self.context - room) :]
 
     def _check(self, request: Request, n_prompt: int) -> None:
-        """Raises RequestError for more tokens than fit the context, and for tokens this model does not have."""
+        """Raise RequestError for more tokens than fit the context, and for tokens that this model does not have."""
         wanted = request.params.max_tokens or 1
         if n_prompt + wanted > self.context:
             raise RequestError(
-                f"{n_prompt} prompt tokens and {wanted} to generate do not fit a context of {self.context}: "
+                f"{n_prompt} prompt tokens and {wanted} new tokens do not fit a context of {self.context} tokens: "
                 "shorten the prompt, lower max_tokens, or serve with a larger --context",
                 param="messages" if n_prompt >= self.context else "max_tokens",
                 code="context_length_exceeded",
@@ -127,7 +133,8 @@ class Texts:
         for token, _ in request.params.logit_bias:
             if token >= self.tokenizer.n_vocab:
                 raise RequestError(
-                    f"logit_bias names token {token}: this model has {self.tokenizer.n_vocab}", param="logit_bias"
+                    f"logit_bias: token id {token} is out of range: this model has {self.tokenizer.n_vocab} tokens",
+                    param="logit_bias",
                 )
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
@@ -136,15 +143,17 @@ class Texts:
     def detokenize(self, tokens: list[int]) -> str:
         for token in tokens:
             if token >= self.tokenizer.n_vocab:
-                raise RequestError(f"token {token}: this model has {self.tokenizer.n_vocab}", param="tokens")
+                raise RequestError(
+                    f"token id {token} is out of range: this model has {self.tokenizer.n_vocab} tokens", param="tokens"
+                )
         return b"".join(self.tokenizer.piece(token) for token in tokens).decode(errors="replace")
 
-    def bared(self, text: str) -> str:
-        """The beginning of an answer without the space that SentencePiece models begin with."""
+    def without_first_space(self, text: str) -> str:
+        """Return the start of an answer without the space that SentencePiece models put first."""
         return text.removeprefix(" ") if self.tokenizer.starts_with_space else text
 
     def _matchers(self, request: Request, count: int, *, compact: bool) -> list[Matcher] | list[None]:
-        """What so many texts are to be held to, each by itself; None for free text. Raises RequestError.
+        """Return one independent matcher per sequence; None for free text. Raises RequestError.
 
         `compact`: JSON has no space after commas and colons.
         """
@@ -154,7 +163,10 @@ class Texts:
         return self._compiler().matchers(request.constraint, manner, count)
 
     def prepare(self) -> None:
-        """Make what grammars need now, so that the first request under one does not wait for it: up to a second."""
+        """Make the data that grammars need, so that the first request under a grammar does not wait for it.
+
+        This takes up to a second.
+        """
         self._compiler()
 
     def _compiler(self) -> GrammarCompiler:

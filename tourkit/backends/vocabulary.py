@@ -1,7 +1,7 @@
-"""The vocabulary of a model folder as Hugging Face lays it out: tokens, their bytes, what ends an answer, the template.
+"""The vocabulary of a model folder in Hugging Face's layout: tokens, their bytes, end tokens, chat template.
 
-Read from tokenizer.json by the `tokenizers` package, as llama.cpp reads the same facts from a GGUF, so that a model has
-the same tokens on every stack.
+The `tokenizers` package reads tokenizer.json. llama.cpp reads the same facts from a GGUF. So a model has the same
+tokens on every stack.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from tourkit.errors import LocalError
 
-# What llama.cpp takes for the end of an answer whatever the configuration says: some forget to.
+# Tokens that always end an answer, as in llama.cpp: some configurations do not list their end tokens.
 _ENDS = set(
     "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <end_of_turn> <|endoftext|> <|eom_id|> <EOT> _<EOT> [EOT] "
     "<|end_of_text|> <end_of_utterance>".split()
@@ -21,9 +21,9 @@ _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
 
 
 class Vocabulary:
-    """Tokens of one model. `n_vocab`: how many logits it gives; ids above them do not count.
+    """The tokens of one model. `n_vocab`: how many logits the model gives; added tokens with higher ids are left out.
 
-    `source`: a tokenizer's JSON where the folder has no tokenizer.json. Raises LocalError when a file is no good.
+    `source`: a tokenizer's JSON; given if the folder has no tokenizer.json. Raises LocalError if a file is invalid.
     """
 
     def __init__(self, folder: Path, n_vocab: int, source: str | None = None) -> None:
@@ -33,7 +33,7 @@ class Vocabulary:
         tokenizer = _known(_whole(_parsed(folder, source), self._config), n_vocab)
         self._source = json.dumps(tokenizer)
         self._plain, self._special = self._tokenizer(), self._tokenizer()
-        self._plain.encode_special_tokens = True  # here, <|end|> in a text is only text
+        self._plain.encode_special_tokens = True  # so <|end|> in a text is plain text
         self._kind = _kind(tokenizer, folder)
         self._added: dict[int, Any] = self._special.get_added_tokens_decoder()
         self._pieces = self._all_pieces()
@@ -48,12 +48,12 @@ class Vocabulary:
 
     @property
     def starts_with_space(self) -> bool:
-        """True for SentencePiece vocabularies, whose answers naturally begin with a space."""
+        """True for SentencePiece vocabularies: their answers normally begin with a space."""
         return self._kind == "sentencepiece"
 
     @property
     def n_known(self) -> int:
-        """Ids from here up are padding of the weights: no text has them."""
+        """The first id that is padding of the weights: this id and higher ones occur in no text."""
         return len(self._pieces)
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -62,11 +62,11 @@ class Vocabulary:
         return [*self._prefix, *ids] if add_special else list(ids)
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token as text; empty for control tokens and padding."""
+        """Return the bytes of a token's text; empty for control tokens and padding."""
         return self._pieces[token] if token < len(self._pieces) else b""
 
     def grammar_tokenizer(self) -> Any:
-        """llguidance's view of this vocabulary; about a second for 128k tokens, so made once."""
+        """Make llguidance's tokenizer of this vocabulary. It takes about a second for 128k tokens: call it once."""
         from llguidance import LLTokenizer
 
         return LLTokenizer(self._source, n_vocab=self.n_vocab, eos_token=sorted(self.eog))
@@ -86,7 +86,8 @@ class Vocabulary:
         count = max(texts) + 1
         if count > self.n_vocab:
             raise LocalError(
-                f"{self._folder}: the tokenizer has {count} tokens, the model {self.n_vocab}: they are not of one model"
+                f"{self._folder}: the tokenizer has {count} tokens but the model has {self.n_vocab}: "
+                "they do not belong together"
             )
         alphabet = {char: byte for byte, char in byte_alphabet().items()}
         return [self._piece(id_, texts.get(id_, ""), alphabet) for id_ in range(count)]
@@ -102,7 +103,7 @@ class Vocabulary:
         return text.replace(_SPACE, " ").encode()
 
     def _special_text(self, name: str) -> str:
-        """bos_token or eos_token as text, from tokenizer_config.json or, by id, from config.json."""
+        """Return bos_token or eos_token as text: named in tokenizer_config.json, or given by id in config.json."""
         for config in (self._config, read_json(self._folder / "special_tokens_map.json")):
             value = config.get(name)
             text = value.get("content") if isinstance(value, dict) else value
@@ -112,7 +113,7 @@ class Vocabulary:
         return str(self._special.id_to_token(ids[0]) or "") if ids else ""
 
     def _ends(self) -> frozenset[int]:
-        """Every end-of-generation token: those the folder's files name, and those that can be nothing else."""
+        """Return every end-of-generation token: those named in the folder's files, and those in _ENDS."""
         genai = read_json(self._folder / "genai_config.json").get("model", {})
         files = [read_json(self._folder / name) for name in ("generation_config.json", "config.json")]
         found = {token for config in (*files, genai) for token in _ids(config.get("eos_token_id"))}
@@ -122,26 +123,26 @@ class Vocabulary:
         return frozenset(token for token in found if token < self.n_vocab)
 
     def _bos(self) -> list[int]:
-        """What every prompt begins with: tokenizer_config.json says it, else the tokenizer's own post-processor."""
+        """Return the first tokens of every prompt, from tokenizer_config.json or the tokenizer's post-processor."""
         bos = self._special.token_to_id(self.special_tokens["bos_token"])
         wanted = self._config.get("add_bos_token")
         if isinstance(wanted, bool):
             return [bos] if wanted and bos is not None else []
-        bare, dressed = (self._special.encode("a", add_special_tokens=special).ids for special in (False, True))
-        return list(dressed[: dressed.index(bare[0])]) if bare and bare[0] in dressed else []
+        plain, marked = (self._special.encode("a", add_special_tokens=special).ids for special in (False, True))
+        return list(marked[: marked.index(plain[0])]) if plain and plain[0] in marked else []
 
     def _template(self) -> str | None:
         file = self._folder / "chat_template.jinja"
         if file.is_file():
             return file.read_text(encoding="utf-8")
         found = read_json(self._folder / "chat_template.json").get("chat_template", self._config.get("chat_template"))
-        if isinstance(found, list):  # several by name
+        if isinstance(found, list):  # several templates with names
             found = {each.get("name"): each.get("template") for each in found}.get("default")
         return found if isinstance(found, str) else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty when there is no such file. Raises LocalError when it is something else."""
+    """Read a JSON object from a file; empty if the file does not exist. Raises LocalError if it is something else."""
     if not path.is_file():
         return {}
     try:
@@ -158,23 +159,23 @@ def _parsed(folder: Path, source: str | None) -> dict[str, Any]:
     if source is not None:
         return dict(json.loads(source))
     if not path.is_file():
-        raise LocalError(f"{folder}: no tokenizer.json: this stack needs one beside the weights")
+        raise LocalError(f"{folder}: no tokenizer.json: this stack needs one next to the weights")
     return read_json(path)
 
 
 def _whole(tokenizer: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """The tokenizer with the added tokens that only tokenizer_config.json has."""
+    """Return the tokenizer with the added tokens that only tokenizer_config.json has."""
     added = list(tokenizer.get("added_tokens") or [])
     there = {token["id"] for token in added}
     more = {int(id_): about for id_, about in (config.get("added_tokens_decoder") or {}).items()}
     usual = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
     added += [usual | about | {"id": id_} for id_, about in more.items() if id_ not in there]
-    # Prompts are neither cut nor padded, whatever the tokenizer was saved with.
+    # Prompts must never be truncated or padded, even if the tokenizer was saved with these settings.
     return tokenizer | {"added_tokens": sorted(added, key=_id), "truncation": None, "padding": None}
 
 
 def _known(tokenizer: dict[str, Any], n_vocab: int) -> dict[str, Any]:
-    """The tokenizer without added tokens that the model has no logits for: some fine-tunes carry one for padding."""
+    """Return the tokenizer without added tokens that have no logits. Some fine-tunes have one for padding."""
     return tokenizer | {"added_tokens": [token for token in tokenizer["added_tokens"] if token["id"] < n_vocab]}
 
 
@@ -183,22 +184,22 @@ def _id(token: dict[str, Any]) -> int:
 
 
 def _ids(value: Any) -> list[int]:
-    """Token ids as configurations write them: one, several, or none."""
+    """Return the token ids in a configuration's value: a number, a list, or nothing."""
     return [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int)]
 
 
 def _kind(tokenizer: dict[str, Any], folder: Path) -> str:
-    """ "bytes" when tokens are spelt in GPT-2's alphabet, "sentencepiece" when a space is U+2581."""
+    """Return "bytes" if tokens are written in GPT-2's byte alphabet, "sentencepiece" if a space is U+2581."""
     decoder = json.dumps(tokenizer.get("decoder"), ensure_ascii=False)
     if '"ByteLevel"' in decoder:
         return "bytes"
     if _SPACE in decoder or '"Metaspace"' in decoder:
         return "sentencepiece"
-    raise LocalError(f"{folder}: tokenizer.json is of a kind that is not known here: use the GGUF of this model")
+    raise LocalError(f"{folder}: tokenizer.json has an unsupported kind of tokenizer: use the GGUF of this model")
 
 
 def byte_alphabet() -> dict[int, str]:
-    """GPT-2's byte-to-character table: printable bytes stand for themselves, the rest for U+0100 and up."""
+    """Return GPT-2's byte-to-character table: printable bytes map to themselves, the others to U+0100 and up."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {byte: chr(byte) for byte in printable}
     for byte in range(256):

@@ -1,4 +1,4 @@
-"""GGUF through llama-cpp-python's low-level API: the engine of models that write text, and of those that embed."""
+"""GGUF through llama-cpp-python's low-level API: the engines of language models and of embedding models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def load(launch: Launch) -> Engine:
-    """Load a GGUF file and start its engine: the model decides which. Raises LocalError."""
+    """Load a GGUF file and start an engine. The model decides which engine. Raises LocalError."""
     runner = LlamaRunner(
         Path(launch.path),
         slots=launch.slots,
@@ -24,12 +24,12 @@ def load(launch: Launch) -> Engine:
         threads=launch.threads,
         gpu_layers=launch.gpu_layers,
         lora=[Path(file) for file in launch.lora],
-        unified=not launch.deterministic,  # a slot's cells lie where they would lie if it were alone
+        unified=not launch.deterministic,  # if deterministic, a slot's cells lie where they would lie without others
         cache_type=launch.cache_type,
         flash_attention=launch.flash_attention,
     )
     if runner.embeds:
-        runner.embed([[0] * min(8, runner.context)])  # what crashes at first use does so now, while it is loaded
+        runner.embed([[0] * min(8, runner.context)])  # a crash at first use happens now, while the model is loading
         return BatchEmbedder(runner, "llama_cpp", deterministic=launch.deterministic)
     kept = launch.prefix_cache and not launch.deterministic
     return RunnerEngine(

@@ -1,6 +1,6 @@
-"""A GGUF model as llama.cpp loads it: weights (split files and LoRA adapters too), metadata and text.
+"""A GGUF model loaded by llama.cpp: weights (split files and LoRA adapters too), metadata and text.
 
-The C boundary of everything that needs no context; runner.py makes the context.
+This module calls the C functions that need no context. runner.py makes the context.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from typing import Any
 from tourkit.errors import EngineDead, LocalError
 from tourkit.launch import ALL_LAYERS, GpuLayers
 
-_SPM_VOCAB = 1  # LLAMA_VOCAB_TYPE_SPM: SentencePiece, where text naturally starts with a space
+_SPM_VOCAB = 1  # LLAMA_VOCAB_TYPE_SPM: SentencePiece, whose texts normally start with a space
 _SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 _NO_POOLING = (-1, 0)  # LLAMA_POOLING_TYPE_UNSPECIFIED and _NONE: a model that writes text
 LAST_POOLING, _RANK_POOLING = 3, 4
 
-_NO_REASON = "failed to load model"  # how llama.cpp ends every log of that kind, after the line that says why
+_NO_REASON = "failed to load model"  # the last line of llama.cpp's log of a failed load; the line before it says why
 
 _log_tail: deque[str] = deque(maxlen=20)
 _log_callback: Any = None
 
 
 def import_llama() -> Any:
-    """The low-level module, with llama.cpp's log kept in memory instead of on stderr. Raises LocalError."""
+    """Import the low-level module. Keep llama.cpp's log in memory, not on stderr. Raises LocalError."""
     global _log_callback
     try:
         import llama_cpp
     except (ImportError, OSError, RuntimeError) as exc:
         raise LocalError(
-            f"llama-cpp-python does not import ({exc}): install tourkit[llama], or from the bundle with install.sh"
+            f"llama-cpp-python cannot be imported ({exc}): install tourkit[llama], or run the bundle's install.sh"
         ) from exc
     if _log_callback is None:
 
@@ -48,7 +48,7 @@ def import_llama() -> Any:
 
 
 def reason() -> str:
-    """The last line in which llama.cpp said what went wrong."""
+    """Return the last line of llama.cpp's log that says what went wrong."""
     lines = [line for line in _log_tail if line and line != "."]
     words = ("error", "fail", "invalid", "does not", "requires")
     said = [line for line in lines if not line.endswith(_NO_REASON)]
@@ -57,7 +57,7 @@ def reason() -> str:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The file, or all files of a split model, whose first one `path` is. Raises LocalError when one is missing."""
+    """Return the file, or all files of a split model if `path` is its first. Raises LocalError if one is missing."""
     found = _SPLIT.fullmatch(path.name)
     files = [path]
     if found:
@@ -74,7 +74,7 @@ def weight_files(path: Path) -> list[Path]:
 class LlamaModel:
     """One loaded GGUF model, without a context.
 
-    `lora`: adapter GGUFs to apply at full scale. Raises LocalError when the library or a file cannot be loaded.
+    `lora`: adapter GGUFs, applied at full scale. Raises LocalError if the library or a file cannot be loaded.
     """
 
     def __init__(self, path: Path, *, gpu_layers: GpuLayers = ALL_LAYERS, lora: Sequence[Path] = ()) -> None:
@@ -83,7 +83,7 @@ class LlamaModel:
         self.lora = tuple(lora)
         self._model = self._load(path, gpu_layers)
         self._vocab = lib.llama_model_get_vocab(self._model)
-        self._adapters = [self._adapter(file) for file in self.lora]  # before the context: it sizes its graphs by them
+        self._adapters = [self._adapter(file) for file in self.lora]  # before the context: its graph sizes need them
         self.n_ctx_train = int(lib.llama_model_n_ctx_train(self._model))
         self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
         self.eog = frozenset(t for t in range(self.n_vocab) if lib.llama_vocab_is_eog(self._vocab, t))
@@ -92,7 +92,7 @@ class LlamaModel:
         self.pooling = self._pooling()
         self._pieces: dict[int, bytes] = {}
         bos, eos = lib.llama_vocab_bos(self._vocab), lib.llama_vocab_eos(self._vocab)
-        self.special_tokens = {  # as chat templates call them; empty where the model has none
+        self.special_tokens = {  # with the names in chat templates; empty if the model has none
             name: self._render(token, special=True).decode() if token >= 0 else ""
             for name, token in (("bos_token", bos), ("eos_token", eos))
         }
@@ -100,10 +100,10 @@ class LlamaModel:
     def _load(self, path: Path, gpu_layers: GpuLayers) -> Any:
         lib = self._lib
         params = lib.llama_model_default_params()
-        params.n_gpu_layers = -1 if gpu_layers.count is None else gpu_layers.count  # -1 is llama.cpp's word for all
+        params.n_gpu_layers = -1 if gpu_layers.count is None else gpu_layers.count  # -1 means all layers
         self.on_gpu = not gpu_layers.is_none and bool(lib.llama_supports_gpu_offload())
-        # Read, not mapped: where the CPU's kernels repack weights, a mapped file stays in memory beside the copy; and a
-        # drive that is pulled out ends a process that has mapped it.
+        # Read the file; do not map it. If the CPU's kernels repack weights, a mapped file stays in memory next to the
+        # copy. And if a drive is pulled out, a process that has mapped a file on it dies.
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE
         first, *_ = weight_files(path)  # llama.cpp finds the other parts beside it
         model = lib.llama_model_load_from_file(str(first).encode(), params)
@@ -117,38 +117,41 @@ class LlamaModel:
         if not adapter:
             why = reason() if path.is_file() else "no such file"
             self._free()
-            raise LocalError(f"{path}: not a LoRA adapter for {self.path.name} ({why}): take one made for this model")
+            raise LocalError(f"{path}: not a LoRA adapter for {self.path.name} ({why}): use one made for this model")
         if lib.llama_adapter_get_alora_n_invocation_tokens(adapter):
             self._free()
-            raise LocalError(f"{path}: an activated LoRA, which is not supported: take a plain one")
+            raise LocalError(f"{path}: activated LoRA is not supported: use a plain LoRA adapter")
         return adapter
 
     def _pooling(self) -> int:
-        """How tokens' vectors become the text's, as the GGUF says. Raises LocalError for kinds that are not served."""
+        """Return the GGUF's pooling: how a text's vector is made from its tokens' vectors.
+
+        Raises LocalError for unsupported kinds of models.
+        """
         said = self.metadata(f"{self.metadata('general.architecture')}.pooling_type")
         pooling = int(said) if said else _NO_POOLING[0]
         if pooling == _RANK_POOLING:
-            self._refuse("a reranker: it gives scores, neither text nor embeddings")
+            self._refuse("a reranker (it gives scores, neither text nor embeddings)")
         if self._lib.llama_model_has_encoder(self._model) and self._lib.llama_model_has_decoder(self._model):
             self._refuse("an encoder-decoder model")
         return pooling
 
     def _refuse(self, what: str) -> None:
         self._free()
-        raise LocalError(f"{self.path}: {what}, which is not served: choose another model")
+        raise LocalError(f"{self.path}: {what} is not supported: choose another model")
 
     @property
     def embeds(self) -> bool:
-        """True for a model that makes embeddings, False for one that writes text."""
+        """True for an embedding model, False for a model that writes text."""
         return self.pooling not in _NO_POOLING
 
     @property
     def causal(self) -> bool:
-        """False where every token sees the ones after it too, as in BERT."""
+        """False if every token also sees the tokens after it, as in BERT."""
         return self.metadata(f"{self.metadata('general.architecture')}.attention.causal") != "false"
 
     def metadata(self, key: str) -> str | None:
-        """A value of the GGUF's metadata as text, None when it is not there."""
+        """Return a value of the GGUF's metadata as text; None if it is missing."""
         size = 256
         buffer = ctypes.create_string_buffer(size)
         n = int(self._lib.llama_model_meta_val_str(self._model, key.encode(), buffer, size))
@@ -156,14 +159,14 @@ class LlamaModel:
 
     def _free(self) -> None:
         if self._model is not None:
-            self._lib.llama_model_free(self._model)  # and with it its adapters
+            self._lib.llama_model_free(self._model)  # this frees its adapters too
             self._model = None
 
     # --- text ---------------------------------------------------------------------------------------------------
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja source the GGUF carries, if any."""
+        """The Jinja source of the GGUF's chat template; None if it has none."""
         raw = self._lib.llama_model_chat_template(self._model, None)
         return raw.decode() if raw else None
 
@@ -173,7 +176,7 @@ class LlamaModel:
 
     @property
     def starts_with_space(self) -> bool:
-        """True for SentencePiece vocabularies, whose answers naturally begin with a space."""
+        """True for SentencePiece vocabularies: their answers normally begin with a space."""
         return int(self._lib.llama_vocab_type(self._vocab)) == _SPM_VOCAB
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -204,7 +207,7 @@ class LlamaModel:
             size = -n
 
     def grammar_tokenizer(self) -> Any:
-        """llguidance's view of this vocabulary; about a second for 128k tokens, so made once."""
+        """Make llguidance's tokenizer of this vocabulary. It takes about a second for 128k tokens: call it once."""
         import llguidance.llamacpp
 
         with warnings.catch_warnings():  # llguidance 1.9 calls a function that llama-cpp-python 0.3.36 deprecates

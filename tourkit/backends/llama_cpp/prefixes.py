@@ -1,7 +1,7 @@
 """KV cells of shared prompts on disk, so that the next start need not compute them again.
 
-A file is named by the SHA-256 of its bytes, its folder by a digest of what it was computed with: any other weights,
-adapters, cache type or version of llama.cpp look elsewhere, and a damaged file is not read.
+The name of a file is the SHA-256 of its bytes, so a damaged file is not used. The name of the folder is a digest of
+weights, adapters, cache type and version of llama.cpp, so cells are only read if all of them are the same.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tourkit.files import fsync_dir, sha256_of
 if TYPE_CHECKING:
     from tourkit.backends.llama_cpp.runner import LlamaRunner
 
-_KEPT = 16  # files of one model; the longest unused go first
-_WORTH_WRITING = 64  # tokens that a prefix must have beyond what a file holds already
-_SAMPLES, _SAMPLE = 64, 4096  # how many places of a weight file are looked at, and the bytes at each
+_KEPT = 16  # files of one model; those unused for the longest time are removed first
+_WORTH_WRITING = 64  # tokens that a prefix must have beyond those that a file already holds
+_SAMPLES, _SAMPLE = 64, 4096  # how many places of a weight file are read, and how many bytes at each
 
 
 class LlamaPrefixes:
-    """The PrefixStore of one LlamaRunner. `root` is made when there is something to keep."""
+    """The PrefixStore of one LlamaRunner. `root`: the folder; it is made when the first prefix is saved."""
 
     def __init__(self, runner: LlamaRunner, root: Path) -> None:
         self._runner = runner
@@ -60,12 +60,12 @@ class LlamaPrefixes:
             for path in self._files()[_KEPT:]:
                 path.unlink()
         except OSError:
-            return  # a cache: without it, the next start computes what this one did
+            return  # it is only a cache: without it, the next start computes the prompt again
         finally:
             temp.unlink(missing_ok=True)
 
     def _is_there(self, tokens: list[int]) -> bool:
-        """True when a file that was read holds all of these tokens or nearly so; it counts as used now."""
+        """Whether a file that was read holds (nearly) all of these tokens. Such a file counts as used now."""
         for path, known in self._read.items():
             if common_prefix(tokens, known, len(tokens)) > len(tokens) - _WORTH_WRITING:
                 path.touch()
@@ -73,7 +73,7 @@ class LlamaPrefixes:
         return False
 
     def _files(self) -> list[Path]:
-        """Most recently used first."""
+        """Return the prefix files, most recently used first."""
         found = [(path.stat().st_mtime_ns, path) for path in self._folder.glob("*.prefix")]
         return [path for _, path in sorted(found, reverse=True)]
 
@@ -83,7 +83,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _identity(runner: LlamaRunner) -> str:
-    """A name for what the numbers in KV cells depend on. Weight files are sampled: to read them whole takes long."""
+    """Return a digest of everything that the KV cells depend on. Weight files are sampled: reading all is slow."""
     digest = hashlib.sha256(f"{version('llama-cpp-python')} {runner.cache_type}".encode())
     for path in [*weight_files(runner.path), *runner.lora]:
         size = path.stat().st_size

@@ -1,6 +1,6 @@
-"""A GGUF model with its llama.cpp context: batches, KV cache and embeddings, with bounds and return codes checked here.
+"""A GGUF model with its llama.cpp context: batches, KV cache and embeddings. It checks bounds and return codes.
 
-Scheduling is the engine's; nothing here starts a thread.
+The engine does the scheduling. Nothing here starts a thread.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
 _DECODE_MEANING = {2: "aborted", -1: "invalid batch", -2: "could not allocate", -3: "compute failed"}
 _CACHE_TYPES = ("f16", "q8_0")
 _ADDRESS_OF = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
-_EMBEDDING_SLOTS = 32  # texts a call of an embedding model: they need no cells between calls
+_EMBEDDING_SLOTS = 32  # texts in a call of an embedding model; they need no cells between calls
 
 
 class LlamaRunner(LlamaModel):
     """One GGUF model and one llama.cpp context. Not thread-safe: one thread decodes.
 
-    `context` is in tokens a sequence; the KV cache holds `context * slots` cells unless `n_ctx` says otherwise.
-    `unified`: all slots share these cells, else each has its part of them for itself. `cache_type`: f16, or q8_0 for
-    about half the memory. `flash_attention` None: where the device can. Further keywords are those of LlamaModel.
-    Raises LocalError when the library, a file or the context cannot be had.
+    `context`: tokens a sequence. `n_ctx`: cells of the KV cache; by default `context * slots`.
+    `unified`: all slots share these cells; if False, each slot has its own part of them.
+    `cache_type`: f16, or q8_0 for about half the memory. `flash_attention`: None uses it if the device can.
+    The other keywords are those of LlamaModel.
+    Raises LocalError if the library or a file cannot be loaded or the context cannot be made.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class LlamaRunner(LlamaModel):
         self.n_batch = max(n_batch, self.n_slots)  # llama.cpp ends the process otherwise
         self.cache_type = "f16" if self.embeds else cache_type  # nothing is kept between calls
         cells = n_ctx or self.context * slots
-        self._splits_texts = self.pooling == LAST_POOLING and self.causal  # only a text's end counts for its embedding
+        self._splits_texts = self.pooling == LAST_POOLING and self.causal  # the embedding needs the last token only
         if self.embeds:
             cells, unified = max(self.context, self.n_batch), True
             self.n_batch = self.n_batch if self._splits_texts else cells
@@ -74,22 +75,22 @@ class LlamaRunner(LlamaModel):
         self.context = min(self.context, int(lib.llama_n_ctx_seq(self._context)))
         self.one_pool = unified and not self.embeds
         self.prompts_apart = self.one_pool and not self.on_gpu
-        # The library's own binding makes a pointer object of every address.
+        # The library's own binding would make a pointer object at every call, which is slow.
         self._logits_address = _ADDRESS_OF(ctypes.cast(lib.llama_get_logits, ctypes.c_void_p).value or 0)
         self._batch = lib.llama_batch_init(self.n_batch, 0, 1)
-        self._wanted: list[int] = []  # rows of the batch whose logits are asked for
-        self._outputs: dict[int, int] = {}  # rows of the last decode → where their logits stand among all of them
-        self._logits: np.ndarray | None = None  # of the last decode, shape (outputs, n_vocab); None until asked for
-        self._room: tuple[int, np.ndarray | None] = 0, None  # where logits were last, and the largest view of them
+        self._wanted: list[int] = []  # rows of the batch that need logits
+        self._outputs: dict[int, int] = {}  # row of the last decode → index of its logits
+        self._logits: np.ndarray | None = None  # of the last decode, shape (outputs, n_vocab); None until they are used
+        self._room: tuple[int, np.ndarray | None] = 0, None  # last address of the logits, and the largest view of them
 
     def _make_context(self, n_ctx: int, threads: int | None, unified: bool, flash_attention: bool | None) -> Any:
         lib = self._lib
         params = lib.llama_context_default_params()
         params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = self.n_batch  # one ubatch a decode: "no room" leaves nothing half done
+        params.n_batch = params.n_ubatch = self.n_batch  # one ubatch a decode: without room, nothing is half done
         params.n_seq_max = self.n_slots
         params.kv_unified = unified
-        params.swa_full = True  # sliding-window models keep whole prefixes, so that slots can share them
+        params.swa_full = True  # sliding-window models must keep whole prefixes, so that slots can share them
         params.no_perf = True
         params.embeddings = self.embeds
         if self.cache_type == "q8_0":
@@ -102,8 +103,10 @@ class LlamaRunner(LlamaModel):
         if not context:
             why = reason()
             self._free()
-            mend = "ask for fewer with --context" if self.cache_type == "f16" else "take the f16 cache"
-            raise LocalError(f"{self.path}: no context of {n_ctx} tokens, cache {self.cache_type} ({why}): {mend}")
+            fix = "lower --context" if self.cache_type == "f16" else "use the f16 cache"
+            raise LocalError(
+                f"{self.path}: cannot make a context of {n_ctx} tokens with a {self.cache_type} cache ({why}): {fix}"
+            )
         return context
 
     def _apply_adapters(self) -> None:
@@ -117,7 +120,7 @@ class LlamaRunner(LlamaModel):
     def add(self, token: int, pos: int, slot: int, *, logits: bool) -> int | None:
         batch, i = self._batch, self._batch.n_tokens
         if i >= self.n_batch:  # llama.cpp would write past its arrays
-            raise EngineError(f"the batch holds {self.n_batch} tokens, the scheduler asked for more")
+            raise EngineError(f"the batch holds {self.n_batch} tokens, but the scheduler added more")
         if not 0 <= slot < self.n_slots or not 0 <= token < self.n_vocab:
             raise EngineError(f"slot {slot} or token {token} is out of range")
         batch.token[i] = token
@@ -151,9 +154,10 @@ class LlamaRunner(LlamaModel):
         return found
 
     def _all_logits(self) -> np.ndarray:
-        """A view of all logits of the last decode: llama.cpp keeps them one after the other, in the batch's order.
+        """Return a view of all logits of the last decode. llama.cpp stores them in the order of the batch.
 
-        They are mostly where the last ones were, in memory that only grows, and making a view takes as long as a draw.
+        Making a view takes as long as drawing a token. So the last view is used again: the logits mostly have the same
+        address, in memory that only grows.
         """
         address = self._logits_address(self._context)
         if not address:
@@ -177,7 +181,10 @@ class LlamaRunner(LlamaModel):
         return False
 
     def sampler(self, params: SamplingParams, seed: int) -> Sampler:
-        """Both draw the same tokens. llama.cpp's is faster where it cuts the candidates first (bench/sampling.py)."""
+        """Return the faster sampler. Both draw the same tokens.
+
+        llama.cpp's is faster if it cuts the candidates first (bench/sampling.py).
+        """
         if params.temperature > 0 and (params.top_k > 0 or params.min_p > 0):
             return LlamaSampler(self._lib, self._context, params, seed, self.n_vocab)
         return NumpySampler(self.logits, params, seed)
@@ -186,13 +193,13 @@ class LlamaRunner(LlamaModel):
 
     @property
     def n_embd(self) -> int:
-        """Numbers of an embedding."""
+        """How many numbers an embedding has."""
         return int(self._lib.llama_model_n_embd_out(self._model))
 
     def embed(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Embeddings of tokenized texts, float32 (len(texts), n_embd), each of length 1.
+        """Return the embeddings of tokenized texts: float32, shape (len(texts), n_embd), each of length 1.
 
-        At most n_slots texts, together at most n_batch tokens; one text alone at most context. Raises EngineError.
+        At most n_slots texts with n_batch tokens together; a single text may have `context` tokens. Raises EngineError.
         """
         import numpy as np
 
@@ -215,7 +222,7 @@ class LlamaRunner(LlamaModel):
 
     def _embed_batch(self) -> None:
         if not self.decode():
-            raise EngineError("the context has no room for a text that was measured to fit")
+            raise EngineError("the context has no room for a text that should fit")
 
     # --- state ----------------------------------------------------------------------------------------------------
 
@@ -233,17 +240,17 @@ class LlamaRunner(LlamaModel):
         return False
 
     def state_size(self, slot: int) -> int:
-        """Bytes that the KV cells of a slot take when they are written out."""
+        """Return the bytes that the KV cells of a slot take when they are written out."""
         return int(self._lib.llama_state_seq_get_size(self._context, slot))
 
     def save_state(self, slot: int, tokens: Sequence[int], path: Path) -> bool:
-        """Write a slot's cells and the tokens they are of; False when the disk refuses."""
+        """Write a slot's cells and their tokens to a file. Return False if that fails."""
         array = (self._lib.llama_token * len(tokens))(*tokens)
         saved = self._lib.llama_state_seq_save_file(self._context, str(path).encode(), slot, array, len(tokens))
         return bool(saved)
 
     def load_state(self, slot: int, path: Path) -> list[int]:
-        """Fill an empty slot from a file of `save_state`; the tokens, none when the file does not fit this context."""
+        """Fill an empty slot from a file of `save_state`. Return its tokens; empty if it does not fit this context."""
         tokens, count = (self._lib.llama_token * self.context)(), ctypes.c_size_t()
         source = str(path).encode()
         read = self._lib.llama_state_seq_load_file(

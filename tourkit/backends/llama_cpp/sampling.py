@@ -1,4 +1,4 @@
-"""llama.cpp's sampler chain of one sequence."""
+"""Sampling by llama.cpp's own sampler chain."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tourkit.generation import SamplingParams
 
-_PENALTY_WINDOW = 1 << 16  # tokens: OpenAI's penalties look at the whole answer
+_PENALTY_WINDOW = 1 << 16  # tokens: OpenAI's penalties count the whole answer
 
 
 class LlamaSampler:
-    """llama.cpp's sampler chain of one sequence, in llama.cpp's own order: bias, penalties, top-k, top-p, min-p,
-    temperature."""
+    """llama.cpp's sampler chain of one sequence.
+
+    The order is llama.cpp's own: bias, penalties, top-k, top-p, min-p, temperature.
+    """
 
     def __init__(self, lib: Any, context: Any, params: SamplingParams, seed: int, n_vocab: int) -> None:
         self._lib, self._context, self._n_vocab = lib, context, n_vocab
@@ -44,7 +46,7 @@ class LlamaSampler:
         return int(self._lib.llama_sampler_sample(self._chain, self._context, row))
 
     def propose(self, row: int) -> int | None:
-        return None  # chosen for chains that cut the candidates
+        return None  # this sampler is only used if candidates are cut, so a proposal would not be exact
 
     def accept(self, token: int) -> None:
         self._lib.llama_sampler_accept(self._chain, token)

@@ -1,4 +1,4 @@
-"""safetensors through transformers: the engine of models that write text, and of those that embed."""
+"""safetensors through transformers: the engines of language models and of embedding models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def load(launch: Launch) -> Engine:
-    """Load a folder of safetensors and start its engine: its configuration decides which. Raises LocalError."""
+    """Load a folder of safetensors and start an engine. Its config.json decides which engine. Raises LocalError."""
     refuse_foreign(launch)
     folder = safetensors_folder(launch)
     if embeds_by(read_json(folder / "config.json")):

@@ -1,6 +1,7 @@
-"""Encoders of safetensors through transformers: the vectors of texts, pooled as the model's folder says.
+"""Encoders in safetensors through transformers: the vectors of texts, with the pooling that the model's folder names.
 
-Texts of a call are padded to the longest and masked; the folder's own tokenizer puts its marks around each.
+The texts of a call are padded to the longest one and masked. The folder's tokenizer puts its special tokens around
+each text.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from tourkit.launch import ALL_LAYERS, GpuLayers
 if TYPE_CHECKING:
     import numpy as np
 
-_TEXTS = 32  # a call
-_MOST_TOKENS = 2048  # a call, without padding
+_TEXTS = 32  # in a call
+_MOST_TOKENS = 2048  # in a call, without padding
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
-_POOLING = "1_Pooling/config.json"  # where sentence-transformers keeps it
+_POOLING = "1_Pooling/config.json"  # the pooling settings of sentence-transformers
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
 class EncoderRunner:
-    """One encoder, on the GPU where there is one; NO_LAYERS keeps it on the CPU. `context` in tokens a text.
+    """One encoder, on the GPU if there is one: float32 on a CPU, the weights' own type on a GPU.
 
-    Float32 on a CPU, the weights' own type on a GPU. Raises LocalError.
+    `context`: tokens a text. `gpu_layers`: NO_LAYERS keeps it on the CPU. Raises LocalError.
     """
 
     n_slots = _TEXTS
@@ -44,7 +45,7 @@ class EncoderRunner:
         self._model = loading.encoder(folder, loading.device_of(torch, gpu_layers))
         config = self._model.config
         self.n_vocab, self.n_embd = int(config.vocab_size), int(config.hidden_size)
-        # RoBERTa counts positions from after its padding token, so that it has so many fewer.
+        # RoBERTa's positions start after the id of its padding token, so fewer of them are usable.
         offset = int(config.pad_token_id or 0) + 1 if "roberta" in config.model_type else 0
         self.context = min(context, int(config.max_position_embeddings) - offset)
 
@@ -53,7 +54,7 @@ class EncoderRunner:
         return list(self._tokenizer.encode(text, add_special_tokens=add_special).ids)
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token as text; empty for control tokens and padding."""
+        """Return the bytes of a token's text; empty for control tokens and padding."""
         text = self._tokenizer.id_to_token(token)
         added = self._tokenizer.get_added_tokens_decoder().get(token)
         if text is None or (added is not None and added.special):
@@ -71,11 +72,11 @@ class EncoderRunner:
         return vectors
 
     def _vectors(self, texts: list[Sequence[int]]) -> np.ndarray:
-        """Those of texts that are padded to one length."""
+        """Return the vectors of texts, padded to the same length."""
         import torch
 
         longest, device, config = max(map(len, texts)), self._model.device, self._model.config
-        pad = config.pad_token_id or 0  # RoBERTa counts positions by it
+        pad = config.pad_token_id or 0  # RoBERTa computes positions from it
         tokens = torch.tensor([[*text, *[pad] * (longest - len(text))] for text in texts], device=device)
         mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts], device=device)
         try:
@@ -85,7 +86,7 @@ class EncoderRunner:
                 pooled = states[:, 0] if self._pooling == "cls" else (states * weights).sum(1) / weights.sum(1)
                 found: np.ndarray = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
         except torch.OutOfMemoryError as exc:
-            raise EngineError(f"no memory for {len(texts)} texts of {longest} tokens: send shorter ones") from exc
+            raise EngineError(f"no memory for {len(texts)} texts of {longest} tokens: send shorter texts") from exc
         return found
 
     def close(self) -> None:
@@ -93,7 +94,10 @@ class EncoderRunner:
 
 
 def _alike(texts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Places of texts in groups whose longest is at most twice as long as their shortest: little is padding."""
+    """Group the indices of texts. The longest text of a group is at most twice as long as its shortest one.
+
+    So there is little padding.
+    """
     groups: list[list[int]] = []
     for i in sorted(range(len(texts)), key=lambda i: len(texts[i])):
         if groups and len(texts[i]) <= 2 * len(texts[groups[-1][0]]):
@@ -104,13 +108,13 @@ def _alike(texts: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def _pooling(folder: Path) -> str:
-    """How tokens' vectors become the text's: the mean where the folder does not say. Raises LocalError."""
+    """Return how the vector of a text is made from its tokens' vectors. Default: the mean. Raises LocalError."""
     said = read_json(folder / _POOLING)
     wanted = [name for name, on in said.items() if name.startswith("pooling_mode_") and on is True]
     if not wanted:
         return "mean"
     if len(wanted) > 1 or wanted[0] not in _POOLINGS:
-        raise LocalError(f"{folder / _POOLING}: {', '.join(wanted)} is not served: use a GGUF of this model")
+        raise LocalError(f"{folder / _POOLING}: {', '.join(wanted)} is not supported: use a GGUF of this model")
     return _POOLINGS[wanted[0]]
 
 
@@ -119,7 +123,7 @@ def _tokenizer(folder: Path) -> Any:
 
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise LocalError(f"{folder}: no tokenizer.json: this stack needs one beside the weights")
+        raise LocalError(f"{folder}: no tokenizer.json: this stack needs one next to the weights")
     try:
         found = Tokenizer.from_file(str(path))
     except Exception as exc:  # tokenizers raises nothing narrower

@@ -1,4 +1,4 @@
-"""Importing torch and transformers, and loading models with them: safetensors only, offline, no code of a model."""
+"""Import torch and transformers, and load models with them: safetensors only, offline, and no code from a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HERE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def import_torch() -> Any:
-    """torch, with transformers beside it and neither asking the network. Raises LocalError."""
+    """Import torch and transformers so that neither uses the network. Return torch. Raises LocalError."""
     missing = [name for name in ("torch", "transformers", "tokenizers") if find_spec(name) is None]
     if missing:
         raise LocalError(f"{missing[0]} is not installed: install tourkit[transformers]")
@@ -27,21 +27,21 @@ def import_torch() -> Any:
         import transformers
     except (ImportError, OSError, RuntimeError) as exc:
         why = one_line(str(exc))
-        raise LocalError(f"transformers does not import: {why}: install tourkit[transformers]") from exc
+        raise LocalError(f"transformers cannot be imported: {why}: install tourkit[transformers]") from exc
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return torch
 
 
 def device_of(torch: Any, gpu_layers: GpuLayers) -> str:
-    """torch's name of the device for these layers: the GPU's where there is one."""
+    """Return torch's name of the device for these layers: the GPU if there is one."""
     if gpu_layers.is_none:
         return "cpu"
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def language_model(folder: Path, device: str) -> Any:
-    """A causal language model on a device: float32 on a CPU, the weights' own type on a GPU. Raises LocalError."""
+    """Load a causal language model: float32 on a CPU, the weights' own type on a GPU. Raises LocalError."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     quantized = read_json(folder / "config.json").get("quantization_config", {}).get("quant_method")
@@ -57,27 +57,27 @@ def language_model(folder: Path, device: str) -> Any:
             use_safetensors=True,
             **_HERE,
         )
-    except Exception as exc:  # of a damaged file, of an unknown architecture: each library has kinds of its own
+    except Exception as exc:  # a damaged file or an unknown architecture: each library raises its own exceptions
         raise LocalError(f"{folder}: transformers cannot load it: {one_line(str(exc))}") from exc
     if getattr(model, "_is_stateful", False):
-        raise LocalError(f"{folder}: this stack has no recurrent models: use the GGUF of this model")
+        raise LocalError(f"{folder}: this stack does not support recurrent models: use the GGUF of this model")
     return model.eval()
 
 
 def encoder(folder: Path, device: str) -> Any:
-    """A model that makes embeddings, on a device: float32 on a CPU, its own type on a GPU. Raises LocalError."""
+    """Load an embedding model: float32 on a CPU, the weights' own type on a GPU. Raises LocalError."""
     from transformers import AutoModel
 
     dtype = "float32" if device == "cpu" else "auto"
     try:
         model = AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, **_HERE)
-    except Exception as exc:  # of a damaged file, of an unknown architecture: each library has kinds of its own
+    except Exception as exc:  # a damaged file or an unknown architecture: each library raises its own exceptions
         raise LocalError(f"{folder}: transformers cannot load it: {one_line(str(exc))}") from exc
     return model.to(device).eval()
 
 
 def converted_tokenizer(folder: Path) -> str:
-    """A tokenizer.json as transformers makes it from what the folder has instead. Raises LocalError."""
+    """Return the text of a tokenizer.json that transformers makes from other tokenizer files. Raises LocalError."""
     from transformers import AutoTokenizer
 
     try:

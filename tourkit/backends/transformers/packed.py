@@ -1,7 +1,8 @@
-"""A transformers model over packed batches: the tokens of all slots in one row, attention slot by slot over its cells.
+"""A transformers model over packed batches: one row has the tokens of all slots; attention runs slot by slot.
 
-Linear layers, where the time goes, see every token at once; nothing is padded, and a slot's cells are cut, copied and
-shared by slicing. Works for models that follow transformers' attention interface; runner.py checks that one does.
+Linear layers take most of the time, and they process all tokens at once. Nothing is padded. Slicing is enough to cut,
+copy and share the cells of a slot. This works for models that follow transformers' attention interface; runner.py
+checks each model.
 """
 
 from __future__ import annotations
@@ -15,22 +16,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tourkit.backends.slot_runner import Part
 
-NAME = "tourkit_packed"  # under which transformers knows our attention
+NAME = "tourkit_packed"  # the name of our attention function in transformers
 _running = threading.local()
 
 
 class PackedPass:
-    """The forward pass of a model with room for `context` cells in each of `slots`, taken when a layer first runs."""
+    """The forward pass of a model. Each of `slots` has room for `context` cells.
+
+    A layer allocates its cells when it first runs.
+    """
 
     def __init__(self, model: Any, slots: int, context: int) -> None:
         self._model = model
         self._shape = slots, context
         self._cells: dict[int, tuple[Any, Any]] = {}  # layer → keys, values: (slots, heads, context, head size)
         self.parts: list[Part] = []
-        self.windowed = False  # whether a layer has asked for a sliding window
+        self.windowed = False  # whether a layer has used a sliding window
 
     def __call__(self, parts: list[Part]) -> Any:
-        """Logits of the rows wanted, a tensor of shape (rows, n_vocab), on the model's device."""
+        """Return the logits of the wanted rows: a tensor of shape (rows, n_vocab) on the model's device."""
         import torch
 
         device = self._model.device
@@ -57,10 +61,10 @@ class PackedPass:
                 values[target, :, :length] = values[source, :, :length]
 
     def drop(self, slot: int, length: int) -> None:
-        """Cells past a slot's length are never looked at, and written over."""
+        """Do nothing: cells beyond a slot's length are never read, and later tokens overwrite them."""
 
     def cells(self, layer: int, key: Any, value: Any) -> tuple[Any, Any]:
-        """The keys and values of a layer, of the kind its first batch has."""
+        """Return the keys and values of a layer. Type and device are those of its first batch."""
         found = self._cells.get(layer)
         if found is None:
             slots, context = self._shape
@@ -70,7 +74,7 @@ class PackedPass:
 
 
 def last_logits(model: Any, rows: Any, **inputs: Any) -> Any:
-    """Logits of some rows only, where the model can leave the others out; (rows, n_vocab)."""
+    """Return the logits of some rows, shape (rows, n_vocab). Do not compute the others if the model can skip them."""
     import torch
 
     with torch.inference_mode():
@@ -81,7 +85,7 @@ def last_logits(model: Any, rows: Any, **inputs: Any) -> Any:
 
 @contextmanager
 def _current(step: PackedPass) -> Iterator[None]:
-    """Let the attention of every layer know which pass it is part of: not every model hands arguments through."""
+    """Make the pass available to the attention of every layer: some models do not pass extra arguments through."""
     _running.step = step
     try:
         yield
@@ -102,14 +106,15 @@ def attend(
     s_aux: Any = None,
     **_: Any,
 ) -> tuple[Any, None]:
-    """transformers' attention interface: query (1, heads, tokens, size), key and value of these tokens alone.
+    """Our function for transformers' attention interface. `query`: shape (1, heads, tokens, size).
 
-    Writes them to the cells of their slots and attends to all there are. Raises ValueError for what it does not know.
+    `key` and `value` belong to these tokens only. They are written to the cells of their slots; then each slot attends
+    to all its cells. Raises ValueError for unsupported kinds of attention.
     """
     import torch
 
     if attention_mask is not None or position_bias is not None or s_aux is not None:
-        raise ValueError("a kind of attention that is not known here")
+        raise ValueError("unsupported kind of attention")
     step: PackedPass = _running.step
     step.windowed |= sliding_window is not None
     keys, values = step.cells(module.layer_idx, key, value)
@@ -119,7 +124,7 @@ def attend(
         length, end = part.past + n, start + n
         keys[part.slot, :, part.past : length] = key[0, :, start:end]
         values[part.slot, :, part.past : length] = value[0, :, start:end]
-        first = max(0, part.past + 1 - sliding_window) if sliding_window else 0  # that the first query sees
+        first = max(0, part.past + 1 - sliding_window) if sliding_window else 0  # first cell that the first query sees
         mine = slice(part.slot, part.slot + 1), slice(None), slice(first, length)
         mask = _mask(part.past, n, first, sliding_window, query.device)
         outputs.append(_attention(query[:, :, start:end], keys[mine], values[mine], mask, scaling, softcap))
@@ -128,7 +133,10 @@ def attend(
 
 
 def _mask(past: int, n: int, first: int, window: int | None, device: Any) -> Any:
-    """Which of the cells from `first` on each of `n` queries sees, (n, cells); None when each sees all."""
+    """Return which cells each of `n` queries sees, shape (n, cells); None if each sees all.
+
+    `first`: the first of these cells.
+    """
     import torch
 
     if n == 1:
@@ -140,7 +148,10 @@ def _mask(past: int, n: int, first: int, window: int | None, device: Any) -> Any
 
 
 def _attention(query: Any, keys: Any, values: Any, mask: Any, scaling: float | None, softcap: float | None) -> Any:
-    """Attention of one slot, (1, queries, heads, size). Query heads that share a key are packed as more queries."""
+    """Return the attention of one slot, shape (1, queries, heads, size).
+
+    Query heads that share a key are packed as additional queries.
+    """
     import torch
 
     heads, n, size = query.shape[1:]

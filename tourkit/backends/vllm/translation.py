@@ -1,4 +1,4 @@
-"""Requests in vLLM's words, and its outputs in ours."""
+"""Translate our requests to vLLM's types, and vLLM's outputs to ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tourkit.generation import Delta, Finish, Request, TokenLogprob
 
 
 def sampling(request: Request, engine_input: EngineInput, ends: Collection[int]) -> Any:
-    """A request as vLLM's SamplingParams, every default named: what a model's own files say must not show through."""
+    """Return a request as vLLM's SamplingParams. Every value is set, so that the model's own files set none."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     params, matcher = request.params, engine_input.matchers[0]
@@ -40,7 +40,7 @@ def sampling(request: Request, engine_input: EngineInput, ends: Collection[int])
 
 
 def _structured(grammar: str) -> dict[str, Any]:
-    """A grammar as llguidance serialises it, as vLLM's `structured_outputs`."""
+    """Return vLLM's `structured_outputs` for a grammar in llguidance's serialised form."""
     if not grammar.startswith('{"grammars"'):
         return {"grammar": grammar}
     [only] = json.loads(grammar)["grammars"]
@@ -48,8 +48,8 @@ def _structured(grammar: str) -> dict[str, Any]:
 
 
 def delta(choice: Any, request: Request, texts: Texts, *, first: bool) -> Delta:
-    """New text of a sequence, from a CompletionOutput of vLLM. `first`: no text of the sequence came before."""
-    text = texts.bared(choice.text) if first else choice.text
+    """Return the new text of a sequence, from a CompletionOutput of vLLM. `first`: the sequence had no text before."""
+    text = texts.without_first_space(choice.text) if first else choice.text
     finish, error = _finish(choice.finish_reason)
     logprobs: tuple[TokenLogprob, ...] = ()
     if request.params.top_logprobs is not None and choice.logprobs:
@@ -58,7 +58,7 @@ def delta(choice: Any, request: Request, texts: Texts, *, first: bool) -> Delta:
 
 
 def _logprobs(tokens: Sequence[int], rows: Sequence[Any], top: int, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:
-    """Log probabilities with the bytes of each token, without the token that ended the answer."""
+    """Return log probabilities with the bytes of each token. The token that ended the answer is left out."""
     shown = []
     for token, row in zip(tokens, rows, strict=True):
         if token in tokenizer.eog:
@@ -70,18 +70,18 @@ def _logprobs(tokens: Sequence[int], rows: Sequence[Any], top: int, tokenizer: T
 
 
 def _finish(reason: str | None) -> tuple[Finish | None, EngineError | None]:
-    """Why a sequence ended, and what is said of a failure."""
+    """Return why a sequence ended, and the error if it failed."""
     if reason is None:
         return None, None
     try:
         finish = Finish(reason)
-    except ValueError:  # such as a repetition that vLLM was told to stop at
+    except ValueError:  # for example "repetition": vLLM can stop at repeated text
         return Finish.STOP, None
     return finish, EngineError("vllm: generation failed") if finish is Finish.ERROR else None
 
 
 def refused_param(message: str, request: Request) -> str | None:
-    """The field of a request that vLLM refuses."""
+    """Return the field of a request that vLLM refuses; None if the message names none."""
     if "min_p and logit_bias" in message:
         return "min_p" if request.params.min_p else "logit_bias"
     return None

@@ -1,4 +1,4 @@
-"""What tourkit reads of a folder of weights before vLLM loads it: whether vLLM can, the model's shape, its tokens."""
+"""Read a folder of weights before vLLM loads it: check that vLLM can load it, and get the model's shape and tokens."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 
 def folder_of(launch: Launch) -> Path:
-    """The checked folder of weights. Raises LocalError for what vLLM cannot load, or not as asked."""
+    """Return the checked folder of weights. Raises LocalError if vLLM cannot load it or not with these options."""
     refuse_foreign(launch)
     return safetensors_folder(launch)
 
 
 def shape_of(folder: Path) -> Shape:
-    """Raises LocalError when config.json does not tell, and for models that make embeddings."""
+    """Return the model's shape. Raises LocalError if config.json does not give it, and for embedding models."""
     shape = model_shape.of_file(folder)
     if shape is None:
-        raise LocalError(f"{folder}: config.json does not tell the model's shape: run `tourkit verify` on the bundle")
+        raise LocalError(f"{folder}: config.json does not give the model's shape: run `tourkit verify` on the bundle")
     if shape.embeds:
         raise LocalError(f"{folder}: makes embeddings, which vllm does not serve here: use transformers")
     return shape
 
 
 def texts_of(folder: Path, launch: Launch, n_vocab: int) -> Texts:
-    """Raises LocalError when the tokenizer is of a kind that is not known here."""
+    """Return the text side of the model. Raises LocalError if its kind of tokenizer is not supported."""
     source = None if (folder / "tokenizer.json").is_file() else converted_tokenizer(folder)
     return Texts(Vocabulary(folder, n_vocab, source), launch.context, launch.chat_template)
