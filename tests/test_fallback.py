@@ -23,7 +23,7 @@ pytestmark = pytest.mark.starts
 BROKEN = {
     "import error": (
         "raise ImportError('libcudart.so.13: cannot open shared object file')",
-        "vllm does not import: ImportError: libcudart.so.13: cannot open shared object file",
+        "vllm cannot be imported: ImportError: libcudart.so.13: cannot open shared object file",
     ),
     "crash": (
         "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)",
@@ -41,9 +41,9 @@ BROKEN = {
     ),
     "killed for memory": (
         "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
-        "it ended while loading: signal SIGKILL, maybe for want of memory",
+        "it ended while loading: signal SIGKILL, maybe out of memory",
     ),
-    "no such command": ("", "vllm does not import: ModuleNotFoundError: No module named 'vllm.entrypoints'"),
+    "no such command": ("", "vllm cannot be imported: ModuleNotFoundError: No module named 'vllm.entrypoints'"),
 }
 
 

@@ -39,7 +39,7 @@ tourkit_draft_tokens_total{model="a",quant="F16",stack="llama_cpp"} 0.0
 # HELP tourkit_draft_tokens_accepted_total Guessed tokens that were right.
 # TYPE tourkit_draft_tokens_accepted_total counter
 tourkit_draft_tokens_accepted_total{model="a",quant="F16",stack="llama_cpp"} 0.0
-# HELP tourkit_decode_steps_total Calls of the model.
+# HELP tourkit_decode_steps_total Decode calls of the model.
 # TYPE tourkit_decode_steps_total counter
 tourkit_decode_steps_total{model="a",quant="F16",stack="llama_cpp"} 0.0
 # HELP tourkit_preemptions_total Sequences computed again because the KV cache was full.
@@ -55,7 +55,7 @@ tourkit_model_loaded{model="b",quant="BF16",stack="vllm"} 0.0
 # HELP tourkit_turn_requests_waiting Requests that wait for the turn of their model.
 # TYPE tourkit_turn_requests_waiting gauge
 tourkit_turn_requests_waiting 0.0
-# HELP tourkit_turn_swaps_total Times that a model was evicted for another.
+# HELP tourkit_turn_swaps_total Swaps: one model evicted, another one loaded.
 # TYPE tourkit_turn_swaps_total counter
 tourkit_turn_swaps_total 0.0
 """

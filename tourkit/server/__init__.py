@@ -1,1 +1,1 @@
-"""The HTTP side: a gateway people talk to, and one worker process per loaded variant."""
+"""The HTTP side: a gateway for the clients, and one worker process for each loaded variant."""

@@ -1,4 +1,4 @@
-"""What gateway and workers agree on: how a worker is told what to load, and what it answers at first."""
+"""The contract between gateway and workers: what a worker shall load, and its first answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ SECRET_HEADER = "x-tourkit-secret"
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker is told. `uds` empty for loopback, `secret` on every request, `roles` what it is loaded for."""
+    """What the gateway tells a worker at its start.
+
+    `roles`: the roles it is loaded for. `uds`: path of a Unix socket; empty for loopback. `secret`: sent with requests.
+    """
 
     launch: Launch
     roles: tuple[str, ...]
@@ -23,25 +26,25 @@ class WorkerSpec:
     offline: bool
 
     def to_json(self) -> str:
-        """One line, for the command line of the worker."""
+        """Return one line, for the command line of the worker."""
         return orjson.dumps(asdict(self)).decode()
 
     @staticmethod
     def of_json(text: str) -> WorkerSpec:
-        """What `to_json` wrote."""
-        told = orjson.loads(text)
-        return WorkerSpec(**told | {"launch": launch_of(told["launch"]), "roles": tuple(told["roles"])})
+        """Read the line that `to_json` wrote."""
+        fields = orjson.loads(text)
+        return WorkerSpec(**fields | {"launch": launch_of(fields["launch"]), "roles": tuple(fields["roles"])})
 
 
-def launch_of(told: dict[str, Any]) -> Launch:
-    """A launch out of what `dataclasses.asdict` made of it."""
-    layers = GpuLayers(told["gpu_layers"]["count"])
-    return Launch(**told | {"gpu_layers": layers, "lora": tuple(told["lora"])})
+def launch_of(fields: dict[str, Any]) -> Launch:
+    """Make a launch from the dictionary that `dataclasses.asdict` made of it."""
+    layers = GpuLayers(fields["gpu_layers"]["count"])
+    return Launch(**fields | {"gpu_layers": layers, "lora": tuple(fields["lora"])})
 
 
 @dataclass(frozen=True, slots=True)
 class Greeting:
-    """The first line on a worker's stdout: the `address` where it answers, or the `error` why it never will.
+    """The first line on a worker's stdout: its `address`, or the `error` why it cannot load.
 
     An address is `unix:PATH` or `HOST:PORT`.
     """
@@ -54,5 +57,5 @@ class Greeting:
 
     @staticmethod
     def of_json(line: bytes) -> Greeting:
-        """Of an empty line, neither: the worker ended while it was loading."""
+        """Read a line of `to_json`. An empty line gives neither: the worker ended while it was loading."""
         return Greeting(**orjson.loads(line)) if line else Greeting()

@@ -1,4 +1,4 @@
-"""The HTTP server of gateway and workers, and how both hear of a client that hangs up."""
+"""The HTTP server of gateway and workers, and how both notice that a client hangs up."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Receive
 
-CLIENT_LEFT = 499  # the status that nginx logs for a client that hung up; nobody reads it
-_GRACE_SECONDS = 3  # for answers under way when the server is told to stop
+CLIENT_LEFT = 499  # the status that nginx logs for a client that hung up; no client reads it
+_GRACE_SECONDS = 3  # for running answers when the server must stop
 
 
 class EndingServer(uvicorn.Server):
-    """A uvicorn server that first ends what runs when it is told to stop, so that no client waits for nothing."""
+    """A uvicorn server that ends running requests first when it must stop, so that no client waits in vain."""
 
     def __init__(self, app: ASGIApp, end: Callable[[], Awaitable[None]]) -> None:
         options: dict[str, Any] = {"log_level": "warning", "access_log": False, "lifespan": "on"}
@@ -27,6 +27,6 @@ class EndingServer(uvicorn.Server):
 
 
 async def hung_up(receive: Receive) -> None:
-    """Return once the client has closed its connection. The body of its request has been read."""
+    """Wait until the client closes its connection. The body of its request must be read before."""
     while (await receive())["type"] != "http.disconnect":
         pass

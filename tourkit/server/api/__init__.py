@@ -1,1 +1,1 @@
-"""OpenAI's API over one engine."""
+"""The OpenAI API over one engine."""

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings over one engine: the vectors as OpenAI's JSON, and no work for a client that hung up."""
+"""POST /v1/embeddings over one engine: returns vectors in OpenAI's JSON, and stops if the client hangs up."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 async def embed(engine: Engine, asked: Embed, http: HttpRequest) -> Response:
-    """The embeddings in the order of the texts. Raises RequestError, QueueFull, EngineDead."""
+    """Return the embeddings in the order of the texts. Raises RequestError, QueueFull, EngineDead."""
     if not isinstance(engine, Embedder):
         raise RequestError(
-            "this model writes text and makes no embeddings: ask a model of the role embed",
+            "this model writes text and makes no embeddings: use a model of the role embed",
             param="model",
             code="unsupported_model",
         )
     if asked.dimensions not in (None, engine.size):
         raise RequestError(
-            f"dimensions is {asked.dimensions}, the embeddings of this model have {engine.size}: leave it out",
+            f"dimensions is {asked.dimensions}, but embeddings of this model have {engine.size}: leave it out",
             param="dimensions",
             code="unsupported_parameter",
         )
@@ -39,7 +39,7 @@ async def embed(engine: Engine, asked: Embed, http: HttpRequest) -> Response:
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     watching.cancel()
     if not future.done():
-        future.cancel()  # and with it the engine's own, which leaves the queue
+        future.cancel()  # this also cancels the engine's future, and so removes the texts from its queue
         return Response(status_code=CLIENT_LEFT)
     body = await asyncio.to_thread(_body, asked, future.result())
     return Response(body, media_type="application/json")

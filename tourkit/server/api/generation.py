@@ -1,4 +1,4 @@
-"""One generation seen from the event loop: its deltas, and the answer or the stream that is made of them."""
+"""One generation in the event loop: its deltas, and the answer or the stream made from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Generation:
-    """One submission seen from the event loop: its deltas in order, and an abort when nobody wants them."""
+    """One submission in the event loop: its deltas in order, and an abort if the client hangs up."""
 
     def __init__(self, engine: Engine, n: int) -> None:
         self._engine = engine
@@ -31,7 +31,7 @@ class Generation:
         self._submission: int | None = None
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._queue: asyncio.Queue[Delta | None] = asyncio.Queue()
-        self._arrived: deque[Delta] = deque()  # from the engine thread, not in the queue yet
+        self._arrived: deque[Delta] = deque()  # deltas from the engine thread that are not in the queue yet
         self.n_prompt = 0
         self.n_completion = 0
         self.constraint = Enforced()
@@ -46,9 +46,10 @@ class Generation:
         return generation
 
     def _emit(self, delta: Delta) -> None:
-        """Called from the engine's thread, which must not fail because the loop is gone, or from the loop's own.
+        """Take a delta from the engine's thread or from the loop's thread.
 
-        The loop is woken once for all that arrives until it looks: each time costs the engine a part of its step.
+        The engine's thread must not fail if the loop is closed. Waking the loop costs a part of the engine's step, so
+        the loop is woken only once for all deltas that arrive until it reads them.
         """
         if threading.get_ident() == self._thread:
             self._queue.put_nowait(delta)
@@ -62,7 +63,7 @@ class Generation:
             self._queue.put_nowait(self._arrived.popleft())
 
     async def deltas(self, request: HttpRequest) -> AsyncIterator[Delta]:
-        """Deltas until every sequence has ended. Ends early, and frees the slots, when the client hangs up."""
+        """Yield the deltas until every sequence has ended. End early and free the slots if the client hangs up."""
         watcher = asyncio.create_task(self._watch(request))
         try:
             while self._left:
@@ -90,7 +91,7 @@ class Generation:
 
 
 async def collect(generation: Generation, n: int, http: HttpRequest) -> list[Choice] | None:
-    """Every sequence whole; None when the client hung up first. Raises EngineError when a sequence failed."""
+    """Return every complete sequence; None if the client hung up. Raises EngineError if a sequence failed."""
     texts, finishes = [""] * n, [Finish.STOP] * n
     logprobs: list[tuple[TokenLogprob, ...]] = [()] * n
     async for delta in generation.deltas(http):
@@ -104,7 +105,7 @@ async def collect(generation: Generation, n: int, http: HttpRequest) -> list[Cho
 
 
 async def complete(engine: Engine, asked: Generate, reply: ChatReply | TextReply, http: HttpRequest) -> Response:
-    """The answer in one piece. A structured one is checked, repaired, and asked for once more before it is sent."""
+    """Return the complete answer. A structured answer is checked first, and repaired or asked for again if needed."""
     generation = await Generation.start(engine, asked.request)
     choices = await collect(generation, asked.request.n, http)
     if choices is None:
@@ -132,7 +133,7 @@ async def complete(engine: Engine, asked: Generate, reply: ChatReply | TextReply
 async def stream(
     generation: Generation, reply: ChatReply | TextReply, asked: Generate, http: HttpRequest
 ) -> AsyncIterator[bytes]:
-    """The answer as server-sent events. A structured one is checked when it is whole, and told of at the end."""
+    """Yield the answer as server-sent events. A structured answer is checked at its end; the last chunk reports it."""
     n, schema = asked.request.n, asked.request.schema
     opening = reply.opening(n)
     if opening is not None:

@@ -1,4 +1,4 @@
-"""Our results in OpenAI's shape: completions, stream chunks and errors as JSON, and the HTTP responses around them."""
+"""Our results in OpenAI's format: completions, stream chunks and errors as JSON, and their HTTP responses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tourkit.generation import Delta, Finish, TokenLogprob
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One finished sequence; `logprobs` None when they were not asked for."""
+    """One finished sequence. `logprobs`: None if the request did not ask for them."""
 
     text: str
     finish: Finish
@@ -24,7 +24,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class ChatReply:
-    """The answers to one chat request. `created` is in whole seconds since 1970."""
+    """The answers to one chat request. `created`: whole seconds since 1970."""
 
     id: str
     created: int
@@ -47,7 +47,7 @@ class ChatReply:
         return self._head("chat.completion") | {"choices": shown, "usage": usage}
 
     def opening(self, n: int) -> dict[str, Any]:
-        """The first chunk of a stream: the role of each choice."""
+        """Return the first chunk of a stream: the role of each choice."""
         delta = {"role": "assistant", "content": ""}
         return self._chunk([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(n)])
 
@@ -59,11 +59,11 @@ class ChatReply:
         return self._chunk([choice])
 
     def closing(self, usage: dict[str, int]) -> dict[str, Any]:
-        """The chunk that stream_options.include_usage asks for."""
+        """Return the chunk for stream_options.include_usage."""
         return self._chunk([]) | {"usage": usage}
 
     def remark(self, about: dict[str, Any]) -> dict[str, Any]:
-        """A chunk without text, about the answer as a whole."""
+        """Return a chunk without text, about the whole answer."""
         return self._chunk([]) | {"tourkit": about}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class TextReply:
         return self._body(shown) | {"usage": usage}
 
     def opening(self, n: int) -> None:
-        """A plain stream has no first chunk of its own."""
+        """Return nothing: a plain stream has no opening chunk."""
 
     def chunk(self, delta: Delta) -> dict[str, Any]:
         return self._body([self._choice(delta.index, delta.text, delta.finish)])
@@ -112,7 +112,7 @@ class TextReply:
 
 
 def _shown(token: bytes, logprob: float) -> dict[str, Any]:
-    # A token may be a part of a character: its bytes are the truth, its text is for reading.
+    # A token may be a part of a character. Then only its bytes are exact, and its text is only for reading.
     return {"token": token.decode(errors="replace"), "logprob": logprob, "bytes": list(token)}
 
 
@@ -125,7 +125,7 @@ def usage(n_prompt: int, n_completion: int) -> dict[str, int]:
 
 
 def error_body(exc: TourkitError) -> tuple[int, dict[str, Any]]:
-    """HTTP status and OpenAI-shaped body for an error of ours."""
+    """Return the HTTP status and the body in OpenAI's format for one of our errors."""
     param, code, status, kind = None, None, 500, "server_error"
     if isinstance(exc, RequestError):
         param, code, status = exc.param, exc.code, exc.status
@@ -138,12 +138,12 @@ def error_body(exc: TourkitError) -> tuple[int, dict[str, Any]]:
 
 
 def json_response(status: int, body: dict[str, Any]) -> Response:
-    """A body as the HTTP response that carries it."""
+    """Return an HTTP response with a JSON body."""
     return Response(orjson.dumps(body), status_code=status, media_type="application/json")
 
 
 def error_response(exc: TourkitError) -> Response:
-    """An error of ours as an HTTP response, with Retry-After where it makes sense to try again."""
+    """Return an HTTP response for one of our errors, with Retry-After if the client should try again."""
     status, body = error_body(exc)
     response = json_response(status, body)
     if status in (429, 503):

@@ -1,4 +1,4 @@
-"""OpenAI's JSON to our dataclasses. Strict: what is not supported is refused by name, never ignored."""
+"""Convert OpenAI's JSON to our dataclasses. Unsupported fields are refused by name, never ignored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COMMON = [
     *("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "logit_bias"),
     *("response_format", "regex", "grammar", "choice", "user"),
 ]
-# OpenAI fields that clients send with a value that asks for nothing: accepted with that value only.
+# Unsupported OpenAI fields that clients send with a value without effect. They are accepted with that value only.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logprobs": (False, None),
     "echo": (False, None),
@@ -33,12 +33,12 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 _MAX_N = 128
 _MAX_STOPS = 16
 _MAX_TOP_LOGPROBS = 20
-_MAX_TEXTS = 2048  # to embed in one request
+_MAX_TEXTS = 2048  # in one embeddings request
 
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """A parsed request for text, by messages or by a plain prompt."""
+    """A parsed request for text, with messages or with a plain prompt."""
 
     model: str
     request: Request
@@ -47,25 +47,25 @@ class Generate:
 
 
 def parse_chat(body: Any) -> Generate:
-    """Check and convert the body of POST /v1/chat/completions. Raises RequestError naming the field."""
+    """Check and convert the body of POST /v1/chat/completions. Raises RequestError with the field."""
     model = _model_of(body, [*_COMMON, "messages", "logprobs", "top_logprobs"])
     messages, top = _messages(body.get("messages")), _top_logprobs(body)
     return _generate(model, body, Request(messages=messages, params=_sampling(body, top)))
 
 
 def parse_completion(body: Any) -> Generate:
-    """The same for POST /v1/completions: `prompt` is one string."""
+    """Check and convert the body of POST /v1/completions: `prompt` is one string. Raises RequestError."""
     model = _model_of(body, [*_COMMON, "prompt"])
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if not isinstance(prompt, str) or not prompt:
-        raise RequestError("prompt must be one string that is not empty", param="prompt")
+        raise RequestError("prompt must be one non-empty string", param="prompt")
     return _generate(model, body, Request(prompt=prompt, params=_sampling(body, None)))
 
 
 def parse_tokenize(body: Any) -> tuple[str, bool]:
-    """The body of POST /tokenize: the text, and whether to add what the model starts every prompt with."""
+    """Check the body of POST /tokenize. Return the text, and whether to add the model's special tokens."""
     _model_of(body, ["model", "prompt", "add_special_tokens"])
     if not isinstance(body.get("prompt"), str):
         raise RequestError("prompt must be a string", param="prompt")
@@ -73,7 +73,7 @@ def parse_tokenize(body: Any) -> tuple[str, bool]:
 
 
 def parse_detokenize(body: Any) -> list[int]:
-    """The body of POST /detokenize: token ids."""
+    """Check the body of POST /detokenize. Return the token ids."""
     _model_of(body, ["model", "tokens"])
     tokens = body.get("tokens")
     if not isinstance(tokens, list) or not all(map(_is_token, tokens)):
@@ -83,7 +83,7 @@ def parse_detokenize(body: Any) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """A parsed request for embeddings, of texts or of token ids."""
+    """A parsed request for embeddings of texts or of token ids."""
 
     model: str
     texts: tuple[str | tuple[int, ...], ...]
@@ -92,7 +92,7 @@ class Embed:
 
 
 def parse_embeddings(body: Any) -> Embed:
-    """Check and convert the body of POST /v1/embeddings. Raises RequestError naming the field."""
+    """Check and convert the body of POST /v1/embeddings. Raises RequestError with the field."""
     model = _model_of(body, ["model", "input", "encoding_format", "dimensions", "user"])
     form = body.get("encoding_format")
     if form not in (None, "float", "base64"):
@@ -115,7 +115,7 @@ def _text_to_embed(text: Any, where: str) -> str | tuple[int, ...]:
         return text
     if isinstance(text, list) and text and all(map(_is_token, text)):
         return tuple(text)
-    raise RequestError(f"{where} must be a string or a list of token ids, and not be empty", param="input")
+    raise RequestError(f"{where} must be a non-empty string or a non-empty list of token ids", param="input")
 
 
 def _is_token(value: Any) -> bool:
@@ -123,7 +123,7 @@ def _is_token(value: Any) -> bool:
 
 
 def _generate(model: str, body: dict[str, Any], request: Request) -> Generate:
-    """What chat and plain completions have in common."""
+    """Parse the fields that chat and plain completions have in common."""
     stream = _boolean(body, "stream")
     n = _integer(body, "n", 1, _MAX_N) or 1
     return Generate(
@@ -135,7 +135,7 @@ def _generate(model: str, body: dict[str, Any], request: Request) -> Generate:
 
 
 def _model_of(body: Any, supported: list[str]) -> str:
-    """The model a request names, once it is an object with supported keys only."""
+    """Check that the body is an object with supported keys only, and return the model that it names."""
     if not isinstance(body, dict):
         raise RequestError("the body must be a JSON object", code="invalid_json")
     _refuse_unknown(body, supported)
@@ -184,7 +184,7 @@ def _sampling(body: dict[str, Any], top_logprobs: int | None) -> SamplingParams:
 
 
 def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
-    """Token ids come as JSON keys, hence as strings; a bias is from -100 (never) to 100 (nothing else)."""
+    """Parse the biases. Token ids are JSON keys, so they are strings. A bias is from -100 (never) to 100 (always)."""
     if value is None:
         return ()
     if not isinstance(value, dict):
@@ -192,7 +192,7 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
     pairs = []
     for key in value:
         if not key.isdecimal():
-            raise RequestError(f"logit_bias: {key!r} is no token id", param="logit_bias")
+            raise RequestError(f"logit_bias: {key!r} is not a token id", param="logit_bias")
         try:
             bias = _number(value, key, -100, 100)
         except RequestError as exc:
@@ -252,13 +252,11 @@ def _stop(value: Any) -> tuple[str, ...]:
 
 
 def _one_constraint(body: dict[str, Any]) -> Constraint | None:
-    """What the text must be: by response_format, or by one of the extras regex, grammar and choice."""
+    """Return the constraint on the text: response_format, or one of the extras regex, grammar and choice."""
     found = [_constraint(body.get("response_format")), *(_extra(body, key) for key in ("regex", "grammar", "choice"))]
     given = [constraint for constraint in found if constraint is not None]
     if len(given) > 1:
-        raise RequestError(
-            "response_format, regex, grammar and choice exclude one another: give one", param="response_format"
-        )
+        raise RequestError("give only one of response_format, regex, grammar and choice", param="response_format")
     return given[0] if given else None
 
 
@@ -268,10 +266,10 @@ def _extra(body: dict[str, Any], key: str) -> Constraint | None:
         return None
     if key == "choice":
         if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
-            raise RequestError("choice must be a list of strings that are not empty", param=key)
+            raise RequestError("choice must be a list of non-empty strings", param=key)
         return Constraint(key, json.dumps(value, ensure_ascii=False))
     if not isinstance(value, str) or not value:
-        raise RequestError(f"{key} must be a string that is not empty", param=key)
+        raise RequestError(f"{key} must be a non-empty string", param=key)
     return Constraint(key, value)
 
 

@@ -1,7 +1,7 @@
-"""Structured answers against their schema: checked always, repaired where a rule does it, else asked for once more.
+"""Check structured answers against their schema, repair them by rule, or ask the model once more.
 
-The grammar that generation followed may have been relaxed, and schemas say things no grammar can: only the check
-against the schema as it was sent makes an answer valid.
+The grammar may have been relaxed, and a schema can demand things that no grammar can express. So an answer is valid
+only if it passes the check against the schema that the client sent.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from tourkit.grammar.check import validate
 from tourkit.grammar.repair import repair
 from tourkit.server.api.replies import Choice
 
-_MOST_ERRORS = 5  # told to the caller, and to the model when it is asked again
+_MOST_ERRORS = 5  # shown to the client, and to the model if it is asked again
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What is given out in place of one answer, and whether the schema allows it.
+    """One checked answer.
 
-    `choice` has the text as it was repaired. `repaired` and `errors` are lines for people. `retried`: the model was
-    asked once more. `cut_off`: max_tokens ended the text, so that asking again would not help.
+    `choice`: the answer with its text after repair. `valid`: the text follows the schema.
+    `repaired`, `errors`: lines for people. `retried`: the model was asked once more.
+    `cut_off`: max_tokens ended the text, so asking again would not help.
     """
 
     choice: Choice
@@ -51,7 +52,7 @@ class Checked:
 
 
 def check(schema: dict[str, Any], choice: Choice, *, may_repair: bool = True) -> Checked:
-    """Check an answer. Where it breaks the schema and `may_repair`, repair it by rule if that makes it valid."""
+    """Check an answer. If it breaks the schema, repair it by rule if that makes it valid and `may_repair` is set."""
     try:
         data = json.loads(choice.text)
     except ValueError as exc:
@@ -75,15 +76,15 @@ async def check_all(
     choices: Iterable[Choice],
     ask: Callable[[Request], Awaitable[Choice | None]],
 ) -> list[Checked] | None:
-    """Check and repair every answer; `ask` once more for one that stays wrong, and take the better of the two.
+    """Check and repair every answer. If one stays wrong, `ask` the model once more and take the better answer.
 
-    None when `ask` gave None, as it does when the client hung up.
+    Return None if `ask` returns None: the client hung up.
     """
     checked = []
     for choice in choices:
-        found = await asyncio.to_thread(check, schema, choice)  # a schema's patterns can be slow to match
+        found = await asyncio.to_thread(check, schema, choice)  # in a thread: a schema's patterns can be slow to match
         if found.worth_asking_again and request.messages is not None:
-            with contextlib.suppress(RequestError):  # such as of a conversation that no longer fits the context
+            with contextlib.suppress(RequestError):  # for example, the conversation no longer fits the context
                 second = await ask(ask_again(request, found))
                 if second is None:
                     return None
@@ -94,13 +95,13 @@ async def check_all(
 
 
 def about(constraint: Enforced, checked: Iterable[Checked]) -> dict[str, Any]:
-    """What a caller should know of a structured answer: how far the grammar went, and what was done afterwards."""
+    """Return the report of a structured answer: how strict the grammar was, and the result of each check."""
     choices = [{"index": i} | each.shown() for i, each in enumerate(checked)]
     return {"constraint": constraint.level, "dropped": list(constraint.dropped), "choices": choices}
 
 
 def ask_again(request: Request, wrong: Checked) -> Request:
-    """The same request, for one sequence, with the wrong answer and its errors after the conversation."""
+    """Return the request for one new answer: the conversation, then the wrong answer and its errors."""
     complaint = "That answer breaks the schema: " + "; ".join(wrong.errors) + ". Answer again, with JSON only."
     turns = ({"role": "assistant", "content": wrong.choice.text}, {"role": "user", "content": complaint})
     return replace(request, messages=(*(request.messages or ()), *turns), n=1, tight=True)

@@ -1,1 +1,1 @@
-"""The one server people talk to, and the workers behind it."""
+"""The only server that clients talk to, and the workers behind it."""

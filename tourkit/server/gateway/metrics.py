@@ -1,4 +1,4 @@
-"""Figures of the workers and of their turns in Prometheus' text format."""
+"""Metrics of the workers and of their turns in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tourkit.launch import Launch
 from tourkit.server.gateway.swapping import Swapper
 
 _LABELS = ("model", "quant", "stack")
-_GAUGES = {  # a worker's figure → the name of the metric, and what it is
+_GAUGES = {  # a worker's figure → the name of the metric and its description
     "running": ("sequences_running", "Sequences being generated."),
     "waiting": ("sequences_waiting", "Sequences waiting for a slot."),
 }
@@ -24,7 +24,7 @@ _COUNTERS = {
     "forced_tokens": ("generated_tokens_forced_total", "Generated tokens that the grammar forced."),
     "drafted_tokens": ("draft_tokens_total", "Tokens guessed by prompt lookup."),
     "accepted_tokens": ("draft_tokens_accepted_total", "Guessed tokens that were right."),
-    "decode_steps": ("decode_steps_total", "Calls of the model."),
+    "decode_steps": ("decode_steps_total", "Decode calls of the model."),
     "preemptions": ("preemptions_total", "Sequences computed again because the KV cache was full."),
     "offline_refused": ("offline_refused_total", "Connections that the offline guard refused."),
 }
@@ -33,7 +33,7 @@ _Family = GaugeMetricFamily | CounterMetricFamily
 
 @dataclass(frozen=True, slots=True)
 class WorkerFigures:
-    """What is told of one worker: what it has loaded, or would load; its figures, where it is up."""
+    """The metrics of one worker. `launch`: what it has loaded or would load. `figures`: empty if it is not up."""
 
     launch: Launch
     is_loaded: bool
@@ -46,7 +46,7 @@ class WorkerFigures:
 
 @dataclass(frozen=True, slots=True, eq=False)  # a registry keeps collectors by identity
 class _Scrape:
-    """A collector of what was found for one answer."""
+    """A collector with the metrics of one answer."""
 
     families: tuple[_Family, ...]
 
@@ -55,9 +55,9 @@ class _Scrape:
 
 
 def exposition(workers: Iterable[WorkerFigures], swapper: Swapper) -> bytes:
-    """The answer to one scrape: every figure of every worker, which models are in memory, and the turns so far.
+    """Return the answer to one scrape: all figures of all workers, which models are in memory, and the turns so far.
 
-    The registry is made for the answer: the figures are kept by the workers.
+    Each answer has its own registry, because the workers keep the figures.
     """
     found = tuple(workers)
     families = (*_of_workers(found), _of_memory(found), *_of_turns(swapper))
@@ -85,7 +85,7 @@ def _of_memory(workers: tuple[WorkerFigures, ...]) -> _Family:
 
 def _of_turns(swapper: Swapper) -> tuple[_Family, ...]:
     waiting = "Requests that wait for the turn of their model."
-    swaps = "Times that a model was evicted for another."
+    swaps = "Swaps: one model evicted, another one loaded."
     return (
         GaugeMetricFamily("tourkit_turn_requests_waiting", waiting, value=swapper.waiting),
         CounterMetricFamily("tourkit_turn_swaps_total", swaps, value=swapper.swaps),

@@ -1,7 +1,7 @@
-"""One run of a worker process: what is started, with what environment, and how it ended.
+"""One run of a worker process: its program, its environment, and how it ended.
 
-A worker is a process group of its own: whatever it has started ends with it. Nothing here knows of restarts and
-fallbacks; `supervisor` decides those.
+Each worker is a process group, so all processes that it starts end with it. `supervisor` decides about restarts and
+fallbacks.
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ from tourkit.planning.plan import CPU
 from tourkit.server.contract import Greeting, WorkerSpec
 
 _STOP_SECONDS = 10.0
-_LAST_WORDS_SECONDS = 2.0  # for stderr to end after its process has
-_LOOK_SECONDS = 0.02  # between two looks at what was killed
-_LAST_LINES = 200  # of stderr: the tracebacks of two processes
+_LAST_WORDS_SECONDS = 2.0  # for stderr to close after its process has ended
+_LOOK_SECONDS = 0.02  # between two checks whether killed processes are gone
+_LAST_LINES = 200  # of stderr: enough for the tracebacks of two processes
 _MOST_LINE = 1 << 20  # bytes
 _MOST_SHOWN = 200  # characters of the last line
-_LONG_PATH = 40  # of the 107 characters of a socket's path; vLLM's have 37 in their folder, which has 24
-# Threads spin for a moment between two steps, which decoding needs (a third of its speed), but not for long: those of
-# an idle worker would take the processors from a busy one.
+# Most characters of the temporary folder. A socket's path has at most 107: our folder in it adds 24, vLLM's socket 37.
+_LONG_PATH = 40
+# Threads spin for a moment between two steps: decoding would lose a third of its speed without it. They must not spin
+# for long, because an idle worker would take processor time from a busy one.
 _SPINNING = {"GOMP_SPINCOUNT": "100000"}
-# GGUF weights are read into memory, and every step passes over all of it: in pages of 2 MiB instead of 4 KiB, which
-# glibc asks for when told to, the processor finds its way sooner (bench/huge_pages.py).
+# GGUF weights are read into memory, and every step reads all of them. With pages of 2 MiB instead of 4 KiB, the
+# processor finds the addresses faster (bench/huge_pages.py). glibc uses these pages only with this setting.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What is started as a worker: `python -m module SPEC`.
+    """The program of a worker: `python -m module SPEC`.
 
-    `has_children`: it starts processes of its own, and libraries that log to stderr. `reason`: finds in the last lines
-    of its stderr why it ended; None where they do not tell.
+    `has_children`: it starts more processes, and its libraries log to stderr. `reason`: finds in the last lines of
+    stderr why it ended; returns None if they do not say it.
     """
 
     module: str
@@ -51,54 +52,59 @@ class Program:
 
 
 _OUR_ENGINE = Program("tourkit.server.worker.process")
-# The stacks that bring a server of their own.
+# Stacks with their own server.
 _PROGRAMS = {"vllm": Program("tourkit.server.worker.vllm", has_children=True, reason=failures.reason)}
 
 
 def program_of(stack: str) -> Program:
-    """What is started for a stack."""
+    """Return the worker program of a stack."""
     return _PROGRAMS.get(stack, _OUR_ENGINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a process ended. `was_ready`: it had loaded. `told`: it said itself why it cannot. `why`: in one line."""
+    """How a process ended.
+
+    `was_ready`: it had loaded. `gave_reason`: `why` is its own message, not only its exit code or its stderr.
+    `why`: the reason in one line.
+    """
 
     was_ready: bool
-    told: bool
+    gave_reason: bool
     why: str
 
 
 class WorkerProcess:
-    """A process that loads what `spec` says on `device`: "cpu", or a GPU's id. It runs once."""
+    """A process that loads `spec` on `device`: "cpu" or the id of a GPU. It runs once."""
 
     def __init__(self, spec: WorkerSpec, device: str) -> None:
         self._spec = spec
         self._device = device
         self._program = program_of(spec.launch.stack)
         self._process: asyncio.subprocess.Process | None = None
-        self._told_to_end = False
+        self._end_requested = False
 
     @property
     def pid(self) -> int | None:
-        """The process id while it runs."""
+        """The process id; None if it does not run."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def run(self, on_ready: Callable[[str], Awaitable[None]], on_exit: Callable[[], Awaitable[None]]) -> Ending:
-        """From the start to the end. `on_ready` gets the address once it is loaded.
+        """Start the process, and return how it ended. `on_ready` gets the address once it has loaded.
 
-        `on_exit` is called as soon as the process has ended; this returns when all that it started has ended too.
+        `on_exit` is called as soon as the process has ended. This method returns when all processes that it started
+        have ended too.
         """
         with contextlib.ExitStack() as held:
             try:
                 process = await self._spawn(held.enter_context(_scratch()))
-            except OSError as exc:  # no memory, no process or no disk left to be had
-                return Ending(was_ready=False, told=True, why=f"its process cannot be made ({exc.strerror})")
+            except OSError as exc:  # memory, process limit or disk is used up
+                return Ending(was_ready=False, gave_reason=True, why=f"cannot start its process ({exc.strerror})")
             return await self._follow(process, on_ready, on_exit)
 
     async def end(self) -> None:
         """Ask it to end by closing its stdin, and kill it after a while. Idempotent."""
-        self._told_to_end = True
+        self._end_requested = True
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -118,10 +124,10 @@ class WorkerProcess:
             stderr=asyncio.subprocess.PIPE,
             limit=_MOST_LINE,
             env=self._environment(scratch),
-            start_new_session=True,  # and with it a process group
+            start_new_session=True,  # this makes a process group too
         )
         self._process = process
-        if self._told_to_end:  # while the process was being made
+        if self._end_requested:  # `end` was called while the process was starting
             _close_stdin(process)
         return process
 
@@ -151,21 +157,27 @@ class WorkerProcess:
         if has_children:
             _kill(process)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(_gone(process.pid), _STOP_SECONDS)  # what comes next needs the memory
+                await asyncio.wait_for(_gone(process.pid), _STOP_SECONDS)  # the next worker needs their memory
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(listening, _LAST_WORDS_SECONDS)
         why = greeting.error or self._program.reason(tuple(lines)) or _exit_of(code, lines)
-        return Ending(was_ready=bool(greeting.address), told=greeting.error is not None, why=why)
+        return Ending(was_ready=bool(greeting.address), gave_reason=greeting.error is not None, why=why)
 
 
 def tuned(stack: str) -> dict[str, str]:
-    """This process's environment, with what a worker of the stack is quicker with where nothing else is set."""
+    """Return this process's environment and the settings that make a worker of the stack faster.
+
+    Variables that are already set keep their values.
+    """
     return _SPINNING | (HUGE_PAGES if stack == "llama_cpp" else {}) | os.environ
 
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[str]:
-    """A temporary folder of its own: libraries leave sockets and locks behind. The path of a socket has to be short."""
+    """Make a temporary folder for one worker, because libraries leave sockets and locks behind.
+
+    The path of a socket must be short.
+    """
     is_long = len(tempfile.gettempdir()) > _LONG_PATH and os.access("/tmp", os.W_OK)
     folder = tempfile.mkdtemp(prefix="tourkit-worker-", dir="/tmp" if is_long else None)
     try:
@@ -175,32 +187,32 @@ def _scratch() -> Iterator[str]:
 
 
 async def _greeting(process: asyncio.subprocess.Process) -> Greeting:
-    """The first line on stdout. An empty greeting: it died while it was loading."""
+    """Read the first line on stdout. The greeting is empty if the worker died while it was loading."""
     return Greeting.of_json(await process.stdout.readline() if process.stdout is not None else b"")
 
 
 async def _listen(process: asyncio.subprocess.Process, lines: deque[str], *, every_line: bool) -> None:
-    """Keep the last lines of stderr, and pass on all, or those that are ours."""
+    """Keep the last lines of stderr, and pass them on to our stderr: every line, or only lines of tourkit."""
     while process.stderr is not None:
         try:
             line = await process.stderr.readline()
-        except ValueError:  # longer than the limit: no message for people
+        except ValueError:  # longer than the limit: not a message for people
             continue
         if not line:
             return
         lines.append(line.decode(errors="replace").rstrip())
-        if every_line or b"tourkit: " in line:  # libraries put words of theirs before it
+        if every_line or b"tourkit: " in line:  # libraries put a prefix before it
             with contextlib.suppress(OSError):
                 os.write(2, line)
 
 
 def _exit_of(code: int, lines: Sequence[str]) -> str:
-    """The exit code or the signal that ended a process, with the last line that it printed."""
+    """Return the exit code or the signal that ended a process, and the last line that it printed."""
     last = next((f" ({line.strip()[:_MOST_SHOWN]})" for line in reversed(lines) if line.strip()), "")
     if code >= 0:
         return f"code {code}{last}"
     name = signal.Signals(-code).name
-    return f"signal {name}" + (", maybe for want of memory" if name == "SIGKILL" else last)
+    return f"signal {name}" + (", maybe out of memory" if name == "SIGKILL" else last)
 
 
 def _close_stdin(process: asyncio.subprocess.Process) -> None:
@@ -210,7 +222,7 @@ def _close_stdin(process: asyncio.subprocess.Process) -> None:
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
-    """Kill a worker and what it has started, if any of it still runs."""
+    """Kill a worker and all processes that it started, if they still run."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -224,9 +236,9 @@ async def _gone(group: int) -> None:
 
 
 def _runs(group: int) -> bool:
-    """Whether a process of the group has not ended yet. A zombie has: it holds no memory."""
+    """Whether a process of the group still runs. A zombie does not count, because it holds no memory."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it is gone now
+        with contextlib.suppress(OSError):  # the process has just ended
             state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
             if int(its_group) == group and state not in ("Z", "X"):
                 return True

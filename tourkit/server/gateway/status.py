@@ -1,4 +1,4 @@
-"""What the gateway tells of itself: the health of its workers, the models it serves."""
+"""The gateway's reports: the health of its workers, and the models that it serves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from tourkit.server.gateway.swapping import Swapper
 
 
 def health(workers: Sequence[Worker], swapper: Swapper) -> tuple[int, dict[str, Any]]:
-    """200 when every worker answers, be it in its turn; 503 while another one loads, or when one has failed."""
+    """Return the HTTP status and the body of /health.
+
+    The status is 200 if every worker answers at once or in its turn; 503 if another worker is loading or one has
+    failed.
+    """
     ready = all(_answers(worker) for worker in workers)
     body: dict[str, Any] = {"status": "ok" if ready else "not ready"}
     body["workers"] = {
@@ -45,7 +49,7 @@ def _of_worker(worker: Worker) -> dict[str, Any]:
 
 
 def model(name: str, worker: Worker) -> dict[str, Any]:
-    """A name that is served, in the shape of OpenAI's list and with what answers to it."""
+    """Return the entry of a served name in OpenAI's list of models, with the variant that answers."""
     launch = worker.answering.launch
     return {
         "id": name,

@@ -1,7 +1,7 @@
-"""Life of one worker: starting, ready, failed, stopped; unloaded, where it takes turns with others.
+"""The life of one worker: starting, ready, failed or stopped; also unloaded if it takes turns with others.
 
-Waiters are woken on every change that answers them. What cannot be loaded is replaced by the next of its fallbacks.
-`process` runs what is loaded.
+Waiting requests are woken at every change of the state. A variant that cannot be loaded is replaced by its next
+fallback. `process` runs the process.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tourkit.planning.plan import Placement
 from tourkit.server.contract import WorkerSpec
 from tourkit.server.gateway.process import Ending, WorkerProcess
 
-_MAX_CRASHES = 3  # in a row without one answered request in between: then the worker stays down
+_MAX_CRASHES = 3  # after so many crashes in a row without an answered request, the variant is given up
 
 
 class State(Enum):
-    UNLOADED = auto()  # it is not its turn
+    UNLOADED = auto()  # another model has the turn
     STARTING = auto()
     READY = auto()
     FAILED = auto()
@@ -29,10 +29,11 @@ class State(Enum):
 
 
 class Worker:
-    """One variant that is kept loaded, or one of its fallbacks. All methods belong to the gateway's event loop.
+    """One worker process and its state. It keeps a variant loaded, or one of its fallbacks.
 
-    `placement` is what was planned, `current` what is loaded, `answering` what answers. `say` hears of a fallback.
-    `others`: the worker that holds what a fallback names, if there is one: it then answers for this one too.
+    `placement`: the planned variant. `current`: the variant in use. `answering`: the variant that answers; it may be in
+    another worker. `say`: gets a message for each fallback. `others`: finds the worker that already holds a fallback;
+    that worker then answers for this one too. All methods belong to the gateway's event loop.
     """
 
     def __init__(
@@ -49,37 +50,37 @@ class Worker:
         self.stand_in: Worker | None = None
         self.state = State.STARTING if placement.resident else State.UNLOADED
         self.error: str | None = None
-        self.passed_over: list[str] = []  # a line for each that could not be loaded
+        self.passed_over: list[str] = []  # one line for each variant that could not be loaded
         self.address = ""
         self.secret = secrets.token_hex(16)
         self.restarts = 0
-        self.started = 0.0  # by the monotonic clock
+        self.started = 0.0  # seconds of the monotonic clock
         self._uds = uds
         self._offline = offline
         self._say = say
         self._others = others
         self._crashes = 0
-        self._told_to_be: State | None = None  # UNLOADED or STOPPED, once told to end
+        self._end_state: State | None = None  # UNLOADED or STOPPED after a request to end
         self._process: WorkerProcess | None = None
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Load, in a process of its own: what was loaded last, or what was planned."""
-        self._told_to_be = None
+        """Load the variant of the last time, or the planned one at first, in a new process."""
+        self._end_state = None
         self.state = State.STARTING
         self.started = time.monotonic()
         self._task = asyncio.create_task(self._supervise())
 
     async def settled(self) -> None:
-        """Wait until it is known whether this can be loaded."""
+        """Wait until loading has succeeded or failed, or until the worker is stopped."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.state not in (State.STARTING, State.UNLOADED))
 
     async def ready(self) -> Worker:
-        """Wait until this is loaded; itself, or the worker that stands in for it, which may not be ready.
+        """Wait until this worker is loaded. Return it, or the worker that answers for it, which may not be ready.
 
-        Raises EngineDead when nothing can be loaded, or when it is being stopped.
+        Raises EngineDead if nothing can be loaded or if the worker is stopped.
         """
         await self.settled()
         if self.state is not State.READY:
@@ -89,31 +90,31 @@ class Worker:
         return self if self.stand_in is None else self.stand_in
 
     def answered(self) -> None:
-        """A request went well: earlier crashes are forgiven."""
+        """Record that a request was answered: the count of crashes starts again."""
         self._crashes = 0
 
     @property
     def pid(self) -> int | None:
-        """The id of its process while that runs."""
+        """The id of its process; None if no process runs."""
         return self._process.pid if self._process is not None else None
 
     @property
     def answering(self) -> Placement:
-        """What answers requests here."""
+        """The variant that answers the requests for this worker."""
         return self.current if self.stand_in is None else self.stand_in.answering
 
     async def stop(self) -> None:
-        """End for good."""
+        """End the worker; it is not started again."""
         await self._end(State.STOPPED)
 
     async def unload(self) -> None:
-        """Give the memory back, until the next start. Where nothing can be loaded there is nothing to give back."""
+        """Free the memory until the next start. Do nothing if this worker has no process of its own."""
         if self.state in (State.STARTING, State.READY) and self.stand_in is None:
             await self._end(State.UNLOADED)
 
     async def _end(self, state: State) -> None:
-        """Have the process end, and wait until it is gone with all that it started."""
-        self._told_to_be = state
+        """End the process, and wait until it and all processes that it started are gone."""
+        self._end_state = state
         await self._become(state)
         if self._process is not None:
             await self._process.end()
@@ -121,7 +122,10 @@ class Worker:
             await self._task
 
     async def _supervise(self) -> None:
-        """Keep what was planned loaded or, one after the other, its fallbacks, until told to stop or none is left."""
+        """Keep the planned variant loaded; if it fails, its fallbacks one after the other.
+
+        Return when the worker must end, when another worker answers for it, or when no fallback is left.
+        """
         candidates = (self.placement, *self.placement.fallbacks)[len(self.passed_over) :]
         for candidate, following in zip(candidates, (*candidates[1:], None), strict=True):
             other = self._others(candidate) if candidate is not self.placement else None
@@ -143,13 +147,13 @@ class Worker:
         await self._become(State.FAILED)
 
     async def _keep(self, placement: Placement, *, is_last: bool) -> str | None:
-        """Keep a process that has this loaded; why that is given up, or None when told to stop."""
+        """Keep a process with this variant running. Return why it is given up; None if the worker must end."""
         while not self._must_end():
             ending = await self._run(placement)
             if self._must_end():
                 break
-            if ending.told:
-                return ending.why  # a reason was given: trying again would give the same one
+            if ending.gave_reason:
+                return ending.why  # the process gave a reason: another try would give the same one
             if not ending.was_ready and not is_last:
                 return f"it ended while loading: {ending.why}"
             self._crashes += 1
@@ -159,7 +163,7 @@ class Worker:
         return None
 
     async def _run(self, placement: Placement) -> Ending:
-        """One process from start to end."""
+        """Run one process from start to end."""
         spec = WorkerSpec(placement.launch, placement.roles, self._uds, self.secret, self._offline)
         self._process = WorkerProcess(spec, placement.device)
         return await self._process.run(self._answers_at, self._no_longer_answers)
@@ -172,9 +176,9 @@ class Worker:
         await self._become(State.STARTING)
 
     def _must_end(self) -> bool:
-        return self._told_to_be is not None
+        return self._end_state is not None
 
     async def _become(self, state: State) -> None:
         async with self._changed:
-            self.state = self._told_to_be or state
+            self.state = self._end_state or state
             self._changed.notify_all()

@@ -1,7 +1,7 @@
-"""Workers that take turns: requests wait for the turn of their model, one worker is evicted, then another is loaded.
+"""Workers that take turns: requests wait for the turn of their model; one worker is evicted, then another is loaded.
 
-Who is next is decided in `turns`. All that take turns do so together, whatever device they are on: each takes some of
-the RAM, and the plan holds memory free for the largest of them only.
+`turns` decides which model is next. All workers that take turns share one turn, even on different devices: each needs
+RAM, and the plan holds memory free only for the largest of them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _MOST_WAITING = 256  # requests for one model that is not loaded
 
 
 class Swapper:
-    """Lets requests in to workers, and loads and evicts those that take turns. Belongs to the gateway's event loop."""
+    """Admits requests to workers, and loads and evicts workers that take turns. Belongs to the gateway's event loop."""
 
     def __init__(self, workers: Iterable[Worker]) -> None:
         self._workers = {worker.placement.launch.title: worker for worker in workers if not worker.placement.resident}
         self._turns = Turns()
         self._numbers = itertools.count()
-        self._doors: dict[int, asyncio.Future[None]] = {}  # of requests that wait, opened when they are let in
+        self._doors: dict[int, asyncio.Future[None]] = {}  # one for each waiting request; done once it is admitted
         self._swap: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -35,7 +35,7 @@ class Swapper:
 
     @property
     def loaded(self) -> Worker | None:
-        """The one of those that take turns which answers at once."""
+        """The worker that has the turn and answers at once; None if there is none."""
         worker = self._workers.get(self._turns.holder or "")
         return worker if worker is not None and worker.state is State.READY and worker.stand_in is None else None
 
@@ -49,20 +49,20 @@ class Swapper:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for their model's turn."""
+        """How many requests wait for the turn of their model."""
         return self._turns.waiting
 
     def begin(self) -> None:
-        """Load the first of them: there is room for one."""
+        """Load the first worker that takes turns: there is memory for one."""
         first = next(iter(self._workers), None)
         if first is not None:
             self._obey(self._turns.begin(first))
 
     @contextlib.asynccontextmanager
     async def admitted(self, worker: Worker) -> AsyncIterator[Worker]:
-        """Wait until what answers for a worker is loaded; it stays so within the block.
+        """Wait until a worker, or the worker that answers for it, is loaded. It stays loaded within the block.
 
-        Raises EngineDead when nothing can be loaded, QueueFull when too many wait already.
+        Raises EngineDead if nothing can be loaded, QueueFull if too many requests already wait.
         """
         while True:
             async with self._turn_of(worker):
@@ -74,16 +74,16 @@ class Swapper:
 
     @contextlib.asynccontextmanager
     async def _turn_of(self, worker: Worker) -> AsyncIterator[None]:
-        """Within the block it is the worker's turn. What is always loaded, or never will be, waits for none."""
+        """Within the block the worker has the turn. A worker that stays loaded, or cannot be loaded, needs no turn."""
         if worker.placement.resident or worker.stand_in is not None or worker.state in (State.FAILED, State.STOPPED):
             yield
             return
         if self._turns.waiting_for(worker.placement.launch.title) >= _MOST_WAITING:
             raise QueueFull(
-                f"{_MOST_WAITING} requests wait for the turn of {worker.placement.launch.model} already: ask later"
+                f"{_MOST_WAITING} requests are already waiting for {worker.placement.launch.model}: try again later"
             )
         if self._closed:
-            raise EngineDead("the server is being stopped")
+            raise EngineDead("the server is stopping")
         number = next(self._numbers)
         door = self._doors[number] = asyncio.get_running_loop().create_future()
         try:
@@ -96,13 +96,13 @@ class Swapper:
 
     def _obey(self, step: Step) -> None:
         for number in step.admit:
-            if not self._doors[number].done():  # its client may have hung up just now
+            if not self._doors[number].done():  # it is done if the client has just hung up
                 self._doors[number].set_result(None)
         if step.load is not None and not self._closed:
             self._swap = asyncio.create_task(self._change(step.evict, step.load))
 
     async def _change(self, evict: str | None, load: str) -> None:
-        """First the memory is given back, then it is taken."""
+        """Unload one worker and load another. The memory must be free before it is used again."""
         if evict is not None:
             await self._workers[evict].unload()
         worker = self._workers[load]
@@ -112,8 +112,11 @@ class Swapper:
         self._obey(self._turns.loaded())
 
     def close(self) -> None:
-        """Load nothing more, and let nobody wait. A swap ends when its workers are stopped. Idempotent."""
+        """Load nothing more, and end all waiting with an error. Idempotent.
+
+        A running swap ends when its workers are stopped.
+        """
         self._closed = True
         for door in self._doors.values():
             if not door.done():
-                door.set_exception(EngineDead("the server is being stopped"))
+                door.set_exception(EngineDead("the server is stopping"))

@@ -1,8 +1,8 @@
-"""Whose turn it is among models that do not fit into memory together. Pure: events in, what is to be done now out.
+"""Decide the turns of models that do not fit into memory together. Pure: it takes events and returns the next steps.
 
-Requests for the model that has the turn are let in as they come. Once one for another model waits, those that come
-later wait behind it; when those inside have ended the turn goes to the model that was asked for first, with all that
-wait for it. So a request waits for at most one turn of each other model.
+Requests for the model that has the turn are admitted at once. When a request for another model waits, all later
+requests wait behind it. When the admitted requests have ended, the turn goes to the model of the first waiting request,
+and all requests that wait for this model are admitted. So a request waits for at most one turn of each other model.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from enum import Enum, auto
 
 
 class Phase(Enum):
-    FREE = auto()  # nobody has the turn
-    SWAPPING = auto()  # the last holder is being ended, or the new one is being loaded
-    OPEN = auto()  # requests for the holder are let in
-    DRAINING = auto()  # another model waits: those inside finish, and nobody else is let in
+    FREE = auto()  # no model has the turn
+    SWAPPING = auto()  # the last holder is ending, or the new one is loading
+    OPEN = auto()  # requests for the holder are admitted
+    DRAINING = auto()  # another model waits: admitted requests finish, and no other request is admitted
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A request that waits. `number` is its own, `model` the one it asks for."""
+    """A waiting request: its own `number` and the `model` that it asks for."""
 
     number: int
     model: str
@@ -28,7 +28,7 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What is to be done now: requests to let in, and a model to load as soon as the one to evict is gone."""
+    """What to do now: admit these requests, evict a model, and load another one once the evicted one is gone."""
 
     admit: tuple[int, ...] = ()
     evict: str | None = None
@@ -39,11 +39,11 @@ NOTHING = Step()
 
 
 class Turns:
-    """The state: who has the turn, who is inside, who waits, in the order of coming."""
+    """The state of the turns: the model that has the turn, the admitted requests, and the waiting ones in order."""
 
     def __init__(self) -> None:
         self.holder: str | None = None
-        self.swaps = 0  # times that a model had to go for another
+        self.swaps = 0  # how often one model was evicted for another
         self._swapping = False
         self._inside: set[int] = set()
         self._waiting: list[Ticket] = []
@@ -64,22 +64,22 @@ class Turns:
         return sum(ticket.model == model for ticket in self._waiting)
 
     def begin(self, model: str) -> Step:
-        """Nobody has asked yet: load this one, for there is room for one."""
+        """Load this model before the first request, because there is memory for one."""
         return self._give_to(model)
 
     def ask(self, number: int, model: str) -> Step:
-        """A request has come."""
+        """Add a request."""
         self._waiting.append(Ticket(number, model))
         return self._go_on()
 
     def leave(self, number: int) -> Step:
-        """A request has ended, or will wait no longer."""
+        """Remove a request that has ended or no longer waits."""
         self._inside.discard(number)
         self._waiting = [ticket for ticket in self._waiting if ticket.number != number]
         return self._go_on()
 
     def loaded(self) -> Step:
-        """The holder has been loaded, or could not be: its requests are let in either way, to hear of it."""
+        """Admit the requests of the holder. If loading failed they get the error."""
         self._swapping = False
         step = self._let_in([ticket for ticket in self._waiting if ticket.model == self.holder])
         return step if step.admit else self._go_on()
@@ -92,7 +92,7 @@ class Turns:
         return NOTHING if self._inside else self._give_to(self._waiting[0].model)
 
     def _first_of_holder(self) -> list[Ticket]:
-        """Those that came before anybody who waits for another model."""
+        """Return the waiting requests for the holder that came before any request for another model."""
         other = next((i for i, ticket in enumerate(self._waiting) if ticket.model != self.holder), None)
         return self._waiting[:other]
 

@@ -1,4 +1,4 @@
-"""Connections to workers, kept open from request to request."""
+"""Connections to workers. They stay open between requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import orjson
 from tourkit.server.contract import SECRET_HEADER
 from tourkit.server.gateway.supervisor import Worker
 
-_KEPT_SECONDS = 2.0  # of an idle connection: workers close theirs after 5, and a request must not meet with that
+_KEPT_SECONDS = 2.0  # an idle connection stays open; workers close theirs after 5, and no request may run into that
 
 
 class Upstream:
@@ -26,7 +26,7 @@ class Upstream:
         return session.post(f"{base}{path}", data=body, headers=headers)
 
     async def stats(self, worker: Worker) -> dict[str, Any]:
-        """The figures of a worker that is up; none when it goes down meanwhile."""
+        """Return the figures of a worker that is up; empty if it has just gone down."""
         session, base = self._session(worker)
         try:
             async with session.get(f"{base}/stats") as answer:
@@ -38,14 +38,14 @@ class Upstream:
         await asyncio.gather(*(session.close() for session in self._sessions.values()))
 
     def _session(self, worker: Worker) -> tuple[aiohttp.ClientSession, str]:
-        """The client of a worker that is ready, and the base URL to use with it."""
+        """Return the HTTP client of a ready worker and the base URL to use with it."""
         address = worker.address
         unix = address.removeprefix("unix:") if address.startswith("unix:") else None
         session = self._sessions.get(id(worker))
         if session is None:
             kept: dict[str, Any] = {"limit": 0, "keepalive_timeout": _KEPT_SECONDS}
             connector = aiohttp.UnixConnector(unix, **kept) if unix else aiohttp.TCPConnector(**kept)
-            timeout = aiohttp.ClientTimeout(total=None)  # a long generation is no fault; a dead worker closes
+            timeout = aiohttp.ClientTimeout(total=None)  # long answers are allowed; a dead worker closes its connection
             session = aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
             self._sessions[id(worker)] = session
         return session, "http://worker" if unix else f"http://{address}"

@@ -1,1 +1,1 @@
-"""A process with one loaded model, which speaks HTTP to the gateway."""
+"""A process with one loaded model. It answers the gateway over HTTP."""

@@ -61,7 +61,7 @@ class ModelServer:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             try:
                 await routes(scope, receive, send)
-            except Exception:  # noqa: BLE001 - answered by now; raised further, it would end a connection others wait on
+            except Exception:  # noqa: BLE001 - already answered; raising it would close the gateway's open connection
                 traceback.print_exc()
 
         return app
@@ -97,7 +97,7 @@ class ModelServer:
 
     async def _body(self, request: HttpRequest) -> Any:
         if request.headers.get(SECRET_HEADER) != self._secret:
-            raise RequestError("this is a worker: talk to the gateway", status=403)
+            raise RequestError("this is a worker: send requests to the gateway", status=403)
         try:
             return orjson.loads(await request.body())
         except orjson.JSONDecodeError as exc:
@@ -116,9 +116,9 @@ class ModelServer:
 
     async def _answer_error(self, request: HttpRequest, exc: Exception) -> Response:
         assert isinstance(exc, TourkitError)
-        if isinstance(exc, EngineDead):  # it will answer nothing any more: the gateway starts another worker
+        if isinstance(exc, EngineDead):  # it cannot answer any more: the gateway starts another worker
             self._on_dead()
         return error_response(exc)
 
     async def _answer_failure(self, request: HttpRequest, exc: Exception) -> Response:
-        return error_response(EngineError(f"a fault of tourkit, please report it: {type(exc).__name__}: {exc}"))
+        return error_response(EngineError(f"internal error of tourkit, please report it: {type(exc).__name__}: {exc}"))

@@ -1,7 +1,7 @@
-"""One loaded model behind HTTP, in a process of its own.
+"""A worker process: one loaded model behind HTTP.
 
-Started as `python -m tourkit.server.worker.process SPEC`; tells the gateway on stdout when it is ready or why it is
-not, and ends when its stdin closes, so that no worker outlives its gateway.
+It is started as `python -m tourkit.server.worker.process SPEC`. It writes one line to stdout for the gateway: that it
+is ready, or why it cannot load. It ends when its stdin closes, so no worker runs longer than its gateway.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _tell(greeting: Greeting) -> None:
 
 
 def _listen(spec: WorkerSpec) -> tuple[socket.socket, str]:
-    """A listening socket and its address, as the gateway reads it: `unix:PATH` or `HOST:PORT`."""
+    """Return a listening socket and its address for the gateway: `unix:PATH` or `HOST:PORT`."""
     if spec.uds:
         return net.listen_unix(Path(spec.uds)), f"unix:{spec.uds}"
     sock = net.listen("127.0.0.1", 0)
@@ -37,18 +37,18 @@ def _listen(spec: WorkerSpec) -> tuple[socket.socket, str]:
 
 
 def _end_with_gateway() -> None:
-    """Ask this process to stop as soon as stdin closes: the gateway holds the other end."""
-    while os.read(0, 1024):  # not through sys.stdin: its lock, held here, aborts an interpreter that ends by itself
+    """Stop this process as soon as stdin closes. The gateway holds the other end of stdin."""
+    while os.read(0, 1024):  # not sys.stdin: if this thread held its lock, the interpreter would abort at its exit
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def serve(spec: WorkerSpec) -> None:
-    """Load, say so, and serve until told to stop; told while it loads, it ends at once."""
+    """Load the model, greet the gateway, and serve until the process must stop. A stop while loading works at once."""
     threading.Thread(target=_end_with_gateway, daemon=True).start()
     engine = await asyncio.to_thread(partial(backends.load, spec.launch))
     gc.collect()
-    gc.freeze()  # what is loaded stays: to look through it now and then would hold up a token for a tenth of a second
+    gc.freeze()  # loaded objects stay; a collection that checks them would delay a token by a tenth of a second
     sock, address = _listen(spec)
 
     def leave() -> None:

@@ -1,7 +1,7 @@
-"""vLLM as a worker: `python -m tourkit.server.worker.vllm SPEC` is `vllm serve`, with what every worker does besides.
+"""vLLM as a worker: `python -m tourkit.server.worker.vllm SPEC` runs `vllm serve` with our API.
 
-It tells the gateway on stdout when it is ready or why it is not, ends with all its processes when its stdin closes, and
-is offline when the gateway is.
+As every worker, it writes one line to stdout for the gateway: that it is ready, or why it cannot load. It ends with all
+its processes when its stdin closes. It is offline if the gateway is.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from tourkit.server.contract import Greeting, WorkerSpec
 from tourkit.server.worker.vllm_front import Front, Served
 
 _OFFLINE = "TOURKIT_OFFLINE"
-_FRONT = f"{Front.__module__}.{Front.__qualname__}"  # vLLM makes it itself, by its name
+_FRONT = f"{Front.__module__}.{Front.__qualname__}"  # vLLM imports the middleware by this name
 _LOOPBACK = "127.0.0.1"
-_LOOK_SECONDS = 0.05  # between two looks at whether vLLM listens
-_GRACE_SECONDS = 8.0  # for vLLM to end its engine, after which everything of this process group is killed
+_LOOK_SECONDS = 0.05  # between two checks whether vLLM listens
+_GRACE_SECONDS = 8.0  # for vLLM to end its engine; after that the whole process group is killed
 
 
 def main() -> int:
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def _take_stdout() -> int:
-    """A file descriptor for what the gateway reads; what anything else prints goes to stderr from now on."""
+    """Return a file descriptor of stdout for the gateway. From now on all other output goes to stderr."""
     gateway = os.dup(1)
     os.dup2(2, 1)
     return gateway
@@ -69,10 +69,10 @@ def _tell(gateway: int, greeting: Greeting) -> None:
 
 
 def _end_with_gateway() -> None:
-    """Ask vLLM to end as soon as stdin closes, and its engine, a process of its own; insist after a while."""
+    """End vLLM and its engine process as soon as stdin closes: first SIGTERM, and SIGKILL after a while."""
     sys.stdin.buffer.read()
     for how, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, 0.0)):
-        if os.getpgrp() == os.getpid():  # as the gateway starts it
+        if os.getpgrp() == os.getpid():  # true if the gateway has started this process
             os.killpg(os.getpid(), how)
         else:
             os.kill(os.getpid(), how)
@@ -80,7 +80,7 @@ def _end_with_gateway() -> None:
 
 
 def _greet(address: str, gateway: int, texts: Texts) -> None:
-    """Wait for as long as it takes until vLLM answers, say so, and get ready for grammars."""
+    """Wait until vLLM answers, without a time limit, greet the gateway, and prepare for grammars."""
     while not _is_healthy(address):
         time.sleep(_LOOK_SECONDS)
     _tell(gateway, Greeting(address))
@@ -115,5 +115,5 @@ class _Connection(http.client.HTTPConnection):
 
 if __name__ == "__main__":
     sys.exit(main())
-elif __name__ == "__mp_main__" and os.environ.get(_OFFLINE):  # vLLM's engine, which begins by importing this module
+elif __name__ == "__mp_main__" and os.environ.get(_OFFLINE):  # vLLM's engine process imports this module first
     offline.engage()

@@ -1,6 +1,6 @@
-"""Our API in front of vLLM's: an ASGI middleware inside vLLM's own server process, so that no hop is added.
+"""Our API in front of vLLM: an ASGI middleware inside vLLM's own server process, so there is no additional hop.
 
-It answers as every worker does, from vLLM's engine; only vLLM's word on its health is its own.
+It answers as every worker does, with vLLM's engine. Only /health is answered by vLLM itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tourkit.server.worker.app import ModelServer
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What the front stands before."""
+    """What the middleware needs: load options, text side, secret."""
 
     launch: Launch
     texts: Texts
@@ -27,7 +27,7 @@ class Served:
 
 
 class Front:
-    """The middleware. vLLM makes it itself, by its name, so what it needs waits on the class."""
+    """The middleware. vLLM imports it by name and creates it, so its data is an attribute of the class."""
 
     served: ClassVar[Served]
 
@@ -39,7 +39,7 @@ class Front:
         if scope["type"] != "http" or scope["path"] == "/health":
             await self._vllm(scope, receive, send)
             return
-        if self._ours is None:  # only now vLLM has loaded its engine
+        if self._ours is None:  # vLLM loads its engine after it creates the middleware, so this cannot be done before
             served, client = self.served, scope["app"].state.engine_client
             engine = VllmEngine(client, asyncio.get_running_loop(), served.launch, served.texts)
             self._ours = ModelServer(engine, served.secret).app()
