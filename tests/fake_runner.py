@@ -1,7 +1,7 @@
 """A Runner that works without a model: the next token is a function of the tokens before it.
 
-Tokens are bytes, 256 ends the text. It keeps real KV books (which position of which slot holds which token, cells
-shared between slots), refuses what llama.cpp would refuse, and can be told to fail or to be short of cells.
+Tokens are bytes; 256 ends the text. It records its KV cells exactly: the token at each position of each slot, and cells
+that slots share. It refuses what llama.cpp would refuse. A test can make it fail or give it few cells.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ EOG = 256
 
 
 def hashed(history: tuple[int, ...]) -> int:
-    """Lower-case letters that depend on the whole history, and the end now and then."""
+    """Return a lower-case letter that depends on the whole history; sometimes the end token."""
     digest = hashlib.sha256(bytes(token % 256 for token in history)).digest()
     return EOG if digest[0] < 8 else 97 + digest[1] % 26
 
 
 class FakeSampler:
-    open = 0  # of all samplers, to see that each is closed
+    open = 0  # count of open samplers, to check that each is closed
 
     def __init__(self, runner: FakeRunner) -> None:
         self._runner = runner
@@ -72,7 +72,7 @@ class FakeRunner:
         self._next_token = next_token
         self._fail_at_step = fail_at_step
         self._gate = gate
-        self._cells: dict[int, list[object]] = {slot: [] for slot in range(slots)}  # shared cells are one object
+        self._cells: dict[int, list[object]] = {slot: [] for slot in range(slots)}  # shared: the same object
         self._tokens: dict[int, list[int]] = {slot: [] for slot in range(slots)}
         self._batch: list[tuple[int, int, int, bool]] = []
         self._rows: dict[int, np.ndarray] = {}
@@ -144,7 +144,7 @@ class FakeRunner:
         return True
 
     def tokens(self, slot: int) -> list[int]:
-        """What a slot holds, for tests to look at."""
+        """Return what a slot holds, for the tests."""
         return list(self._tokens[slot])
 
     def piece(self, token: int) -> bytes:
@@ -156,7 +156,7 @@ class FakeRunner:
 
 @dataclass
 class Collected:
-    """The deltas of one submission, gathered until each of its `n` sequences has ended."""
+    """Collects the deltas of one submission until each of its `n` sequences has ended."""
 
     n: int
     deltas: queue.SimpleQueue[Delta] = field(default_factory=queue.SimpleQueue)
@@ -182,7 +182,7 @@ def submit(
 
 
 def alone(prompt: str, max_tokens: int = 40, model: Callable[[tuple[int, ...]], int] = hashed) -> tuple[str, Finish]:
-    """What the fake model writes by definition, with no engine in between."""
+    """Return the text of the fake model, computed without an engine."""
     tokens = list(prompt.encode())
     text = ""
     while len(text) < max_tokens:

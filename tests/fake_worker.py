@@ -1,6 +1,6 @@
-"""A worker on a loopback port, a real process as the gateway starts it, whose engine is a stand-in.
+"""A worker with a fake engine: a real process on a loopback port, started as the gateway does it.
 
-`python fake_worker.py ENGINE SPEC`, with the name of one of the classes here.
+Usage: `python fake_worker.py ENGINE SPEC`. ENGINE is the name of a class in this file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LAUNCH = Launch(model="m", stack="llama_cpp", path="m.gguf", slots=1, context=64
 
 @dataclass(frozen=True)
 class FakeWorker:
-    """`address`: HOST:PORT."""
+    """A running fake worker. `address`: HOST:PORT."""
 
     address: str
     process: subprocess.Popen[bytes]
@@ -32,7 +32,7 @@ class FakeWorker:
 
 @contextmanager
 def fake_worker(engine: str) -> Iterator[FakeWorker]:
-    """It has said that it is ready; it ends with the block, when its stdin is closed."""
+    """Start a worker and wait until it is ready. At the end of the block its stdin is closed, and it ends."""
     spec = WorkerSpec(LAUNCH, ("tool",), uds="", secret=SECRET, offline=False)
     command = [sys.executable, __file__, engine, spec.to_json()]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -42,7 +42,7 @@ def fake_worker(engine: str) -> Iterator[FakeWorker]:
 
 
 def accepted_connections() -> list[list[int]]:
-    """Protocol and TCP_NODELAY of every TCP connection that this process has open."""
+    """Return protocol and TCP_NODELAY of every open TCP connection of this process."""
     sockets = [each for each in gc.get_objects() if isinstance(each, socket.socket) and each.fileno() >= 0]
     connected = [each for each in sockets if each.family == socket.AF_INET and is_connected(each)]
     return [[each.proto, each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)] for each in connected]
@@ -51,12 +51,12 @@ def accepted_connections() -> list[list[int]]:
 def is_connected(sock: socket.socket) -> bool:
     try:
         return bool(sock.getpeername())
-    except OSError:  # it listens
+    except OSError:  # a listening socket
         return False
 
 
 class Dead:
-    """An engine that has died."""
+    """An engine that is dead."""
 
     info = EngineInfo("llama_cpp", 64, 1, 300)
 
@@ -68,7 +68,7 @@ class Dead:
 
 
 class Looking:
-    """An engine whose tokens are what is known of the worker's connections."""
+    """An engine whose token ids describe the worker's connections."""
 
     info = EngineInfo("llama_cpp", 64, 1, 300)
 

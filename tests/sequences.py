@@ -1,4 +1,4 @@
-"""Sequences for tests of what decides about them."""
+"""Sequences for the tests of scheduler, placement and parking."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def sequence(submission: int, n_tokens: int, n_kv: int, *, n_prompt: int | None 
         n_prompt=n_tokens if n_prompt is None else n_prompt,
         max_tokens=100,
         emit=lambda delta: None,
-        sampler=None,  # type: ignore[arg-type]  # policy never samples
+        sampler=None,  # type: ignore[arg-type]  # these tests never sample
         text=TextStream(),
         n_kv=n_kv,
     )

@@ -1,4 +1,4 @@
-"""Chat templates: what they render, and what a hostile one cannot do."""
+"""Chat templates: what they render, and what a hostile template cannot do."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_template_that_is_not_jinja_is_the_models_error() -> None:
     ],
 )
 def test_a_hostile_template_reaches_nothing(attack: str) -> None:
-    """Weights are downloaded; their template is code that must not be trusted."""
+    """Weights are downloaded, so their template is code that must not be trusted."""
     messages = [dict(HELLO[0])]
     template = ChatTemplate(attack + "|", {})
 
@@ -66,5 +66,5 @@ def test_a_hostile_template_reaches_nothing(attack: str) -> None:
     except RequestError:
         rendered = "|"
 
-    assert rendered == "|"  # the attribute is undefined inside the sandbox, or refused
+    assert rendered == "|"  # the sandbox makes the attribute undefined or refuses it
     assert messages == HELLO

@@ -1,7 +1,7 @@
-"""Answers leave at once: connections that gateway and workers accept over TCP wait for no acknowledgement.
+"""Answers are sent at once: TCP connections of gateway and workers do not wait for acknowledgements.
 
-asyncio turns Nagle's algorithm off only for a socket that names its protocol; accepted sockets have both from the one
-that listens (`tourkit.net.listen`).
+asyncio turns Nagle's algorithm off only for a socket with an explicit protocol. Accepted sockets take the protocol and
+the option from the listening socket (`tourkit.net.listen`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.starts
 
 TCP_WITHOUT_DELAY = [socket.IPPROTO_TCP, 1]  # as accepted_connections() lists a connection
 
-# `tourkit serve`, but for /health, which tells of the gateway's own connections.
+# `tourkit serve` with another /health: it lists the gateway's own connections.
 GATEWAY = """
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`--deterministic`: on a CPU the same request gives the same text to the byte, whatever else is running."""
+"""`--deterministic`: on a CPU the same request gives exactly the same text, even if other requests run."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_prefix_cache_beside_it_is_refused_for_it_would_stay_empty(tmp_path: P
 
 
 def test_every_call_carries_one_sequence_from_cells_of_its_own() -> None:
-    """The rule that makes it hold: neither the other rows of a batch nor where cells lie can change the rounding."""
+    """This keeps the promise: then no other row of the batch and no position of the cells can change the rounding."""
     runner = FakeRunner(slots=3)
     engine = BatchEngine(runner, deterministic=True)
     endings: queue.SimpleQueue[Delta] = queue.SimpleQueue()

@@ -1,4 +1,4 @@
-"""Embeddings: one vector a text, the same in any company, through the engine and through the OpenAI client."""
+"""Embeddings: one vector a text, the same in any batch, through the engine and through the OpenAI client."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from tourkit.server.worker.app import ModelServer
 pytestmark = pytest.mark.starts
 
 TEXTS = ["the name", "date of bill", "x", "total is due " * 12, "the number of the bill is due", "the name the name"]
-# A row alone and a row among others go through kernels that round differently; the vectors have length 1.
+# One row and many rows use different kernels, which round differently. The vectors have length 1.
 TOLERANCE = 2e-3
 
 
 @pytest.fixture(scope="session")
 def files(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Embedding models of the kinds there are: encoders by mean and by first token, a decoder by its last token."""
+    """Embedding models of every pooling: encoders with mean and first token, a decoder with its last token."""
     folder = tmp_path_factory.mktemp("embedding")
     return {
         "mean": write_bert(folder / "mean.gguf"),
@@ -207,7 +207,7 @@ def test_an_encoder_that_gives_no_embeddings_is_refused_when_it_is_loaded(
 
 
 def test_an_encoder_takes_any_cache_type_for_it_has_no_cache(files: dict[str, Path]) -> None:
-    """Its heads of 16 numbers would not suit q8_0."""
+    """Its heads have 16 numbers, which would not work with q8_0."""
     engine = load(Launch("embed", "llama_cpp", str(files["mean"]), 4, 64, 1, cache_type="q8_0"))
     assert isinstance(engine, BatchEmbedder)
 
@@ -217,7 +217,7 @@ def test_an_encoder_takes_any_cache_type_for_it_has_no_cache(files: dict[str, Pa
 
 
 def test_a_client_that_hangs_up_takes_its_texts_out_of_the_queue() -> None:
-    """The worker's own app over an engine that would never answer."""
+    """The worker's own app over an engine that never answers."""
     future: Future[Embeddings] = Future()
 
     class Stuck(BatchEmbedder):
@@ -249,7 +249,7 @@ def test_a_client_that_hangs_up_takes_its_texts_out_of_the_queue() -> None:
 
 @pytest.fixture(scope="module")
 def both(files: dict[str, Path], tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """A server with an embedding model in the role embed and a chat model in the role tool."""
+    """A server with an embedding model for the role embed and a chat model for the role tool."""
     folder = tmp_path_factory.mktemp("both")
     root = folder / "bundle"
     models, variants = [], []

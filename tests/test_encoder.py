@@ -1,4 +1,4 @@
-"""Encoders of safetensors: the vectors transformers gives for each text alone, whatever the company, pooled as told."""
+"""Encoders in safetensors: each vector is that of transformers for the text alone, in any batch, with its pooling."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 
 
 def made(folder: Path, family: str, pooling: str | None = None, **more: Any) -> Path:
-    """A tiny random encoder with a WordPiece tokenizer, as sentence-transformers lays it out."""
+    """A tiny random encoder with a WordPiece tokenizer, in the layout of sentence-transformers."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def made(folder: Path, family: str, pooling: str | None = None, **more: Any) -> 
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    tokenizer.enable_truncation(4)  # with which some are saved
+    tokenizer.enable_truncation(4)  # some published tokenizers are saved with truncation on
     tokenizer.save(str(folder / "tokenizer.json"))
     if pooling:
         (folder / "1_Pooling").mkdir()

@@ -1,4 +1,4 @@
-"""What the server has beside chat: plain completions, tokens, metrics."""
+"""The endpoints besides chat: plain completions, tokens, metrics."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_metrics_count_what_was_done(served: Serving, client: openai.OpenAI) -> 
         assert found, data.decode()
         return int(found[1])
 
-    # The engine asks the model once how it spaces JSON, in the background: after the first JSON answer it has asked.
+    # In the background the engine asks the model once how it spaces JSON. After the first JSON answer this is done.
     ask(served, "POST", "/v1/completions", {"model": "tool", "prompt": "x", "max_tokens": 9} | JSON)
     before = figure("generated_tokens_total")
     client.completions.create(model="tool", prompt="x", max_tokens=7, temperature=0)

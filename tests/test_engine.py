@@ -1,4 +1,4 @@
-"""The engine thread over a runner that needs no model: exact equivalences, and one ending for every sequence."""
+"""The engine thread with a runner that needs no model: the same answers in every mode, and one ending per sequence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROMPTS = ["one", "two " * 30, "three" * 40, "two two two", "five", "six " * 90,
 
 
 def copying(history: tuple[int, ...]) -> int:
-    """Goes on as after the same two tokens earlier, mostly; now and then something else."""
+    """Return mostly the token that followed the same two tokens earlier, and sometimes another token."""
     digest = hashed(history)
     if digest < 97 + 22:
         for at in range(len(history) - 3, 0, -1):
@@ -42,7 +42,7 @@ SHAPES = pytest.mark.parametrize(
 
 
 def test_a_model_that_keeps_all_of_its_cells_or_none_gives_the_same_answers_without_sharing() -> None:
-    """Recurrent and hybrid models have one state a sequence: no prefix of it can be kept, shared or taken back."""
+    """Recurrent and hybrid models have one state per sequence: no part of it can be kept, shared or dropped."""
     engine = BatchEngine(FakeRunner(slots=3, partial_kv=False, next_token=copying))
 
     answers = [collected.wait()[0] for collected in [submit(engine, prompt) for prompt in PROMPTS]]
@@ -55,7 +55,7 @@ def test_a_model_that_keeps_all_of_its_cells_or_none_gives_the_same_answers_with
 
 @SHAPES
 def test_guessing_changes_no_answer_and_saves_steps(shape: dict[str, Any]) -> None:
-    """Prompt lookup on a model that copies: the same text, token for token, in fewer calls of the model."""
+    """Prompt lookup with a model that copies gives the same tokens in fewer calls of the model."""
     steps = []
     for speculate in (False, True):
         runner = FakeRunner(**shape, next_token=copying)
@@ -72,7 +72,7 @@ def test_guessing_changes_no_answer_and_saves_steps(shape: dict[str, Any]) -> No
 
 
 def test_a_guess_that_never_comes_true_stops_being_made() -> None:
-    """A model that never repeats itself, on a prompt full of repetition: few guesses, no step more."""
+    """The prompt repeats itself but the model never does: there are few guesses and no additional step."""
     runner = FakeRunner(slots=1, next_token=lambda history: 97 + len(history) % 3 if len(history) % 2 else 120)
     engine = BatchEngine(runner)
 
@@ -128,7 +128,7 @@ def test_n_samples_prefill_their_prompt_once() -> None:
     engine.close()
     assert answers == [alone(prompt)] * 8
     prefilled = sum(1 for batch in runner.batches for _, pos, _, _ in batch if pos < len(prompt))
-    assert prefilled == len(prompt) + 7  # each further sample decodes the last prompt token again, for its logits
+    assert prefilled == len(prompt) + 7  # each other sample decodes the last prompt token again to get its logits
 
 
 def test_a_prompt_reuses_the_prefix_of_an_ended_one() -> None:
@@ -148,7 +148,7 @@ def test_a_prompt_reuses_the_prefix_of_an_ended_one() -> None:
 
 def test_a_long_prompt_does_not_stall_a_running_stream() -> None:
     """While a 1,000-token prompt is prefilled in chunks, each batch also carries the running sequence's token."""
-    gate = threading.Event()  # the model waits until both are there
+    gate = threading.Event()  # the model waits until both sequences are submitted
     runner = FakeRunner(slots=2, n_batch=32, next_token=lambda history: 97, gate=gate)
     engine = BatchEngine(runner, speculate=False)
     running = submit(engine, "run", max_tokens=400)
@@ -288,7 +288,7 @@ def test_a_sequence_that_can_never_fit_ends_with_an_error_that_says_what_to_do()
 
 
 def test_all_work_on_a_model_is_done_by_one_thread() -> None:
-    """With more than one, OpenMP's helpers of llama.cpp no longer spin, and decoding is a fifth slower."""
+    """With more than one thread, the OpenMP threads of llama.cpp no longer spin, and decoding is a fifth slower."""
     threads = []
 
     class Noting(FakeRunner):

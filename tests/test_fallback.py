@@ -1,4 +1,4 @@
-"""What cannot be loaded is replaced by the next of its fallbacks, before anybody gets an answer; and replies say so."""
+"""A variant that cannot be loaded is replaced by its next fallback before the first answer, and replies name it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tourkit.planning.plan import Placement
 
 pytestmark = pytest.mark.starts
 
-# What an installation of vLLM does when it is imported, and the words that then tell why it is not used.
+# Code that runs when a broken vLLM is imported, and a part of the message that says why it is not used.
 BROKEN = {
     "import error": (
         "raise ImportError('libcudart.so.13: cannot open shared object file')",
@@ -70,7 +70,7 @@ def fetch(url: str, data: bytes | None = None) -> Answer:
 
 
 def health(server: LaunchServer) -> dict[str, Any]:
-    """What /health says of each worker, ready or not."""
+    """Return the entry of each worker in /health, ready or not."""
     found: dict[str, Any] = fetch(f"{server.url}/health").body["workers"]
     return found
 
@@ -82,7 +82,7 @@ def gguf(path: Path, quant: str = "F16", **more: Any) -> Placement:
 
 @pytest.fixture
 def safetensors(tmp_path: Path) -> Placement:
-    """A launch on vLLM. The folder has no weights: whatever vLLM there is must break before it reads any."""
+    """A launch on vLLM. The folder has no weights, because the broken vLLM must fail before it reads them."""
     folder = tmp_path / "safetensors"
     folder.mkdir()
     config = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "vocab_size": 299}
@@ -92,7 +92,7 @@ def safetensors(tmp_path: Path) -> Placement:
 
 
 def installation(folder: Path, code: str) -> dict[str, str]:
-    """The environment in which `import vllm` runs this code."""
+    """Return an environment in which `import vllm` runs this code."""
     package = folder / "site" / "vllm"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(code)
@@ -180,7 +180,7 @@ def test_two_that_fall_back_on_each_other_are_both_told_of_and_wait_for_nobody(
 
 
 def test_a_worker_that_can_no_longer_be_loaded_is_replaced(tiny_gguf: Path, tmp_path: Path) -> None:
-    """A crash alone is no reason: the same is started again. When that fails too, the next link answers."""
+    """After a crash the same variant is started again. If that fails too, the next fallback answers."""
     copy = tmp_path / "copy.gguf"
     copy.write_bytes(tiny_gguf.read_bytes())
     placement = gguf(copy, "Q8_0", fallbacks=(gguf(tiny_gguf),))
@@ -196,7 +196,7 @@ def test_a_worker_that_can_no_longer_be_loaded_is_replaced(tiny_gguf: Path, tmp_
 
 
 def answer_after_restart(server: LaunchServer) -> Answer:
-    """The first answer that is no 503: the gateway may not have seen yet that the worker is gone."""
+    """Return the first answer other than 503. The gateway may not know yet that the worker is gone."""
     while (answer := ask(server)).status == 503:
         pass
     return answer
@@ -205,7 +205,7 @@ def answer_after_restart(server: LaunchServer) -> Answer:
 def test_what_a_worker_has_started_ends_with_the_gateway_however_that_ends(
     safetensors: Placement, tmp_path: Path
 ) -> None:
-    """vLLM's engine is a process of its own. Here a child waits in its place."""
+    """vLLM's engine is a separate process. In this test a waiting child process stands for it."""
     child = "import signal, subprocess\n" + (
         f"subprocess.Popen(['sh', '-c', 'echo $$ > {tmp_path}/child; exec sleep 1000'])\nsignal.pause()\n"
     )
@@ -224,7 +224,7 @@ def pid_in(file: Path) -> int:
 
 
 def alive(pid: int) -> bool:
-    """Running, and no zombie that only waits for its parent to look."""
+    """Whether a process runs. A zombie, which only waits for its parent, does not count."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

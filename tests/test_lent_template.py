@@ -1,4 +1,4 @@
-"""Weights that carry no chat template get that of the manifest, through bundle, plan and worker."""
+"""Weights without a chat template get the template of the manifest, through bundle, plan and worker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bare(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    """Of `tourkit serve` on a bundle whose model has a template in its index."""
+    """A client of `tourkit serve` on a bundle whose index has a template for the model."""
     folder = tmp_path_factory.mktemp("lent")
     root = make_bundle(folder / "bundle", bare)
     index = read_index(root)

@@ -1,4 +1,4 @@
-"""The llama.cpp boundary and the engine on it, with a real (tiny, random) GGUF."""
+"""The calls of llama.cpp and the engine over them, with a real GGUF (tiny, random weights)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_control_tokens_in_a_plain_prompt_are_only_text(runner: LlamaRunner) -> 
 
 
 def test_a_batch_is_never_written_past_its_end(runner: LlamaRunner) -> None:
-    """llama.cpp itself does not check: it would write past its arrays."""
+    """llama.cpp itself does not check this. It would write beyond its arrays."""
     for pos in range(32):
         runner.add(5, pos, 0, logits=False)
 
@@ -111,7 +111,7 @@ def test_shared_cells_give_the_logits_of_cells_of_ones_own(runner: LlamaRunner) 
     runner.add(prompt[-1], len(prompt) - 1, 1, logits=True)
     runner.decode()
 
-    # One row and many rows go through different kernels, which round float16 weights differently.
+    # One row and many rows use different kernels, which round float16 weights differently.
     assert abs(runner.logits(0) - own).max() < 0.01 * abs(own).max()
 
 
@@ -127,7 +127,7 @@ def test_a_file_that_is_no_model_is_named_with_the_mend(tmp_path: Path, content:
 
 
 def test_what_is_wrong_with_a_model_is_told_not_only_that_it_failed(tiny_gguf: Path, tmp_path: Path) -> None:
-    """llama.cpp's last line says no more than that; the reason is in the one before."""
+    """The last line of llama.cpp's log only says that it failed. The line before it gives the reason."""
     odd = rewrite(tiny_gguf, tmp_path / "odd.gguf", feed_forward_length=96)
 
     with pytest.raises(LocalError, match="wrong shape"):
@@ -151,7 +151,7 @@ def test_a_greedy_answer_is_the_same_alone_in_a_batch_and_from_the_prefix_cache(
 
 
 def test_guessing_changes_no_greedy_answer_under_a_schema(tiny_gguf: Path) -> None:
-    """The likeliest token of the tiny model has no rival within rounding here, so the texts are equal to the byte."""
+    """Here no other token is within rounding of the tiny model's likeliest token, so the texts are exactly equal."""
     schema = {
         "type": "object",
         "properties": {
@@ -210,13 +210,13 @@ SCHEMA = Constraint.json_schema(
 
 @pytest.fixture(scope="module")
 def wide_heads(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with heads of 32 numbers: q8_0 comes in blocks of 32."""
+    """The tiny model with heads of 32 numbers, because q8_0 has blocks of 32."""
     heads = {"attention__head_count": 2, "attention__head_count_kv": 1, "rope__dimension_count": 32}
     return rewrite(tiny_gguf, tmp_path_factory.mktemp("wide") / "wide.gguf", **heads)
 
 
 def prefill(runner: LlamaRunner, text: str) -> np.ndarray:
-    """The logits after `text`, which is put into slot 0."""
+    """Put `text` into slot 0 and return the logits after it."""
     tokens = runner.tokenize(text, add_special=False, parse_special=False)
     for pos, token in enumerate(tokens):
         runner.add(token, pos, 0, logits=pos == len(tokens) - 1)
@@ -232,7 +232,7 @@ def test_a_q8_0_cache_takes_about_half_the_memory_and_says_nearly_the_same(wide_
         sizes.append(runner.state_size(0))
         runner.close()
 
-    assert 0.5 < sizes[1] / sizes[0] < 0.56  # 34 bytes for 32 numbers against 64, and what both say about each cell
+    assert 0.5 < sizes[1] / sizes[0] < 0.56  # 34 bytes for 32 numbers instead of 64; both also have data for each cell
     assert abs(logits[0] - logits[1]).max() < 0.05 * abs(logits[0]).max()
     assert logits[0].argmax() == logits[1].argmax()
 
@@ -266,7 +266,7 @@ def test_an_unknown_cache_type_is_refused(tiny_gguf: Path) -> None:
 
 
 def test_a_batch_has_room_for_every_slot(tiny_gguf: Path) -> None:
-    """llama.cpp itself would end the process over it."""
+    """Without this, llama.cpp would end the process."""
     runner = LlamaRunner(tiny_gguf, slots=16, context=64, n_batch=8, threads=1)
 
     prefill(runner, "the name and the date")
@@ -287,7 +287,7 @@ def test_flash_attention_changes_nothing_but_rounding(tiny_gguf: Path) -> None:
 
 @pytest.mark.parametrize("gpu_layers", [ALL_LAYERS, NO_LAYERS, GpuLayers(1)])
 def test_layers_for_a_gpu_that_is_not_there_are_no_error(tiny_gguf: Path, gpu_layers: GpuLayers) -> None:
-    """A plan made for a GPU still runs on a CPU. That layers do go to a GPU takes one to see."""
+    """A plan for a GPU still runs on a CPU. Only a machine with a GPU can show that layers go to the GPU."""
     runner = LlamaRunner(tiny_gguf, slots=1, context=64, threads=1, gpu_layers=gpu_layers)
 
     prefill(runner, "the name")
@@ -328,7 +328,7 @@ def held_to(schema: dict[str, object], n: int = 1) -> Request:
 
 def test_an_answer_that_leaves_no_choice_asks_the_model_nothing(engine: RunnerEngine) -> None:
     fixed = held_to({"const": {"kind": "fixed", "count": 3}}, n=2)
-    ask(engine, fixed)  # before the first one, the model is asked how it writes JSON
+    ask(engine, fixed)  # before its first JSON answer, the model is asked how it writes JSON
     before = engine.stats().decode_steps
 
     answers = ask(engine, fixed)
@@ -340,7 +340,7 @@ def test_an_answer_that_leaves_no_choice_asks_the_model_nothing(engine: RunnerEn
 @pytest.mark.parametrize(
     ("answers", "spaced"),
     [
-        ([], False),  # random weights write no JSON; tests/test_tiny_model.py has a model that writes spaces
+        ([], False),  # random weights write no JSON; the model in tests/test_tiny_model.py writes spaces
         (["None."], False),
         (['{"a":1}'], False),
         (['{"a":1}', '{"b":"c"}'], False),
@@ -362,7 +362,7 @@ def test_an_answer_is_spaced_as_those_before_it_are(engine: RunnerEngine, answer
 
 
 def test_an_answer_to_a_first_question_has_no_spaces_where_the_model_writes_none(engine: RunnerEngine) -> None:
-    """This one has random weights: it writes no JSON at all. tests/test_tiny_model.py has one that writes spaces."""
+    """This model has random weights and writes no JSON. The model in tests/test_tiny_model.py writes spaces."""
     assert ask(engine, held_to({"const": [1, {"a": 2}]})) == [('[1,{"a":2}]', Finish.STOP)]
 
 
@@ -373,7 +373,7 @@ def test_what_a_grammar_forces_at_the_start_is_computed_once_with_the_prompt(eng
         "required": ["a_name_that_takes_many_tokens"],
         "additionalProperties": False,
     }
-    ask(engine, held_to({"const": 1}))  # before the first one, the model is asked how it writes JSON
+    ask(engine, held_to({"const": 1}))  # before its first JSON answer, the model is asked how it writes JSON
     before = engine.stats()
 
     ask(engine, replace(held_to(schema, n=4), messages=None, prompt="Write it."))

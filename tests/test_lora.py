@@ -1,4 +1,4 @@
-"""LoRA adapters on a loaded GGUF: applied when they are named, absent when not, refused when they do not fit."""
+"""LoRA adapters on a loaded GGUF: applied if they are named, and refused if they do not fit the model."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_two_adapters_add_up_whatever_their_order(tiny_gguf: Path, adapter: Path
 
 
 def test_an_adapter_is_the_product_of_its_two_matrices(tiny_gguf: Path, adapter: Path, tmp_path: Path) -> None:
-    """The same deltas written into the weights: alpha equals the rank here, so the product counts in full."""
+    """The same deltas are added to the weights. Here alpha equals the rank, so the product has the scale 1."""
     deltas = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(adapter).tensors}
     merged = tmp_path / "merged.gguf"
     merged.write_bytes(tiny_gguf.read_bytes())
@@ -86,7 +86,7 @@ def test_an_adapter_is_the_product_of_its_two_matrices(tiny_gguf: Path, adapter:
 
     found = logits(tiny_gguf, [adapter])
 
-    assert abs(found - logits(merged)).max() < 0.01 * abs(found).max()  # float16 weights against float32 deltas
+    assert abs(found - logits(merged)).max() < 0.01 * abs(found).max()  # the weights are float16, the deltas float32
 
 
 def test_an_adapter_for_another_model_is_refused_by_name(tmp_path: Path, adapter: Path) -> None:

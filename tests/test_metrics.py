@@ -1,4 +1,4 @@
-"""The text that /metrics answers with: the names, labels and types that dashboards are built on."""
+"""The text of /metrics: the names, labels and types that dashboards use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed batches of transformers models against the models' own forward pass, on tiny random ones of many families."""
+"""Packed batches compared with the model's own forward pass, for tiny random transformers models of many families."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PACKED: dict[str, Any] = {
     "Mixtral": GROUPED | {"num_local_experts": 4},
     "Qwen2": GROUPED,
     "Gemma": GROUPED | {"head_dim": 16},
-    "Gemma2": GROUPED | {"head_dim": 16, "query_pre_attn_scalar": 16, **WINDOWS},  # soft caps besides
+    "Gemma2": GROUPED | {"head_dim": 16, "query_pre_attn_scalar": 16, **WINDOWS},  # with soft caps too
     "Phi": USUAL,
     "Phi3": GROUPED | {"sliding_window": 10, "pad_token_id": 0},
     "GPTNeoX": USUAL,
@@ -46,7 +46,7 @@ SEPARATE: dict[str, Any] = {
 
 
 def made(folder: Path, family: str, fields: dict[str, Any]) -> Path:
-    """A model of that family with random weights, wide enough that attention matters, and a byte tokenizer."""
+    """Make a random model of a family with a byte tokenizer. It is wide enough that attention changes the result."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def made(folder: Path, family: str, fields: dict[str, Any]) -> Path:
 
 
 def expected(folder: Path, tokens: list[int]) -> np.ndarray:
-    """Logits after the last token, from one pass of the model alone."""
+    """Return the logits after the last token, from one pass of the model without our runner."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     with torch.inference_mode():
         found: np.ndarray = model(torch.tensor([tokens]), use_cache=False).logits[0, -1].numpy()
@@ -71,7 +71,7 @@ def expected(folder: Path, tokens: list[int]) -> np.ndarray:
 
 
 def feed(runner: TransformersRunner, slot: int, tokens: list[int], start: int, end: int) -> int:
-    """Add tokens[start:end) to the batch, with logits for the last; its row."""
+    """Add tokens[start:end) to the batch, with logits for the last one. Return the row of these logits."""
     rows = [runner.add(tokens[pos], pos, slot, logits=pos == end - 1) for pos in range(start, end)]
     assert rows[-1] is not None
     return rows[-1]
@@ -86,7 +86,7 @@ TOKENS = [(13 * i + 5) % 250 for i in range(60)]
 
 @pytest.mark.parametrize("family", [*PACKED, *SEPARATE])
 def test_logits_are_those_of_the_model_alone(family: str, tmp_path: Path) -> None:
-    """In chunks beside other slots, from cells that were cut short, and from cells another slot computed."""
+    """Also in chunks with other slots in the batch, from truncated cells, and from cells of another slot."""
     folder = made(tmp_path, family, (PACKED | SEPARATE)[family])
     runner = TransformersRunner(folder, slots=3, context=128, threads=1)
     found = []
@@ -125,7 +125,7 @@ def test_slot_by_slot_gives_the_same_as_packed(tmp_path: Path) -> None:
 
 
 def test_a_long_neighbour_does_not_change_a_short_sequence(tmp_path: Path) -> None:
-    """Some models turn positions by the longest sequence of a batch: each of theirs runs alone."""
+    """In some models, rotary positions depend on the longest sequence of a batch: their sequences run alone."""
     short = GROUPED | {"original_max_position_embeddings": 16, "rope_scaling": LONG_ROPE, "pad_token_id": 0}
     folder = made(tmp_path, "Phi3", short)
     runner = TransformersRunner(folder, slots=2, context=128, threads=1)

@@ -1,4 +1,4 @@
-"""Prompts of ended sequences leave the pool of cells, and come back when they are asked for again."""
+"""The KV cells of ended sequences leave the pool, and come back when their prompt comes again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def text(seed: int, length: int) -> str:
 
 
 def filled(runner: FakeRunner, slot: int, tokens: list[int], used: int) -> Slot:
-    """An idle slot that holds these tokens."""
+    """Return an idle slot that holds the cells of these tokens."""
     for pos, token in enumerate(tokens):
         runner.add(token, pos, slot, logits=False)
     assert runner.decode()
@@ -25,7 +25,7 @@ def filled(runner: FakeRunner, slot: int, tokens: list[int], used: int) -> Slot:
 
 
 def pool(*lengths: int, most_bytes: int = 1 << 20) -> tuple[FakeRunner, Parking, list[Slot]]:
-    """Idle slots of so many tokens, none like another, the first used longest ago."""
+    """Make one idle slot per length, with that many tokens. All texts differ. The first slot was used longest ago."""
     runner = FakeRunner(slots=len(lengths), n_batch=2000, n_ctx=5000)
     prompts = [list(text(i, length).encode()) for i, length in enumerate(lengths)]
     slots = [filled(runner, i, tokens, used=i) for i, tokens in enumerate(prompts)]
@@ -81,7 +81,7 @@ def test_what_another_slot_holds_is_not_parked() -> None:
 
 
 def test_parked_prompts_keep_within_their_bytes_and_the_latest_stay() -> None:
-    """Four bytes a cell in the fake runner."""
+    """A cell of the fake runner has four bytes."""
     _, parking, slots = pool(300, 300, 300, 700, most_bytes=4 * 650)
     prompts = [slot.cells or [] for slot in slots]
 
@@ -101,7 +101,7 @@ def test_a_pool_without_room_is_no_error() -> None:
 
 
 def test_an_engine_answers_the_same_and_computes_no_parked_prompt_again() -> None:
-    """Six prompts of 600 tokens, twice, in two slots: each second time only its last token is computed."""
+    """Six prompts of 600 tokens run twice in two slots. The second time only the last token of each is computed."""
     engine = BatchEngine(FakeRunner(slots=2, n_batch=512, n_ctx=4000))
     prompts = [str(seed) + text(seed, 599) for seed in range(6)]
 
@@ -119,7 +119,7 @@ def test_an_engine_without_work_parks_what_waits_in_its_slots_and_answers_from_i
     prompt = text(0, 600)
     first = submit(engine, prompt, max_tokens=8).wait()[0]
     while any(runner.tokens(slot) for slot in range(2)):
-        pass  # until it rests
+        pass  # until the engine has parked them
 
     second = submit(engine, prompt, max_tokens=8).wait()[0]
 

@@ -1,4 +1,4 @@
-"""Which slot a prompt gets, as tables of cases: no thread, no model."""
+"""Tests of the choice of a slot for a prompt: no thread, no model."""
 
 from __future__ import annotations
 

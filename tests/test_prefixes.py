@@ -1,4 +1,4 @@
-"""Prefixes kept on disk: after a restart a shared prompt is not computed again, and nothing wrong is ever read."""
+"""Prefixes on disk: after a restart a shared prompt is not computed again, and no wrong cells are read."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def spec(tiny_gguf: Path, tmp_path: Path) -> Launch:
 
 @pytest.fixture
 def kept(spec: Launch) -> Iterator[Path]:
-    """The one file that a run over documents with one system prompt leaves."""
+    """The single file after a run over documents with the same system prompt."""
     answers(spec)
     (path,) = Path(spec.prefix_cache).rglob("*.prefix")
     return path
@@ -56,7 +56,7 @@ def ask(engine: Engine, document: str, n: int = 1) -> list[str]:
 
 
 def answers(spec: Launch, documents: Sequence[str] = DOCUMENTS) -> tuple[list[list[str]], int, int]:
-    """One run of a server: the answers, and how many prompt tokens it had and how many of them it did not compute."""
+    """Run a server once. Return the answers, the prompt tokens, and how many of them came from the cache."""
     engine = load(spec)
     found = [ask(engine, document) for document in documents]
     stats = engine.stats()
@@ -71,7 +71,7 @@ def test_after_a_restart_the_same_answers_come_with_less_prefill(spec: Launch) -
 
     assert warm == cold == answers(replace(spec, prefix_cache=""))[0]
     assert cold_cached < prompt_tokens / 2 + prompt_tokens / 4
-    assert warm_cached - cold_cached > prompt_tokens / len(DOCUMENTS) / 2  # the first document did not pay either
+    assert warm_cached - cold_cached > prompt_tokens / len(DOCUMENTS) / 2  # the first document used the cache too
 
 
 def test_what_no_two_prompts_shared_is_not_kept(spec: Launch) -> None:
@@ -114,7 +114,7 @@ def test_other_weights_adapters_or_cache_types_do_not_see_the_file(spec: Launch,
 
 
 def test_a_smaller_context_leaves_what_it_cannot_hold_on_disk(spec: Launch, kept: Path) -> None:
-    """The prefix alone is longer than the context asked for: nothing is restored, and nothing is lost."""
+    """The prefix is longer than the smaller context: it is not restored, and its file stays."""
     engine = load(replace(spec, context=64))
     engine.close()
 

@@ -1,4 +1,4 @@
-"""Guesses by prompt lookup: what followed the last tokens earlier."""
+"""Guesses by prompt lookup: the tokens that followed the last tokens earlier."""
 
 from __future__ import annotations
 

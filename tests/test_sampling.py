@@ -1,4 +1,4 @@
-"""The numpy sampler against llama.cpp's own: the same logits, parameters and seed give the same tokens."""
+"""The numpy sampler compared with llama.cpp's: the same logits, parameters and seed give the same tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ N_VOCAB = 2048
 
 
 class OneRow:
-    """Logits that change from draw to draw: flat ones, and sharp ones of which few tokens are likely."""
+    """One row of logits that changes with each draw. It is flat, or only a few tokens are likely."""
 
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
@@ -33,7 +33,7 @@ class OneRow:
 
 @pytest.fixture
 def llama_chain() -> Iterator[Callable[[SamplingParams, int], Callable[[np.ndarray], int]]]:
-    """Draws from given logits through llama.cpp's sampler chain, as the GGUF backend builds it."""
+    """Draw from given logits with llama.cpp's sampler chain, built as in the GGUF backend."""
     lib = pytest.importorskip("llama_cpp")
     from tourkit.backends.llama_cpp.sampling import LlamaSampler
 
@@ -131,7 +131,7 @@ def test_tokens_that_were_not_sampled_count_for_penalties() -> None:
 
 
 def test_probabilities_are_those_asked_for() -> None:
-    """Without truncation a token comes as often as the softmax at that temperature says."""
+    """Without truncation each token has the frequency given by the softmax at that temperature."""
     row = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
     sampler = NumpySampler(lambda _: row, SamplingParams(temperature=0.5), 1)
     expected = np.array([0.5, 0.3, 0.15, 0.05]) ** 2

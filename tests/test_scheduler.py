@@ -1,4 +1,4 @@
-"""Batch packing as tables of cases: no thread, no model."""
+"""Tests of batch packing as tables of cases: no thread, no model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The books of a SlotRunner, over a forward pass that needs no library, and our engine where slots cannot share."""
+"""A SlotRunner with a forward pass that needs no library: its counts of cells, and our engine if slots cannot share."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ N_VOCAB, N_KNOWN, END = 40, 33, 32
 
 
 def after(history: list[int]) -> int:
-    """The token that follows: a function of all that came before."""
+    """Return the next token: a function of all tokens before it."""
     digest = hashlib.sha256(bytes(history)).digest()
     return END if digest[0] < 6 else digest[1] % END
 
 
 class HistoryRunner(SlotRunner):
-    """Its cells are the tokens themselves; the padding of its logits is always highest."""
+    """A SlotRunner whose cells are the tokens. The padding of its logits always has the highest value."""
 
     def __init__(self, *, slots: int = 3, shares: bool = True, partial: bool = True, n_batch: int = 16) -> None:
         vocabulary: Any = SimpleNamespace(
@@ -67,7 +67,7 @@ class HistoryRunner(SlotRunner):
 
 
 def put(runner: HistoryRunner, slot: int, tokens: list[int], past: int = 0) -> int:
-    """Add tokens to the batch with logits for the last; its row."""
+    """Add tokens to the batch, with logits for the last one. Return the row of these logits."""
     rows = [runner.add(t, past + i, slot, logits=i == len(tokens) - 1) for i, t in enumerate(tokens)]
     assert rows[-1] is not None
     return rows[-1]
@@ -143,7 +143,7 @@ def test_a_model_that_keeps_all_or_none_says_so() -> None:
 
 
 class Answers:
-    """Collects what an engine gives out, by sequence."""
+    """Collects the text that an engine sends, by sequence."""
 
     def __init__(self, engine: BatchEngine, prompt: list[int], n: int = 1) -> None:
         import queue

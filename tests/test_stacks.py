@@ -1,7 +1,7 @@
-"""Every stack, every parameter: what is native, what is emulated and named, what is refused; and the same answers.
+"""Every parameter on every stack: native, emulated (and named) or refused; and the same answers on all stacks.
 
-One environment need not hold every stack: `make test`, `make test-transformers` and `make test-onnx` have their own.
-The model is the trained tiny one of weights/tiny, or of a folder of the same layout that TOURKIT_TINY names.
+No environment needs all stacks: `make test`, `make test-transformers` and `make test-onnx` each have their own.
+The model is the trained tiny one of weights/tiny. TOURKIT_TINY may name another folder with the same layout.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PACKAGES = {
     "onnx": "onnxruntime_genai",
 }
 
-# What the header x-tourkit-emulated names when a request asks for it. Everything else is the stack's own.
+# The fields that the header x-tourkit-emulated names if a request uses them. All other fields are native.
 EMULATED: dict[str, set[str]] = {
     "llama_cpp": set(),
     "vllm": set(),
@@ -62,7 +62,7 @@ EMULATED: dict[str, set[str]] = {
         *("json_object", "choice"),
     },
 }
-SAME = 0.99  # share of greedy answers that must be equal from every stack
+SAME = 0.99  # share of greedy answers that must be equal on every stack
 PARITY_PROMPTS = 100
 
 QUESTION = [{"role": "user", "content": "Anna Petrova paid 1200 rubles on 2025-03-14. Write what happened, in words."}]
@@ -76,7 +76,7 @@ SAMPLES = {"temperature": 1.2, "seed": 7, "n": 8, "max_tokens": 80}
 
 
 def usable(stack: str) -> str:
-    """Why a stack cannot be tried here; empty when it can."""
+    """Return why a stack cannot be tested here; empty if it can."""
     if find_spec(PACKAGES[stack]) is None:
         return f"{PACKAGES[stack]} is not installed here: see make help"
     return "" if (WEIGHTS / MODELS[stack]).exists() else f"no {MODELS[stack]} in {WEIGHTS}"
@@ -91,7 +91,7 @@ Starter = Callable[[str], StackServer]
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
-    """Servers by stack, each started when it is first asked for."""
+    """Servers by stack. Each is started at its first use."""
     running: dict[str, StackServer] = {}
     with ExitStack() as stopping:
 
@@ -126,7 +126,7 @@ class Answer:
 
 
 def ask(server: StackServer, path: str = "/v1/chat/completions", **fields: Any) -> Answer:
-    """One request; greedy and short unless told otherwise. A field given as ... is left out."""
+    """Send one request, by default greedy and short. A field with the value ... is left out."""
     body = {"model": "tool", "messages": QUESTION, "temperature": 0, "max_tokens": 24} | fields
     data = json.dumps({name: value for name, value in body.items() if value is not ...}).encode()
     request = urllib.request.Request(f"{server.url}{path}", data, {"content-type": "application/json"})
@@ -164,7 +164,8 @@ def one_seed_one_text(server: StackServer, answer: Answer) -> None:
 def each_sample_has_the_next_seed(server: StackServer, answer: Answer) -> None:
     alone = [ask(server, temperature=1.5, seed=7 + i).text for i in range(5)]
 
-    # In a batch logits differ in the last bits: one or two may turn elsewhere (docs/http-api.md). Other seeds: all do.
+    # In a batch the last bits of logits differ, so one or two answers may differ (docs/http-api.md). With other seeds
+    # all of them differ.
     assert sum(map(str.__eq__, answer.texts, alone)) >= 3
     assert [choice["index"] for choice in answer.body["choices"]] == [0, 1, 2, 3, 4]
 
@@ -190,7 +191,7 @@ def repeats_less(server: StackServer, answer: Answer) -> None:
 
 
 def repeated(server: StackServer, answer: Answer) -> int:
-    """How many tokens of the answers occurred before in the same answer."""
+    """Return how many tokens of the answers occurred before in the same answer."""
     return sum(len(found) - len(set(found)) for found in (tokens(server, text) for text in answer.texts))
 
 
@@ -223,7 +224,7 @@ def matches(pattern: str, server: StackServer, answer: Answer) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A request field with a value that changes the answer, the name it has in the header, and what must then hold."""
+    """A request field: its name in the header, a value that changes the answer, and a check of the answer."""
 
     name: str
     fields: dict[str, Any]
@@ -266,7 +267,7 @@ def test_every_parameter_works_and_the_header_names_those_that_are_emulated(serv
 
 
 def test_a_bias_and_a_stop_work_and_are_named(server: StackServer) -> None:
-    """Their values depend on the vocabulary and on the answer."""
+    """These values depend on the vocabulary and on the answer, so they are not in the table."""
     [favoured] = tokens(server, "Q")
     biased = ask(server, logit_bias={str(favoured): 100})
     stopped = ask(server, stop=ask(server).text[5:8])
@@ -333,11 +334,11 @@ def test_many_at_once_get_the_answers_they_get_alone(server: StackServer) -> Non
     with ThreadPoolExecutor(len(questions)) as pool:
         together = list(pool.map(lambda question: ask(server, messages=question).text, questions))
 
-    assert sum(one == other for one, other in zip(alone, together, strict=True)) >= 11  # a near-tie may fall otherwise
+    assert sum(one == other for one, other in zip(alone, together, strict=True)) >= 11  # rounding may change a near-tie
 
 
 def test_a_client_that_hangs_up_frees_its_slot(server: StackServer) -> None:
-    """Twice as many streams as there are slots, each left after its first bytes; then an answer still comes."""
+    """Open twice as many streams as slots, and leave each after its first bytes. Then a request is still answered."""
     body = json.dumps({"model": "tool", "messages": QUESTION, "stream": True, "logit_bias": {"2": -100}}).encode()
     for _ in range(8):
         request = urllib.request.Request(
@@ -353,7 +354,7 @@ def test_a_client_that_hangs_up_frees_its_slot(server: StackServer) -> None:
 
 
 def greedy_answers(server: StackServer, prompts: list[Any]) -> list[str]:
-    """One after the other: in company the last bits of a logit differ, and with them a near-tie."""
+    """Return answers to requests sent one after the other, because a batch changes the last bits of logits."""
     return [ask(server, messages=messages, max_tokens=200).text for messages in prompts]
 
 
@@ -473,14 +474,14 @@ def test_code_that_comes_with_weights_is_never_run(stack: str, tmp_path: Path) -
 @pytest.mark.parametrize("stack", stack_params("vllm", "transformers", "onnx"))
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed: no system calls to look at")
 def test_no_system_call_of_a_stack_leaves_the_machine(stack: str, tmp_path: Path) -> None:
-    """Traced, not trusted: every connect and every send of gateway and worker, native code included."""
+    """strace lists every connect and every send of gateway and worker, native code included."""
     trace = tmp_path / "trace"
     strace = ["strace", "-f", "-qq", "-e", "trace=connect,sendto,sendmsg", "-o", str(trace)]
     with stack_server(stack, WEIGHTS / MODELS[stack], tmp_path / "log", prefix=strace) as running:
         answers = [ask(running, max_tokens=200, logit_bias={"2": -100}) for _ in range(3)]
         pid = running.process.pid
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            os.kill(int(child), signal.SIGTERM)  # strace passes no signal on: end the gateway itself
+            os.kill(int(child), signal.SIGTERM)  # strace does not pass signals on, so end the gateway itself
         running.process.wait()
 
     assert [answer.status for answer in answers] == [200] * 3

@@ -1,4 +1,4 @@
-"""What may be shown of a stream of token bytes."""
+"""Which text of a stream of token bytes may be sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Structured answers: checked, repaired by rule, asked for once more, or handed over as what they are."""
+"""Structured answers: checked, repaired by rule, asked for once more, or returned with their errors."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_asking_again_shows_the_answer_and_what_is_wrong_with_it() -> None:
 
 
 class Canned:
-    """An Engine that answers from a list of texts, and remembers what it was asked."""
+    """An Engine that answers from a list of texts, and records the requests."""
 
     info = EngineInfo("canned", 100, 1, 10)
 
@@ -102,7 +102,7 @@ class Canned:
 
 
 def answer_of(engine: Canned, n: int = 1, **kind: Any) -> dict[str, Any]:
-    """What `complete` replies with."""
+    """Return the reply of `complete`."""
 
     async def never() -> Any:
         await asyncio.Event().wait()
@@ -133,7 +133,7 @@ def test_an_answer_that_breaks_the_schema_is_asked_for_once_more_and_the_better_
 
 
 def test_an_answer_that_cannot_be_asked_for_again_is_given_out_as_what_it_is() -> None:
-    """Such as one that is so long that a conversation with it does not fit the context."""
+    """For example, the conversation with this answer is too long for the context."""
 
     class Full(Canned):
         def submit(self, request: Request, emit: Emit) -> Submission:
@@ -149,7 +149,7 @@ def test_an_answer_that_cannot_be_asked_for_again_is_given_out_as_what_it_is() -
 
 
 def test_a_fault_of_ours_is_answered_as_json_and_ends_no_connection() -> None:
-    """Raised further, it would make uvicorn close a connection that the gateway keeps for the next request."""
+    """If the error reached uvicorn, it would close a connection that the gateway keeps for the next request."""
 
     class Faulty(Canned):
         def submit(self, request: Request, emit: Emit) -> Submission:

@@ -1,4 +1,4 @@
-"""Models that take turns, as real processes: never two of them at once, every request answered, no stream cut off."""
+"""Models that take turns, with real processes: only one is loaded at a time, and every request and stream completes."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from tourkit.server.gateway.launch import placements_at
 
 pytestmark = pytest.mark.starts
 
-# Run at the start of each Python process: a worker that takes turns holds a lock for as long as it lives, and where
-# another one holds it, leaves a note. Workers of the model `stays` are not among them.
+# Each Python process runs this code at its start. A worker that takes turns holds a lock while it lives. If another
+# worker already holds the lock, it writes a file. Workers of the model `stays` take no turns.
 WATCH = """
 import fcntl, os, sys
-told = " ".join(sys.orig_argv)
-if "tourkit.server.worker.process" in told and '"model":"stays"' not in told:
+command = " ".join(sys.orig_argv)
+if "tourkit.server.worker.process" in command and '"model":"stays"' not in command:
     lock = os.open({folder!r} + "/lock", os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,14 +52,14 @@ if "tourkit.server.worker.process" in told and '"model":"stays"' not in told:
 
 @dataclass(frozen=True)
 class Served:
-    """A server whose workers are watched."""
+    """A server with watched workers."""
 
     server: LaunchServer
     folder: Path
 
     @property
     def loads(self) -> int:
-        """Processes of models that take turns, so far."""
+        """How many processes of models that take turns have started so far."""
         return (self.folder / "loads").read_text().count("one")
 
     @property
@@ -97,7 +97,7 @@ class Answer:
 
 
 def connect(served: Served, model: str, **fields: Any) -> http.client.HTTPConnection:
-    """A connection on which a request has been sent."""
+    """Open a connection and send a request."""
     body = {"model": model, "messages": [{"role": "user", "content": "Say hello"}], "max_tokens": 4} | fields
     connection = http.client.HTTPConnection(urlsplit(served.server.url).netloc)
     connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
@@ -126,24 +126,24 @@ def health(served: Served) -> dict[str, Any]:
 
 
 def wait_for_waiting(served: Served, count: int) -> None:
-    """Until so many requests wait for the turn of their model, before any of them has got it."""
+    """Wait until `count` requests wait for the turn of their model and none of them has got it."""
 
     def are_waiting() -> bool:
         turns = health(served)["turns"]
-        assert turns["swaps"] == 0, "what was to hold the turn has ended"
+        assert turns["swaps"] == 0, "the request that held the turn has ended"
         return bool(turns["waiting"] == count)
 
     until(are_waiting)
 
 
 def wait_for_swap(served: Served) -> None:
-    """Until one model has been told to go for another."""
+    """Wait until the eviction of one model for another has begun."""
     until(lambda: health(served)["turns"]["swaps"] > 0)
 
 
 @dataclass(frozen=True)
 class HeldStream:
-    """An answer under way, whose worker does not move until it is let go."""
+    """A running answer. Its worker is stopped until `let_go`."""
 
     reply: http.client.HTTPResponse
     pid: int
@@ -158,7 +158,7 @@ class HeldStream:
 
 @contextmanager
 def held_stream(served: Served, model: str) -> Iterator[HeldStream]:
-    """Of the model that is loaded first. It is long: the token that would end it is ruled out."""
+    """A stream of the model that is loaded first. It is long, because its end token is forbidden."""
     until(lambda: health(served)["turns"]["loaded"] is not None)
     pid = health(served)["workers"][f"{model} F16"]["pid"]
     connection = connect(served, model, max_tokens=1500, stream=True, logit_bias={"2": -100})
@@ -310,7 +310,7 @@ def test_one_that_cannot_be_loaded_is_told_of_and_the_others_go_on(tiny_gguf: Pa
     assert "broken.gguf" in answers[1].body["error"]["message"]
     assert "broken.gguf" in answers[3].body["error"]["message"]
     assert status == 503
-    assert swaps == 2  # what is known not to load takes no turn again
+    assert swaps == 2  # a model that failed to load takes no turn again
 
 
 def test_a_fallback_is_loaded_in_the_same_turn_and_is_what_the_next_turn_loads(tiny_gguf: Path, tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_a_fallback_is_loaded_in_the_same_turn_and_is_what_the_next_turn_loads(t
 def test_a_fallback_that_another_one_holds_is_answered_in_the_turn_of_that_one(
     resident: bool, tiny_gguf: Path, tmp_path: Path
 ) -> None:
-    """Whether or not the one that failed was to take turns itself."""
+    """This holds if the failed worker takes turns, and if it does not."""
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(tiny_gguf.read_bytes()[:5000])
     other = placed("b", tiny_gguf)
@@ -377,14 +377,14 @@ def test_a_server_that_is_stopped_during_a_swap_ends_and_so_do_those_who_wait(ti
             thread.join()
 
     with (tmp_path / "lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no worker lives that holds it
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no living worker holds it
     assert len(endings) == 2
     assert all(not isinstance(ending, Answer) or ending.status in (200, 503) for ending in endings)
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 def test_what_the_plan_lets_take_turns_is_served_in_turn_and_offline(tiny_gguf: Path, tmp_path: Path) -> None:
-    """From the bundle to the answer: the RAM holds one of the two models."""
+    """The whole way from the bundle to the answer. The RAM is enough for one of the two models."""
     bundle = tmp_path / "bundle"
     models = [BundleModel(id_, f"tourkit/{id_}", "apache-2.0", 8192, None, False) for id_ in ("a", "b")]
     variants = [BundleVariant(model.id, "F16", "gguf", model.repo, "main", "1" * 40) for model in models]

@@ -1,4 +1,4 @@
-"""Who is let in, who is loaded and who has to go, as tables of events; and that every request gets its turn."""
+"""Tables of events: requests admitted, models loaded and evicted. And every request gets its turn."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ def load(model: str, evict: str | None = None) -> Step:
 
 
 CASES: dict[str, list[tuple[Event, Step]]] = {
-    "the first request has its model loaded and is let in then": [
+    "the first request loads its model and is admitted then": [
         (ask(1, "a"), load("a")),
         (loaded(), admit(1)),
     ],
-    "one is loaded before anybody asks, and nothing is evicted for the first request": [
+    "one model is loaded before the first request, and nothing is evicted for that request": [
         (begin("a"), load("a")),
         (loaded(), NOTHING),
         (ask(1, "a"), admit(1)),
     ],
-    "while nobody waits for another model, requests are let in as they come": [
+    "while no request waits for another model, requests are admitted at once": [
         (ask(1, "a"), load("a")),
         (loaded(), admit(1)),
         (ask(2, "a"), admit(2)),
         (leave(1), NOTHING),
         (ask(3, "a"), admit(3)),
     ],
-    "another model waits until those inside have ended": [
+    "another model waits until the admitted requests have ended": [
         (ask(1, "a"), load("a")),
         (loaded(), admit(1)),
         (ask(2, "a"), admit(2)),
@@ -62,13 +62,13 @@ CASES: dict[str, list[tuple[Event, Step]]] = {
         (leave(2), load("b", evict="a")),
         (loaded(), admit(3)),
     ],
-    "a model that nobody is using goes at once": [
+    "a model without running requests is evicted at once": [
         (ask(1, "a"), load("a")),
         (loaded(), admit(1)),
         (leave(1), NOTHING),
         (ask(2, "b"), load("b", evict="a")),
     ],
-    "who comes after somebody that waits for another model waits behind him": [
+    "a request waits behind an earlier request for another model": [
         (ask(1, "a"), load("a")),
         (loaded(), admit(1)),
         (ask(2, "b"), NOTHING),
@@ -78,7 +78,7 @@ CASES: dict[str, list[tuple[Event, Step]]] = {
         (leave(2), load("a", evict="b")),
         (loaded(), admit(3)),
     ],
-    "with a turn come all that wait for the model by then": [
+    "a turn admits all requests that wait for the model when it is loaded": [
         (ask(1, "a"), load("a")),
         (loaded(), admit(1)),
         (ask(2, "b"), NOTHING),
@@ -93,7 +93,7 @@ CASES: dict[str, list[tuple[Event, Step]]] = {
         (leave(5), load("c", evict="b")),
         (loaded(), admit(3)),
     ],
-    "the turn goes to the model that was asked for first": [
+    "the turn goes to the model of the first waiting request": [
         (begin("a"), load("a")),
         (ask(1, "c"), NOTHING),
         (ask(2, "b"), NOTHING),
@@ -103,7 +103,7 @@ CASES: dict[str, list[tuple[Event, Step]]] = {
         (loaded(), admit(1)),
         (leave(1), load("b", evict="c")),
     ],
-    "who hangs up while waiting is forgotten": [
+    "a waiting request that hangs up is forgotten": [
         (ask(1, "a"), load("a")),
         (loaded(), admit(1)),
         (ask(2, "b"), NOTHING),
@@ -111,7 +111,7 @@ CASES: dict[str, list[tuple[Event, Step]]] = {
         (leave(1), NOTHING),
         (ask(3, "a"), admit(3)),
     ],
-    "who waited behind one that hangs up is let in, but for those behind somebody else": [
+    "requests behind one that hangs up are admitted, except those behind another waiting request": [
         (ask(1, "a"), load("a")),
         (loaded(), admit(1)),
         (ask(2, "b"), NOTHING),
@@ -124,26 +124,26 @@ CASES: dict[str, list[tuple[Event, Step]]] = {
         (leave(3), NOTHING),
         (leave(4), load("c", evict="a")),
     ],
-    "when all hang up during a load, it ends and the next one gets the turn": [
+    "if all requests of a model hang up while it loads, the next model gets the turn after the load": [
         (ask(1, "a"), load("a")),
         (ask(2, "b"), NOTHING),
         (leave(1), NOTHING),
         (loaded(), load("b", evict="a")),
         (loaded(), admit(2)),
     ],
-    "when everybody hangs up during a load, what was loaded stays": [
+    "if all requests hang up during a load, the loaded model stays": [
         (ask(1, "a"), load("a")),
         (leave(1), NOTHING),
         (loaded(), NOTHING),
         (ask(2, "a"), admit(2)),
     ],
-    "a model that could not be loaded has its requests let in to hear of it, and then goes": [
+    "if a model cannot be loaded, its requests are admitted to get the error, and it is evicted": [
         (ask(1, "a"), load("a")),
         (ask(2, "b"), NOTHING),
         (loaded(), admit(1)),
         (leave(1), load("b", evict="a")),
     ],
-    "who leaves twice leaves once": [
+    "leaving twice is the same as leaving once": [
         (ask(1, "a"), load("a")),
         (loaded(), admit(1)),
         (leave(1), NOTHING),
@@ -190,7 +190,7 @@ def test_who_waits_is_counted_by_model() -> None:
 
 @pytest.mark.parametrize("seed", range(50))
 def test_under_any_load_every_request_has_its_turn_after_at_most_one_of_each_other_model(seed: int) -> None:
-    """Requests come, end and hang up at random; nobody is inside but with the holder, and nobody is passed by."""
+    """Requests come, end and hang up at random. Only requests of the holder are admitted, and none waits too long."""
     world = World(random.Random(seed))
     for number in range(300):
         world.happen(number)
@@ -206,12 +206,12 @@ MODELS = ("a", "b", "c", "d")
 
 
 class World:
-    """Requests and a memory for one model, obeying the steps."""
+    """Simulated requests, and memory for one model. It carries out the steps."""
 
     def __init__(self, chance: random.Random) -> None:
         self.turns = Turns()
         self.chance = chance
-        self.asked: dict[int, tuple[str, int]] = {}  # model, and the turns given before
+        self.asked: dict[int, tuple[str, int]] = {}  # request → its model, and the count of turns when it came
         self.inside: dict[int, str] = {}
         self.swapping = False
         self.given = 0

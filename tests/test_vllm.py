@@ -1,6 +1,6 @@
-"""vLLM behind the gateway: what the table of test_stacks.py does not hold. Runs in the environment of `make test-vllm`.
+"""vLLM behind the gateway: tests that are not in the table of test_stacks.py. `make test-vllm` runs them.
 
-The model is the tiny one of weights/tiny, or of a folder of the same layout that TOURKIT_TINY names.
+The model is the tiny one of weights/tiny. TOURKIT_TINY may name another folder with the same layout.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ needs_vllm = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 QUESTION = [{"role": "user", "content": "Anna Petrova paid 1200 rubles on 2025-03-14. Write what happened, in words."}]
 CONFIG = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "vocab_size": 299}
 AWQ = {"quantization_config": {"quant_method": "awq"}}
-# No grammar can say that the items of a list all differ.
+# No grammar can express that all items of a list differ.
 UNIQUE = {
     "type": "object",
     "properties": {"a": {"type": "array", "items": {"enum": [1, 2, 3]}, "uniqueItems": True, "maxItems": 4}},
@@ -94,7 +94,7 @@ class Answer:
 
 
 def ask(server: LaunchServer, path: str = "/v1/chat/completions", **fields: Any) -> Answer:
-    """One request; greedy and short unless told otherwise. A field given as ... is left out."""
+    """Send one request, by default greedy and short. A field with the value ... is left out."""
     body = {"model": "tool", "messages": QUESTION, "temperature": 0, "max_tokens": 24} | fields
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc)
     sent = json.dumps({name: value for name, value in body.items() if value is not ...})
@@ -125,7 +125,7 @@ def metric(server: LaunchServer, name: str) -> int:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchServer]:
-    """One worker for every role but graph, and one for graph."""
+    """One worker for graph, and one for all other roles."""
     log = tmp_path_factory.mktemp("vllm") / "log"
     with launch_server(launch("tool"), log=log) as running:
         yield running
@@ -135,7 +135,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchServer]:
 
 
 def options(arguments: list[str]) -> dict[str, str | None]:
-    """Options and their values; None for a switch."""
+    """Return the options and their values; None for a switch."""
     following = [*arguments[1:], "--"]
     return {
         name: None if value.startswith("--") else value
@@ -160,7 +160,7 @@ def test_a_cpu_computes_in_32_bits_unless_the_weights_are_quantised(
 
 
 def test_the_cache_has_room_for_every_slot_and_is_not_sized_by_what_is_free(tmp_path: Path) -> None:
-    """Keys and values of 2 layers of 64 numbers, for 4 sequences of 2048 tokens and a block more."""
+    """Keys and values of 2 layers with 64 numbers, for 4 sequences of 2048 tokens, and one more block."""
     given, on_gpu = started(tmp_path, "tool"), started(tmp_path, "tool", cpu=False)
 
     assert given["--kv-cache-memory-bytes"] == str(2 * 2 * 64 * 4 * (4 * 2048 + 128))
@@ -186,7 +186,7 @@ def test_it_is_told_to_stay_offline_whether_or_not_the_gateway_is() -> None:
     given = environment(launch().launch, cpu=True)
 
     assert given["HF_HUB_OFFLINE"] == given["VLLM_NO_USAGE_STATS"] == given["DO_NOT_TRACK"] == "1"
-    assert given["VLLM_HOST_IP"] == "127.0.0.1"  # else it asks the network for its own address
+    assert given["VLLM_HOST_IP"] == "127.0.0.1"  # without it vLLM uses the network to find its own address
     assert given["OMP_NUM_THREADS"] == "1"
 
 
@@ -252,7 +252,7 @@ def test_a_stream_under_a_strict_schema_is_valid_and_needs_no_remark(server: Lau
 
 @needs_vllm
 def test_an_answer_that_runs_out_of_tokens_is_said_to_be_cut_off(server: LaunchServer) -> None:
-    """Closing a document out when tokens run short is a work of our engine, which vLLM does without."""
+    """Close-out (ending a document when tokens run short) is a feature of our engine. vLLM does not have it."""
     answer = ask(server, max_tokens=3, **structured(NAME))
     [outcome] = answer.body["tourkit"]["choices"]
 
@@ -335,7 +335,7 @@ def test_more_than_can_wait_is_answered_429(server: LaunchServer) -> None:
 def test_a_client_that_hangs_up_frees_its_slots(server: LaunchServer, stream: bool) -> None:
     end = json.loads((SAFETENSORS / "config.json").read_text())["eos_token_id"]
     endless = {"max_tokens": 1800, "logit_bias": {str(end): -100}, "n": 3, "temperature": 1, "stream": stream}
-    ask(server)  # the figures of a worker are there once it is up
+    ask(server)  # a worker has figures only after it is up
     before = metric(server, "generated_tokens_total")
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc)
     connection.request("POST", "/v1/chat/completions", json.dumps({"model": "tool", "messages": QUESTION} | endless))
@@ -398,7 +398,7 @@ def test_guesses_from_the_prompt_change_no_answer_and_what_they_exclude_is_refus
 
 
 def family(pid: int) -> list[int]:
-    """A process and everything below it."""
+    """Return a process and all its descendants."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except FileNotFoundError:
@@ -415,7 +415,7 @@ def alive(pid: int) -> bool:
 
 @contextmanager
 def serving_alone(temporary: Path) -> Iterator[tuple[LaunchServer, list[int]]]:
-    """A server that keeps its temporary files in `temporary`, and the processes it has once it has answered."""
+    """Run a server with its temporary files in `temporary`. Yield it and its processes after its first answer."""
     with launch_server(
         launch("tool"), log=temporary.with_suffix(".log"), environment={"TMPDIR": str(temporary)}
     ) as running:
@@ -425,7 +425,7 @@ def serving_alone(temporary: Path) -> Iterator[tuple[LaunchServer, list[int]]]:
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """An empty folder with a short name: a socket's path ends after a hundred characters."""
+    """An empty folder with a short path, because the path of a socket has at most about a hundred characters."""
     with tempfile.TemporaryDirectory(prefix="vllm-") as folder:
         (Path(folder) / "t").mkdir()
         yield Path(folder) / "t"

@@ -1,4 +1,4 @@
-"""Why vLLM ended, read from what its processes wrote: one line that says what went wrong."""
+"""The reason why vLLM ended, found in the output of its processes: one line that says what went wrong."""
 
 from __future__ import annotations
 

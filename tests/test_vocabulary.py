@@ -1,4 +1,4 @@
-"""The vocabulary of a model folder, read from tokenizers made here of every kind that is served."""
+"""The vocabulary of a model folder. The tests make tokenizers of every supported kind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def added(text: str, **how: bool) -> Any:
 
 
 def byte_level() -> Any:
-    """GPT-2's kind: every byte is a character of its own alphabet."""
+    """Make a tokenizer of GPT-2's kind: every byte is a character of a special alphabet."""
     from tokenizers import decoders, models, pre_tokenizers
 
     vocab = {char: i for i, char in enumerate(sorted(byte_alphabet().values()))}
@@ -36,7 +36,7 @@ def byte_level() -> Any:
 
 
 def sentencepiece() -> Any:
-    """Llama 2's kind: a space is U+2581, put before every text, and unknown characters are bytes."""
+    """Make a tokenizer of Llama 2's kind: U+2581 is a space and precedes each text; unknown characters are bytes."""
     from tokenizers import decoders, models, normalizers, processors
 
     vocab = {text: i for i, text in enumerate(["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))])}
@@ -54,7 +54,7 @@ def sentencepiece() -> Any:
 
 
 def folder(path: Path, tokenizer: Any, **files: dict[str, Any]) -> Path:
-    """A model folder: tokenizer.json, and JSON files named without their ending."""
+    """Make a model folder with tokenizer.json and other JSON files, given by name without `.json`."""
     tokenizer.save(str(path / "tokenizer.json"))
     for name, content in files.items():
         (path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
@@ -80,7 +80,7 @@ def test_the_grammar_sees_the_same_bytes_for_every_token(make: Any, tmp_path: Pa
     pytest.importorskip("llguidance")
     vocabulary = read(folder(tmp_path, make(), config={"eos_token_id": 2}))
     grammar = vocabulary.grammar_tokenizer()
-    # Byte 255 occurs in no text: llguidance marks control tokens with it.
+    # Byte 255 occurs in no text, so llguidance marks control tokens with it.
     texts = [token for token in range(vocabulary.n_known) if vocabulary.piece(token) not in (b"", b"\xff")]
 
     assert len(texts) > 250
@@ -120,7 +120,7 @@ def test_padding_of_the_weights_is_no_token(tmp_path: Path) -> None:
 
 
 def test_an_added_token_past_the_weights_is_left_out(tmp_path: Path) -> None:
-    """As fine-tunes have it that add a padding token to the tokenizer and not to the weights."""
+    """Some fine-tunes add a padding token to the tokenizer but not to the weights."""
     vocabulary = read(folder(tmp_path, byte_level()), n_vocab=262)
 
     assert vocabulary.n_known == 262
@@ -144,7 +144,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_what_ends_an_answer_comes_from_every_file_and_from_well_known_names(
     files: dict[str, Any], ends: set[int], tmp_path: Path
 ) -> None:
-    """258 to 260 are <s>, </s> and <|im_end|>, of which the last can be nothing but an end."""
+    """258 to 260 are <s>, </s> and <|im_end|>. <|im_end|> always ends an answer."""
     assert read(folder(tmp_path, byte_level(), **files)).eog == ends
 
 
