@@ -79,7 +79,7 @@ class OnnxRunner(SlotRunner):
             if gpu_layers.is_none:
                 config.clear_providers()
             return self._genai.Model(config)
-        except Exception as exc:  # the library raises RuntimeError and exceptions of its own
+        except Exception as exc:  # the library raises RuntimeError and its own exceptions
             raise LocalError(f"{self._folder}: onnxruntime-genai cannot load it: {one_line(str(exc))}") from exc
 
     def _try_out(self) -> tuple[int, bool, bool]:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 IDLE_CELLS = 128  # cells of ended sequences that may stay in the pool while others run
 MOST_BYTES = 256 << 20  # of parked cells
-_WORTH_PARKING = 256  # park a slot's cells while a prompt waits if this saves at least so many tokens of prefill
-_WORTH_BRINGING_BACK = 64  # bring cells back if this saves at least so many tokens of prefill
+_WORTH_PARKING = 256  # tokens: while a prompt waits, park cells only if this can save at least this much prefill
+_WORTH_BRINGING_BACK = 64  # tokens: bring cells back only if this saves at least this much prefill
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tourkit.engine.sequence import Sequence
 
-_WORTH_KEEPING = 64  # keep a prefix on disk if it saves at least so many tokens of prefill at the next start
-_WORTH_WAITING = 32  # wait for the prefill of another prompt if it saves at least so many tokens of prefill
+_WORTH_KEEPING = 64  # tokens: shorter prefixes are not kept on disk for the next start
+_WORTH_WAITING = 32  # tokens: wait for the prefill of another prompt if it saves at least this many
 
 
 @dataclass(slots=True, eq=False)

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from tourkit.engine.sequence import Sequence
 
 
-_SHORT = 32  # a sequence with at most so many pending tokens counts as generating: one sampled token and forced ones
-_FEW = 64  # batches with fewer tokens are never split
+_SHORT = 32  # tokens: a sequence with at most this many pending counts as generating (one sampled token, some forced)
+_FEW = 64  # tokens: smaller batches are never split
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ SECRET_HEADER = "x-tourkit-secret"
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What the gateway tells a worker at its start.
+    """What a worker gets at its start.
 
     `roles`: the roles it is loaded for. `uds`: path of a Unix socket; empty for loopback. `secret`: sent with requests.
     """

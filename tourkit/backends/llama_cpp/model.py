@@ -105,7 +105,7 @@ class LlamaModel:
         # Read the file; do not map it. If the CPU's kernels repack weights, a mapped file stays in memory next to the
         # copy. And if a drive is pulled out, a process that has mapped a file on it dies.
         params.load_mode = lib.LLAMA_LOAD_MODE_NONE
-        first, *_ = weight_files(path)  # llama.cpp finds the other parts beside it
+        first, *_ = weight_files(path)  # llama.cpp finds the other parts in the same folder
         model = lib.llama_model_load_from_file(str(first).encode(), params)
         if not model:
             raise LocalError(f"{path}: llama.cpp cannot load it ({reason()}): run `tourkit verify` on the bundle")

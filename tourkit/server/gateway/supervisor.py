@@ -17,7 +17,7 @@ from tourkit.planning.plan import Placement
 from tourkit.server.contract import WorkerSpec
 from tourkit.server.gateway.process import Ending, WorkerProcess
 
-_MAX_CRASHES = 3  # after so many crashes in a row without an answered request, the variant is given up
+_MAX_CRASHES = 3  # in a row, without an answered request in between; then the variant is given up
 
 
 class State(Enum):
