@@ -87,7 +87,8 @@ class LlamaRunner(LlamaModel):
         lib = self._lib
         params = lib.llama_context_default_params()
         params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = self.n_batch  # one ubatch a decode: without room, nothing is half done
+        # One ubatch a decode: if the KV cache has no room for a batch, no part of it is computed.
+        params.n_batch = params.n_ubatch = self.n_batch
         params.n_seq_max = self.n_slots
         params.kv_unified = unified
         params.swa_full = True  # sliding-window models must keep whole prefixes, so that slots can share them

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from tourkit.planning.model_shape import Shape
 
 _MAX_LOGPROBS = 20  # for each position, besides the sampled token
-_BATCH = 2048  # tokens a step: vLLM's default, except on the largest GPUs, where it would need four times the memory
+# Tokens a step: vLLM's default, except on the largest GPUs. There its default needs four times the working memory.
+_BATCH = 2048
 _BLOCK = 128  # tokens in a KV block on a CPU; a multiple of the block sizes on GPUs
 # If an answer copies from the prompt, guesses from the prompt are mostly right. But with guesses vLLM refuses min_p and
 # logit_bias, so roles for general requests do not use them.
