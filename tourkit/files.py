@@ -1,4 +1,4 @@
-"""Writing a file so that it is whole or absent, and hashing one quickly. It knows nothing of bundles, locks or hubs."""
+"""Write a file whole or not at all, and hash a file. This module knows nothing about bundles, locks or hubs."""
 
 import contextlib
 import hashlib
@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from uuid import uuid4
 
-_BLOCK = 1 << 20  # bytes a read: large enough that hashing, not the call, is what takes the time
+_BLOCK = 1 << 20  # bytes of one read: so large that the hashing takes the time, not the calls
 
 
 def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Put `data` under `path` so that a crash leaves the old file or the new one, never half of one.
+    """Write `data` to `path`. A crash leaves the old file or the new one, never half a file.
 
-    `data` is the whole content, or blocks that are written one after another. The folder must exist. Raises OSError,
-    or what the blocks raise; the temporary file beside `path` is removed then.
+    `data`: the whole content, or blocks that are written one after another. The folder must exist. Raises OSError, or
+    what the blocks raise; the temporary file beside `path` is then removed.
     """
-    temp = path.with_name(f"{path.name}.{uuid4().hex[:8]}.part")  # same folder, hence the same volume
+    temp = path.with_name(f"{path.name}.{uuid4().hex[:8]}.part")  # same folder, so the same volume
     try:
         with temp.open("xb") as file:
             file.writelines([data] if isinstance(data, bytes) else data)
@@ -30,7 +30,7 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 
 def fsync_dir(path: Path) -> None:
-    """Make the names in folder `path` durable; does nothing where a folder cannot be synced (Windows)."""
+    """Make the names in folder `path` durable. Does nothing on Windows, which cannot sync a folder."""
     if os.name == "nt":
         return
     fd = os.open(path, os.O_RDONLY)
@@ -42,7 +42,7 @@ def fsync_dir(path: Path) -> None:
 
 
 def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of a file as 64 hex digits; `progress` gets the bytes of each step. Raises OSError."""
+    """Return the SHA-256 of a file as 64 hex digits; `progress` gets the bytes of each step. Raises OSError."""
     digest = hashlib.sha256()
     block = bytearray(_BLOCK)
     view = memoryview(block)

@@ -1,1 +1,1 @@
-"""The folder that travels: its index, making one, checking one."""
+"""Bundles: the folder that goes on a drive. Build, read, write and verify its index."""

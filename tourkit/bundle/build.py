@@ -1,4 +1,4 @@
-"""Making an index out of files that are there."""
+"""Build an index from the files that are in a folder."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,10 +17,10 @@ def build_index(
     models: Iterable[BundleModel],
     variants: Iterable[BundleVariant],
 ) -> Index:
-    """The index of the files that lie below `root`, each hashed; `write_index` makes them a bundle.
+    """Return the index of all files below `root`. Every file is hashed. `write_index` then makes the folder a bundle.
 
-    A file below a variant's folder is from that variant's repository and commit, where it has the same path as below
-    the folder. Raises UsageError for what cannot be held.
+    A file below a variant's folder gets that variant's repository and commit as its source, with its path below the
+    folder. Raises UsageError for a file that a bundle cannot hold: a link, an unreadable file, a bad name.
     """
     found = scan(root)
     for path, what in (found.other | found.unreadable).items():

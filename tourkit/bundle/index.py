@@ -1,6 +1,6 @@
-"""The index of a bundle: what bundle.json and SHA256SUMS say, as data and as the one way of writing it.
+"""The index of a bundle: the content of bundle.json and SHA256SUMS as data, read and written here only.
 
-Reads and writes those two files. It looks at no other: verify.py compares them with the disk.
+No other file is read. verify.py compares the index with the files on disk.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _RESTORE = "copy it again from the bundle it came from, or run `tourkit prefetch
 
 @dataclass(frozen=True, slots=True)
 class BundleModel:
-    """What a bundle says of a model; `context` is in tokens."""
+    """One model as bundle.json stores it; `context` is in tokens."""
 
     id: str
     repo: str
@@ -35,17 +35,17 @@ class BundleModel:
     family: str | None
     gated: bool | None
     adapts: str | None = None  # the id of the model this LoRA adapter is for
-    chat_template: str | None = None  # Jinja source, for weights that carry none
+    chat_template: str | None = None  # Jinja source, for weights without a chat template
 
     @staticmethod
     def of(m: Model) -> "BundleModel":
-        """What a bundle says of a model of the manifest."""
+        """Return the bundle's entry for a model of the manifest."""
         return BundleModel(m.id, m.repo, m.license, m.context, m.family, m.gated, m.adapts, m.chat_template)
 
 
 @dataclass(frozen=True, slots=True)
 class BundleVariant:
-    """One quantised form of a model; its files are those of the index below `id.folder`."""
+    """One quantised form of a model. Its files are the files of the index below `id.folder`."""
 
     model: str
     quant: str
@@ -61,7 +61,7 @@ class BundleVariant:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """What a bundle holds. The two digests are empty where there was no manifest or lock."""
+    """All that a bundle holds. The two digests are empty if there was no manifest or no lock."""
 
     name: str
     manifest_sha256: str
@@ -79,7 +79,7 @@ def variant_files(index: Index, variant: BundleVariant) -> tuple[PinnedFile[Sour
 
 
 def read_index(root: Path) -> Index:
-    """The index of the bundle at `root`. Raises UsageError or NotSo (no bundle, damaged)."""
+    """Read the index of the bundle at `root`. Raises UsageError for no folder, NotSo for no bundle or a damaged one."""
     if not root.is_dir():
         raise UsageError(f"no folder {root}: give the folder that `tourkit prefetch` wrote")
     try:
@@ -92,9 +92,9 @@ def read_index(root: Path) -> Index:
 
 
 def write_index(root: Path, index: Index) -> None:
-    """Write SHA256SUMS, then bundle.json: both whole or absent, the same bytes for the same index.
+    """Write SHA256SUMS, then bundle.json, each whole or not at all. The same index gives the same bytes.
 
-    Raises UsageError for an index that could not be read back, OSError when the disk refuses.
+    Raises UsageError for an index that could not be read back, OSError if the drive refuses the write.
     """
     data = render_index(index)
     parse_index(data, str(root / INDEX))
@@ -103,7 +103,7 @@ def write_index(root: Path, index: Index) -> None:
 
 
 def render_index(index: Index) -> bytes:
-    """bundle.json: sorted keys and lists, two spaces, one newline at the end, with its own digest."""
+    """Return bundle.json: sorted keys and lists, indent of two spaces, one newline at the end, its own digest."""
     raw = {
         "format": FORMAT,
         "name": index.name,
@@ -123,14 +123,14 @@ def _raw_model(model: BundleModel) -> dict[str, Any]:
 
 
 def _raw_file(file: PinnedFile[Source | None]) -> dict[str, Any]:
-    """A file as bundle.json has it: repo, commit and source are null where it is from no hub."""
+    """One file as bundle.json stores it; repo, commit and source are null if it is not from a hub."""
     source = file.source
     raw = {"path": file.path, "size": file.size, "sha256": file.sha256, "repo": None, "commit": None, "source": None}
     return raw if source is None else raw | {"repo": source.repo, "commit": source.commit, "source": source.path}
 
 
 def render_sums(index: Index, index_bytes: bytes) -> bytes:
-    """SHA256SUMS in the format of coreutils: every file of the index and bundle.json, sorted by path."""
+    """Return SHA256SUMS in the format of coreutils: every file of the index and bundle.json, sorted by path."""
     sums = {file.path: file.sha256 for file in index.files}
     sums[INDEX] = hashlib.sha256(index_bytes).hexdigest()
     return "".join(f"{sums[path]}  {path}\n" for path in sorted(sums)).encode()
@@ -146,18 +146,18 @@ def _digest(raw: dict[str, Any]) -> str:
 
 def no_bundle(root: Path) -> str:
     """The message for a folder without an index."""
-    return f"no {INDEX} in {root}: give a bundle's folder, or run `tourkit prefetch` again if it was cut short"
+    return f"no {INDEX} in {root}: give a bundle's folder, or run `tourkit prefetch` again if it was interrupted"
 
 
 def parse_index(data: bytes, where: str) -> Index:
-    """The index that bundle.json holds; `where` begins the messages.
+    """Return the index that the bytes of bundle.json hold. `where` begins the error messages.
 
-    Raises NotSo when the bytes are not what was once written, UsageError when they are but cannot be used.
+    Raises NotSo if the bytes changed since they were written, UsageError if they did not but cannot be used.
     """
     raw = _undamaged(data, where)
     version = raw.get("format")
     if isinstance(version, int) and version > FORMAT:
-        raise UsageError(f"{where}: format {version} was made by a newer tourkit: update this one")
+        raise UsageError(f"{where}: format {version} was made by a newer tourkit: update tourkit")
     raise_problems(Path(where), schema_problems("bundle", raw))
     index = Index(
         name=raw["name"],
@@ -170,32 +170,32 @@ def parse_index(data: bytes, where: str) -> Index:
     )
     _check_index(index, where)
     if render_index(index) != data:
-        raise UsageError(f"{where}: its lists are not sorted: let tourkit write it")
+        raise UsageError(f"{where}: its lists are not sorted: write it with tourkit")
     return index
 
 
 def _file(raw: dict[str, Any], where: str) -> PinnedFile[Source | None]:
     origin = [raw["repo"], raw["commit"], raw["source"]]
     if 0 < origin.count(None) < len(origin):
-        raise UsageError(f"{where}: {raw['path']}: repo, commit and source go together")
+        raise UsageError(f"{where}: {raw['path']}: repo, commit and source go together: give all or none")
     source = None if None in origin else Source(*origin)
     return PinnedFile(raw["path"], raw["size"], raw["sha256"], source)
 
 
 def _undamaged(data: bytes, where: str) -> dict[str, Any]:
-    """The JSON object, once its bytes match the digest it holds: a rule that holds for every format."""
+    """Return the JSON object if its bytes match the digest inside. This check is the same in every format version."""
     try:
         raw = orjson.loads(data)
     except orjson.JSONDecodeError as exc:
         raise NotSo(f"{where}: damaged, not JSON at line {exc.lineno}: {_RESTORE}") from None
     content = {key: value for key, value in raw.items() if key != "digest"} if isinstance(raw, dict) else {}
     if not content or raw.get("digest") != _digest(content) or _canonical(raw) != data:
-        raise NotSo(f"{where}: damaged, its content does not match the digest it holds: {_RESTORE}")
+        raise NotSo(f"{where}: damaged, its content does not match its own digest: {_RESTORE}")
     return content | {"digest": raw["digest"]}
 
 
 def _check_index(index: Index, where: str) -> None:
-    """What the schema cannot say: no path leaves the bundle, none meets another where case is ignored."""
+    """Check what the schema cannot: ids are known, paths stay in the bundle and differ even if case is ignored."""
     models = {model.id for model in index.models}
     for role, ids in index.roles.items():
         for model in ids:
@@ -209,7 +209,7 @@ def _check_index(index: Index, where: str) -> None:
         folder = variant.id.folder
         check_path(folder, where)
         if variant.model not in models or folder.casefold() in folders or folder.count("/") != 2:
-            raise UsageError(f"{where}: variants: {folder} is there twice or names no model of the index")
+            raise UsageError(f"{where}: variants: {folder} is listed twice or names no model of the index")
         folders.add(folder.casefold())
     for file in index.files:
         check_path(file.path, where)

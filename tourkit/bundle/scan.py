@@ -1,4 +1,4 @@
-"""What lies below a folder, and the SHA-256 of many files at once."""
+"""List everything below a folder, and hash many files in parallel."""
 
 import os
 import stat
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from tourkit.files import sha256_of
 
-_MOST_JOBS = 8  # hashing threads: no drive delivers more than eight cores hash
+_MOST_JOBS = 8  # hashing threads; eight cores hash faster than any drive reads
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What lies below a folder. Paths are relative to it, with "/"."""
+    """Everything below a folder. Paths are relative to it, with "/"."""
 
     plain: dict[str, int]  # path: bytes
     other: dict[str, str]  # path: what is there instead of a plain file
@@ -23,7 +23,7 @@ class Contents:
 
 
 def scan(root: Path) -> Contents:
-    """Every entry below `root` that is not a folder, without following links."""
+    """List every entry below `root` that is not a folder, without following links."""
     found = Contents({}, {}, {})
     folders = [""]
     while folders:
@@ -56,10 +56,10 @@ def _add(entry: os.DirEntry[str], path: str, found: Contents) -> None:
 def sha256_of_all(
     root: Path, sizes: Mapping[str, int], jobs: int | None = None, progress: Callable[[int], None] | None = None
 ) -> dict[str, str | OSError]:
-    """SHA-256 of each file by its path below `root`, or why it could not be read. `sizes` gives the bytes by path.
+    """Return the SHA-256 of each file by its path below `root`, or the error that stopped the reading.
 
-    `jobs` threads (default: the cores this process may use, at most 8) take the biggest files first, so that none is
-    left alone with a big one at the end. `progress` gets bytes as they are hashed, one call at a time.
+    `sizes`: bytes by path. `jobs`: threads (default: the cores this process may use, at most 8); the biggest files go
+    first, so that the threads end at about the same time. `progress` gets the bytes hashed, one call at a time.
     """
     stop = threading.Event()
     gate = threading.Lock()
@@ -82,7 +82,7 @@ def sha256_of_all(
     try:
         return dict(zip(paths, pool.map(one, paths), strict=True))
     finally:
-        stop.set()  # after Ctrl-C no thread goes on through gigabytes
+        stop.set()  # after Ctrl-C the threads stop at once, not after gigabytes
         pool.shutdown(cancel_futures=True)
 
 

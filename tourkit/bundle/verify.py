@@ -1,4 +1,4 @@
-"""A bundle on disk against its index: every byte, or presence and sizes alone. Never writes."""
+"""Compare a bundle on disk with its index: every byte, or only presence and sizes. Never writes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,10 +49,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """The files that should be there, all but bundle.json and SHA256SUMS themselves."""
+    """The files that should be there, without bundle.json and SHA256SUMS."""
 
     hashes: dict[str, str]  # path: SHA-256
-    sizes: dict[str, int]  # path: bytes; empty when only SHA256SUMS could be read, which has no sizes
+    sizes: dict[str, int]  # path: bytes; empty if only SHA256SUMS could be read, which has no sizes
 
 
 def verify(
@@ -62,10 +62,10 @@ def verify(
     jobs: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Compare the bundle at `root` with its index: every byte, or with `quick` names and sizes only.
+    """Compare the bundle at `root` with its index: every byte, or with `quick` names and sizes only. Never writes.
 
-    `jobs` is the number of hashing threads (default: the cores this process may use, at most 8); `progress`
-    gets bytes as they are hashed, one call at a time. Never writes. Raises NotSo or UsageError for no bundle.
+    `jobs`: hashing threads (default: the cores this process may use, at most 8). `progress` gets the bytes hashed, one
+    call at a time. Raises UsageError for no folder, NotSo for no bundle.
     """
     if not root.is_dir():
         raise UsageError(f"no folder {root}: give the folder that `tourkit prefetch` wrote")
@@ -94,9 +94,10 @@ def verify(
 
 
 def _read_listing(root: Path, found: Contents, problems: list[Problem]) -> tuple[_Listing | None, int]:
-    """What bundle.json lists, or SHA256SUMS when only that can be read (None: neither), and the bytes read for it.
+    """Return what bundle.json lists, and the bytes read for it; SHA256SUMS is used if bundle.json cannot be.
 
-    Adds what is wrong with these two files to `problems`. Raises NotSo when neither is there.
+    The listing is None if neither can be read. Adds the errors of these two files to `problems`. Raises NotSo if both
+    are missing.
     """
     index_data = _read_own(root, INDEX, found, problems)
     sums_data = _read_own(root, SUMS, found, problems)
@@ -107,11 +108,11 @@ def _read_listing(root: Path, found: Contents, problems: list[Problem]) -> tuple
         try:
             index = parse_index(index_data, str(root / INDEX))
         except NotSo:
-            detail = "its content does not match the digest it holds; what follows is by SHA256SUMS"
+            detail = "its content does not match its own digest; the files were checked against SHA256SUMS"
             problems.append(Problem(INDEX, "damaged", detail))
         else:
             if sums_data is not None and sums_data != render_sums(index, index_data):
-                problems.append(Problem(SUMS, "damaged", f"it is not the list that {INDEX} gives"))
+                problems.append(Problem(SUMS, "damaged", f"it differs from the list in {INDEX}"))
             hashes = {file.path: file.sha256 for file in index.files}
             return _Listing(hashes, {file.path: file.size for file in index.files}), read
     if sums_data is None:
@@ -134,7 +135,7 @@ def _read_own(root: Path, name: str, found: Contents, problems: list[Problem]) -
 
 
 def _parse_sums(data: bytes) -> tuple[dict[str, str], bool]:
-    """SHA-256 by path from the usable lines, without bundle.json, and whether every line was as we write it."""
+    """Return SHA-256 by path of the usable lines, without bundle.json, and whether all lines are as tourkit writes."""
     sums: dict[str, str] = {}
     for line in data.decode(errors="replace").splitlines():
         digest, _, path = line.partition("  ")
@@ -151,7 +152,7 @@ def _parse_sums(data: bytes) -> tuple[dict[str, str], bool]:
 
 
 def _presence(path: str, expected: int | None, found: Contents) -> Problem | None:
-    """What keeps `path` from being a plain file of the `expected` bytes (None: any number)."""
+    """Return a problem unless `path` is a plain file of `expected` bytes (None: any size)."""
     size = found.plain.get(path)
     if size is not None:
         if expected in (None, size):
@@ -166,7 +167,7 @@ def _presence(path: str, expected: int | None, found: Contents) -> Problem | Non
 
 
 def _extra(found: Contents, listing: _Listing) -> list[Problem]:
-    """What is there and not listed; an unreadable folder too, unless it has a listed file below it."""
+    """Return what is there but not listed. An unreadable folder counts too, unless a listed file is below it."""
     listed = listing.hashes
     extra = {path: _origin(path) for path in found.plain if path not in listed and path not in OWN_FILES}
     for path, what in found.other.items():
@@ -179,10 +180,10 @@ def _extra(found: Contents, listing: _Listing) -> list[Problem]:
 
 
 def _origin(path: str) -> str:
-    """Why an unlisted file may be there: honest, and a help in deciding to delete it."""
+    """Say where an unlisted file may come from, so that the reader knows if it can be deleted."""
     name = path.rpartition("/")[2]
     if name.endswith(".part") or name == ".prefetch.lock":
-        return "left by a transfer that was cut short; `tourkit prefetch` goes on from it"
+        return "left by an interrupted download; `tourkit prefetch` resumes it"
     if name.endswith(".bad"):
         return "set aside because its bytes were wrong; safe to delete"
     if name == ".DS_Store" or name.startswith("._") or path.startswith((".Trashes/", ".Spotlight-V100/")):

@@ -1,7 +1,7 @@
-"""A bundle served as a Hugging Face-compatible hub, for a closed LAN: metadata, tree, ranged downloads.
+"""Serve a bundle as a Hugging Face-compatible hub on a closed LAN: metadata, tree, ranged downloads.
 
-It answers from the index alone: no part of a URL ever becomes a path on disk. It does not check bytes:
-`tourkit verify` does, and clients do with the SHA-256 in the answers.
+The mirror answers from the index alone: no part of a URL ever becomes a path on disk. It does not check bytes.
+`tourkit verify` checks them, and clients can with the SHA-256 in the answers.
 """
 
 import logging
@@ -30,14 +30,14 @@ from tourkit.errors import NotSo
 from tourkit.mirror.page import page
 from tourkit.mirror.repos import HeldFile, Repo, Snapshot, author_of, entry, info, refs, repos
 
-_BLOCK = 1 << 20  # bytes a read and a send
-_PAGE = 1000  # tree entries an answer, as the hub has it
-_MOST_BODY = 8 << 20  # bytes of a paths-info question
+_BLOCK = 1 << 20  # bytes of one read and one send
+_PAGE = 1000  # tree entries in one answer, the hub's own limit
+_MOST_BODY = 8 << 20  # bytes of a paths-info request
 _LOG = logging.getLogger("tourkit.mirror.app")
 
 
 class _NotHereError(Exception):
-    """Answered as 404; `code` is what the hub's clients tell such answers apart by."""
+    """Answered as 404. Clients of the hub tell the cases apart by `code`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -65,9 +65,9 @@ def app(root: Path) -> Starlette:
 
 
 def serve(root: Path, host: str, port: int, on_ready: Callable[[str], None]) -> None:
-    """Serve the bundle until a signal; `on_ready` gets the URL once it answers (port 0: any free port).
+    """Serve the bundle until a signal. `on_ready` gets the URL once the server answers (port 0: any free port).
 
-    Raises NotSo when files are missing or have a wrong size, LocalError when the address cannot be had.
+    Raises NotSo if files are missing or have a wrong size, LocalError if the address cannot be used.
     """
     report = verify(root, quick=True)
     if bad := report.missing + report.damaged:
@@ -84,8 +84,8 @@ def serve(root: Path, host: str, port: int, on_ready: Callable[[str], None]) -> 
             log_config=None,
             access_log=False,
             lifespan="off",
-            timeout_keep_alive=75,  # seconds: clients come back to a connection between big files
-            timeout_graceful_shutdown=1,  # second: Ctrl-C does not wait for gigabytes under way
+            timeout_keep_alive=75,  # seconds: clients reuse a connection between big files
+            timeout_graceful_shutdown=1,  # second: Ctrl-C does not wait for running downloads
         )
         _Server(config, lambda: on_ready(url)).run(sockets=[listener])
 
@@ -100,11 +100,11 @@ class _Server(uvicorn.Server):
         self._on_ready()
 
 
-# ---- what a path asks for ----------------------------------------------------------------------------
+# ---- paths to repositories ---------------------------------------------------------------------------
 
 
 def _find_repo(request: Request) -> tuple[Repo, str]:
-    """The repository a path begins with (`org/name`, or a name alone), and the rest of the path."""
+    """Return the repository at the start of the path (`org/name`, or a name alone), and the rest of the path."""
     parts = request.path_params["rest"].split("/")
     known: dict[str, Repo] = request.app.state.repos
     for length in (2, 1):
@@ -112,15 +112,15 @@ def _find_repo(request: Request) -> tuple[Repo, str]:
         if repo is not None:
             return repo, "/".join(parts[length:])
     name = "/".join(parts[:2])
-    raise _NotHereError("RepoNotFound", f"this bundle has no repository {name!r}: see / for those it has")
+    raise _NotHereError("RepoNotFound", f"this bundle has no repository {name!r}: see / for the list")
 
 
 def _find_revision(repo: Repo, rest: str) -> tuple[Snapshot, str]:
-    """The snapshot a rest of a path begins with, and what follows; a revision may hold slashes."""
+    """Return the snapshot at the start of `rest`, and the path after it. A revision may contain slashes."""
     for name in sorted(repo.names, key=len, reverse=True):
         if rest == name or rest.startswith(f"{name}/"):
             return repo.snapshots[repo.names[name]], rest[len(name) + 1 :]
-    raise _NotHereError("RevisionNotFound", f"{repo.id} is here at {', '.join(repo.names)} only")
+    raise _NotHereError("RevisionNotFound", f"{repo.id} has only these revisions here: {', '.join(repo.names)}")
 
 
 # ---- answers -----------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ async def _models(request: Request) -> Response:
 
 
 async def _model(request: Request) -> Response:
-    """GET /api/models/{repo} and what lies below it."""
+    """Answer GET /api/models/{repo} and the paths below it."""
     repo, rest = _find_repo(request)
     action, _, rest = rest.partition("/")
     match action:
@@ -180,7 +180,7 @@ async def _model(request: Request) -> Response:
             files = _find_revision(repo, rest or "main")[0].files
             return PlainTextResponse("".join(f"{file.sha256}  {path}\n" for path, file in files.items()))
         case "paths-info":
-            return JSONResponse({"error": "ask with POST"}, 405, {"Allow": "POST"})
+            return JSONResponse({"error": "use POST"}, 405, {"Allow": "POST"})
     raise _NotHereError("EntryNotFound", f"this mirror does not answer {action!r}")
 
 
@@ -247,13 +247,13 @@ def _number(text: str | None, default: int) -> int:
 
 
 async def _resolve(request: Request) -> Response:
-    """GET and HEAD /{repo}/resolve/{revision}/{path}, whole or one range."""
+    """Answer GET and HEAD /{repo}/resolve/{revision}/{path}: the whole file or one range."""
     if request.path_params["rest"].startswith("api/"):
-        raise _NotHereError("EntryNotFound", "this mirror does not answer that")
+        raise _NotHereError("EntryNotFound", "this mirror does not answer this path")
     repo, rest = _find_repo(request)
     action, _, rest = rest.partition("/")
     if action != "resolve":
-        raise _NotHereError("EntryNotFound", f"this mirror has no page for that: files are at /{repo.id}/resolve/")
+        raise _NotHereError("EntryNotFound", f"this mirror has no such page: files are at /{repo.id}/resolve/")
     snapshot, path = _find_revision(repo, rest)
     file = snapshot.files.get(path)
     if file is None:
@@ -288,9 +288,9 @@ async def _resolve(request: Request) -> Response:
 
 
 def _span(header: str | None, size: int) -> tuple[int, int] | None:
-    """The bytes [start, end) asked for; None: all of them (RFC 9110 lets a server ignore what it cannot do).
+    """Return the requested bytes [start, end). None means the whole file: RFC 9110 lets a server ignore a range.
 
-    An empty interval means that the file has none of the bytes asked for.
+    An empty interval means that the file has none of the requested bytes.
     """
     match = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", (header or "").replace(" ", ""))
     if match is None or match[0] == "bytes=-":
@@ -303,20 +303,20 @@ def _span(header: str | None, size: int) -> tuple[int, int] | None:
 
 
 def _changed(path: Path, file: HeldFile) -> str | None:
-    """Why the file on disk is not the one of the index; None when it is, by name and size."""
+    """Return why the file on disk is not the file of the index; None if name and size match."""
     try:
         status = os.lstat(path)
     except OSError as exc:
         return f"cannot be read ({exc.strerror})"
     if not stat.S_ISREG(status.st_mode):
-        return "no plain file any more"
+        return "no longer a plain file"
     if status.st_size != file.size:
         return f"{status.st_size} bytes on disk, {file.size} in the index"
     return None
 
 
 def _blocks(path: Path, start: int, end: int) -> Iterator[bytes]:
-    """The bytes [start, end) of a file. Raises _CutShortError when they are not there (any more)."""
+    """Yield the bytes [start, end) of a file. Raises _CutShortError if they are not there (any more)."""
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(start)
@@ -331,7 +331,7 @@ def _blocks(path: Path, start: int, end: int) -> Iterator[bytes]:
 
 
 class _FileResponse(StreamingResponse):
-    """A stream that breaks the connection, with one line in the log, rather than end at a wrong length."""
+    """A stream that breaks the connection and logs one line if the file is too short: the client must notice."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The mirror's one HTML page: how to use it, and what it holds. No script, nothing from elsewhere."""
+"""The mirror's only HTML page: how to use the mirror, and what it holds. No script, no external files."""
 
 from collections.abc import Sequence
 from html import escape
@@ -19,16 +19,16 @@ td.size { text-align: right; white-space: nowrap; }
 
 
 def page(base: str, repos: Listing) -> str:
-    """HTML for a mirror at `base`; `repos` is (id, licence, [(commit, {path: bytes})]) each."""
+    """Return the HTML for a mirror at `base`. `repos`: one (id, licence, [(commit, {path: bytes})]) each."""
     example = repos[0][0] if repos else "org/name"
     total = sum(size for _, _, commits in repos for _, files in commits for size in files.values())
     commands = f"""export HF_ENDPOINT={base}
 # Windows: $env:HF_ENDPOINT = "{base}"
 export HF_HUB_DISABLE_TELEMETRY=1
 
-tourkit prefetch MANIFEST --to bundle       # the lock decides what; every byte is checked
+tourkit prefetch MANIFEST --to bundle       # fetches what the lock names, checks every byte
 hf download {example} --local-dir ./model
-vllm serve {example}                        # as does whatever loads models through huggingface_hub"""
+vllm serve {example}                        # like every program that uses huggingface_hub"""
     check = f"cd ./model\ncurl -s {base}/api/models/{example}/sha256sums/main | sha256sum -c"
     holds = f"{counted(len(repos), 'repository', 'repositories')}, {size_text(total)}"
     sections = "\n".join(_repo(base, *repo) for repo in repos)
@@ -36,7 +36,7 @@ vllm serve {example}                        # as does whatever loads models thro
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>tourkit mirror</title><style>{_STYLE}</style></head><body>
 <h1>tourkit mirror</h1>
-<p>A bundle on this network, answering as a Hugging Face hub: {holds}.
+<p>This server offers a bundle as a Hugging Face hub: {holds}.
 No token is needed.</p>
 <h2>Use it</h2>
 <pre>{escape(commands)}</pre>

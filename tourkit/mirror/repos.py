@@ -1,6 +1,6 @@
-"""A bundle's files as the repositories they came from, in the JSON shapes of the hub's API.
+"""The files of a bundle, grouped by the repositories they came from, in the JSON shapes of the hub's API.
 
-It works on the index alone: app.py does the HTTP and reads the files.
+This module uses the index alone. app.py does the HTTP and reads the files.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ HeldFile = PinnedFile[Source | None]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the bundle holds of one repository at one commit; `files` by path in the repository."""
+    """The files of one repository at one commit that the bundle holds, by path in the repository."""
 
     commit: str
     files: dict[str, HeldFile]
@@ -34,7 +34,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Repo:
-    """`names` maps every revision that is answered (commits too) to its commit."""
+    """One repository. `names` maps each revision that the mirror answers (commits too) to its commit."""
 
     id: str
     tags: tuple[str, ...]
@@ -48,9 +48,9 @@ class Repo:
 
 
 def repos(index: Index) -> dict[str, Repo]:
-    """The repositories of the index; variants of one repository and commit become one snapshot.
+    """Return the repositories of the index by id. Variants of one repository and commit become one snapshot.
 
-    Raises UsageError when two files claim one place with different content.
+    Raises UsageError if two files have the same repository, commit and path but different content.
     """
     from_hub = [(file.source, file) for file in index.files if file.source is not None]
     snapshots: dict[str, dict[str, Snapshot]] = {}
@@ -58,7 +58,7 @@ def repos(index: Index) -> dict[str, Repo]:
         by_commit = snapshots.setdefault(source.repo, {})
         held = by_commit.setdefault(source.commit, Snapshot(source.commit, {})).files
         if held.setdefault(source.path, file).sha256 != file.sha256:
-            raise UsageError(f"bundle.json: {file.path}: another content of {source.path} at one commit")
+            raise UsageError(f"bundle.json: {file.path}: differs from another copy of {source.path} at that commit")
     return {id_: _repo(id_, by_commit, index) for id_, by_commit in snapshots.items()}
 
 
@@ -72,7 +72,7 @@ def _repo(id_: str, snapshots: dict[str, Snapshot], index: Index) -> Repo:
 
 
 def _names(snapshots: dict[str, Snapshot], variants: list[BundleVariant]) -> dict[str, str]:
-    """Revision: commit. A recorded name that two commits claim is dropped; an only commit is `main` too."""
+    """Map each revision to its commit. A name that two commits claim is dropped; an only commit is also `main`."""
     names = {"main": next(iter(snapshots))} if len(snapshots) == 1 else {}
     asked: dict[str, set[str]] = {}
     for variant in variants:
@@ -87,7 +87,7 @@ def author_of(repo: Repo) -> str | None:
 
 
 def info(repo: Repo, snapshot: Snapshot, *, blobs: bool, expand: Collection[str]) -> dict[str, Any]:
-    """What the hub says of a model; `expand` keeps those keys only."""
+    """Return what the hub says about a model. With `expand`, only those keys and the ids are kept."""
     full = {
         "_id": hashlib.sha1(repo.id.encode(), usedforsecurity=False).hexdigest()[:24],
         "id": repo.id,
@@ -95,7 +95,7 @@ def info(repo: Repo, snapshot: Snapshot, *, blobs: bool, expand: Collection[str]
         "author": author_of(repo),
         "sha": snapshot.commit,
         "private": False,
-        "gated": False,  # whatever it is upstream: who holds the bundle has passed the gate
+        "gated": False,  # also if it is gated upstream: the owner of the bundle has passed the gate
         "disabled": False,
         "downloads": 0,
         "likes": 0,
@@ -125,7 +125,7 @@ def refs(repo: Repo) -> dict[str, Any]:
 
 
 def entry(snapshot: Snapshot, path: str) -> dict[str, Any]:
-    """A file or a folder as the tree gives it; every file is shown as LFS, so that its SHA-256 is known."""
+    """Return a file or a folder as a tree entry. Every file is shown as LFS, so that clients get its SHA-256."""
     file = snapshot.files.get(path)
     if file is None:
         oid = hashlib.sha1(f"{snapshot.commit}:{path}".encode(), usedforsecurity=False).hexdigest()
