@@ -218,7 +218,7 @@ def test_patterns_are_case_sensitive(load, hub):
         ("/etc/evil.gguf", "absolute"),
         ("a\\b.gguf", "Windows"),
         ("aux.gguf", "device name"),
-        ("M-Q4_K_M.gguf", "are one name on exFAT"),
+        ("M-Q4_K_M.gguf", "are the same name on exFAT"),
         ("weights.bin", "pickle"),
     ],
 )

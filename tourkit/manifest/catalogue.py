@@ -1,6 +1,6 @@
-"""Choosing from the catalogue: who may use a model, for what, in which language, on which stack, in how much memory.
+"""Choose models from the catalogue: by licence, role, language, stack and memory.
 
-It decides by what the catalogue's files say. The planner decides what fits on a machine.
+The values in the catalogue's files decide here. The planner decides what fits on a machine.
 """
 
 from __future__ import annotations
@@ -14,50 +14,50 @@ from tourkit.manifest.models import ROLES, Model
 from tourkit.stacks import STACKS
 from tourkit.units import size_text
 
-CONTEXT = 4096  # tokens of the one sequence that `memory` counts a KV cache for
+CONTEXT = 4096  # tokens of the one sequence whose KV cache `memory` counts
 MANY = "multilingual"
 _KV_BYTES = 2  # a 16-bit key or value
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a licence says about commercial use: `use` is "yes", "conditional", "no" or "unknown", and why."""
+    """What a licence says about commercial use: `use` is "yes", "conditional", "no" or "unknown"; `reason` says why."""
 
     use: str
     reason: str
 
 
-_UNKNOWN = Terms("unknown", "no source states the licence: read it on the model's page first")
-_META = "keep to its conditions on the number of users, on the name and on acceptable use"
+_UNKNOWN = Terms("unknown", "no source states the licence: first read it on the model's page")
+_META = "follow its conditions on the number of users, on naming and on acceptable use"
 LICENSES = {
     "apache-2.0": Terms("yes", "permissive: keep the licence text and the notices"),
     "mit": Terms("yes", "permissive: keep the licence text"),
     "llama2": Terms(
-        "conditional", "Llama 2 Community License: above 700 million monthly users ask Meta; acceptable use policy"
+        "conditional", "Llama 2 Community License: acceptable use policy; with over 700 million monthly users, ask Meta"
     ),
     "llama3": Terms("conditional", f"Llama 3 Community License: {_META}"),
     "llama3.1": Terms("conditional", f"Llama 3.1 Community License: {_META}"),
-    "gemma": Terms("conditional", "Gemma Terms of Use: use and hand on only under them, hosted services included"),
+    "gemma": Terms("conditional", "Gemma Terms of Use: they bind use, hosted services and copies that you pass on"),
     "bigscience-bloom-rail-1.0": Terms(
-        "conditional", "BigScience RAIL: not for the uses it restricts; read them on the model's page"
+        "conditional", "BigScience RAIL: it forbids some uses; read which on the model's page"
     ),
-    "internlm2-license": Terms("conditional", "weights free for commercial use on application to the authors"),
-    "yi-license": Terms("conditional", "free for commercial use with the authors' permission, on application"),
+    "internlm2-license": Terms("conditional", "commercial use is free, but apply to the authors first"),
+    "yi-license": Terms("conditional", "commercial use is free with the authors' permission: apply for it"),
     "other (Stability AI)": Terms("conditional", "for commercial use see https://stability.ai/license"),
     "other (non-commercial)": Terms("no", "the authors allow research only"),
-    "cc-by-nc-sa-4.0": Terms("no", "NonCommercial by its name"),
+    "cc-by-nc-sa-4.0": Terms("no", "the name of the licence says NonCommercial"),
     "unknown": _UNKNOWN,
 }
 
 
 def terms(license_: str) -> Terms:
-    """What a licence id says about commercial use; an id that is not in the table is unknown, never allowed."""
+    """Return what a licence id says about commercial use. An id that is not in the table counts as unknown."""
     return LICENSES.get(license_, _UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
 class SizedVariant:
-    """A variant whose size is known: bytes of its weights."""
+    """A variant with a known size: the bytes of its weights."""
 
     quant: str
     size: int
@@ -65,7 +65,7 @@ class SizedVariant:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a model must satisfy; None and False ask nothing. `memory` is in bytes."""
+    """The conditions a model must meet. None and False mean no condition. `memory` is in bytes."""
 
     license: str | None = None
     commercial: bool = False
@@ -77,17 +77,17 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The models that satisfy a wish, and those that may: what the wish asks is not stated for them."""
+    """The models that meet a wish, and the models that may meet it: the catalogue lacks a value for them."""
 
     models: tuple[Model, ...]
     unstated: dict[str, tuple[str, ...]] = field(default_factory=dict)  # "language" or "size" -> model ids
 
 
 def search(models: Iterable[Model], wish: Wish) -> Found:
-    """The models that satisfy every part of the wish. Raises UsageError for a role or stack there is not."""
+    """Return the models that meet every part of the wish. Raises UsageError for an unknown role or stack."""
     for word, given, known in (("role", wish.role, ROLES), ("stack", wish.stack, tuple(STACKS))):
         if given is not None and given not in known:
-            raise UsageError(f"--{word} {given!r}: there are {', '.join(known)}")
+            raise UsageError(f"--{word} {given!r}: unknown: choose one of {', '.join(known)}")
     found: list[Model] = []
     unstated: dict[str, list[str]] = {}
     for model in models:
@@ -109,7 +109,7 @@ def search(models: Iterable[Model], wish: Wish) -> Found:
 
 
 def _stated_parts_fit(model: Model, wish: Wish) -> bool:
-    """False when something that the catalogue states speaks against the model."""
+    """Return False if a value in the catalogue rules the model out."""
     small = smallest(model, wish.stack)
     return (
         (wish.license or "").lower() in model.license.lower()
@@ -122,19 +122,19 @@ def _stated_parts_fit(model: Model, wish: Wish) -> bool:
 
 
 def speaks(model: Model, language: str) -> bool:
-    """True when the model was made for the language, by name or as one of many."""
+    """Return True if the model was made for the language, by name or as one of many."""
     wanted = language.lower()
     return wanted in model.languages or (MANY in model.languages and wanted != "code")
 
 
 def stacks(model: Model) -> tuple[str, ...]:
-    """The stacks that can load one of the model's formats."""
+    """Return the stacks that can load one of the model's formats."""
     formats = {variant.format for variant in model.variants}
     return tuple(stack for stack, traits in STACKS.items() if traits.format in formats)
 
 
 def smallest(model: Model, stack: str | None = None) -> SizedVariant | None:
-    """The variant of least known size, of a stack if given; None when no size is known."""
+    """Return the variant with the smallest known size, of one stack if given; None if no size is known."""
     sized = [
         SizedVariant(v.quant, v.size)
         for v in model.variants
@@ -144,9 +144,9 @@ def smallest(model: Model, stack: str | None = None) -> SizedVariant | None:
 
 
 def memory(model: Model, weights: int) -> int:
-    """Bytes for `weights` bytes of weights and a 16-bit KV cache of one sequence of CONTEXT tokens."""
+    """Return the bytes of the weights and of a 16-bit KV cache for one sequence of CONTEXT tokens."""
     arch = model.arch
-    if arch is None or "embed" in model.roles:  # an embedder keeps nothing between calls
+    if arch is None or "embed" in model.roles:  # an embedding model keeps no KV cache between calls
         return weights
     tokens = min(CONTEXT, model.context)
     windowed = 0
@@ -157,7 +157,7 @@ def memory(model: Model, weights: int) -> int:
 
 
 def as_json(model: Model, stack: str | None = None) -> dict[str, Any]:
-    """One model for scripts; null where no source states the value."""
+    """Return one model as data for scripts; null if no source states the value."""
     small = smallest(model, stack)
     said = terms(model.license)
     return {
@@ -184,7 +184,7 @@ def as_json(model: Model, stack: str | None = None) -> dict[str, Any]:
 
 
 def table(models: Sequence[Model], stack: str | None = None) -> Iterator[str]:
-    """Lines for people: a row for each model with what it is good at below, then the licences that were met."""
+    """Yield lines for people: a row for each model with its summary below, then a line for each licence."""
     head = ("model", "licence", "commercial", "context", "memory from", "roles", "stacks")
     rows = [head, *(_row(model, stack) for model in models)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
@@ -199,7 +199,7 @@ def table(models: Sequence[Model], stack: str | None = None) -> Iterator[str]:
 
 
 def footnotes(models: Iterable[Model]) -> Iterator[str]:
-    """A line for each licence among the models: may it be used commercially, and why."""
+    """Yield a line for each licence of the models: whether commercial use is allowed, and why."""
     for license_ in sorted({model.license for model in models}):
         said = terms(license_)
         yield f"{license_}: commercial use: {said.use}: {said.reason}"

@@ -1,4 +1,4 @@
-"""What manifests, locks and bundles speak of: models, their variants, and files. Plain data."""
+"""The plain data of manifests, locks and bundles: models, variants and files."""
 
 import fnmatch
 import hashlib
@@ -13,7 +13,7 @@ FORMATS = ("gguf", "safetensors", "onnx")
 
 @dataclass(frozen=True, slots=True, order=True)
 class VariantId:
-    """What names one variant in a set, a lock and a bundle: the model's id and the quant."""
+    """The name of one variant in a set, a lock and a bundle: the model's id and the quant."""
 
     model: str
     quant: str
@@ -31,7 +31,7 @@ class VariantId:
 class HubFile:
     """One file as the hub lists it: `path` inside the repository, `size` in bytes.
 
-    The hub knows the SHA-256 of LFS files only. Of the others it knows `blob_id`, git's SHA-1.
+    The hub states the SHA-256 of LFS files only. For other files it states `blob_id`, git's SHA-1.
     """
 
     path: str
@@ -42,7 +42,7 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a file is from: `path` inside the repository `repo` at `commit` (40 hex digits)."""
+    """Where a file comes from: `path` inside the repository `repo` at `commit` (40 hex digits)."""
 
     repo: str
     commit: str
@@ -54,9 +54,9 @@ From = TypeVar("From", bound=Source | None, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class PinnedFile(Generic[From]):
-    """One file with everything known, from the lock to the bundle. `path` is relative to the bundle, `size` in bytes.
+    """One file whose size and hash are known. `path` is relative to the bundle, `size` is in bytes.
 
-    A PinnedFile[Source] is from a hub, a PinnedFile[None] was written by tourkit (templates, START_HERE.md, …).
+    A PinnedFile[Source] comes from a hub. A PinnedFile[None] was written by tourkit (templates, START_HERE.md, …).
     """
 
     path: str
@@ -66,15 +66,15 @@ class PinnedFile(Generic[From]):
 
 
 def pinned(variant: VariantId, source: Source, size: int, sha256: str) -> PinnedFile[Source]:
-    """A file of a variant, at its place in the variant's folder."""
+    """Return a file of a variant with its path in the bundle."""
     return PinnedFile(f"{variant.folder}/{source.path}", size, sha256, source)
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One quantised form of a model. `files` are fnmatch patterns over the whole path: `*` crosses "/".
+    """One quantised form of a model. `files` are fnmatch patterns for the whole path: `*` also matches "/".
 
-    `size` is of the weights in bytes, to choose by: it may be rounded; the lock has the exact ones.
+    `size`: bytes of the weights, for choosing a variant. It may be rounded; the lock has the exact sizes.
     """
 
     format: str
@@ -85,13 +85,13 @@ class Variant:
     size: int | None = None
 
     def takes(self, path: str) -> bool:
-        """Whether a file of the repository is one of this variant."""
+        """Return True if a file of the repository belongs to this variant."""
         return any(fnmatch.fnmatchcase(path, pattern) for pattern in self.files)
 
 
 @dataclass(frozen=True, slots=True)
 class Arch:
-    """The numbers that size the KV cache. `sliding_layers` of the layers look back `sliding_window` tokens only."""
+    """The numbers that size the KV cache. `sliding_layers` layers look back `sliding_window` tokens only."""
 
     n_layers: int
     n_heads: int
@@ -105,9 +105,9 @@ class Arch:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One upstream model. `context` is in tokens; None, or an empty tuple, means that no source states the value.
+    """One upstream model. `context` is in tokens. None or an empty tuple means that no source states the value.
 
-    `architecture` is transformers' model_type; `roles` are hints; "multilingual" among `languages` means many more.
+    `architecture` is transformers' model_type. `roles` are hints. "multilingual" in `languages` means many more.
     """
 
     id: str
@@ -124,14 +124,14 @@ class Model:
     roles: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     adapts: str | None = None  # the id of the model this LoRA adapter is for
-    chat_template: str | None = None  # Jinja source, for weights that carry none
+    chat_template: str | None = None  # Jinja source, for weights without a chat template
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A role set with its models resolved and its filters applied: every model here has a variant.
+    """A role set after its models are looked up and its filters are applied: every model has a variant.
 
-    `sha256` is of the file's bytes; `digest` is of what a lock depends on, catalogue included.
+    `sha256` covers the file's bytes. `digest` covers what a lock depends on, the catalogue's values included.
     """
 
     name: str
@@ -148,7 +148,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the name, the roles and the variants: unchanged by comments, summaries or facts."""
+        """SHA-256 of the name, the roles and the variants. Comments, summaries and facts do not change it."""
         variants = {id_: [_lock_part(v) for v in model.variants] for id_, model in self.models.items()}
         shape = {"name": self.name, "roles": self.roles, "models": variants}
         text = json.dumps(shape, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -156,5 +156,5 @@ class Manifest:
 
 
 def _lock_part(variant: Variant) -> dict[str, Any]:
-    """What a lock depends on: all of a variant but the size, which is a fact about it."""
+    """Return the fields of a variant that a lock depends on: all but the size, which is only a fact."""
     return {name: value for name, value in asdict(variant).items() if name != "size"}

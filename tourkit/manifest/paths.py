@@ -1,4 +1,4 @@
-"""Paths that every system can write: one plain relative name, no pickle, no two that are one on exFAT."""
+"""Check paths that go on a drive: plain, relative, valid on every system, no pickle, distinct on exFAT."""
 
 import unicodedata
 from collections import Counter
@@ -15,7 +15,7 @@ _RESERVED = frozenset(
 
 
 def check_path(path: str, where: str) -> None:
-    """Refuse a path that is not one plain relative file name on every system, or that is a pickle.
+    """Refuse a path that is not a plain relative file name on every system, or that is a pickle.
 
     `where` begins the message. Raises ManifestError.
     """
@@ -25,7 +25,7 @@ def check_path(path: str, where: str) -> None:
 
 
 def check_distinct(paths: Sequence[str], where: str) -> None:
-    """Refuse paths that a case-insensitive drive would take for one another. Raises ManifestError."""
+    """Refuse paths that are the same on a case-insensitive drive. Raises ManifestError."""
     seen: dict[str, str] = {}
     for path in paths:
         parts = path.split("/")
@@ -34,16 +34,16 @@ def check_distinct(paths: Sequence[str], where: str) -> None:
             other = seen.setdefault(_folded(name.rstrip("/")), name)
             if other != name:
                 raise ManifestError(
-                    f"{where}: {other!r} and {name!r} are one name on exFAT, Windows and macOS: leave one out"
+                    f"{where}: {other!r} and {name!r} are the same name on exFAT, Windows and macOS: leave one out"
                 )
-    # A folder may come many times, a file once.
+    # A folder may appear many times, a file only once.
     for path, times in Counter(paths).items():
         if times > 1:
             raise ManifestError(f"{where}: {path!r} is named twice: name it once")
 
 
 def path_problem(path: str) -> str | None:
-    """The end of the sentence "'path' ..." when it is refused: what is wrong and the mend."""
+    """Return what is wrong with the path and the fix, as the end of "'path' ..."; None if nothing is wrong."""
     if path.startswith("/"):
         return "is an absolute path: write it relative to the repository"
     names = path.split("/")
@@ -52,7 +52,7 @@ def path_problem(path: str) -> str | None:
     if "" in names or "." in names:
         return "has an empty or '.' part: write it as folder/file"
     if any(char in _HOSTILE or unicodedata.category(char) in ("Cc", "Cs") for char in path):
-        return 'has a character that Windows refuses (\\ : ? * " < > | or a control one): leave this file out'
+        return 'has a character that Windows refuses (\\ : ? * " < > | or a control character): leave this file out'
     for name in names:
         if name[-1] in ". ":
             return "has a name that ends with a dot or a space, which Windows drops: leave this file out"

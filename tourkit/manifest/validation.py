@@ -1,4 +1,4 @@
-"""Data against the JSON Schemas of this package, and every problem in one line of our own words."""
+"""Check data against the JSON Schemas of this package, and explain every problem in one plain line."""
 
 import difflib
 import json
@@ -13,14 +13,14 @@ _SCHEMAS = Path(__file__).resolve().parent / "schemas"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The mend for a word that is not among the `known` ones."""
+    """Return the fix for a word that is not among the `known` ones: the nearest of them, or all."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
 
 
 def schema_problems(name: str, raw: object) -> list[str]:
-    """What is wrong with `raw` by schemas/<name>.schema.json: "key: problem: mend", one line each."""
+    """Return what is wrong with `raw` by schemas/<name>.schema.json, one line each: "key: problem: fix"."""
     import jsonschema
     from referencing import Registry, Resource
 
@@ -34,7 +34,7 @@ def schema_problems(name: str, raw: object) -> list[str]:
 
 
 def raise_problems(path: Path, problems: Iterable[str]) -> None:
-    """Raise one ManifestError for all `problems` of the file at `path`; does nothing when there are none."""
+    """Raise one ManifestError for all `problems` of the file at `path`. Does nothing if there are none."""
     found = list(problems)
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
@@ -42,7 +42,7 @@ def raise_problems(path: Path, problems: Iterable[str]) -> None:
 
 
 def _explain(error: Any) -> Iterator[str]:
-    """Say in our words what jsonschema found: the schema's own description is the mend."""
+    """Yield an error of jsonschema as plain lines. The description in the schema is the fix."""
     key = "".join(dotted_step(part) for part in error.absolute_path).removeprefix(".")
     place = f"{key}." if key else ""
     if error.validator == "additionalProperties":
@@ -50,7 +50,7 @@ def _explain(error: Any) -> Iterator[str]:
         for extra in sorted(error.instance.keys() - known):
             yield f"{place}{dotted_step(extra)[1:]}: unknown key: {did_you_mean(extra, known)}"
         return
-    mend = error.schema.get("description", error.message)
+    fix = error.schema.get("description", error.message)
     if error.validator == "required":
         for missing in [name for name in error.validator_value if name not in error.instance]:
             wanted = error.schema["properties"][missing].get("description", "add it")
@@ -59,16 +59,16 @@ def _explain(error: Any) -> Iterator[str]:
     shown = repr(error.instance)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     if error.validator == "enum":
-        mend = did_you_mean(str(error.instance), error.validator_value)
+        fix = did_you_mean(str(error.instance), error.validator_value)
     if error.validator == "uniqueItems":
         twice = next(item for item in error.instance if error.instance.count(item) > 1)
         yield f"{key}: {twice!r} is named twice: name it once"
         return
-    yield f"{key or 'the file'}: {shown} is refused: {mend}"
+    yield f"{key or 'the file'}: {shown} is refused: {fix}"
 
 
 def dotted_step(part: int | str) -> str:
-    """One step of a dotted key: quoted as TOML does where it is no bare key, so that a message stays one line."""
+    """Return one step of a dotted key. It is quoted if it is no bare TOML key, so that a message stays one line."""
     if isinstance(part, int):
         return f"[{part}]"
     return f".{part}" if re.fullmatch(r"[\w.-]+", part) else f".{json.dumps(part)}"
