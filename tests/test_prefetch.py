@@ -353,7 +353,7 @@ def test_a_retry_after_of_seconds_is_waited_for_and_said(tiny: Set) -> None:
     tiny.server.faults[BIG] = Fault("status", times=1, status=429, headers={"Retry-After": "1"})
     tiny.run()
     assert_whole(tiny)
-    assert any("HTTP 429, again in 1 s" in note for note in tiny.heard.notes)
+    assert any("HTTP 429; retry in 1 s" in note for note in tiny.heard.notes)
 
 
 def test_a_line_that_drops_every_300_kb_gets_there_without_a_byte_twice(tiny: Set) -> None:
@@ -655,7 +655,7 @@ def test_a_file_larger_than_the_file_system_allows_is_one_clear_line(tiny: Set) 
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
     assert line.startswith("4 ")
-    assert "GiB is more than a file may have here" in line
+    assert "GiB is too large for one file here" in line
     assert tiny.dest(SMALL).read_bytes() == FILES[SMALL]
     tiny.run()
     assert_whole(tiny)

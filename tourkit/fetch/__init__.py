@@ -1,1 +1,1 @@
-"""From a hub into a bundle. The only package that reaches beyond loopback."""
+"""Download from a hub into a bundle. The only package that connects beyond loopback."""

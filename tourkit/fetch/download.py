@@ -1,6 +1,6 @@
-"""Downloading one file from the hub to its place: part file, resume, hash, further attempts, publication.
+"""Download one file from the hub: part file, resume, hash, retries, and the move to its final name.
 
-tourkit/fetch/prefetch.py decides which files are downloaded, in which thread, and into which folder.
+tourkit/fetch/prefetch.py decides which files are downloaded, in which thread and into which folder.
 """
 
 import errno
@@ -17,25 +17,25 @@ from tourkit.fetch.hub import Hub, PassingError, RangeRefusedError, Stream
 from tourkit.files import fsync_dir, sha256_of
 from tourkit.manifest.models import PinnedFile, Source
 
-BLOCK = 1 << 20  # bytes: the most that is held in memory, and lost, when the process is killed
+BLOCK = 1 << 20  # bytes: the most that is in memory only, and lost if the process is killed
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class StoppedError(Exception):
-    """The download was asked to stop; what has arrived stays in the part file."""
+    """The download was asked to stop. The bytes so far stay in the part file."""
 
 
 class FetchListener(Protocol):
-    """Hears of a prefetch; called from several threads, so it must not mind that."""
+    """Gets the events of a prefetch. It is called from several threads."""
 
     def on_start(self, total_bytes: int, to_fetch: int) -> None:
-        """All bytes of the selected files, and how many of them are not here by name and size."""
+        """`total_bytes`: all bytes of the selected files. `to_fetch`: those of files not here by name and size."""
 
     def on_bytes(self, n: int, kind: str) -> None:
-        """`n` more bytes "fetched" from the hub or "checked" on the drive; a repeated byte counts again."""
+        """`n` more bytes were "fetched" from the hub or "checked" on the drive. A repeated byte counts again."""
 
     def on_note(self, text: str) -> None:
-        """One line worth showing, such as a repeated attempt."""
+        """One line to show, such as a repeated attempt."""
 
 
 class SilentListener:
@@ -52,9 +52,9 @@ class SilentListener:
 
 
 def part_path(file: PinnedFile[Source], root: Path) -> Path:
-    """Where what has arrived of `file` is kept below the bundle `root`.
+    """Return the part file of `file` below the bundle `root`. It holds the bytes downloaded so far.
 
-    The hash in the name keeps another version's bytes from being continued.
+    The hash in its name prevents that the bytes of another version are resumed.
     """
     dest = root / file.path
     return dest.with_name(f"{dest.name}.{file.sha256[:12]}.part")
@@ -62,7 +62,7 @@ def part_path(file: PinnedFile[Source], root: Path) -> Path:
 
 @dataclass(slots=True)
 class _Part:
-    """An open part file; `size` bytes of it are written and in `digest`."""
+    """An open part file: `size` bytes are written to it and counted in `digest`."""
 
     file: io.FileIO
     size: int = 0
@@ -84,7 +84,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Download:
-    """One file on its way to `dest`, by way of `part`."""
+    """One download: the bytes go into `part`, which is then renamed to `dest`."""
 
     file: PinnedFile[Source]
     dest: Path
@@ -103,7 +103,7 @@ class _Download:
 
 
 def download(file: PinnedFile[Source], root: Path, hub: Hub, listener: FetchListener, stop: threading.Event) -> None:
-    """Have `file` whole at its place in the bundle `root`: check what is there, else go on where its part file ends.
+    """Bring `file` to its place in the bundle `root`: check what is there, else resume its part file.
 
     Raises HubError, WrongContent (the bytes are set aside as `<name>.<hash>.bad`), LocalError, and StoppedError
     soon after `stop` is set.
@@ -120,57 +120,58 @@ def download(file: PinnedFile[Source], root: Path, hub: Hub, listener: FetchList
 
 
 def is_out_of_space(error: LocalError) -> bool:
-    """Whether every other file of the same drive would fail in the same way."""
+    """Return True if every other file on the same drive would fail in the same way."""
     cause = error.__cause__
     return isinstance(cause, OSError) and cause.errno in (*_NO_SPACE, errno.EROFS)
 
 
 def local_error(exc: OSError, path: Path, size: int = 0) -> LocalError:
-    """An OSError of the drive as one line with the mend."""
-    again = "and run it again; it goes on where it stopped"
+    """Return an OSError of the drive as one line with the fix."""
+    again = "and run it again; it resumes"
     if exc.errno in _NO_SPACE:
         return LocalError(f"{path}: no space left on this drive: free some {again}")
     if exc.errno == errno.EFBIG:
-        mend = "use a drive formatted as exFAT or ext4 (FAT32 ends at 4 GiB), or lift `ulimit -f`"
-        return LocalError(f"{path}: {size / 2**30:.2f} GiB is more than a file may have here: {mend}")
+        fix = "use a drive formatted as exFAT or ext4 (FAT32 ends at 4 GiB), or lift `ulimit -f`"
+        return LocalError(f"{path}: {size / 2**30:.2f} GiB is too large for one file here: {fix}")
     if exc.errno == errno.EROFS:
         return LocalError(f"{path}: the drive is read-only: choose another folder, or mount it for writing")
     if exc.errno in (errno.EACCES, errno.EPERM):
-        return LocalError(f"{path}: no permission to write: choose another folder, or mend its rights")
+        return LocalError(f"{path}: no permission to write: choose another folder, or fix its permissions")
     if exc.errno == errno.ENAMETOOLONG:
         return LocalError(f"{path}: the name is too long for this drive: choose a shorter folder")
     return LocalError(f"{path}: {exc.strerror or exc}: check the folder and the drive {again}")
 
 
 def _is_whole(job: _Download) -> bool:
-    """Whether the right bytes are at their place already: the size is a hint, the hash decides."""
+    """Return True if the right bytes are already in place. The size is a hint, the hash decides."""
     if not job.dest.is_file() or job.dest.stat().st_size != job.file.size:
         return False
     return sha256_of(job.dest, job.checked) == job.file.sha256
 
 
 def _fetch(job: _Download) -> None:
-    """Fetch and publish. Wrong bytes are fetched once more from 0: a power cut may have left zeros in a part
-    file, and a bit may flip once; bytes that are wrong twice are not ours to believe.
+    """Fetch the file and move it to its place. Wrong bytes are fetched once more from 0.
+
+    One wrong hash can be an accident: a power cut can leave zeros in a part file, or a bit flips. Two are an error.
     """
     found = _receive(job)
     if found != job.file.sha256:
-        job.listener.on_note(f"{job.dest.name}: the bytes have another hash than the lock says, once more from 0")
+        job.listener.on_note(f"{job.dest.name}: the hash is not the one of the lock; fetching once more from 0")
         job.part.unlink()
         found = _receive(job)
     if found != job.file.sha256:
         bad = job.dest.with_name(f"{job.dest.name}.{found[:12]}.bad")
         job.part.replace(bad)
-        mend = "try another network or endpoint; `tourkit lock` if the lock is not from this hub"
+        fix = "try another network or endpoint; `tourkit lock` if the lock is not from this hub"
         raise WrongContent(
-            f"{job.dest}: sha256 is {found[:12]}…, the lock says {job.file.sha256[:12]}… (kept as {bad.name}): {mend}"
+            f"{job.dest}: sha256 is {found[:12]}…, the lock says {job.file.sha256[:12]}… (kept as {bad.name}): {fix}"
         )
     job.part.replace(job.dest)
     fsync_dir(job.dest.parent)
 
 
 def _receive(job: _Download) -> str:
-    """Fill the part file up to the size that the lock names; returns the SHA-256 of what is then in it, on disk."""
+    """Fill the part file up to the size in the lock, sync it to disk, and return the SHA-256 of its bytes."""
     fd = os.open(job.part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     with io.FileIO(fd, "r+") as file:
         part = _Part(file)
@@ -181,9 +182,9 @@ def _receive(job: _Download) -> str:
 
 
 def _take_over(job: _Download, part: _Part) -> None:
-    """Hash what an earlier run left, so that the transfer can go on behind it."""
+    """Hash the bytes that an earlier run left, so that the download can continue after them."""
     length = os.fstat(part.file.fileno()).st_size
-    if length > job.file.size:  # nothing that we wrote
+    if length > job.file.size:  # tourkit did not write this
         part.restart()
         return
     block = memoryview(bytearray(min(BLOCK, length)))
@@ -194,7 +195,7 @@ def _take_over(job: _Download, part: _Part) -> None:
 
 
 def _fill(job: _Download, part: _Part) -> None:
-    """Ask until the part file is full; only attempts in a row without one new byte are counted."""
+    """Request bytes until the part file is full. Only failures in a row without a new byte count."""
     patience = job.hub.patience
     block = memoryview(bytearray(min(BLOCK, job.file.size)))
     failures, furthest = 0, part.size
@@ -205,7 +206,7 @@ def _fill(job: _Download, part: _Part) -> None:
             part.restart()
             problem = PassingError(f"the file ends before byte {furthest} ({exc})")
         except PassingError as exc:
-            job.check_stop()  # an interrupt looks like a broken line
+            job.check_stop()  # an interrupt looks like a broken connection
             problem = exc
         else:
             continue
@@ -215,13 +216,13 @@ def _fill(job: _Download, part: _Part) -> None:
         if failures >= patience.attempts:
             raise job.hub.given_up(_name(job.file), problem) from problem
         pause_s = patience.pause_s(failures, problem.wait_s)
-        job.listener.on_note(f"{job.dest.name}: {problem}, again in {pause_s:.0f} s")
+        job.listener.on_note(f"{job.dest.name}: {problem}; retry in {pause_s:.0f} s")
         job.stop.wait(pause_s)
         job.check_stop()
 
 
 def _stream(job: _Download, part: _Part, block: memoryview) -> None:
-    """One GET from where the part file ends to the end of the file."""
+    """Send one GET, from the end of the part file to the end of the file."""
     file, source = job.file, job.file.source
     with job.hub.open(source.repo, source.commit, source.path, start=part.size) as stream:
         _check_announced(file, stream)
@@ -235,14 +236,14 @@ def _stream(job: _Download, part: _Part, block: memoryview) -> None:
             part.append(block[:got])
             job.listener.on_bytes(got, "fetched")
         if stream.total is None and stream.readinto(block[:1]):
-            raise WrongContent(_wrong(file, f"more than the {file.size} bytes of the lock"))
+            raise WrongContent(_wrong(file, f"more than the {file.size} bytes that the lock says"))
 
 
 def _check_announced(file: PinnedFile[Source], stream: Stream) -> None:
-    """Refuse before the first byte what says itself that it is something else."""
+    """Refuse the answer before its first byte if its headers show that it is another file."""
     if stream.is_html and not file.source.path.endswith((".html", ".htm")):
-        mend = "log in to the network if it shows a login page, or correct HF_ENDPOINT"
-        raise WrongContent(f"{_name(file)}: a web page came instead of the file: {mend}")
+        fix = "log in to the network if it shows a login page, or correct HF_ENDPOINT"
+        raise WrongContent(f"{_name(file)}: a web page came instead of the file: {fix}")
     if stream.total is not None and stream.total != file.size:
         raise WrongContent(_wrong(file, f"{stream.total} bytes, the lock says {file.size}"))
     if stream.sha256 is not None and stream.sha256 != file.sha256:

@@ -1,6 +1,6 @@
-"""What a bundle holds besides the weights (skeleton, templates, licences), and the index of it all.
+"""The files of a bundle besides the weights (skeleton, templates, licences), and the index of all files.
 
-It writes small files only. The weights are whole already when it is called.
+This module writes small files only. The weights are complete before it is called.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ _File = PinnedFile[Source | None]
 def assemble(
     manifest: Manifest, lock: Lock, fetched: Sequence[LockedVariant], root: Path, listener: FetchListener
 ) -> Index:
-    """Put everything that is not from the hub beside the `fetched` variants, and say what the bundle now is.
+    """Write all files that are not from the hub beside the `fetched` variants, and return the new index.
 
-    Variants of an earlier run with other roles stay in the index while the lock still names them so. The result
-    depends on the lock and on which variants are there, never on order or time. Raises OSError.
+    Variants of an earlier run with other roles stay in the index if the lock still names the same files. The result
+    depends on the lock and on the variants that are there, never on order or time. Raises OSError.
     """
     old = _old_index(manifest, root, listener)
     kept = _kept(old, lock, fetched, root)
@@ -38,7 +38,7 @@ def assemble(
         files[path] = _put(root, path, content)
     for file in old.files if old else ():
         if file.path not in files and not file.path.startswith(_OURS) and (root / file.path).is_file():
-            files[file.path] = file  # wheels and the like, which other commands put there
+            files[file.path] = file  # wheels and other files that other commands put there
     _remove_ours(old, files, root)
     for folder in sorted({folder for path in files for folder in (root / path).parents if root in folder.parents}):
         fsync_dir(folder)
@@ -46,7 +46,7 @@ def assemble(
 
 
 def clear_leftovers(root: Path, variants: Sequence[LockedVariant]) -> None:
-    """Remove part files and set-aside wrong content of files that are whole now, whatever version they were of."""
+    """Remove part files and wrong content (.bad) of files that are complete now, of every version."""
     for variant in variants:
         whole = {root / file.path for file in variant.files}
         for parent in {path.parent for path in whole}:
@@ -77,15 +77,15 @@ def _old_index(manifest: Manifest, root: Path, listener: FetchListener) -> Index
     try:
         old = read_index(root)
     except TourkitError as exc:
-        listener.on_note(f"{exc} (it is written anew now)")
+        listener.on_note(f"{exc} (it is written again now)")
         return None
     if old.name != manifest.name:
-        listener.on_note(f"{root}: was the bundle of {old.name!r}, is now that of {manifest.name!r}")
+        listener.on_note(f"{root}: it was the bundle of {old.name!r}, it is now the bundle of {manifest.name!r}")
     return old
 
 
 def _kept(old: Index | None, lock: Lock, fetched: Sequence[LockedVariant], root: Path) -> Iterator[LockedVariant]:
-    """Variants of the earlier index that the lock names with the same files, and that are still there."""
+    """Yield the variants of the earlier index that the lock names with the same files and that are still there."""
     if old is None or old.name != lock.name:
         return
     before = {variant.id: variant for variant in old.variants}
@@ -104,7 +104,7 @@ def _is_there(path: Path, size: int) -> bool:
 
 
 def _skeleton() -> Iterator[tuple[str, bytes]]:
-    """What greets the reader of the drive. In a checkout ./bundle is the skeleton itself: nothing to write then."""
+    """Yield START_HERE.md and the install scripts. In ./bundle of a checkout they are already there."""
     for path in sorted(data.BUNDLE_SKELETON.glob("*")):
         if path.is_file() and (path.name == "START_HERE.md" or path.name.startswith("install.")):
             yield path.name, path.read_bytes()
@@ -119,7 +119,7 @@ def _templates() -> Iterator[tuple[str, bytes]]:
 
 
 def _licences(manifest: Manifest, variants: Sequence[LockedVariant], root: Path) -> Iterator[tuple[str, bytes]]:
-    """A note for every model, and a copy of every licence text that came with its files."""
+    """Yield a note for every model, and a copy of every licence text among its files."""
     for id_ in sorted({variant.model for variant in variants}):
         own = [variant for variant in variants if variant.model == id_]
         yield f"licenses/{id_}.txt", _note(manifest.models[id_], own).encode()
@@ -130,7 +130,7 @@ def _licences(manifest: Manifest, variants: Sequence[LockedVariant], root: Path)
 
 
 def _note(model: Model, variants: Sequence[LockedVariant]) -> str:
-    gated = {True: "yes, its terms were accepted by whoever fetched it", False: "no", None: "not known"}
+    gated = {True: "yes, whoever fetched it accepted its terms", False: "no", None: "not known"}
     lines = [
         f"model:    {model.id}",
         f"upstream: {model.repo}",
@@ -143,14 +143,14 @@ def _note(model: Model, variants: Sequence[LockedVariant]) -> str:
         lines.append(f"  {variant.quant} ({variant.format}) from {variant.repo}, commit {variant.commit}")
     lines += [
         "",
-        f"The full text is on the model's page of the hub ({model.repo}) and, where the repository",
-        f"ships it, in licenses/{model.id}/. Whoever uses or passes on these files is bound by it.",
+        f"The full text is on the model's page of the hub ({model.repo}) and, if the repository",
+        f"has it, in licenses/{model.id}/. It binds everybody who uses or passes on these files.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def _put(root: Path, path: str, content: bytes) -> PinnedFile[None]:
-    """Have `content` at `path`; a file that holds it already is left alone."""
+    """Write `content` to `path`, unless the file already holds it."""
     dest = root / path
     if not (dest.is_file() and dest.read_bytes() == content):
         dest.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def _put(root: Path, path: str, content: bytes) -> PinnedFile[None]:
 
 
 def _remove_ours(old: Index | None, files: dict[str, _File], root: Path) -> None:
-    """Remove templates and licences that an earlier run wrote and this one does not; never anybody else's."""
+    """Remove templates and licences that an earlier run wrote and this run does not. Other files stay."""
     for file in old.files if old else ():
         path = root / file.path
         if file.path in files or not file.path.startswith(("templates/", "licenses/")):

@@ -1,7 +1,7 @@
-"""One GET at a time over http.client: kept connections a thread, TLS, proxies, bytes into a caller's buffer.
+"""One GET at a time over http.client: connections kept open per thread, TLS, proxies, reads into a given buffer.
 
-Knows nothing of hubs: no redirects, no retries, no tokens. tourkit/fetch/hub.py is its only user. urllib3 was tried in
-its place: it copies what it reads, a prefetch took a tenth more CPU time, and this module was only a few lines shorter.
+This module knows nothing about hubs: no redirects, no retries, no tokens. Only tourkit/fetch/hub.py uses it. urllib3
+was tried instead: it copies what it reads, a prefetch took a tenth more CPU time, and only a few lines were saved.
 """
 
 import base64
@@ -22,39 +22,39 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from tourkit.errors import HubError
 from tourkit.net import is_loopback
 
-_TICK_S = 0.25  # a slow line hands over what it has this often: progress moves, Ctrl-C is noticed
-_IDLE_S = 15.0  # after a longer silence a router may have forgotten the connection, without a word to either end
-_DISCARD = 64 << 10  # bytes of an unwanted body that are read so that the connection can be kept
+_TICK_S = 0.25  # a slow read returns at least this often: progress moves, Ctrl-C is noticed
+_IDLE_S = 15.0  # a router may forget a connection that is idle for longer, without telling either end
+_DISCARD = 64 << 10  # bytes of an unwanted body that are read to keep the connection
 
 
 @dataclass(slots=True, eq=False)
 class _Link:
-    """A connection to one origin, straight or through a proxy."""
+    """One connection to an origin, direct or through a proxy."""
 
     http: http.client.HTTPConnection
     origin: str
     absolute: bool = False  # an http proxy wants the whole URL in the request line
     headers: dict[str, str] = field(default_factory=dict)
-    sock: socket.socket | None = None  # http.client lets go of it while the last answer is read
+    sock: socket.socket | None = None  # kept here: http.client drops it while the last answer is read
     idle_since: float = 0.0  # time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How failures that may pass are met; all but `attempts` in seconds."""
+    """How often and how long failures that may pass are retried. All but `attempts` are in seconds."""
 
-    attempts: int = 8  # in a row without one new byte
-    delay_s: float = 1.0  # before the second attempt; doubles from then on
+    attempts: int = 8  # failures in a row without a new byte
+    delay_s: float = 1.0  # before the second attempt; doubles after each failure
     longest_s: float = 30.0
-    retry_after_s: float = 300.0  # the most that a server's Retry-After can ask for
+    retry_after_s: float = 300.0  # the longest wait that a server's Retry-After can ask for
     stall_s: float = 30.0  # a connection that is silent for this long counts as broken
 
     def pause_s(self, failures: int, asked_s: float | None) -> float:
-        """Seconds to wait after the given number of failures in a row, `asked_s` being the server's wish."""
+        """Return the seconds to wait after `failures` failures in a row. `asked_s`: what the server asked for."""
         if asked_s is not None:
             return min(max(asked_s, 0.0), self.retry_after_s)
         delay = min(self.delay_s * 2.0 ** (failures - 1), self.longest_s)
-        return delay * random.uniform(0.75, 1.25)  # so that threads do not come back all at once
+        return delay * random.uniform(0.75, 1.25)  # so that the threads do not all retry at once
 
 
 class Connections:
@@ -69,13 +69,13 @@ class Connections:
         weakref.finalize(self, _close_all, self._open)
 
     def get(self, url: str, headers: dict[str, str]) -> "Answer":
-        """Send a GET; the caller closes the answer. Raises OSError or http.client.HTTPException."""
+        """Send a GET. The caller must close the answer. Raises OSError or http.client.HTTPException."""
         parts = urlsplit(url)
         kept = self._idle().pop(origin(url), None)
         if kept is not None and time.monotonic() - kept.idle_since > _IDLE_S:
             self.drop(kept)
         elif kept is not None:
-            # A server may have closed it while it was idle, which says nothing of a fresh one.
+            # The server may have closed it while it was idle: then try a new one.
             with contextlib.suppress(ConnectionError):
                 return self._send(kept, parts, headers)
         return self._send(self._link(parts, origin(url)), parts, headers)
@@ -89,12 +89,12 @@ class Connections:
             self.drop(link)
 
     def interrupt(self) -> None:
-        """Wake threads that wait for bytes: their read ends as if the server had hung up."""
+        """Wake threads that wait for bytes: their read ends as if the server closed the connection."""
         with self._gate:
             sockets = [link.sock for link in self._open if link.sock is not None]
         for sock in sockets:
-            with contextlib.suppress(OSError):  # closed in the meantime
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not TLS's own, which would say goodbye first
+            with contextlib.suppress(OSError):  # it was closed in the meantime
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not TLS's own: it first sends a closing message
 
     def keep(self, link: _Link) -> None:
         link.idle_since = time.monotonic()
@@ -150,12 +150,12 @@ class Connections:
 
 
 class Answer:
-    """The answer to one GET; its body is read into the caller's buffer and never held."""
+    """The answer to one GET. Its body is read into the caller's buffer and never stored."""
 
     def __init__(self, connections: Connections, link: _Link, response: http.client.HTTPResponse) -> None:
         self.status = response.status
         self.headers: Message = response.headers
-        self.length = response.length  # bytes of the body, None when the server does not say
+        self.length = response.length  # bytes of the body, None if the server does not say
         self._left = response.length
         self._ended = self._left == 0
         self._failure: Exception | None = None
@@ -164,9 +164,10 @@ class Answer:
         self._response = response
 
     def readinto(self, view: memoryview) -> int:
-        """Bytes put into `view`, 0 at the end of the body. What came before a failure is handed over first.
+        """Read into `view` and return the number of bytes, 0 at the end of the body.
 
-        Raises OSError or http.client.HTTPException; ConnectionError when the body is cut short.
+        Bytes that came before a failure are returned first. Raises OSError or http.client.HTTPException;
+        ConnectionError if the body is cut short.
         """
         if self._failure is not None:
             raise self._failure
@@ -190,7 +191,7 @@ class Answer:
             self._ended = not data
             view[: len(data)] = data
             return len(data)
-        # One system call a step: what HTTPResponse.readinto has gathered when the line breaks would be lost.
+        # One system call per step: HTTPResponse.readinto would lose the bytes it has if the connection breaks.
         got: int = self._response.fp.readinto1(view[: self._left])
         if not got:
             raise ConnectionError(f"the body ended {self._left} bytes early")
@@ -199,7 +200,7 @@ class Answer:
         return got
 
     def discard(self) -> None:
-        """Read the rest when it is short, so that the connection can be kept; then close."""
+        """Read a short rest of the body, so that the connection can be kept; then close the answer."""
         scrap = memoryview(bytearray(_DISCARD))
         read = 0
         with contextlib.suppress(OSError, http.client.HTTPException):
@@ -208,7 +209,7 @@ class Answer:
         self.close()
 
     def close(self) -> None:
-        """Keep the connection when the body was read to its end, else close it."""
+        """Keep the connection if the body was read to its end, else close it."""
         whole = self._ended and self._failure is None and not self._response.will_close
         self._response.close()
         if whole:
@@ -218,16 +219,16 @@ class Answer:
 
 
 def origin(url: str) -> str:
-    """Scheme, host and port of a URL: what a token may be sent to."""
+    """Return scheme, host and port of a URL. A token may be sent to the hub's own origin only."""
     parts = urlsplit(url)
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
     return f"{parts.scheme}://{parts.hostname}:{port}"
 
 
 def proxy_for(parts: SplitResult) -> SplitResult | None:
-    """The proxy that HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY name for this URL; loopback has none.
+    """Return the proxy that HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY set for this URL; None for loopback.
 
-    Raises HubError for a proxy that is not asked over plain HTTP, such as a SOCKS one.
+    Raises HubError for a proxy that is not an http:// one, such as a SOCKS proxy.
     """
     host = parts.hostname or ""
     proxies = urllib.request.getproxies()
@@ -236,13 +237,13 @@ def proxy_for(parts: SplitResult) -> SplitResult | None:
         return None
     proxy = urlsplit(named if "://" in named else f"http://{named}")
     if proxy.scheme != "http":
-        mend = f"set {parts.scheme.upper()}_PROXY to an http:// one"
-        raise HubError(f"the proxy for {host} is {proxy.scheme}://, which is not supported: {mend}")
+        fix = f"set {parts.scheme.upper()}_PROXY to an http:// address"
+        raise HubError(f"the proxy for {host} is {proxy.scheme}://, which is not supported: {fix}")
     return proxy
 
 
 def retry_after(value: str) -> float | None:
-    """Seconds that a Retry-After header asks for: a number, or an HTTP date. None for anything else."""
+    """Return the seconds that a Retry-After header asks for (a number or an HTTP date); None for other text."""
     value = value.strip()
     if value.isdecimal():
         return float(value)
@@ -253,7 +254,7 @@ def retry_after(value: str) -> float | None:
 
 
 def reason(exc: BaseException) -> str:
-    """A few words; never the URL, which may be signed."""
+    """Describe a failure in a few words, without the URL, which may be signed."""
     known: list[tuple[type[BaseException], str]] = [
         (TimeoutError, "no answer in time"),
         (http.client.RemoteDisconnected, "the connection was closed without an answer"),

@@ -1,7 +1,7 @@
 """The hub: what it says about repositories, and the bytes of one file from any start.
 
-huggingface_hub answers the questions about repositories. It neither checks nor resumes bytes, so these go over the
-connections of tourkit/fetch/http.py. Where bytes are put is the business of tourkit/fetch/download.py.
+huggingface_hub asks the questions about repositories. It neither checks nor resumes downloads, so the bytes of files
+go over the connections of tourkit/fetch/http.py. tourkit/fetch/download.py decides where the bytes are written.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class PassingError(HubError):
-    """A failure that may pass: worth another attempt, `wait_s` seconds later when the server says so."""
+    """A failure that may pass: try again, after `wait_s` seconds if the server states them."""
 
     def __init__(self, message: str, wait_s: float | None = None) -> None:
         super().__init__(message)
@@ -44,11 +44,13 @@ class PassingError(HubError):
 
 
 class RangeRefusedError(HubError):
-    """HTTP 416: the file is not as long as what we have of it."""
+    """HTTP 416: the file on the hub is shorter than the part that we have."""
 
 
 @dataclass(frozen=True, slots=True)
 class RepoInfo:
+    """What the hub says about a repository at one revision. `commit`: 40 hex digits."""
+
     repo: str
     commit: str
     gated: bool
@@ -56,7 +58,7 @@ class RepoInfo:
 
 
 class Stream:
-    """The bytes of one file from `start`; `total` is the whole file's size and `sha256` its hash, if announced."""
+    """The bytes of one file from `start`. `total` (bytes of the whole file) and `sha256` are None if not stated."""
 
     def __init__(self, answer: Answer, start: int, total: int | None, sha256: str | None) -> None:
         self.start = start
@@ -66,7 +68,7 @@ class Stream:
         self._answer = answer
 
     def readinto(self, view: memoryview) -> int:
-        """Bytes put into `view`, 0 at the end. Raises PassingError when the line breaks."""
+        """Read into `view` and return the number of bytes, 0 at the end. Raises PassingError on a broken connection."""
         try:
             return self._answer.readinto(view)
         except (OSError, http.client.HTTPException) as exc:
@@ -74,9 +76,9 @@ class Stream:
 
 
 class Hub:
-    """A hub at `endpoint` (default: HF_ENDPOINT), asked with `token` (default: HF_TOKEN, then the stored one).
+    """A client of the hub at `endpoint` (default: HF_ENDPOINT) with `token` (default: HF_TOKEN, then the stored one).
 
-    May be used from several threads. `note` gets a line for every repeated attempt. `close` when done.
+    Several threads may use it. `note` gets a line for every repeated attempt. Call `close` at the end.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Hub:
         self.patience = patience or Patience()
         parts = urlsplit(self.endpoint)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise HubError(f"the endpoint {self.endpoint!r} is no http(s) address: correct HF_ENDPOINT")
+            raise HubError(f"the endpoint {self.endpoint!r} is not an http(s) address: correct HF_ENDPOINT")
         self._local = is_loopback(parts.hostname)
         self._origin = origin(self.endpoint)
         self._note = note
@@ -102,7 +104,7 @@ class Hub:
         self._connections = Connections(self.patience.stall_s)
 
     def close(self) -> None:
-        """Close what is kept open; the hub can still be used."""
+        """Close the open connections. The hub can still be used: it opens new ones."""
         self._connections.close()
         with self._gate:
             if self._hf_api is not None:
@@ -115,38 +117,38 @@ class Hub:
     # ---- what the hub says -------------------------------------------------------------------------
 
     def info(self, repo: str, revision: str) -> RepoInfo:
-        """The commit behind a revision, whether the repository is gated, its licence. Raises HubError."""
+        """Return the commit of a revision, whether the repository is gated, and its licence. Raises HubError."""
 
         def ask() -> RepoInfo:
             info = self._api().model_info(
                 repo, revision=revision, timeout=self.patience.stall_s, token=self._hf_token()
             )
             if not info.sha:
-                raise HubError(f"{repo}@{revision}: the hub names no commit: check {self.endpoint}")
+                raise HubError(f"{repo}@{revision}: the hub states no commit: check {self.endpoint}")
             return RepoInfo(repo, info.sha, bool(info.gated), _license(info.tags or []))
 
         return self._again(repo, lambda: self._asking(f"{repo}@{revision}", repo, ask))
 
     def tree(self, repo: str, commit: str) -> tuple[HubFile, ...]:
-        """Every file of the repository at `commit`, by path. Raises HubError."""
+        """Return every file of the repository at `commit`, sorted by path. Raises HubError."""
 
         def ask() -> tuple[HubFile, ...]:
             entries = self._api().list_repo_tree(repo, recursive=True, revision=commit, token=self._hf_token())
             files = [_hub_file(entry) for entry in entries if hasattr(entry, "blob_id")]
             return tuple(sorted(files, key=lambda file: file.path))
 
-        # No loop of ours: huggingface_hub itself asks again for a tree.
+        # No retries here: huggingface_hub itself retries a tree.
         try:
             return self._asking(f"{repo}@{commit[:12]}", repo, ask)
         except PassingError as exc:
             raise self.given_up(f"{repo}@{commit[:12]}", exc) from exc
 
     def read(self, repo: str, commit: str, file: HubFile) -> bytes:
-        """A small file whole, checked against its size and its git SHA-1 or SHA-256. Raises HubError."""
+        """Return the bytes of a small file, checked by size and by git SHA-1 or SHA-256. Raises HubError."""
         where = f"{repo}/{file.path}"
 
         def fetch() -> bytes:
-            data = bytearray(file.size + 1)  # one more, to see a body that is too long
+            data = bytearray(file.size + 1)  # one byte more, to notice a body that is too long
             filled = 0
             with self.open(repo, commit, file.path) as stream:
                 while got := stream.readinto(memoryview(data)[filled:]):
@@ -162,9 +164,9 @@ class Hub:
 
     @contextlib.contextmanager
     def open(self, repo: str, commit: str, path: str, *, start: int = 0) -> Iterator[Stream]:
-        """The bytes of a file from `start` on; `Stream.start` is 0 when the server cannot start elsewhere.
+        """Open the bytes of a file from `start` on. `Stream.start` is 0 if the server cannot resume.
 
-        Raises PassingError for what may pass, RangeRefusedError, and HubError for what will not change by itself.
+        Raises PassingError for a failure that may pass, RangeRefusedError, and HubError for one that will not.
         """
         self._refuse_offline()
         where = f"{repo}/{path}"
@@ -191,9 +193,9 @@ class Hub:
             answer.close()
 
     def given_up(self, where: str, last: PassingError) -> HubError:
-        """The error to end with when a failure did not pass."""
-        mend = f"check the network and the endpoint {self.endpoint} (HF_ENDPOINT), then run it again"
-        return HubError(f"{where}: {last}, no better after several attempts: {mend}")
+        """Return the error to raise when a failure did not pass."""
+        fix = f"check the network and the endpoint {self.endpoint} (HF_ENDPOINT), then run it again"
+        return HubError(f"{where}: {last}, it still fails after several attempts: {fix}")
 
     def _get(self, url: str, headers: dict[str, str]) -> Answer:
         if origin(url) == self._origin and (token := self._known_token()):
@@ -206,7 +208,7 @@ class Hub:
             raise PassingError(f"{urlsplit(url).hostname}: {reason(exc)}") from exc
 
     def _check_status(self, answer: Answer, repo: str, where: str, *, redirected: bool) -> None:
-        """Sort an HTTP status into: fine, may pass, will not pass."""
+        """Raise the error for an HTTP status: PassingError if it may pass, another HubError if it will not."""
         status, code = answer.status, answer.headers.get("X-Error-Code", "")
         if status in (200, 206):
             return
@@ -217,7 +219,7 @@ class Hub:
         if code == "GatedRepo":
             raise self._gated(repo)
         if redirected and status in (401, 403, 404, 410) and not code:
-            raise PassingError(f"HTTP {status} from the storage behind the hub")  # its link has run out: get a new one
+            raise PassingError(f"HTTP {status} from the storage behind the hub")  # the signed link expired: get another
         if status in (401, 403):
             raise self._refused(repo, status)
         if status in (404, 410):
@@ -234,20 +236,20 @@ class Hub:
             return self._hf_api
 
     def _asking(self, where: str, repo: str, ask: Callable[[], T]) -> T:
-        """Run one question, every failure told as one of ours."""
+        """Ask one question, and turn every failure into one of tourkit's own errors."""
         self._api()  # sets the environment before the first import
         from huggingface_hub import errors
         from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
         try:
             return ask()
-        except errors.GatedRepoError as exc:  # a RepositoryNotFoundError too, hence first
+        except errors.GatedRepoError as exc:  # a subclass of RepositoryNotFoundError, so it comes first
             raise self._gated(repo) from exc
         except errors.RevisionNotFoundError as exc:
             raise HubError(f"{where}: no such revision: correct `revision` in the manifest") from exc
         except errors.RepositoryNotFoundError as exc:
-            mend = "correct `repo` in the manifest, or set HF_TOKEN to a token that may read it"
-            raise HubError(f"{repo}: no such repository at {self.endpoint}, or a private one: {mend}") from exc
+            fix = "correct `repo` in the manifest, or set HF_TOKEN to a token that may read it"
+            raise HubError(f"{repo}: no such repository at {self.endpoint}, or a private one: {fix}") from exc
         except errors.HfHubHTTPError as exc:
             raise self._of_status(exc.response.status_code, exc.response.headers, repo) from exc
         except httpx.TransportError as exc:
@@ -257,9 +259,9 @@ class Hub:
             raise PassingError(f"{urlsplit(self.endpoint).hostname}: {reason(cause)}") from exc
         except errors.HFValidationError as exc:
             raise HubError(f"{repo!r} is no repository name: correct `repo` in the manifest") from exc
-        except (ValueError, TypeError, KeyError, AttributeError) as exc:  # the answer is not what it should be
-            mend = "log in to the network if it shows a login page, or correct HF_ENDPOINT"
-            raise HubError(f"{where}: {self.endpoint} does not answer as a hub: {mend}") from exc
+        except (ValueError, TypeError, KeyError, AttributeError) as exc:  # the answer does not have the hub's format
+            fix = "log in to the network if it shows a login page, or correct HF_ENDPOINT"
+            raise HubError(f"{where}: {self.endpoint} does not answer as a hub: {fix}") from exc
 
     def _of_status(self, status: int, headers: Any, repo: str) -> HubError:
         if status in (408, 429) or status >= 500:
@@ -277,7 +279,7 @@ class Hub:
                 if failures == self.patience.attempts:
                     raise self.given_up(where, exc) from exc
                 pause_s = self.patience.pause_s(failures, exc.wait_s)
-                self._note(f"{where}: {exc}, again in {pause_s:.0f} s")
+                self._note(f"{where}: {exc}; retry in {pause_s:.0f} s")
             time.sleep(pause_s)
         raise HubError(f"{where}: not asked: `attempts` must be at least 1")
 
@@ -291,25 +293,25 @@ class Hub:
             return self._token
 
     def _hf_token(self) -> str | bool:
-        return self._known_token() or False  # False: do not look for one
+        return self._known_token() or False  # False: huggingface_hub must not look for one
 
     def _gated(self, repo: str) -> HubError:
-        mend = f"accept the licence at {self.endpoint}/{repo} and set HF_TOKEN to a token of that account"
-        return HubError(f"{repo} is gated: {mend}")
+        fix = f"accept the licence at {self.endpoint}/{repo} and set HF_TOKEN to a token of that account"
+        return HubError(f"{repo} is gated: {fix}")
 
     def _refused(self, repo: str, status: int) -> HubError:
         what = "the hub refused the token" if self._known_token() else "the hub asks for a token"
-        mend = f"set HF_TOKEN to a valid token that may read {self.endpoint}/{repo}"
-        return HubError(f"{repo}: {what} (HTTP {status}): {mend}")
+        fix = f"set HF_TOKEN to a valid token that may read {self.endpoint}/{repo}"
+        return HubError(f"{repo}: {what} (HTTP {status}): {fix}")
 
     def _untrusted(self, host: str | None, why: str) -> HubError:
-        mend = "set SSL_CERT_FILE to your network's certificates, or log in to the network"
-        return HubError(f"{host}: its certificate is not trusted ({why}): {mend}")
+        fix = "set SSL_CERT_FILE to your network's certificates, or log in to the network"
+        return HubError(f"{host}: its certificate is not trusted ({why}): {fix}")
 
     def _refuse_offline(self) -> None:
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
             if os.environ.get(name, "").upper() in hub_client.TRUE and not self._local:
-                raise HubError(f"{name} is set, {self.endpoint} may not be asked: unset it")
+                raise HubError(f"{name} is set, so {self.endpoint} must not be asked: unset it")
 
 
 def _license(tags: list[str]) -> str | None:
@@ -326,11 +328,11 @@ def _check_read(where: str, data: bytes, file: HubFile) -> None:
     sha256 = hashlib.sha256(data).hexdigest()
     same = len(data) == file.size
     if not same or file.blob_id not in (None, git) or file.sha256 not in (None, sha256):
-        raise WrongContent(f"{where}: these are not the bytes that the hub's own list names: run it again")
+        raise WrongContent(f"{where}: the bytes do not match the hub's own list: run it again")
 
 
 def _announced_sha256(headers: Message) -> str | None:
-    """The SHA-256 that a hub puts on its redirect for LFS files."""
+    """Return the SHA-256 that a hub states in its redirect for LFS files."""
     etag = headers.get("X-Linked-Etag", "").strip('"')
     return etag if _SHA256.fullmatch(etag) else None
 
@@ -339,19 +341,19 @@ def _redirected(url: str, location: str, where: str) -> str:
     target = urljoin(url, location)
     parts = urlsplit(target)
     if not location or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise HubError(f"{where}: the hub redirects to nowhere: check HF_ENDPOINT")
+        raise HubError(f"{where}: the hub redirects to an invalid address: check HF_ENDPOINT")
     if urlsplit(url).scheme == "https" and parts.scheme == "http":
-        raise HubError(f"{where}: the hub redirects from https to http, which anyone can read: check HF_ENDPOINT")
+        raise HubError(f"{where}: the hub redirects from https to http, which is not encrypted: check HF_ENDPOINT")
     return target
 
 
 def _extent(answer: Answer, asked: int) -> tuple[int, int | None]:
-    """First byte and size of the whole file as the answer states them. Raises PassingError for another range."""
+    """Return the first byte and the size of the whole file by the answer. Raises PassingError for another range."""
     if answer.status == 200:
         return 0, answer.length
     match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
     if match is None or int(match[1]) != asked:
-        raise PassingError("the server answered with another range than the one asked for")
+        raise PassingError("the server sent another range than the requested one")
     return asked, None if match[3] == "*" else int(match[3])
 
 

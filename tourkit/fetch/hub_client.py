@@ -1,6 +1,6 @@
-"""huggingface_hub as tourkit uses it: nothing is sent unasked, no lines of its own, no wait without an end.
+"""huggingface_hub set up for tourkit: no telemetry, no output of its own, no wait without a time limit.
 
-What is asked with it is the business of tourkit/fetch/hub.py.
+tourkit/fetch/hub.py asks the questions.
 """
 
 import logging
@@ -12,23 +12,23 @@ from tourkit import __version__
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-TRUE = {"1", "ON", "YES", "TRUE"}  # how huggingface_hub's variables say yes
+TRUE = {"1", "ON", "YES", "TRUE"}  # the values that huggingface_hub reads as true
 
 
 def new_api(endpoint: str, stall_s: float, *, trust_env: bool) -> "HfApi":
-    """A client for questions to `endpoint`, each of at most `stall_s` seconds; proxies only with `trust_env`."""
+    """Return a client for `endpoint`. A question takes at most `stall_s` seconds; `trust_env` allows proxies."""
     for name in ("TELEMETRY", "XET", "UPDATE_CHECK", "PROGRESS_BARS"):
         os.environ.setdefault(f"HF_HUB_DISABLE_{name}", "1")
     from huggingface_hub import HfApi, set_client_factory
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
     from huggingface_hub.utils import logging as hf_logging
 
-    def limit(request: Any) -> None:  # list_repo_tree asks for no time limit at all
+    def limit(request: Any) -> None:  # list_repo_tree sets no time limit
         if not any((request.extensions.get("timeout") or {}).values()):
             request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), stall_s)
 
     hf_logging.set_verbosity(logging.ERROR)
-    # Without the client's own hook: HF_HUB_OFFLINE is ours to judge, a mirror on loopback is no network.
+    # The library's own hook is left out: tourkit itself checks HF_HUB_OFFLINE, and allows a mirror on loopback.
     set_client_factory(
         lambda: httpx.Client(follow_redirects=True, trust_env=trust_env, event_hooks={"request": [limit]})
     )
@@ -43,7 +43,7 @@ def close() -> None:
 
 
 def default_token() -> str | None:
-    """The token of HF_TOKEN, else the one that `hf auth login` stored, unless that is turned off."""
+    """Return the token of HF_TOKEN, else the one that `hf auth login` stored; None if that is turned off."""
     if os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in TRUE:
         return None
     if token := os.environ.get("HF_TOKEN", "").strip():
