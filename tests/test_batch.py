@@ -169,7 +169,7 @@ def test_a_dead_server_is_said_in_every_record(tmp_path: Path, template: Path) -
 @pytest.mark.starts
 def test_duplicate_ids_are_refused_before_anything_runs(tmp_path: Path, template: Path) -> None:
     docs = write(tmp_path / "docs.jsonl", '{"id": "a", "text": "x"}\n\n{"id": "a", "text": "y"}\n')
-    with serve(echo) as stub, pytest.raises(UsageError, match="line 3: the id 'a' is that of line 1 already"):
+    with serve(echo) as stub, pytest.raises(UsageError, match="line 3: line 1 has the id 'a' too"):
         run_batch(template, docs, tmp_path / "out.jsonl", client=Client(stub.url))
 
     assert stub.bodies == []

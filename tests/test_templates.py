@@ -686,7 +686,7 @@ def test_the_list_has_a_line_on_each_template_and_the_readme_has_the_rest() -> N
 
 def test_an_unknown_template_is_wrong_usage(tmp_path: Path) -> None:
     for call in (lambda: readme("../tourkit"), lambda: copy("nothing", tmp_path)):
-        with pytest.raises(UsageError, match=f"there are {', '.join(NAMES)}"):
+        with pytest.raises(UsageError, match=f"choose one of {', '.join(NAMES)}"):
             call()
 
 

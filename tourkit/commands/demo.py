@@ -1,6 +1,6 @@
-"""`tourkit demo`: the whole trip on the built-in tiny model, each step by the command a person would type.
+"""`tourkit demo`: from the hub to the answers with the built-in tiny model. Each step runs a command of tourkit.
 
-The documents have names that the model never saw in training; every answer is compared with what they say.
+The names in the documents are new to the model: its training had others. Every answer is compared with the document.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Say = Callable[[str], None]
 
 _MODEL = "tiny"
 _REPO = "tourkit/tiny-GGUF"
-_COMMIT = "0" * 39 + "1"  # the demo's upstream has one made-up commit
+_COMMIT = "0" * 39 + "1"  # the demo's own hub has one made-up commit
 _QUANT = "F16"
-_CONTEXT = 2048  # tokens: what the model was made for
+_CONTEXT = 2048  # tokens: the context the model was trained for
 _MANIFEST = f"""\
 schema = 1
 name = "demo"
@@ -53,12 +53,12 @@ TEMPLATES = ("json_extraction", "graph_extraction", "self_consistency")
 
 
 def run(say: Say, *, keep: Path | None = None, documents: int = 6) -> None:
-    """Make the trip in `keep`, or in a temporary folder.
+    """Run all steps in the folder `keep`, or in a temporary folder.
 
-    Raises EngineError when a step fails, LocalError where the weights are missing.
+    Raises EngineError if a step fails, LocalError if the weights are missing.
     """
     if not data.TINY_GGUF.is_file():
-        raise LocalError(f"{data.TINY_GGUF}: the tiny model is missing: check out weights/ too, or `make tiny-model`")
+        raise LocalError(f"{data.TINY_GGUF}: no tiny model: check out weights/ too, or run `make tiny-model`")
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         _trip(say, keep.resolve(), documents)
@@ -69,22 +69,22 @@ def run(say: Say, *, keep: Path | None = None, documents: int = 6) -> None:
 
 
 def _trip(say: Say, work: Path, documents: int) -> None:
-    """The steps, each with `work` as its folder, so that its paths are those that a person would type."""
+    """Run the steps in the folder `work`, so that the printed commands have short paths."""
     started = time.monotonic()
-    with _step(say, "An upstream hub to fetch from: the built-in tiny model, trained by tools/tiny"):
+    with _step(say, "Make a hub to fetch from; it holds the built-in tiny model"):
         _make_upstream(work / "upstream")
         (work / "demo.toml").write_text(_MANIFEST)
     with _server(say, work, ["mirror", "upstream", "--host", "127.0.0.1", "--port", "0"]) as endpoint:
         hub = {"HF_ENDPOINT": endpoint}
         _command(say, work, "Pin every file: commit, size, SHA-256", ["lock", "demo.toml"], hub)
         fetch = ["prefetch", "demo.toml", "--to", "bundle"]
-        _command(say, work, "Mirror what the lock names into a bundle", fetch, hub)
-    _command(say, work, "The hub is gone; check every byte of the bundle", ["verify", "bundle"])
+        _command(say, work, "Download the files of the lock into a bundle", fetch, hub)
+    _command(say, work, "The hub is stopped; check every byte of the bundle", ["verify", "bundle"])
     serve = ["serve", "--bundle", "bundle", "--offline", "--port", "0", "--context", str(_CONTEXT)]
     with _server(say, work, serve) as url:
         for name in TEMPLATES:
             _template(say, work, name, url, documents)
-    say(f"\nThe whole trip: {time.monotonic() - started:.1f} s")
+    say(f"\nAll steps together: {time.monotonic() - started:.1f} s")
 
 
 def _make_upstream(root: Path) -> None:
@@ -100,7 +100,7 @@ def _make_upstream(root: Path) -> None:
 
 
 def _template(say: Say, work: Path, name: str, url: str, documents: int) -> None:
-    """Run a template of the bundle over some documents, and show what came out beside what is right."""
+    """Run a template on some documents, and compare the answers with the right ones."""
     source = data.TINY_DOCUMENTS / name
     lines = {
         part: (source / f"{part}.jsonl").read_text(encoding="utf-8").splitlines() for part in ("documents", "gold")
@@ -118,17 +118,17 @@ def _template(say: Say, work: Path, name: str, url: str, documents: int) -> None
         _show(say, json.loads(document), json.loads(record), json.loads(gold))
         hits += (right & found).total()
         total += right.total()
-    say(f"  {hits} of {total} facts found as they stand in the documents")
+    say(f"  {hits} of {total} facts found correctly")
 
 
 def _spread(pairs: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
-    """`count` of the pairs, evenly over all of them and of both languages, which take turns in the file."""
+    """Return `count` pairs, spread over the file. The two languages alternate in it, so both are chosen."""
     count = min(count, len(pairs))
     return [pairs[min(i * len(pairs) // count + i % 2, len(pairs) - 1)] for i in range(count)]
 
 
 def facts(record: dict[str, Any]) -> Counter[str]:
-    """What a record of one of the three templates states, one by one: fields, nodes, edges, or the answer."""
+    """Return the facts in a record of one of the three templates: fields, nodes, edges, or the answer."""
     if "nodes" in record:
         nodes = ["{id} is a {type}".format(**node) for node in record["nodes"]]
         return Counter(nodes + ["{from} {label} {to}".format(**edge) for edge in record["edges"]])
@@ -172,12 +172,12 @@ def _command(say: Say, work: Path, title: str, arguments: list[str], environment
         for line in done.stdout.splitlines():
             say(f"  {line}")
         if done.returncode != 0:
-            raise EngineError(f"`tourkit {arguments[0]}` ended with {done.returncode}: {_last_line(done.stderr)}")
+            raise EngineError(f"`tourkit {arguments[0]}` exited with {done.returncode}: {_last_line(done.stderr)}")
 
 
 @contextmanager
 def _server(say: Say, work: Path, arguments: list[str]) -> Iterator[str]:
-    """Run a server command until the block ends; gives the URL that it prints."""
+    """Run a server command until the block ends. Yields the URL that the server prints."""
     say(f"\n▸ In the background: $ tourkit {' '.join(arguments)}")
     log = work / f"{arguments[0]}.log"
     with log.open("w", encoding="utf-8") as errors:
@@ -199,4 +199,4 @@ def _url(process: subprocess.Popen[str], log: Path) -> str:
 
 
 def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it said nothing"])[-1]
+    return (text.strip().splitlines() or ["it printed nothing"])[-1]

@@ -1,1 +1,1 @@
-"""Templates as files to list, copy and load, and the batch runner that puts documents through them."""
+"""Templates (list, copy, load), and the batch runner that sends documents through them."""

@@ -1,7 +1,7 @@
-"""The journal of a batch: finished records, appended as they come, so that a killed run loses none of them.
+"""The journal of a batch: each finished record is appended at once, so that a killed run loses none of them.
 
-One JSON line a record, with the number and hash of the input line it answers. It outlives the process (kill -9), not
-necessarily a power cut; a line that is torn or damaged counts as not there.
+One JSON line per record, with the number and hash of its input line. The journal survives the process (kill -9), but
+maybe not a power cut. A torn or damaged line counts as missing.
 """
 
 import json
@@ -19,7 +19,7 @@ def path_of(output: Path) -> Path:
 
 
 class Journal:
-    """Finished records on disk, found by line number. `keep` takes over what an earlier run finished well.
+    """Finished records on disk, found by line number. With `keep` it takes over the good records of an earlier run.
 
     Only one thread may use it. Raises OSError.
     """
@@ -45,7 +45,7 @@ class Journal:
         return number in self._places
 
     def append(self, line: Line, record: dict[str, Any]) -> None:
-        """Write the record of a line; it is with the operating system when this returns."""
+        """Write the record of a line. When this returns, the operating system has the bytes."""
         entry = {"line": line.number, "sha256": line.sha256, "ok": record["ok"], "record": record}
         data = encoded(entry)
         start = self._file.seek(0, os.SEEK_END)
@@ -54,14 +54,14 @@ class Journal:
         self._places[line.number] = (start, start + len(data))
 
     def record(self, number: int) -> dict[str, Any]:
-        """The record of a line that is in the journal."""
+        """Return the record of a line that is in the journal."""
         start, end = self._places[number]
         self._file.seek(start)
         record: dict[str, Any] = json.loads(self._file.read(end - start))["record"]
         return record
 
     def _take_over(self, hashes: dict[int, str]) -> None:
-        """Find the records that still answer their line and were good; cut off a torn end."""
+        """Find the good records whose input line is unchanged, and cut off a torn end."""
         start = 0
         for data in self._file:
             if not data.endswith(b"\n"):
@@ -74,19 +74,19 @@ class Journal:
 
 
 def _answers(data: bytes, hashes: dict[int, str]) -> int | None:
-    """The number of the input line that a journal line answers; None for any that does not."""
+    """Return the number of the input line that a journal line answers; None if there is no such line."""
     try:
         entry = json.loads(data)
         number, good = entry["line"], entry["ok"] is True and isinstance(entry["record"], dict)
         return number if good and hashes.get(number) == entry["sha256"] else None
-    except (ValueError, KeyError, TypeError):  # damaged by a power cut, or no journal at all
+    except (ValueError, KeyError, TypeError):  # damaged by a power cut, or not a journal
         return None
 
 
 def encoded(record: dict[str, Any]) -> bytes:
-    """A record as one line of UTF-8. Raises ValueError or TypeError for what JSON cannot say."""
+    """Return a record as one line of UTF-8. Raises ValueError or TypeError for values that JSON does not have."""
     try:
         text = json.dumps(record, ensure_ascii=False, allow_nan=False)
         return text.encode() + b"\n"
-    except UnicodeEncodeError:  # half of a surrogate pair: only an escape can say it
+    except UnicodeEncodeError:  # half of a surrogate pair: JSON can write it as an escape only
         return json.dumps(record, allow_nan=False).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""The lines of an input file: which documents there are, by number and id. Parsing a line never raises."""
+"""Read the documents of an input file, one per line, with number and id. Parsing a line never raises."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ from tourkit.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One document as it stands in the file; `problem` is why it cannot be used, None when it can."""
+    """One line of the file. `problem` says why its document cannot be used; None if it can."""
 
-    number: int  # from 1, as editors count
+    number: int  # from 1, as in editors
     raw: bytes
-    id: str | int  # the line's number where the document gives none
+    id: str | int  # the line's number if the document has no id
     problem: str | None
 
     @property
@@ -24,26 +24,26 @@ class Line:
         return hashlib.sha256(self.raw).hexdigest()
 
     def document(self) -> dict[str, Any]:
-        """The document with its id; only for a line without a problem."""
+        """Return the document with its id. Only for a line without a problem."""
         return {**json.loads(self.raw), "id": self.id}
 
 
 def read_lines(path: Path) -> list[Line]:
-    """Every line of a JSON Lines file but blank ones; the bad ones too, each with its problem.
+    """Return every line of a JSON Lines file that is not blank. A bad line is returned with its problem.
 
-    Raises UsageError when the file cannot be read or an id comes twice.
+    Raises UsageError if the file cannot be read or two documents have the same id.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"cannot read {path} ({error.strerror}): name a file of JSON lines") from error
+        raise UsageError(f"cannot read {path} ({error.strerror}): give a JSON Lines file") from error
     lines = list(_lines(path, data.removeprefix(b"\xef\xbb\xbf")))
     first: dict[str, int] = {}
     for line in lines:
         key = json.dumps(line.id)
         if key in first:
             raise UsageError(
-                f"{path} line {line.number}: the id {line.id!r} is that of line {first[key]} already: make ids unique"
+                f"{path} line {line.number}: line {first[key]} has the id {line.id!r} too: make ids unique"
             )
         first[key] = line.number
     return lines
@@ -59,18 +59,18 @@ def _lines(path: Path, data: bytes) -> Iterator[Line]:
 
 
 def _parsed(raw: bytes) -> tuple[str | int | None, str | None]:
-    """The id a line gives, and what is wrong with the line."""
+    """Return the id of the document on a line (None: no id), and what is wrong with the line (None: nothing)."""
     try:
         document = json.loads(raw.decode("utf-8"))
     except RecursionError:
-        return None, "not JSON that can be read: nested too deeply"
+        return None, "its JSON is nested too deeply"
     except UnicodeDecodeError as error:
         return None, f"not UTF-8 at byte {error.start + 1}: save the file as UTF-8"
     except json.JSONDecodeError as error:
         return None, f"not JSON ({error.msg} at column {error.colno})"
     if not isinstance(document, dict):
-        return None, "not a JSON object: write one document a line, in braces"
+        return None, "not a JSON object: write one document per line, in braces"
     given = document.get("id")
     if given is not None and (isinstance(given, bool) or not isinstance(given, (str, int))):
-        return None, f"the id {given!r} is neither text nor a whole number"
+        return None, f"the id {given!r} is not a text or a whole number"
     return given, None

@@ -1,6 +1,6 @@
-"""The templates that travel with tourkit: list them, show one, copy one into a solution, load one to run it.
+"""The built-in templates: list them, show one, copy one into a project, load one to run it.
 
-A template is a folder with one Python file that has `run(document, client)`; what it does is its own business.
+A template is a folder with one Python file that has a function `run(document, client)`.
 """
 
 import ast
@@ -27,7 +27,7 @@ _VENDORED_INIT = '"""The client of tourkit, copied so that this folder runs with
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One built-in template: its name, what it is for, the role it asks, its folder."""
+    """One built-in template: its name, its purpose, the role it asks, its folder."""
 
     name: str
     summary: str
@@ -37,7 +37,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A loaded template. `role` is the model it asks unless the caller chooses another."""
+    """A loaded template. `role`: the model it asks if the caller chooses no other."""
 
     name: str
     path: Path
@@ -46,21 +46,21 @@ class Template:
 
 
 def available() -> tuple[Listed, ...]:
-    """Every built-in template by name; their files are read, not run."""
+    """Return every built-in template, sorted by name. Their files are read, not run."""
     files = sorted(path for path in TEMPLATES.glob("*/*.py") if path.stem == path.parent.name)
     return tuple(_listed(path) for path in files)
 
 
 def readme(name: str) -> str:
-    """The README of a built-in template. Raises UsageError for an unknown name."""
+    """Return the README of a built-in template. Raises UsageError for an unknown name."""
     return (_builtin(name) / "README.md").read_text(encoding="utf-8")
 
 
 def copy(name: str, dest: Path, *, standalone: bool = False, force: bool = False) -> tuple[Path, ...]:
-    """Copy a template's files into the folder `dest`, and give their paths; with `standalone` the client too.
+    """Copy a template's files into the folder `dest`, with `standalone` the client too. Return the new paths.
 
-    Raises UsageError when a file is there already (all of them are named) unless `force`, LocalError when the
-    folder cannot be written.
+    Raises UsageError if a file already exists (the message names all of them) unless `force`, LocalError if the folder
+    cannot be written.
     """
     source = _builtin(name)
     files = {dest / path.relative_to(source): path.read_bytes() for path in _files(source)}
@@ -69,7 +69,7 @@ def copy(name: str, dest: Path, *, standalone: bool = False, force: bool = False
         files[dest / "tourkit" / "client.py"] = Path(tourkit.client.__file__).read_bytes()
     taken = [str(path.relative_to(dest)) for path in files if path.exists()]
     if taken and not force:
-        raise UsageError(f"{dest} already holds {', '.join(taken)}: choose another folder, or --force")
+        raise UsageError(f"{dest} already holds {', '.join(taken)}: choose another folder, or add --force")
     try:
         for path, data in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,9 +80,9 @@ def copy(name: str, dest: Path, *, standalone: bool = False, force: bool = False
 
 
 def load_template(name_or_path: str | Path) -> Template:
-    """Load a built-in template by name, or a copied one by the path of its folder or file.
+    """Load a built-in template by name, or a copy by the path of its folder or file.
 
-    Raises UsageError when there is no such template, when its file does not load, or has no `run`.
+    Raises UsageError if there is no such template, if its file does not load, or if the file has no `run`.
     """
     path = _file_of(name_or_path)
     module = _imported(path)
@@ -93,7 +93,7 @@ def load_template(name_or_path: str | Path) -> Template:
 
 
 def _files(folder: Path) -> list[Path]:
-    """What belongs to a template: every file, but nothing Python compiled or an editor hid."""
+    """Return the files of a template, without compiled Python and hidden files."""
     return [
         path
         for path in sorted(folder.rglob("*"))
@@ -105,7 +105,7 @@ def _files(folder: Path) -> list[Path]:
 def _builtin(name: str) -> Path:
     names = [listed.name for listed in available()]
     if name not in names:
-        raise UsageError(f"no template {name!r}: there are {', '.join(names)}")
+        raise UsageError(f"no template {name!r}: choose one of {', '.join(names)}")
     return TEMPLATES / name
 
 
@@ -121,7 +121,7 @@ def _listed(path: Path) -> Listed:
 
 
 def _file_of(name_or_path: str | Path) -> Path:
-    """The Python file that a name, a folder or a path means."""
+    """Return the Python file that a name, a folder or a path means."""
     text = str(name_or_path)
     if re.fullmatch(r"\w+", text) and any(listed.name == text for listed in available()):
         return TEMPLATES / text / f"{text}.py"
@@ -130,27 +130,27 @@ def _file_of(name_or_path: str | Path) -> Path:
         return path.resolve()
     if not path.is_dir():
         names = ", ".join(listed.name for listed in available())
-        raise UsageError(f"no template {text!r}: name one of {names}, or the path of a copy")
+        raise UsageError(f"no template {text!r}: choose one of {names}, or give the path of a copy")
     files = [file for file in sorted(path.glob("*.py")) if not file.name.startswith("_")]
     named = [file for file in files if file.stem == path.resolve().name]
     if len(named or files) != 1:
-        raise UsageError(f"{path} holds {len(files)} Python files: name the file of the template")
+        raise UsageError(f"{path} holds {len(files)} Python files: give the path of the template's file")
     return (named or files)[0].resolve()
 
 
 def _imported(path: Path) -> ModuleType:
-    """Run the file as a module of its own, whose name no other module has."""
+    """Run the file as a module with a unique name."""
     name = f"tourkit_template_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UsageError(f"{path} is no Python file: name the file of the template")
+        raise UsageError(f"{path} is not a Python file: give the path of the template's file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look a module up by its name
     if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # at the end: its siblings can be imported, and shadow nothing
+        sys.path.append(str(path.parent))  # at the end: the files beside it can be imported, but hide no other module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise UsageError(f"{path} does not load ({type(error).__name__}: {error}): mend it") from error
+        raise UsageError(f"{path} does not load ({type(error).__name__}: {error}): fix it") from error
     return module
