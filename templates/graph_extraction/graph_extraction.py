@@ -1,9 +1,9 @@
-"""Graph extraction: entities and their relations from each document, with their places in the text.
+"""Graph extraction: entities and relations from each document, and where the text names the entities.
 
 When: news, reports, biographies; who leads, owns, supplies, founded whom or what, and where.
-Cost: two calls a document (entities, then relations), two a chunk for texts over CHUNK characters. The second call
-begins with the whole of the first, so that the server reads the document once.
-Edit: TYPES and RELATIONS (the model can name nothing else), the prompts, the limits, ROLE.
+Cost: two calls per document (entities, then relations). Texts over CHUNK characters take two calls per chunk. The
+second prompt begins with the whole first one, so the server computes the document once.
+Edit: TYPES and RELATIONS (the model can use no others), the prompts, the limits, ROLE.
 Run: `tourkit run graph_extraction --input documents.jsonl --output out.jsonl`, or, with plain Python,
 `python graph_extraction.py documents.jsonl out.jsonl`.
 """
@@ -35,10 +35,10 @@ RELATIONS = {  # label: what it says about `from` and `to`
     "takes_part_in": "someone takes part in an event",
     "related_to": "a relation that none of the others names",
 }
-MAX_NODES = 8  # a chunk; bounds on the answer let a small model come to an end
+MAX_NODES = 8  # per chunk; limits make sure that the answer of a small model ends
 MAX_EDGES = 8
 MAX_NAME = 40  # characters
-CHUNK = 3000  # characters of text a call: 1,000 to 1,400 tokens
+CHUNK = 3000  # characters of text per call: 1,000 to 1,400 tokens
 
 SYSTEM = """You find entities and the relations between them in a text. Answer with JSON only.
 The text stands between the lines `-----Text begins-----` and `-----Text ends-----`.
@@ -55,7 +55,7 @@ EDGES = """Second step: list the relations the text states between these nodes a
 
 
 def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
-    """The record of one document. Raises ClientError when the server fails."""
+    """Return the record of one document. Raises ClientError if the server fails."""
     text = document["text"]
     graph = Graph()
     for start, end in chunks(text, CHUNK):
@@ -68,7 +68,7 @@ def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
 
 
 def ask(text: str, client: Client) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What the model says of one chunk: its nodes, then edges whose ends can only be those nodes."""
+    """Ask the model about one chunk. Return its nodes, and edges whose ends can only be these nodes."""
     relations = "\n".join(f"- {label}: {meaning}" for label, meaning in RELATIONS.items())
     system = SYSTEM.replace("{types}", ", ".join(TYPES)).replace("{relations}", relations)
     messages = [
@@ -115,7 +115,7 @@ def list_of(key: str, most: int, properties: dict[str, Any]) -> dict[str, Any]:
 
 
 class Graph:
-    """Nodes by the normal form of their name, and edges between them. What is left out is listed with its reason."""
+    """Nodes by the normal form of their name, and edges between them. `dropped` lists the rest with the reason."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, dict[str, Any]] = {}
@@ -157,7 +157,7 @@ LEGAL_FORMS |= {"ооо", "оао", "зао", "пао", "ао", "ип", "тоо"
 
 
 def normal_name(name: str) -> str:
-    """A name without case, quotes, articles and legal forms: "ООО «Вектра»" and "Вектра" are one entity."""
+    """Return a name without case, quotes, articles and legal forms: "ООО «Вектра»" and "Вектра" are one entity."""
     plain = unicodedata.normalize("NFKC", name).casefold().replace("ё", "е")
     words = re.sub(r"[«»„“”\"'’`.,;()]", " ", plain).split()
     core = list(words)
@@ -169,7 +169,7 @@ def normal_name(name: str) -> str:
 
 
 def mentions(node: dict[str, Any], text: str) -> list[list[int]]:
-    """Where the text names the node: [start, end) in characters, in order. Inflected forms are not found."""
+    """Return where the text names the node: [start, end) in characters, sorted. Inflected forms are not found."""
     places: set[tuple[int, int]] = set()
     for name in (node["id"], *node["aliases"]):
         words = [re.sub("[её]", "[её]", re.escape(word), flags=re.IGNORECASE) for word in name.split()]
@@ -180,7 +180,7 @@ def mentions(node: dict[str, Any], text: str) -> list[list[int]]:
 
 
 def chunks(text: str, most: int) -> list[tuple[int, int]]:
-    """[start, end) pieces of at most `most` characters, cut after a sentence where there is one."""
+    """Cut the text into [start, end) pieces of at most `most` characters, after a sentence if possible."""
     ends = [match.end() for match in re.finditer(r"[.!?…][»”\")]*\s+|\n+", text)] + [len(text)]
     pieces: list[tuple[int, int]] = []
     start = last = 0
@@ -200,7 +200,7 @@ def chunks(text: str, most: int) -> list[tuple[int, int]]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Extract a graph of entities and relations from each document.")
     parser.add_argument("input", type=Path, help="JSON Lines: id and text")
-    parser.add_argument("output", type=Path, help="JSON Lines: one record a document, in the same order")
+    parser.add_argument("output", type=Path, help="JSON Lines: one record per document, in the same order")
     parser.add_argument("--url", help="the server; default $TOURKIT_URL or http://127.0.0.1:8000")
     parser.add_argument("--model", default=ROLE, help=f"role or model id; default {ROLE}")
     parser.add_argument("--workers", type=int, default=8, help="documents at a time; default 8")
@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def record_of(document: dict[str, Any], client: Client) -> dict[str, Any]:
-    """What `run` gives, or a record of how it failed: no document is lost."""
+    """Return the record of `run`, or a record with the error: no document is lost."""
     try:
         return run(document, client)
     except Exception as error:  # noqa: BLE001 - one bad document must not end the others

@@ -1,9 +1,9 @@
-"""JSON extraction: one object under a JSON Schema from each document, with evidence for every value.
+"""JSON extraction: from each document one object that follows a JSON Schema, with evidence.
 
-When: invoices, notices, forms, reports, announcements; anything where you know beforehand which fields you want.
-Cost: one call a document; a second one only if the answer breaks the schema (a server that cannot enforce all of it).
-Edit: the prompts below, the files in schemas/, ROLE. A document names its schema by `kind` (schemas/<kind>.json) or
-carries one in `schema`.
+When: invoices, notices, forms, reports, announcements; all documents whose fields you know beforehand.
+Cost: one call per document. A second call only if the answer breaks the schema (the server cannot enforce all of it).
+Edit: the prompts below, the files in schemas/, ROLE. A document names its schema in `kind` (schemas/<kind>.json) or
+contains one in `schema`.
 Run: `tourkit run json_extraction --input documents.jsonl --output out.jsonl`, or, with plain Python,
 `python json_extraction.py documents.jsonl out.jsonl [--schema FILE]`.
 """
@@ -24,8 +24,8 @@ from tourkit.client import Client
 ROLE = "fast"  # which model: a role, or a model id
 SCHEMAS = Path(__file__).resolve().parent / "schemas"
 
-# The schema comes before the text: documents of one kind then share all that stands before their own words, and the
-# server reads the shared part once.
+# The schema comes before the text: then documents of one kind begin with the same prompt, and the server computes this
+# shared part once.
 SYSTEM = """You extract facts from one document. Answer with one JSON object that follows the schema.
 - Copy names and terms letter by letter as the document writes them, in its own language.
 - Dates as YYYY-MM-DD, times as HH:MM, amounts as digits with a dot for decimals (1240.50), no currency sign.
@@ -43,7 +43,7 @@ Answer again with the whole corrected object."""
 
 
 def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
-    """The record of one document. Raises ClientError when the server fails, ValueError for a bad document."""
+    """Return the record of one document. Raises ClientError if the server fails, ValueError for a bad document."""
     schema = schema_for(document)
     messages = [
         {"role": "system", "content": SYSTEM.replace("{schema}", json.dumps(schema, ensure_ascii=False))},
@@ -69,35 +69,35 @@ def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
 
 
 def schema_for(document: dict[str, Any]) -> dict[str, Any]:
-    """The schema a document carries, or the one its `schema` or `kind` names."""
+    """Return the schema in the document, or the schema that its `schema` or `kind` names."""
     named = document.get("schema") or document.get("kind")
     if isinstance(named, dict):
         return named
     known = sorted(path.stem for path in SCHEMAS.glob("*.json"))
     if named not in known:
-        raise ValueError(f"no schema for kind {named!r}: give one in `schema`, or one of {', '.join(known)}")
+        raise ValueError(f"no schema for kind {named!r}: give one in `schema`, or choose one of {', '.join(known)}")
     schema: dict[str, Any] = json.loads((SCHEMAS / f"{named}.json").read_text(encoding="utf-8"))
     return schema
 
 
 def check(data: Any, schema: dict[str, Any]) -> tuple[bool, str | None]:
-    """Whether `data` could be validated here, and what is wrong with it (None: nothing found)."""
+    """Return whether `data` could be validated here, and what is wrong with it (None: nothing)."""
     try:
         import jsonschema
-    except ImportError:  # a copy that runs without it: the server's word is all there is
+    except ImportError:  # a copy that runs without jsonschema: only the server has checked
         return False, None
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     error = jsonschema.exceptions.best_match(kind(schema, format_checker=kind.FORMAT_CHECKER).iter_errors(data))
     return True, None if error is None else f"{error.json_path}: {error.message}"
 
 
-# Evidence: nothing is dropped for want of it; the map says which values to look at twice.
+# Evidence: no value is dropped if the evidence is missing; the map says which values to check by hand.
 
 
 def grounded(data: Any, schema: dict[str, Any], text: str) -> dict[str, bool]:
-    """For each text or number in `data`, by JSON pointer: does the document contain it?
+    """Return for each text or number in `data`, by JSON pointer, whether the document contains it.
 
-    Choices from an enum are left out: they are the schema's words, not the document's.
+    Values of an enum are left out: their words are from the schema, not from the document.
     """
     plain, numbers = normal(text), numbers_in(text)
     return {pointer: occurs(leaf, plain, numbers) for pointer, leaf in leaves(data, schema)}
@@ -117,7 +117,7 @@ def leaves(data: Any, schema: dict[str, Any], pointer: str = "") -> Iterator[tup
 
 
 def occurs(leaf: str | float, plain: str, numbers: set[Decimal]) -> bool:
-    """Numbers by value, dates by their day and year (the month may be a word), other text by its normal form."""
+    """Compare numbers by value, dates by day and year (the month may be a word), other text by its normal form."""
     words = normal(str(leaf)).lstrip("<>")
     if not words:
         return False
@@ -129,12 +129,12 @@ def occurs(leaf: str | float, plain: str, numbers: set[Decimal]) -> bool:
 
 
 def normal(text: str) -> str:
-    """NFKC, case, white space and ё folded, so that the same words compare equal."""
+    """Fold Unicode forms (NFKC), case, white space and ё, so that the same words compare equal."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().replace("ё", "е").split())
 
 
 def numbers_in(text: str) -> set[Decimal]:
-    """Every number the digits of `text` may mean: "1 240,50" gives 1240.50, and 1, 240, 50, 240.50 as well."""
+    """Return every number that digits in `text` can mean: "1 240,50" gives 1240.50, and also 1, 240, 50, 240.50."""
     found: set[Decimal] = set()
     for match in re.findall(r"\d{1,18}(?:[\s.,'’]\d{1,18})*", text):
         groups = re.split(r"[\s.,'’]", match)
@@ -150,8 +150,8 @@ def numbers_in(text: str) -> set[Decimal]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Extract one JSON object from each document.")
     parser.add_argument("input", type=Path, help="JSON Lines: id, text, and kind or schema")
-    parser.add_argument("output", type=Path, help="JSON Lines: one record a document, in the same order")
-    parser.add_argument("--schema", type=Path, help="JSON Schema for the documents that carry none")
+    parser.add_argument("output", type=Path, help="JSON Lines: one record per document, in the same order")
+    parser.add_argument("--schema", type=Path, help="JSON Schema for documents without one")
     parser.add_argument("--url", help="the server; default $TOURKIT_URL or http://127.0.0.1:8000")
     parser.add_argument("--model", default=ROLE, help=f"role or model id; default {ROLE}")
     parser.add_argument("--workers", type=int, default=8, help="documents at a time; default 8")
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def record_of(document: dict[str, Any], client: Client) -> dict[str, Any]:
-    """What `run` gives, or a record of how it failed: no document is lost."""
+    """Return the record of `run`, or a record with the error: no document is lost."""
     try:
         return run(document, client)
     except Exception as error:  # noqa: BLE001 - one bad document must not end the others

@@ -1,10 +1,10 @@
-"""Self-consistency: several samples of one answer, a vote on what they say, and how sure the vote is.
+"""Self-consistency: several samples of one answer, a vote over them, and the share of the winner.
 
-When: short problems with one right answer that a small model gets right more often than not; labels; small objects.
-Cost: CHUNK samples a call, one to CAP / CHUNK calls (4 to 12 samples). The server reads the prompt once for all
-samples of a call, and sampling stops as soon as the vote is decided.
-Edit: the prompts, CHUNK, CAP, SURE, TEMPERATURE, ROLE. A document with `choices` is answered by one of them, `kind`
-"number" by a number, one with `schema` by an object whose fields are voted one by one, any other by a short text.
+When: short problems with one right answer that a small model usually gets right; labels; small objects.
+Cost: CHUNK samples per call, one to CAP / CHUNK calls (4 to 12 samples). The server computes the prompt once for all
+samples of a call. Sampling stops as soon as the vote is decided.
+Edit: the prompts, CHUNK, CAP, SURE, TEMPERATURE, ROLE. The document sets the answer: with `choices` one of them, with
+`kind` "number" a number, with `schema` an object (each field has its own vote), else a short text.
 Run: `tourkit run self_consistency --input documents.jsonl --output out.jsonl`, or, with plain Python,
 `python self_consistency.py documents.jsonl out.jsonl`.
 """
@@ -25,10 +25,10 @@ from typing import Any
 from tourkit.client import Client, ClientError, Reply, parse_json
 
 ROLE = "brain"  # which model: a role, or a model id
-CHUNK = 4  # samples a call; best equal to the server's slots
-CAP = 12  # samples a document at most
+CHUNK = 4  # samples per call; best equal to the server's slots
+CAP = 12  # the most samples per document
 SURE = 0.95  # stop when the leader beats the runner-up with this probability
-TEMPERATURE = 0.7  # without it all samples are the same
+TEMPERATURE = 0.7  # at 0 all samples are the same
 SEED = 1
 
 SYSTEM = """You solve short problems. First think in "reasoning", in two or three short sentences, then give the bare
@@ -39,7 +39,7 @@ Possible answers: {choices}"""
 
 
 def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
-    """The record of one document. Raises ClientError when the server fails."""
+    """Return the record of one document. Raises ClientError if the server fails."""
     schema = document.get("schema") or answer_schema(document)
     choices = ", ".join(map(str, document.get("choices", ())))
     prompt = WITH_CHOICES.replace("{choices}", choices) if choices else USER
@@ -47,7 +47,7 @@ def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": prompt.replace("{text}", document["text"])},
     ]
-    whole = "schema" in document  # the object is the answer, not just its field `answer`
+    whole = "schema" in document  # the whole object is the answer, not only its field `answer`
     samples: list[Any] = []
     drawn = 0
     while drawn < CAP:
@@ -70,12 +70,12 @@ def answer_schema(document: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 60}
     if document.get("choices"):
         answer = {"type": "string", "enum": list(document["choices"])}
-    elif document.get("kind") == "number":  # a JSON number has no bound on its digits, this has
+    elif document.get("kind") == "number":  # a JSON number has no limit on its digits, this has
         answer = {"type": "string", "pattern": r"^-?[0-9]{1,9}(\.[0-9]{1,4})?$", "maxLength": 15}
     return {
         "title": "answer",
         "type": "object",
-        # The order matters: what is written first is thought first.
+        # The order matters: the model must write its reasoning before the answer.
         "properties": {"reasoning": {"type": "string", "maxLength": 300}, "answer": answer},
         "required": ["reasoning", "answer"],
         "additionalProperties": False,
@@ -83,7 +83,7 @@ def answer_schema(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def valid(reply: Reply, schema: dict[str, Any]) -> dict[str, Any] | None:
-    """The object of one sample; None for one that was cut off or breaks the schema: it has no vote."""
+    """Return the object of one sample; None if it was cut off or breaks the schema: it then has no vote."""
     try:
         data = parse_json(reply)
     except ClientError:
@@ -94,7 +94,7 @@ def valid(reply: Reply, schema: dict[str, Any]) -> dict[str, Any] | None:
 def follows(data: dict[str, Any], schema: dict[str, Any]) -> bool:
     try:
         import jsonschema
-    except ImportError:  # a copy that runs without it: look at the keys at least
+    except ImportError:  # a copy that runs without jsonschema: check the keys at least
         return all(key in data for key in schema.get("required", ()))
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     return bool(kind(schema, format_checker=kind.FORMAT_CHECKER).is_valid(data))
@@ -104,7 +104,7 @@ def follows(data: dict[str, Any], schema: dict[str, Any]) -> bool:
 
 
 def decided(samples: Sequence[Any], left: int) -> bool:
-    """Whether drawing `left` more samples would hardly change any winner; for objects, of any field."""
+    """Return True if `left` more samples would hardly change the winner (for objects: of any field)."""
     fields = [flat(sample) for sample in samples]
     for pointer in dict.fromkeys(pointer for field in fields for pointer in field):
         votes = Counter(field.get(pointer) for field in fields).most_common(2)
@@ -115,9 +115,9 @@ def decided(samples: Sequence[Any], left: int) -> bool:
 
 
 def confidence(leader: int, runner_up: int) -> float:
-    """Probability that the leader is the more frequent answer: that a Beta(leader + 1, runner_up + 1) is over 1/2.
+    """Return the probability that the leader is the more frequent answer: P(Beta(leader + 1, runner_up + 1) > 1/2).
 
-    In closed form it is P(Binomial(leader + runner_up + 1, 1/2) <= leader).
+    The closed form is P(Binomial(leader + runner_up + 1, 1/2) <= leader).
     """
     n = leader + runner_up + 1
     return float(sum(comb(n, k) for k in range(leader + 1)) / 2**n)
@@ -127,7 +127,7 @@ def confidence(leader: int, runner_up: int) -> float:
 
 
 def canonical(value: Any) -> str:
-    """Numbers by value, texts by NFKC, case and white space: "42.", "42.0" and 42 are one answer."""
+    """Return the form in which equal answers are equal texts: "42.", "42.0" and 42 are one answer."""
     if isinstance(value, bool) or value is None or isinstance(value, (dict, list)):
         return json.dumps(value, ensure_ascii=False, sort_keys=True)
     number = as_number(str(value))
@@ -138,9 +138,9 @@ def canonical(value: Any) -> str:
 
 
 def as_number(text: str) -> decimal.Decimal | None:
-    """The value of "1 200,5", "1,200.5", "-3." and their like to 12 digits; None for anything else.
+    """Return the value of a number such as "1 200,5", "1,200.5" or "-3.", to 12 digits; None for other text.
 
-    A comma before exactly three digits separates thousands, any other comma decimals.
+    A comma before exactly three digits separates thousands. Any other comma separates decimals.
     """
     plain = unicodedata.normalize("NFKC", text).replace("−", "-").strip().removesuffix(".")
     if re.fullmatch(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", plain):
@@ -156,7 +156,7 @@ def as_number(text: str) -> decimal.Decimal | None:
 
 
 def scalar_vote(samples: list[Any], drawn: int) -> dict[str, Any]:
-    """The most frequent answer in its first spelling; spoiled samples count against its share."""
+    """Return the most frequent answer in its first spelling. Spoiled samples lower its share."""
     votes = Counter(canonical(sample) for sample in samples)
     winner, count = votes.most_common(1)[0]
     answer = next(sample for sample in samples if canonical(sample) == winner)
@@ -164,7 +164,7 @@ def scalar_vote(samples: list[Any], drawn: int) -> dict[str, Any]:
 
 
 def object_vote(samples: list[dict[str, Any]], schema: dict[str, Any]) -> dict[str, Any]:
-    """Each field by its own vote; if the parts make no valid whole, the sample that agrees most with the others."""
+    """Vote on each field. If the result breaks the schema, take the sample that agrees most with the others."""
     votes: dict[str, float] = {}
     answer, method = consensus(samples, "", votes), "fields"
     if not follows(answer, schema):
@@ -177,7 +177,7 @@ ABSENT = object()
 
 
 def consensus(values: Sequence[Any], pointer: str, votes: dict[str, float]) -> Any:
-    """The winner among `values`, part by part; `votes` receives each leaf's share. A missing key is a vote too."""
+    """Return the winner of `values`, part by part. `votes` gets the share of each leaf. A missing key is a vote too."""
     shape = Counter(shape_of(value) for value in values).most_common(1)[0][0]
     alike = [value for value in values if shape_of(value) == shape]
     if shape == "object":
@@ -193,7 +193,7 @@ def consensus(values: Sequence[Any], pointer: str, votes: dict[str, float]) -> A
 
 
 def array_consensus(lists: Sequence[list[Any]], pointer: str, votes: dict[str, float]) -> list[Any]:
-    """The items that at least half of the lists hold; objects are matched by their first text, others by value."""
+    """Return the items that are in at least half of the lists. Objects match by their first text, others by value."""
     groups: dict[tuple[str, int], list[Any]] = {}
     for items in lists:
         seen: Counter[str] = Counter()
@@ -205,7 +205,7 @@ def array_consensus(lists: Sequence[list[Any]], pointer: str, votes: dict[str, f
     kept = [group for group in groups.values() if 2 * len(group) >= len(lists)]
     result = [consensus(group, f"{pointer}/{index}", votes) for index, group in enumerate(kept)]
     for index, group in enumerate(kept):
-        votes[f"{pointer}/{index}"] = round(len(group) / len(lists), 3)  # the item's support
+        votes[f"{pointer}/{index}"] = round(len(group) / len(lists), 3)  # the share of lists with this item
     return result
 
 
@@ -216,7 +216,7 @@ def shape_of(value: Any) -> str:
 
 
 def flat(value: Any, pointer: str = "") -> dict[str, str]:
-    """Leaves by pointer, in canonical form; a list is one leaf, in any order."""
+    """Return the leaves by pointer, in canonical form. A list is one leaf; the order of its items does not count."""
     if isinstance(value, dict):
         parts = (flat(part, f"{pointer}/{key}") for key, part in value.items())
         return {path: leaf for part in parts for path, leaf in part.items()}
@@ -226,7 +226,7 @@ def flat(value: Any, pointer: str = "") -> dict[str, str]:
 
 
 def medoid(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A real sample, the one whose leaves agree most with those of the others."""
+    """Return the sample whose leaves agree most with those of the other samples."""
     fields = [flat(sample) for sample in samples]
 
     def agreement(index: int) -> float:
@@ -239,7 +239,7 @@ def medoid(samples: list[dict[str, Any]]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Answer each problem by a vote of several samples.")
     parser.add_argument("input", type=Path, help="JSON Lines: id, text, and kind, choices or schema")
-    parser.add_argument("output", type=Path, help="JSON Lines: one record a document, in the same order")
+    parser.add_argument("output", type=Path, help="JSON Lines: one record per document, in the same order")
     parser.add_argument("--url", help="the server; default $TOURKIT_URL or http://127.0.0.1:8000")
     parser.add_argument("--model", default=ROLE, help=f"role or model id; default {ROLE}")
     parser.add_argument("--workers", type=int, default=2, help="documents at a time; default 2")
@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def record_of(document: dict[str, Any], client: Client) -> dict[str, Any]:
-    """What `run` gives, or a record of how it failed: no document is lost."""
+    """Return the record of `run`, or a record with the error: no document is lost."""
     try:
         return run(document, client)
     except Exception as error:  # noqa: BLE001 - one bad document must not end the others
