@@ -13,18 +13,18 @@ from tourkit.units import size_text
 _HEAD = """\
 # The catalogue
 
-Written by `make docs` from `manifests/`; a test keeps the two the same. `tourkit models` shows the same and filters it:
-licence, commercial use, role, language, memory, stack. A set need only name the id: see [Manifests, the catalogue and
-locks](manifest.md). Each file names its sources in comments. What no source states is left out; `tourkit lock` asks the
-hub for commits, sizes and hashes.
+`make docs` writes this page from `manifests/`; a test checks that both agree. `tourkit models` shows the same data and
+filters it by licence, commercial use, role, language, memory and stack. To use a model in a set, name its id: see
+[Manifests, the catalogue and locks](manifest.md). Each file names its sources in comments. A value without a source is
+left out; `tourkit lock` asks the hub for commits, sizes and hashes.
 
-*Memory from* counts the smallest variant whose size is known and a 16-bit KV cache for one sequence of 4096 tokens (no
-longer than the model's context); `tourkit plan` counts exactly for your machine.
+*Memory from* is the smallest variant with a known size plus a 16-bit KV cache for one sequence of 4096 tokens (or the
+model's context, if that is shorter). `tourkit plan` computes the exact numbers for your machine.
 """
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the whole page."""
     models = manifest.catalogue()
     sets = [manifest.load(name) for name in manifest.builtin_sets()]
     parts = [
@@ -34,7 +34,7 @@ def render() -> str:
         "\n## Models\n",
         *_models(sorted(models.values(), key=lambda model: (model.family or "", model.id))),
         "\n## Licences\n",
-        "Not legal advice: read the licence. An id that is not in this table counts as unknown, never as allowed.\n",
+        "This is not legal advice: read the licence. An id that is not in this table counts as unknown, not as allowed.\n",
         *_licences(),
     ]
     return "\n".join(parts) + "\n"

@@ -13,16 +13,16 @@ from tourkit.cli import cli
 _HEAD = """\
 # The command line
 
-Written by `make docs` from the commands' own help; a test keeps the two the same.
+`make docs` writes this page from the help of the commands; a test checks that both agree.
 
-Exit codes: 0 done; 1 the thing asked about is not so (damage found, nothing fits); 2 wrong usage or a bad manifest;
-3 the network or the hub failed; 4 local trouble (disk full, no permission, a missing library). An error is one line
-on stderr: what, where, and the mend; `tourkit --debug COMMAND` shows where it came from.
+Exit codes: 0 done; 1 the answer is no (damage found, nothing fits); 2 wrong usage or a bad manifest; 3 the network or
+the hub failed; 4 a local problem (disk full, no permission, a missing library). An error is one line on stderr: what,
+where, and the fix. `tourkit --debug COMMAND` also shows where in the code it came from.
 """
 
 
 def commands(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
-    """Every command below and including this one: its path and its help text."""
+    """Yield the path and the help text of this command and of every command below it."""
     yield context.command_path, command.get_help(context)
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
@@ -31,7 +31,7 @@ def commands(command: click.Command, context: click.Context) -> Iterator[tuple[s
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the whole page."""
     settings = cli.context_settings | {"terminal_width": 100, "max_content_width": 100}
     context = click.Context(cli, info_name="tourkit", **settings)
     sections = [f"## {path}\n\n```\n{text}\n```\n" for path, text in commands(cli, context)]

@@ -3,9 +3,9 @@
     python tools/locks_from_facts.py FACTS.json [MANIFEST]...
 
 FACTS.json is a list of objects with `repo_id`, `revision` (a commit or null) and `files`: objects with `path`,
-`size` and `sha256` (null where not known). MANIFEST defaults to the built-in sets tour-20gb and cpu-16gb.
-A value goes into the lock only where the facts prove it for the very commit that the manifest names; the rest
-stays null until `tourkit lock` asks the hub.
+`size` and `sha256` (null if not known). MANIFEST defaults to the built-in sets tour-20gb and cpu-16gb.
+A value goes into the lock only if the facts prove it for the commit that the manifest names. All other values stay
+null until `tourkit lock` asks the hub.
 """
 
 import fnmatch
@@ -19,9 +19,9 @@ from tourkit.manifest import lock, manifest, models
 
 SETS = ("tour-20gb", "cpu-16gb")
 
-# Hashes that were read somewhere, but not proved to belong to the commit the facts give: repository -> files.
+# Hashes that were seen, but not proved for the commit of the facts: repository -> files.
 UNPROVED = {
-    "google/gemma-2-9b-it": ("*",),  # of the upload of June 2024
+    "google/gemma-2-9b-it": ("*",),  # from the upload of June 2024
     "bartowski/gemma-2-9b-it-GGUF": ("*-Q2_K.*", "*-Q3_K_S.*", "*-Q5_K_S.*", "*-Q6_K.*", "*-Q8_0.*"),
     "MaziyarPanahi/Mistral-7B-Instruct-v0.3-GGUF": ("*",),  # two generations of hashes, one commit
     "microsoft/Phi-3-mini-4k-instruct-gguf": ("*-fp16.gguf",),  # seen at a download path only
@@ -48,15 +48,15 @@ def main(argv: list[str]) -> int:
 
 
 def lock_of(wanted: models.Manifest, facts: dict[str, dict[str, Any]]) -> lock.Lock:
-    """The lock of a manifest as far as `facts` (rows by repository) prove it."""
+    """Return the lock of a manifest, as far as `facts` (rows by repository) prove it."""
     variants = [entry_of(id_, variant, facts.get(variant.repo, {})) for id_, variant in wanted.variants.items()]
     return lock.new(wanted.name, wanted.digest, variants)
 
 
 def entry_of(id_: models.VariantId, variant: models.Variant, row: dict[str, Any]) -> lock.UnresolvedVariant:
-    """One variant as far as it is known. Only facts at the manifest's own commit count.
+    """Return one variant, as far as it is known. Only facts at the manifest's own commit count.
 
-    Complete when no pattern is left open.
+    The variant is complete if every pattern is the name of a known file.
     """
     pinned = row.get("revision") is not None and row["revision"] == variant.revision
     known = row["files"] if pinned else []
@@ -74,12 +74,12 @@ def entry_of(id_: models.VariantId, variant: models.Variant, row: dict[str, Any]
         revision=variant.revision,
         commit=variant.revision if pinned else None,
         files=files,
-        complete=paths.issuperset(variant.files),  # a true pattern is no file's name
+        complete=paths.issuperset(variant.files),  # a pattern with wildcards is not a file name
     )
 
 
 def proved_sha256(row: dict[str, Any], index: int) -> str | None:
-    """The SHA-256 of a row's file, unless it was read elsewhere or its commit is in doubt."""
+    """Return the SHA-256 of a row's file; None if it is from another source or its commit is in doubt."""
     fact = row["files"][index]
     elsewhere = "sha256_source" in fact or f"files[{index}].sha256" in row.get("field_sources", {})
     doubts = UNPROVED.get(row["repo_id"], ())

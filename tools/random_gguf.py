@@ -1,6 +1,6 @@
-"""A tiny Llama-shaped GGUF with random weights: well-formed nonsense, enough to try the whole trip without a download.
+"""Write a tiny Llama GGUF with random weights: valid, but its answers mean nothing. For tests without a download.
 
-The vocabulary is byte-level BPE, so it reads and writes any text; the weights come from a seed.
+The vocabulary is byte-level BPE, so it reads and writes any text. The weights come from a seed.
 """
 
 from __future__ import annotations

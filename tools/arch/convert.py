@@ -1,7 +1,7 @@
-"""Converts what make.py made: `python -m tools.arch.convert build/architectures [NAME…]`.
+"""Convert the models that make.py made: `python -m tools.arch.convert build/architectures [NAME…]`.
 
-To GGUF by llama.cpp's own script, out of the source of the llama-cpp-python installed here; to ONNX by
-onnxruntime-genai's builder. What cannot be converted leaves its reason in gguf.txt or onnx.txt.
+llama.cpp's own script (from the source of the installed llama-cpp-python) converts to GGUF, onnxruntime-genai's builder
+to ONNX. If a conversion fails, gguf.txt or onnx.txt has the reason.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ FILES = {"gguf": "gguf/tiny-f32.gguf", "onnx": "onnx"}
 
 
 def to_gguf(tiny: Tiny, folder: Path) -> str:
-    """Why llama.cpp's converter refuses the model; empty when the GGUF is there."""
+    """Convert to GGUF. Return why llama.cpp's converter refuses the model; empty if it worked."""
     script = _script()
     target = folder / FILES["gguf"]
     target.parent.mkdir(exist_ok=True)
-    # Known tokenizers are recognised by a hash of what they make of a text. Those made here are of the same kinds, but
-    # no hash can tell.
+    # The converter recognises a tokenizer by a hash of the tokens of a fixed text. The tokenizers made here are of
+    # known kinds, but have other hashes.
     pre = KINDS[tiny.vocabulary].pre
     script.TextModel.get_vocab_base_pre = (lambda self, tokenizer: pre) if pre else script.known_pre
-    # The name counts: llama.cpp tells Phi-3's control tokens by it.
+    # llama.cpp uses the name to recognise Phi-3's control tokens.
     arguments = ["--outtype", "f32", "--model-name", tiny.name, "--outfile", str(target)]
     sys.argv = ["convert_hf_to_gguf.py", str(folder / "safetensors"), *arguments]
     said = io.StringIO()
@@ -46,7 +46,7 @@ def to_gguf(tiny: Tiny, folder: Path) -> str:
             script.main()
     except SystemExit:
         return said.getvalue().strip().splitlines()[-1]
-    except Exception as exc:  # noqa: BLE001 - whatever it raises is the reason
+    except Exception as exc:  # noqa: BLE001 - every exception is a reason
         return _line(exc)
     finally:
         logging.getLogger().removeHandler(handler)
@@ -54,7 +54,7 @@ def to_gguf(tiny: Tiny, folder: Path) -> str:
 
 
 def _script() -> Any:
-    """convert_hf_to_gguf as a module, with what a model's class asks for the kind of its tokenizer."""
+    """Load convert_hf_to_gguf as a module; keep its own function for the kind of a tokenizer as `known_pre`."""
     folder = sources()
     if str(folder) not in sys.path:
         sys.path[:0] = [str(folder), str(folder / "gguf-py")]
@@ -65,7 +65,7 @@ def _script() -> Any:
         script.TextModel, script.known_pre = TextModel, TextModel.get_vocab_base_pre
         read = ModelBase.load_hparams
 
-        # The script is written for transformers 4, which hands on every name in a config.json; 5 renames some.
+        # The script expects transformers 4, which passes on every name in config.json. Version 5 renames some.
         def load_hparams(folder: Path, is_mistral_format: bool) -> dict[str, Any]:
             written: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             return written | read(folder, is_mistral_format)
@@ -75,7 +75,7 @@ def _script() -> Any:
 
 
 def to_onnx(tiny: Tiny, folder: Path) -> str:
-    """Why onnxruntime-genai's builder refuses the model; empty when the folder is there."""
+    """Convert to ONNX. Return why onnxruntime-genai's builder refuses the model; empty if it worked."""
     target = folder / FILES["onnx"]
     environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as cache:

@@ -1,4 +1,4 @@
-"""Tiny models by the families of the catalogue that they stand for: plain data, to which a new family adds a row."""
+"""One tiny model for each group of families in the catalogue. Plain data: for a new family, add a row."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tools.arch import templates
 
 @dataclass(frozen=True)
 class Tiny:
-    """A model small enough to be made in a second, laid out as the folders of its families are.
+    """A model that is made in a second, with the same files as the published models of its families.
 
-    `architecture`: as the catalogue names it. `config`: transformers' class, and `fields` of it. `published`: what the
-    families' config.json says besides, or in other words than the class. `pooling`: of an embedder, "mean" or "cls".
+    `architecture`: as in the catalogue. `config`: the class in transformers, with `fields`. `published`: keys of the
+    published config.json that the class lacks or names differently. `pooling`: "mean" or "cls" for an embedding model.
     """
 
     families: tuple[str, ...]
     architecture: str
     config: str
-    vocabulary: str  # of vocabularies.KINDS
+    vocabulary: str  # a key of vocabularies.KINDS
     template: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
     published: dict[str, Any] = field(default_factory=dict)

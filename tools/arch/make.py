@@ -1,6 +1,6 @@
-"""Makes tiny random models with what they must answer: `python -m tools.arch.make build/architectures [NAME…]`.
+"""Make tiny random models and their reference answers: `python -m tools.arch.make build/architectures [NAME…]`.
 
-Each folder has safetensors/ as the family publishes its own, and reference.json: what transformers itself computes.
+Each folder has safetensors/ in the layout of the published models, and reference.json with the results of transformers.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from tools.arch.families import BY_NAME, TINY, Tiny
 MESSAGES = [{"role": "user", "content": "Anna paid 1200 rubles on 2025-03-14. Write what happened, in words."}]
 TEXTS = ["the name and the date", "Счёт № 42 на сумму 1 200,50 ₽", "emoji 🙂, I've 12345...  a", " x\n\n  y"]
 ANSWER = 12  # tokens of the reference's answer
-_CLEAR = 0.05  # the least by which each of them beats the next best: rounding must not turn an answer elsewhere
+_CLEAR = 0.05  # the least lead of each token in log probability: rounding must not change the answer
 _SEEDS = 200
-_SPREAD = 0.15  # of weights: wide enough that attention matters
+_SPREAD = 0.15  # standard deviation of the weights: large enough that attention matters
 
 
 def make(tiny: Tiny, folder: Path) -> Path:
-    """The model's folder, made anew."""
+    """Make the model again, and return its folder."""
     shutil.rmtree(folder, ignore_errors=True)
     target = folder / "safetensors"
     target.mkdir(parents=True)
@@ -38,7 +38,7 @@ def make(tiny: Tiny, folder: Path) -> Path:
 
 
 def _config(tiny: Tiny, target: Path, n_tokens: int) -> Any:
-    """The family's configuration."""
+    """Return the configuration of the model."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(target)
@@ -51,10 +51,10 @@ def _config(tiny: Tiny, target: Path, n_tokens: int) -> Any:
 
 
 def _random(model: Any, seed: int, n_tokens: int) -> None:
-    """Every weight random, biases and norms too, so that none can be left out or mistaken for another.
+    """Make every weight random, biases and norms too, so that a missing or swapped weight changes the answer.
 
-    Those of the vocabulary's padding are none: stacks count it among the tokens or not, and trained models give it
-    next to no probability.
+    The weights of the vocabulary's padding are 0: some stacks count the padding as tokens, some do not, and trained
+    models give it almost no probability.
     """
     import torch
 
@@ -73,7 +73,7 @@ def _random(model: Any, seed: int, n_tokens: int) -> None:
 
 
 def _writer(config: Any, n_tokens: int, target: Path) -> dict[str, Any]:
-    """Saves the first random model with a clear greedy answer; that answer, and the tokens of prompt and texts."""
+    """Save the first random model with a clear greedy answer. Return the answer and the tokens of the texts."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(target)
@@ -100,7 +100,7 @@ def _writer(config: Any, n_tokens: int, target: Path) -> dict[str, Any]:
 
 
 def _tokens(target: Path) -> dict[str, list[int]]:
-    """By tokenizer.json alone: for Llama's kind transformers 5 reads a space at the beginning of a text another way."""
+    """Tokenize with tokenizer.json alone: transformers 5 treats a leading space differently for Llama."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))
@@ -108,7 +108,7 @@ def _tokens(target: Path) -> dict[str, list[int]]:
 
 
 def _greedy(model: Any, prompt: list[int], plain: set[int]) -> tuple[list[int], list[float]]:
-    """The likeliest tokens and their log probabilities, up to one that is not plain text or hardly before the next."""
+    """Return the likeliest tokens and their log probabilities, up to one that is unclear or no plain text."""
     import torch
 
     answer: list[int] = []
@@ -128,7 +128,7 @@ def _greedy(model: Any, prompt: list[int], plain: set[int]) -> tuple[list[int], 
 
 
 def _embedder(tiny: Tiny, config: Any, target: Path) -> dict[str, Any]:
-    """Saves a random encoder as sentence-transformers lays it out; the vectors of some texts."""
+    """Save a random encoder in the layout of sentence-transformers. Return the vectors of some texts."""
     import torch
     import transformers
 
@@ -159,11 +159,11 @@ def _embedder(tiny: Tiny, config: Any, target: Path) -> dict[str, Any]:
     return {"vectors": vectors}
 
 
-# --- as it is published ---------------------------------------------------------------------------------------------
+# --- published names ------------------------------------------------------------------------------------------------
 
 
 def _publish(tiny: Tiny, target: Path) -> None:
-    """Write the names the family's own files have over those of the class."""
+    """Replace the names of the class by the names in the published files."""
     path = target / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | tiny.published
     if tiny.name == "internlm2":
@@ -173,7 +173,7 @@ def _publish(tiny: Tiny, target: Path) -> None:
 
 
 def _as_internlm2(target: Path, config: dict[str, Any]) -> None:
-    """InternLM2 is a Llama under other names, with the queries, key and value of a group in one matrix."""
+    """Rename and merge: InternLM2 is a Llama with other names, and q, k and v of a group in one matrix."""
     import torch
     from safetensors.torch import load_file, save_file
 

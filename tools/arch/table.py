@@ -1,6 +1,7 @@
-"""What each stack does with each tiny model, kept in docs/architectures.json, and the table of it in docs/backends.md.
+"""Test each tiny model on each stack (results: docs/architectures.json), and write the table in docs/backends.md.
 
-`python -m tools.arch.table try STACK build/architectures [NAME…]` in the stack's own environment; `… write`.
+`python -m tools.arch.table try STACK build/architectures [NAME…]` in the stack's own environment, then
+`python -m tools.arch.table write`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "architectures.json"
 PAGE = ROOT / "docs" / "backends.md"
 BEGIN, END = "<!-- families: written by `make docs` -->", "<!-- families: end -->"
-# What was found to be behind a failure whose own words do not tell.
+# Causes of failures whose own message does not name the cause.
 _CAUSES = {
     ("onnx", "olmo"): "chat: another answer: the builder writes OLMo's layer norms as RMS norms",
     (
@@ -32,13 +33,13 @@ _FORMATS = {"gguf": "GGUF", "safetensors": "safetensors", "onnx": "ONNX"}
 
 
 def read() -> dict[str, dict[str, str]]:
-    """By stack and model: empty where all is as it should be, else the step that fails and why."""
+    """Return the results by stack and model: empty if all steps pass, else the failed step and why."""
     found: dict[str, dict[str, str]] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     return found
 
 
 def try_all(stack: str, models: Path, names: list[str]) -> None:
-    """Try the models on a stack and keep what came of it."""
+    """Try the models on a stack and save the results."""
     from tools.arch.trial import attempt
 
     for tiny in [BY_NAME[name] for name in names] or TINY:
@@ -69,7 +70,7 @@ def works(why: str) -> bool:
 
 
 def render(results: dict[str, dict[str, str]]) -> str:
-    """Families by stacks: "yes", or "no", and the number of the line below that says what fails."""
+    """Return the table of families and stacks: "yes" or "no", with the number of the note that says what fails."""
     notes: list[str] = []
     rows = [f"| {' | '.join(_row(tiny, results, notes))} |" for tiny in TINY]
     heads = ["families", "class", *(f"{_FORMATS[traits.format]}: `{stack}`" for stack, traits in STACKS.items())]
@@ -93,7 +94,7 @@ def _row(tiny: Tiny, results: dict[str, dict[str, str]], notes: list[str]) -> It
 
 
 def page(text: str, results: dict[str, dict[str, str]]) -> str:
-    """docs/backends.md with the table written anew."""
+    """Return docs/backends.md with a new table."""
     before, _, rest = text.partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:

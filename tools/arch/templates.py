@@ -1,4 +1,4 @@
-"""Chat templates of the kinds the catalogue's families have, in Jinja; shorter than the published ones."""
+"""Jinja chat templates for the families of the catalogue; shorter than the published ones."""
 
 LLAMA_2 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content.strip() + ' [/INST]' }}"

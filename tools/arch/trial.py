@@ -1,4 +1,4 @@
-"""Tries a tiny model on a stack, over HTTP as any client would: whether it loads, answers and extracts, and why not."""
+"""Try a tiny model on a stack over HTTP: does it load, answer and extract, and if not, why."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ SCHEMA = {
     "required": ["name", "rubles", "kind"],
     "additionalProperties": False,
 }
-_NEAR = 0.02  # of log probabilities: llama.cpp keeps its KV cache in 16 bits
-_SAME = 0.999  # cosine of embeddings
+_NEAR = 0.02  # tolerance of log probabilities: llama.cpp has a 16-bit KV cache
+_SAME = 0.999  # the least cosine of embeddings
 
 
 class Failed(Exception):
-    """What did not work, in a few words."""
+    """A step failed; the message says why in a few words."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One model on one stack, by its URL, and what transformers computed for it."""
+    """One model on one stack: its URL, and the reference results of transformers."""
 
     url: str
     reference: dict[str, Any]
 
     def ask(self, path: str, **fields: Any) -> dict[str, Any]:
-        """One request. Raises Failed with the server's reason."""
+        """Send one request. Raises Failed with the server's reason."""
         data = json.dumps({"model": "tool"} | fields).encode()
         request = urllib.request.Request(f"{self.url}{path}", data, {"content-type": "application/json"})
         try:
@@ -63,14 +63,14 @@ class Tried:
         return found
 
     def chat(self, **fields: Any) -> dict[str, Any]:
-        """A greedy answer to the reference's question."""
+        """Return a greedy answer to the question of the reference."""
         return self.ask("/v1/chat/completions", messages=MESSAGES, temperature=0, **fields)
 
 
 def attempt(tiny: Tiny, stack: str, folder: Path, log: Path) -> str:
-    """Why the model does not do on the stack all it should, after the step that failed; empty when it does.
+    """Run all steps. Return the failed step and why; empty if all pass.
 
-    "but …" when it is only some text that has other tokens.
+    The result begins with "but " if only the tokens of some text differ.
     """
     form = STACKS[stack].format
     note = folder / f"{form}.txt"
@@ -90,7 +90,7 @@ def attempt(tiny: Tiny, stack: str, folder: Path, log: Path) -> str:
     return but
 
 
-# --- what a model that writes must do -------------------------------------------------------------------------------
+# --- steps of a model that generates text ---------------------------------------------------------------------------
 
 
 def loads(tried: Tried) -> None:
@@ -98,14 +98,14 @@ def loads(tried: Tried) -> None:
 
 
 def reads(tried: Tried) -> None:
-    """Plain texts have the tokens that the model's tokenizer.json gives them."""
+    """Check that plain texts have the same tokens as by the model's tokenizer.json."""
     for text, expected in tried.reference["texts"].items():
         found = tried.ask("/tokenize", prompt=text, add_special_tokens=False)["tokens"]
         _expect(found, expected, f"tokens of {text!r}")
 
 
 def chats(tried: Tried) -> None:
-    """The greedy answer is that of the model's own pass in transformers, and each token as likely."""
+    """Check that the greedy answer and its log probabilities are those of transformers."""
     reply = tried.chat(max_tokens=ANSWER, logprobs=True, top_logprobs=1)
     choice = reply["choices"][0]
     _expect(reply["usage"]["prompt_tokens"], tried.reference["prompt_tokens"], "tokens of the prompt")
@@ -130,11 +130,11 @@ def extracts(tried: Tried) -> None:
         raise Failed(f"{text!r} does not meet the schema") from exc
 
 
-# --- what a model that embeds must do -------------------------------------------------------------------------------
+# --- steps of an embedding model ------------------------------------------------------------------------------------
 
 
 def embeds(tried: Tried) -> None:
-    """The vectors point where those of the model's own pass in transformers do."""
+    """Check that the vectors have the same direction as those of transformers."""
     rows = tried.ask("/v1/embeddings", input=TEXTS)["data"]
     for text, row, expected in zip(TEXTS, rows, tried.reference["vectors"], strict=True):
         cosine = sum(one * other for one, other in zip(row["embedding"], expected, strict=True))
@@ -161,7 +161,7 @@ def _message(body: str) -> str:
 
 
 def _short(text: str, stack: str, folder: Path) -> str:
-    """The first sentence of a reason, without what is of this machine alone."""
+    """Return the first sentence of a reason, without the paths of this machine."""
     for known in (folder.resolve(), folder):
         text = re.sub(re.escape(str(known)) + r"[\w./-]*", folder.name, text)
     for known in (f"tiny test on {stack}: ", f"{folder.name}: ", "the worker ended 3 times in a row, last with "):

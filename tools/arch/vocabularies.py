@@ -1,4 +1,4 @@
-"""Tokenizers of the kinds the catalogue's families have, trained on a page of text: the files a model folder has."""
+"""Tokenizers for the families of the catalogue, trained on a page of text, with all files of a model folder."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZE = 1000  # tokens trained, bytes among them; control tokens come on top
+SIZE = 1000  # trained tokens, bytes included; control tokens are extra
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPACES = tuple(" " * n for n in range(8, 1, -1))  # GPT-NeoX's and Phi-2's, for code
+_SPACES = tuple(" " * n for n in range(8, 1, -1))  # GPT-NeoX and Phi-2 have these tokens for code
 
 
 @dataclass(frozen=True)
 class Kind:
-    """`pre`: llama.cpp's name for how text is cut before merging.
+    """One kind of tokenizer. `pre`: llama.cpp's name for how text is split before merging.
 
-    `first`, `last`: control tokens before and after the trained ones; `text`: added tokens that are only text.
+    `first`, `last`: control tokens before and after the trained ones. `text`: added tokens that are plain text.
     """
 
     model: str  # "bpe" of bytes, "sentencepiece" BPE with bytes, "unigram", "wordpiece"
@@ -36,8 +36,8 @@ class Kind:
     last: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     adds_bos: bool = False
-    prefix_space: bool = True  # of sentencepiece: a space before every text
-    rstrip: bool = False  # added tokens take the space after them
+    prefix_space: bool = True  # sentencepiece only: a space before every text
+    rstrip: bool = False  # added tokens include the space after them
     unk: str | None = None
     pad: str | None = None
 
@@ -113,7 +113,7 @@ KINDS = {
 
 
 def write(kind: Kind, folder: Path, template: str) -> int:
-    """tokenizer.json, tokenizer_config.json and what else the kind has; the number of tokens."""
+    """Write tokenizer.json, tokenizer_config.json and the other files of the kind. Return the number of tokens."""
     made = {"bpe": _bytes, "sentencepiece": _sentencepiece, "unigram": _unigram, "wordpiece": _wordpiece}[kind.model](
         kind, folder
     )
@@ -127,7 +127,7 @@ def write(kind: Kind, folder: Path, template: str) -> int:
 
 
 def corpus() -> list[str]:
-    """Lines of text in English and Russian."""
+    """Return lines of text in English and Russian."""
     lines: list[str] = []
     for name in ("json_extraction", "graph_extraction"):
         text = (ROOT / "templates" / name / "documents.jsonl").read_text(encoding="utf-8")
@@ -139,7 +139,7 @@ def corpus() -> list[str]:
 
 
 def _bytes(kind: Kind, folder: Path) -> Any:
-    """BPE over GPT-2's alphabet of bytes."""
+    """Train BPE on GPT-2's alphabet of bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(ignore_merges=kind.pre == "llama-bpe"))
@@ -155,7 +155,7 @@ def _bytes(kind: Kind, folder: Path) -> Any:
 
 
 def _cut(pre: str) -> Any:
-    """The pre-tokenizer of a kind of byte-level BPE, as its published tokenizer.json has it."""
+    """Return the pre-tokenizer of a kind of byte-level BPE, as in its published tokenizer.json."""
     from tokenizers import Regex, pre_tokenizers
 
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -178,7 +178,7 @@ def _cut(pre: str) -> Any:
 
 
 def _sentencepiece(kind: Kind, folder: Path) -> Any:
-    """BPE as SentencePiece trains it, with bytes for what it has no pieces for; beside it, tokenizer.model."""
+    """Train BPE with SentencePiece; text without a piece becomes bytes. Also write tokenizer.model."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     model = _trained(kind, "bpe", byte_fallback=True)
@@ -197,7 +197,7 @@ def _sentencepiece(kind: Kind, folder: Path) -> Any:
 
 
 def _unigram(kind: Kind, folder: Path) -> Any:
-    """XLM-RoBERTa's: fairseq's first tokens in place of SentencePiece's own; sentencepiece.bpe.model beside."""
+    """Train XLM-RoBERTa's kind: fairseq's first tokens replace SentencePiece's. Also write its model file."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     model = _trained(kind, "unigram")
@@ -216,7 +216,7 @@ def _unigram(kind: Kind, folder: Path) -> Any:
 
 
 def _wordpiece(kind: Kind, folder: Path) -> Any:
-    """BERT's, lower-case; vocab.txt beside."""
+    """Train BERT's kind, lower-case. Also write vocab.txt."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -231,7 +231,7 @@ def _wordpiece(kind: Kind, folder: Path) -> Any:
 
 
 def _trained(kind: Kind, model_type: str, **more: Any) -> Any:
-    """A SentencePiece model whose control tokens are the kind's first ones."""
+    """Train a SentencePiece model with the `first` control tokens of the kind."""
     from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
     first = list(kind.first) if model_type == "bpe" else ["<unk>", "<s>", "</s>"]
@@ -261,7 +261,7 @@ def _trained(kind: Kind, model_type: str, **more: Any) -> Any:
 
 
 def _merges(vocab: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Merges in the order of the pieces they make, which is that of SentencePiece's scores."""
+    """Yield merges in the order of the pieces they make. This is the order of SentencePiece's scores."""
     for piece, _ in sorted(vocab.items(), key=lambda item: item[1]):
         pairs = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
         if piece.startswith(("<", "[")) and len(piece) > 2:  # a byte or a control token
@@ -272,7 +272,7 @@ def _merges(vocab: dict[str, int]) -> Iterator[tuple[str, str]]:
 
 
 def _normalizer(model: Any) -> bytes:
-    """The table by which a SentencePiece model changes characters."""
+    """Return the table that a SentencePiece model uses to change characters."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()
@@ -280,7 +280,7 @@ def _normalizer(model: Any) -> bytes:
     return bytes(proto.normalizer_spec.precompiled_charsmap)
 
 
-# --- what is common -------------------------------------------------------------------------------------------------
+# --- parts of all kinds ---------------------------------------------------------------------------------------------
 
 
 def _added(text: str, rstrip: bool) -> Any:
@@ -296,7 +296,7 @@ def _plain(text: str) -> Any:
 
 
 def _dress(tokenizer: Any, kind: Kind) -> None:
-    """What every text is put between."""
+    """Set the control tokens that are put around every text."""
     from tokenizers import processors
 
     if kind.model in ("wordpiece", "unigram"):
@@ -314,7 +314,7 @@ def _dress(tokenizer: Any, kind: Kind) -> None:
 
 
 def _config(tokenizer: Any, kind: Kind, template: str) -> dict[str, Any]:
-    """tokenizer_config.json as published folders have it."""
+    """Return tokenizer_config.json as published folders have it."""
     added = {
         str(id_): {
             "content": token.content,

@@ -1,1 +1,1 @@
-"""The tiny model of this repository: data, tokenizer, training, export and scores. Run its parts with `python -m`."""
+"""The tiny model of this repository: data, tokenizer, training, export, scores. Run each module with `python -m`."""

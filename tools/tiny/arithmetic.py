@@ -45,7 +45,7 @@ class Problem:
 
 
 def problem(rng: Random, lang: str, split: str) -> Problem:
-    """One problem: numbers up to 30, the second up to 12, products up to 9 × 9; results are never negative."""
+    """Make one problem: numbers up to 30, the second up to 12, products up to 9 × 9. No result is negative."""
     sign = rng.choice("++--*")
     if sign == "*":
         a, b = rng.randint(2, 9), rng.randint(2, 9)

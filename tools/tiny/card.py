@@ -1,6 +1,6 @@
-"""Writes the figures of docs/tiny-model.md: `python -m tools.tiny.card --scores FILE --parity FILE --weights DIR`.
+"""Write the figures of docs/tiny-model.md: `python -m tools.tiny.card --scores FILE --parity FILE --weights DIR`.
 
-The text of the card is written by hand; what stands between its two marks is written here.
+The text of the card is written by hand. This module writes the part between its two marks.
 """
 
 import argparse
@@ -13,7 +13,7 @@ BEGIN, END = "<!-- figures: written by tools/tiny/card.py -->\n", "<!-- end of f
 
 
 def figures(scores: dict[str, Any], parity: dict[str, Any], recipe: dict[str, Any], weights: Path) -> str:
-    """The tables of the card as Markdown."""
+    """Return the tables of the card as Markdown."""
     return "\n".join(
         [
             *_aims(scores, parity),
@@ -33,7 +33,7 @@ def _percent(share: float) -> str:
 
 
 def _aims(scores: dict[str, Any], parity: dict[str, Any]) -> list[str]:
-    """What was aimed at beside what was reached; languages apart."""
+    """Return the table of goals and results, with each language on its own."""
 
     def fields(suite: str) -> list[float]:
         return [row["fields"] for row in scores["extraction"][suite].values()]

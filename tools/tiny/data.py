@@ -1,4 +1,4 @@
-"""Samples as token ids with labels: only what the assistant writes is learnt."""
+"""Samples as token ids with labels. The model learns only the assistant's text."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ from random import Random
 from tools.tiny.tasks import Phase, Sample, pieces, sample
 
 IGNORE = -100
-CONTEXT = 1024  # tokens of the longest sample; longer ones are passed over
+CONTEXT = 1024  # tokens of the longest sample; longer samples are skipped
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     ids: list[int]
-    labels: list[int]  # IGNORE where nothing is learnt; not shifted
+    labels: list[int]  # IGNORE at positions that are not learnt; not shifted
 
     @property
     def learnt(self) -> int:
-        """How many positions are learnt: the first token has no position before it."""
+        """Count the learnt positions. The first token is none: no position predicts it."""
         return sum(label != IGNORE for label in self.labels[1:])
 
 
 class Encoder:
-    """The tokenizer of a folder; `size` counts its tokens."""
+    """The tokenizer in a folder. `size`: number of its tokens."""
 
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer
@@ -45,7 +45,7 @@ class Encoder:
 
 
 def rows(encoder: Encoder, seed: int | str, phase: Callable[[], Phase]) -> Iterator[Row]:
-    """Endless training rows of the phase that `phase` gives at the moment."""
+    """Yield training rows without end. `phase` returns the current phase of the training."""
     index = 0
     while True:
         row = encoder.row(sample(seed, index, phase()))
@@ -55,7 +55,7 @@ def rows(encoder: Encoder, seed: int | str, phase: Callable[[], Phase]) -> Itera
 
 
 def copy_row(rng: Random, vocabulary: int) -> Row:
-    """Random tokens, then pieces of them again in another order: teaches copying before the real data do."""
+    """Return random tokens, then pieces of them in another order. It teaches copying before the real data does."""
     first = [rng.randrange(3, vocabulary) for _ in range(rng.randint(24, 56))]
     ids, labels = list(first), [IGNORE] * len(first)
     while len(ids) < 96:

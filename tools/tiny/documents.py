@@ -1,4 +1,4 @@
-"""Documents put together from fields and sentences, with what they say: facts, and the sentence that says each."""
+"""Documents made of fields and sentences, with their facts and the sentence that states each fact."""
 
 import re
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from tools.tiny.fields import JOBS, KINDS, Field
 from tools.tiny.names import HELD, TRAIN
 
 LANGUAGES = {"en": lines_en, "ru": lines_ru}
-MENTION = 0.75  # how often a field is mentioned that a document of its kind may leave out
+MENTION = 0.75  # probability that an optional field is mentioned
 FORM = 0.18  # share of documents that are filled-in forms
-TYPOS = 0.1  # share of documents with slips of the pen
+TYPOS = 0.1  # share of documents with typing errors
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Where the parts of a sample come from, each `train` or `held`; `blur`: share of sentences with a word changed."""
+    """The split of each part of a sample, `train` or `held`. `blur`: share of sentences with one word changed."""
 
     names: str = TRAIN
     lines: str = TRAIN
@@ -28,7 +28,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """`facts`: field → answer value, None where the text does not say. `evidence`: field → index in `sentences`."""
+    """One document. `facts`: field → answer, None if the text does not say. `evidence`: field → sentence index."""
 
     kind: str
     lang: str
@@ -45,17 +45,17 @@ class Document:
 
 
 def choose(line: str, rng: Random) -> str:
-    """Resolve every `[a|b]` of a line."""
+    """Choose one part of every `[a|b]` in a line."""
     return re.sub(r"\[([^]]*)\]", lambda match: rng.choice(match[1].split("|")), line)
 
 
 def variants(lines: list[str], split: str) -> list[str]:
-    """The lines of one split: those marked `!` are held out."""
+    """Return the lines of one split. Lines with a leading `!` are held out."""
     return [line.removeprefix("!") for line in lines if line.startswith("!") == (split == HELD)]
 
 
 class Values:
-    """Draws the values of one document and remembers the names it drew."""
+    """Draw the values of one document, and remember the drawn names."""
 
     def __init__(self, rng: Random, lang: str, split: str) -> None:
         self.rng, self.lang, self.split = rng, lang, split
@@ -67,7 +67,7 @@ class Values:
         return drawn
 
     def of(self, kind: str) -> tuple[str, Any]:
-        """The text of a value and the value an answer gives for it."""
+        """Draw a value of a kind. Return its text in the document and its value in the answer."""
         rng = self.rng
         if kind == "date":
             day = values.a_date(rng)
@@ -104,7 +104,7 @@ def slots(line: str) -> list[str]:
 
 
 def document(rng: Random, kind: str, lang: str, split: Split, most: int = 0) -> Document:
-    """One document of that kind, or `most` of its sentences alone. The same `rng` state gives the same document."""
+    """Make one document, or only `most` of its sentences. The same `rng` state gives the same document."""
     draw = Values(rng, lang, split.names)
     parts = {field.name: field for field in KINDS[kind]}
     have: dict[str, tuple[str, Any]] = {}
@@ -190,16 +190,16 @@ def _with_distractors(
 
 
 def _some(rng: Random, told: list[tuple[str, list[str]]], most: int) -> list[tuple[str, list[str]]]:
-    """At most that many of the sentences that say something."""
+    """Return at most `most` of the sentences that state a field."""
     telling = [pair for pair in told if pair[1]]
     return rng.sample(telling, min(most, len(telling))) or told[:1]
 
 
 def _blurred(pattern: str, rng: Random, lang: str) -> str:
-    """Drop a word that is no slot, or put another in its place or before it: no single word may be relied on."""
+    """Drop, replace or precede one word that is no slot, so that the model cannot rely on single words."""
     words = pattern.split(" ")
     plain = [index for index, word in enumerate(words) if "{" not in word]
-    if len(plain) < 3 or len(plain) == len(words):  # a sentence without a slot says what it says by its words
+    if len(plain) < 3 or len(plain) == len(words):  # without a slot, the words themselves state the fact
         return pattern
     at = rng.choice(plain)
     other = rng.choice(rng.choice(variants(LANGUAGES[lang].DISTRACTORS, TRAIN)).split(" "))

@@ -1,6 +1,6 @@
-"""Scores a GGUF of the tiny model on held-out data through tourkit's own engine.
+"""Score a GGUF of the tiny model on held-out data with tourkit's own engine.
 
-`python -m tools.tiny.evaluate MODEL.gguf [--count N] [--json OUT]`: greedy, constrained to the schema, but for repair.
+`python -m tools.tiny.evaluate MODEL.gguf [--count N] [--json OUT]`: greedy and, except for repair, by schema.
 """
 
 import argparse
@@ -32,7 +32,7 @@ Ask = Callable[..., list[str]]
 
 
 def asker(path: Path, threads: int) -> Ask:
-    """A function that gives the texts of `n` answers to a conversation."""
+    """Return a function that returns the texts of `n` answers to a conversation."""
     from tourkit.backends.llama_cpp.runner import LlamaRunner
     from tourkit.backends.runner_engine import RunnerEngine
     from tourkit.generation import Constraint, Request, SamplingParams
@@ -50,7 +50,7 @@ def asker(path: Path, threads: int) -> Ask:
 
 
 def flat(value: Any, at: str = "") -> dict[str, Any]:
-    """Leaves by path; a list is one leaf."""
+    """Return the leaves by path. A list is one leaf."""
     if not isinstance(value, dict):
         return {at: value}
     return {path: leaf for key, part in value.items() for path, leaf in flat(part, f"{at}/{key}").items()}
@@ -64,7 +64,7 @@ def parsed(text: str) -> Any:
 
 
 def ask_all(answer: Ask, items: Iterable[Sample], free: bool = False) -> list[tuple[Sample, Any]]:
-    """Each sample with the parsed greedy answer to its last question."""
+    """Return each sample with the parsed greedy answer to its last question."""
     items = list(items)
     with ThreadPoolExecutor(8) as pool:
         texts = pool.map(lambda item: answer(item.messages[:-1], None if free else item.schema)[0], items)
@@ -72,7 +72,7 @@ def ask_all(answer: Ask, items: Iterable[Sample], free: bool = False) -> list[tu
 
 
 def samples(name: str, count: int, make: Callable[..., Sample], split: Split) -> dict[str, list[Sample]]:
-    """`count` samples a language; the same for the same name."""
+    """Return `count` samples per language. The same name gives the same samples."""
     result = {}
     for lang in LANGUAGES:
         rng = Random(f"eval:{name}:{lang}")
@@ -81,7 +81,7 @@ def samples(name: str, count: int, make: Callable[..., Sample], split: Split) ->
 
 
 def extraction(answer: Ask, name: str, split: Split, count: int) -> dict[str, dict[str, float]]:
-    """Exact objects and right fields, by language."""
+    """Return the shares of exact objects and right fields, by language."""
     scores = {}
     for lang, items in samples(name, count, tasks.json_sample, split).items():
         found = ask_all(answer, items)
@@ -96,7 +96,7 @@ def extraction(answer: Ask, name: str, split: Split, count: int) -> dict[str, di
 
 
 def graphs(answer: Ask, split: Split, count: int) -> dict[str, float]:
-    """F1 of nodes (name and type) and edges, asked in the two steps of templates/graph_extraction."""
+    """Return F1 of nodes (name and type) and edges, with the two steps of templates/graph_extraction."""
     template = prompts.template("graph_extraction")
     items = [item for part in samples("graph", count, _full_graph, split).values() for item in part]
 
@@ -143,7 +143,7 @@ def share_right(
 
 
 def voting(answer: Ask, split: Split, count: int) -> dict[str, float]:
-    """One greedy answer against the majority of nine samples, with the standard error of the paired difference."""
+    """Compare one greedy answer with the majority of nine samples, with the standard error of the difference."""
     items = [item for part in samples("arithmetic", count, tasks.arithmetic_sample, split).values() for item in part]
     greedy = [_number(data) == item.gold["answer"] for item, data in ask_all(answer, items)]
 
@@ -172,7 +172,7 @@ def _number(data: Any) -> str | None:
 
 
 def evaluate(path: Path, count: int, threads: int = 2, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Every score of the model card; `count` samples a language and suite."""
+    """Return every score of the model card, from `count` samples per language and suite."""
     answer = asker(path, threads)
     result: dict[str, Any] = {"model": path.name, "count": count, "extraction": {}}
     for name, split in SUITES.items():
@@ -196,7 +196,7 @@ def evaluate(path: Path, count: int, threads: int = 2, say: Callable[[str], None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--count", type=int, default=200, help="samples a language and suite")
+    parser.add_argument("--count", type=int, default=200, help="samples per language and suite")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Writes the trained model in every format: `python -m tools.tiny.export --model DIR --tokenizer DIR --out DIR`.
+"""Write the trained model in every format: `python -m tools.tiny.export --model DIR --tokenizer DIR --out DIR`.
 
-The weights are rounded to 16 bits once; every format but Q8_0 then holds the same numbers. Q8_0 keeps embeddings and
-attention in 16 bits: with all in 8 it wrote the same text on 96 of 102 prompts, so it does on 100.
+The weights are rounded to 16 bits once, so all formats except Q8_0 hold the same numbers. Q8_0 keeps embeddings and
+attention in 16 bits: so it writes the same text on 100 of 102 prompts. With all weights in 8 bits it was 96.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from tools.tiny import prompts
 
 NAME = "tourkit-tiny"
 FORMATS = ("gguf", "onnx", "safetensors")
-KEPT = ("token_embd.", ".attn_")  # 16-bit in Q8_0 too: the copying heads look sharply, and small changes mislead them
+KEPT = ("token_embd.", ".attn_")  # 16-bit in Q8_0 too: small changes mislead the sharp attention of the copying heads
 
 
 def main() -> None:
@@ -42,13 +42,13 @@ def main() -> None:
 
 
 def sums(root: Path) -> dict[str, str]:
-    """SHA-256 of the files of every format, by path."""
+    """Return the SHA-256 of the files of every format, by path."""
     files = sorted(p for folder in FORMATS for p in (root / folder).rglob("*") if p.is_file())
     return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def write_safetensors(source: Path, tokenizer: Path, folder: Path) -> None:
-    """The folder transformers and vLLM load: config, tokenizer, weights in float16."""
+    """Write the folder for transformers and vLLM: config, tokenizer, weights in float16."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -62,7 +62,7 @@ def write_safetensors(source: Path, tokenizer: Path, folder: Path) -> None:
 
 
 def write_gguf(source: Path, path: Path, quant: str) -> None:
-    """One GGUF file with float16 or Q8_0 matrices, from a safetensors folder."""
+    """Write one GGUF file with float16 or Q8_0 matrices, from a safetensors folder."""
     import gguf
     import numpy as np
     from safetensors.numpy import load_file
@@ -135,13 +135,13 @@ def _gguf_name(name: str) -> str:
 
 
 def _permuted(matrix: Any, heads: int) -> Any:
-    """llama.cpp rotates neighbouring pairs where transformers rotates halves: reorder the rows of each head."""
+    """Reorder the rows of each head: llama.cpp rotates neighbouring pairs, transformers rotates halves."""
     rows, columns = matrix.shape
     return matrix.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def write_onnx(source: Path, folder: Path) -> None:
-    """The folder onnxruntime-genai loads, in float32."""
+    """Write the folder for onnxruntime-genai, in float32."""
     shutil.rmtree(folder, ignore_errors=True)
     environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as cache:

@@ -1,14 +1,14 @@
 # ruff: noqa: E501
-"""The kinds of documents: their fields, the keys schemas may give them, and the labels of forms."""
+"""The kinds of documents: their fields, the keys of the fields in schemas, and their labels in forms."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """`type`: a maker of names.py, or date, time, money, int, bool, list:<maker>, enum:<a,b,c>, word:<list of texts>.
+    """One field. `type`: a maker of names.py, or date, time, money, int, bool, list:<maker>, enum:<a,b,c>.
 
-    `keys`: what training schemas call it; `held_keys`: what only unseen schemas call it.
+    `keys`: its names in training schemas. `held_keys`: its names in unseen schemas only.
     """
 
     name: str

@@ -1,18 +1,18 @@
 """The model's forward pass for training on a CPU: the same function as transformers' Llama, compiled layer by layer.
 
-Most of the time of so small a model goes into the elementwise work between the products; torch.compile fuses it, and
-attention in blocks of queries leaves out what causality hides.
+A model this small spends most of its time on elementwise work between the matrix products. torch.compile fuses this
+work. Attention in blocks of queries skips the keys that the causal mask hides.
 """
 
 import torch
 from torch.nn.functional import rms_norm, silu
 from transformers import LlamaForCausalLM
 
-BLOCK = 128  # queries of one attention product; lengths are multiples of it
+BLOCK = 128  # queries of one attention product; lengths are multiples of this
 
 
 def rotary(length: int, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines, (length, size), as in transformers' Llama with base 10,000."""
+    """Return cosines and sines, (length, size), as in transformers' Llama with base 10,000."""
     speeds = 10000.0 ** (-torch.arange(0, size, 2, device=device).float() / size)
     angles = torch.arange(length, device=device).float()[:, None] * speeds
     angles = torch.cat([angles, angles], dim=-1)
@@ -25,7 +25,7 @@ def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """Causal attention, block of queries by block; `hidden` (BLOCK, BLOCK) hides what lies ahead."""
+    """Compute causal attention in blocks of queries. `hidden` (BLOCK, BLOCK) is the mask of the last block."""
     parts = []
     for start in range(0, q.shape[2], BLOCK):
         end = start + BLOCK
@@ -62,7 +62,7 @@ compiled = torch.compile(layer, dynamic=False)
 
 
 def last_hidden(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
-    """(rows, length, width): what the head reads. `ids`: (rows, length), length a multiple of BLOCK."""
+    """Return the input of the head, (rows, length, width). `ids`: (rows, length), length a multiple of BLOCK."""
     config = model.config
     size = config.hidden_size // config.num_attention_heads
     cos, sin = rotary(ids.shape[1], size, ids.device)

@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""Texts that state relations, with their entities and edges in the order of the text."""
+"""Texts that state relations, with entities and edges in the order of the text."""
 
 from dataclasses import dataclass
 from random import Random
@@ -57,7 +57,7 @@ class GraphText:
 
 
 def graph_text(rng: Random, lang: str, split: Split) -> GraphText:
-    """Two to four stated relations that share entities, with distractors."""
+    """Make a text with two to four relations that share entities, and distractors."""
     draw = Values(rng, lang, split.names)
     known: list[tuple[str, str]] = []  # name, type
     edges: list[dict[str, str]] = []

@@ -1,4 +1,4 @@
-"""English sentences of the documents. `{slot}` is a field, `[a|b]` a choice, a leading `!` marks the held-out ones."""
+"""English sentences of the documents. `{slot}`: a field; `[a|b]`: a choice; a leading `!`: a held-out sentence."""
 
 LINES: dict[str, dict[str, list[str]]] = {
     "notice": {

@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""Russian sentences of the documents, marked up as the English ones. Names stand where they keep their dictionary form."""
+"""Russian sentences of the documents, with the same marks as the English ones. All names are in the nominative."""
 
 LINES: dict[str, dict[str, list[str]]] = {
     "notice": {

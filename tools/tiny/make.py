@@ -1,6 +1,6 @@
-"""The whole way from seeds to weights: `python -m tools.tiny.make --out DIR [--quick]`.
+"""Run the whole pipeline from seeds to weights: `python -m tools.tiny.make --out DIR [--quick]`.
 
---quick trains a smaller model for some steps on short prompts: it proves the pipeline, not the model.
+--quick trains a smaller model for a few steps on short prompts: it tests the pipeline, not the model.
 """
 
 import argparse
@@ -17,7 +17,7 @@ QUICK = ["--steps", "8", "--width", "64", "--layers", "2", "--heads", "4", "--fe
 
 
 def run(module: str, *arguments: str, compiled: bool = True) -> None:
-    """One part of the pipeline as a process of its own. Raises CalledProcessError."""
+    """Run one part of the pipeline as its own process. Raises CalledProcessError."""
     environment = os.environ | ({} if compiled else {"TORCHDYNAMO_DISABLE": "1"})
     command = [sys.executable, "-m", f"tools.tiny.{module}", *arguments]
     print("$", " ".join(command[1:]), flush=True)
@@ -25,13 +25,13 @@ def run(module: str, *arguments: str, compiled: bool = True) -> None:
 
 
 def training(recipe: dict[str, Any]) -> list[str]:
-    """The options of a recorded run, so that the same machine repeats it step by step."""
+    """Return the options of a recorded run: with them the same machine repeats it step by step."""
     names = ("steps", "middle_from", "seed", "rate", "width", "layers", "heads", "feed", "workers")
     return [part for name in names for part in (f"--{name.replace('_', '-')}", str(recipe[name]))]
 
 
 def train(out: Path, tokenizer: str, quick: bool) -> None:
-    """Both runs: the long one, and the one that goes on with the prompts of the templates at a falling rate."""
+    """Run both trainings: the long one, then the one with the prompts of the templates and a falling rate."""
     both = ["--tokenizer", tokenizer, "--out"]
     first, last = str(out / "model1"), str(out / "model")
     if quick:

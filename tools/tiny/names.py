@@ -1,6 +1,6 @@
-"""Names that exist nowhere: people, organisations, places, products, in English and Russian.
+"""Invented names: people, organisations, places, products, in English and Russian.
 
-A name belongs to one split by its own hash, so that no name of the held-out split is ever drawn for training.
+The hash of a name decides its split, so that training never draws a name of the held-out split.
 """
 
 import hashlib
@@ -67,13 +67,13 @@ _PRODUCTS = {
 
 
 def in_split(name: str, split: str) -> bool:
-    """Whether this name may be used in that split: decided by the name's own bytes."""
+    """Return True if the name belongs to the split. The bytes of the name decide."""
     bucket = hashlib.sha256(name.encode()).digest()[0]
     return (bucket < HELD_SHARE * 256) == (split == HELD)
 
 
 def stem(rng: Random, lang: str, most: int = 3) -> str:
-    """A pronounceable word with a capital letter; one in six has letters put together at random."""
+    """Return a pronounceable word with a capital letter. One word in six has random letters."""
     if rng.random() < 0.17:
         letters = "abcdefghijklmnoprstuvwz" if lang == "en" else "абвгдезиклмнопрстуфхя"
         return "".join(rng.choice(letters) for _ in range(rng.randint(4, 7))).capitalize()
@@ -164,7 +164,7 @@ _MAKERS = {
 
 
 def draw(kind: str, rng: Random, lang: str, split: str) -> str:
-    """One name of that kind (`person`, `org`, `city` …) that belongs to the split."""
+    """Draw one name of a kind (`person`, `org`, `city` …) that belongs to the split."""
     while True:
         name = _MAKERS[kind](rng, lang)
         if in_split(name, split):

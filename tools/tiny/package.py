@@ -1,7 +1,7 @@
-"""Makes the shipped weights a hub's repositories: `python -m tools.tiny.package [--lock] [--upstream DIR]`.
+"""Turn the shipped weights into repositories of a hub: `python -m tools.tiny.package [--lock] [--upstream DIR]`.
 
---lock writes manifests/tiny.lock.json from the files of weights/tiny; --upstream lays them out as a folder that
-`tourkit mirror` serves. The commit of a repository is the SHA-1 of its list of files.
+--lock writes manifests/tiny.lock.json from the files of weights/tiny. --upstream copies them into a folder that
+`tourkit mirror` can serve. The commit of a repository is the SHA-1 of its list of files.
 """
 
 import argparse
@@ -22,18 +22,18 @@ FOLDERS = {"tourkit/tiny-GGUF": "gguf", "tourkit/tiny": "safetensors", "tourkit/
 
 
 def files_of(weights: Path, repo: str) -> dict[str, Path]:
-    """The files of one repository by their path in it."""
+    """Return the files of one repository by their path in it."""
     folder = weights / FOLDERS[repo]
     return {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def locked(weights: Path) -> lock.Lock:
-    """The lock of manifests/tiny.toml over these weights."""
+    """Return the lock of manifests/tiny.toml for these weights."""
     return resolve(manifest.load(MANIFEST), _Folders(weights))
 
 
 class _Folders:
-    """The three calls of a hub that `resolve` makes, answered from the folders of the weights."""
+    """A stand-in for a hub: the three calls that `resolve` makes, answered from the folders of the weights."""
 
     def __init__(self, weights: Path) -> None:
         self._weights = weights
@@ -56,7 +56,7 @@ class _Info:
 
 
 def upstream(weights: Path, root: Path) -> None:
-    """Lay the weights out below `root` as a bundle."""
+    """Copy the weights below `root` as a bundle."""
     pinned = locked(weights)
     model = manifest.load(MANIFEST).models["tiny"]
     variants = []

@@ -1,6 +1,6 @@
-"""Compares the formats: `python -m tools.tiny.parity WEIGHTS [--count N]`.
+"""Compare the formats GGUF, safetensors and ONNX: `python -m tools.tiny.parity WEIGHTS [--count N]`.
 
-Same tokens for the same text, and the same greedy text on held-out prompts in GGUF, safetensors and ONNX.
+They should split a text into the same tokens, and write the same greedy text on held-out prompts.
 """
 
 import argparse
@@ -22,7 +22,7 @@ Writer = Callable[[Messages], str]
 
 
 def held_out_prompts(count: int) -> list[Messages]:
-    """Prompts of every task, on held-out names and sentences."""
+    """Return prompts of every task, with held-out names and sentences."""
     rng = Random("parity")
     split = Split(names=HELD, lines=HELD)
     found = []
@@ -55,7 +55,7 @@ def gguf_writer(path: Path) -> Writer:
 
 
 def ask(engine: Any, request: Any) -> list[str]:
-    """The texts of one request's sequences."""
+    """Return the texts of the sequences of one request."""
     import threading
 
     texts: list[list[str]] = [[] for _ in range(request.n)]
@@ -115,7 +115,7 @@ def onnx_writer(folder: Path) -> Writer:
 
 
 def same_tokens(weights: Path, texts: list[str]) -> int:
-    """How many texts llama.cpp and the tokenizer file split differently."""
+    """Count the texts that llama.cpp and the tokenizer file split differently."""
     from tokenizers import Tokenizer
 
     from tourkit.backends.llama_cpp.runner import LlamaRunner
@@ -132,7 +132,7 @@ def same_tokens(weights: Path, texts: list[str]) -> int:
 
 
 def compare(weights: Path, count: int, onnx: bool = True) -> dict[str, Any]:
-    """Share of prompts on which each format writes the text that the safetensors write."""
+    """Return the share of prompts on which each format writes the same text as the safetensors."""
     texts = held_out_prompts(count)
     writers = {
         "GGUF F16": gguf_writer(weights / "gguf" / "tiny-f16.gguf"),

@@ -1,4 +1,4 @@
-"""The prompts of the shipped templates, read from the templates themselves, and those of tasks that have none yet."""
+"""The prompts: those of the shipped templates, read from their files, and those of tasks without a template."""
 
 import importlib.util
 from pathlib import Path
@@ -19,7 +19,7 @@ Answer with JSON: {"answer": text or null, "source": number or null}."""
 
 
 def template(name: str) -> ModuleType:
-    """The module templates/<name>/<name>.py."""
+    """Load the module templates/<name>/<name>.py."""
     path = ROOT / "templates" / name / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"tiny_prompts_{name}", path)
     assert spec is not None
@@ -34,5 +34,5 @@ def turn(role: str, content: str) -> str:
 
 
 def render(messages: list[dict[str, str]]) -> str:
-    """The chat template in plain Python, up to where the assistant begins."""
+    """Render the chat template in plain Python, up to the start of the assistant's answer."""
     return "".join(turn(m["role"], m["content"]) for m in messages) + "<|start|>assistant\n"

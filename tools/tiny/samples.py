@@ -1,6 +1,6 @@
-"""Held-out documents for the demo and the tests, with their answers: `python -m tools.tiny.samples DIR`.
+"""Write held-out documents for the demo and the tests, with their answers: `python -m tools.tiny.samples DIR`.
 
-One JSON Lines file a template: documents as `tourkit run` takes them, and gold as `tourkit eval` does.
+Each template gets two JSON Lines files: documents for `tourkit run`, and gold for `tourkit eval`.
 """
 
 import re
@@ -15,12 +15,12 @@ from tools.tiny.evaluate import LANGUAGES
 from tools.tiny.names import HELD, TRAIN
 from tools.tiny.tasks import Sample
 
-COUNT = 12  # documents a template, every other one in Russian
+COUNT = 12  # documents per template, every second one in Russian
 SPLIT = Split(names=HELD)
 
 
 def documents(template: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(document, gold) pairs with names that training never saw. The same on every machine."""
+    """Return (document, gold) pairs with names that training never saw. They are the same on every machine."""
     rng = Random(f"samples:{template}")
     found = []
     for index in range(COUNT):
@@ -32,7 +32,7 @@ def documents(template: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 def _json(rng: Random, head: dict[str, Any], lang: str) -> tuple[dict[str, Any], dict[str, Any]]:
     sample = tasks.json_sample(rng, SPLIT, lang=lang)
-    while any(re.fullmatch(r"[a-z]\d", key) for key in sample.about["keys"]):  # keys that say nothing to a reader
+    while any(re.fullmatch(r"[a-z]\d", key) for key in sample.about["keys"]):  # keys without a meaning for the reader
         sample = tasks.json_sample(rng, SPLIT, lang=lang)
     return {**head, "text": sample.about["text"], "schema": sample.schema}, {"id": head["id"], "data": sample.gold}
 

@@ -1,4 +1,4 @@
-"""JSON Schemas for the kinds of documents, drawn at random, and the answer a document has under each."""
+"""Random JSON Schemas for the kinds of documents, and the answer of a document under each schema."""
 
 import hashlib
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _GROUPS = ("details", "info", "data", "facts")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One property: the field, its key, the form of its value, and the group it is nested in (or "")."""
+    """One property: the field, its key, the form of its value, and the group around it ("" if there is none)."""
 
     field: Field
     key: str
@@ -26,7 +26,7 @@ class Part:
 
 
 def schema_id(kind: str, keys: list[str]) -> str:
-    """What makes two schemas the same to the split: the kind and the set of keys."""
+    """Return the id by which a schema is put into a split: the kind and the set of keys."""
     return f"{kind}:{','.join(sorted(keys))}"
 
 
@@ -36,7 +36,7 @@ def schema_split(identity: str) -> str:
 
 
 def plan(rng: Random, kind: str, split: Split, told: list[Field] | None = None) -> list[Part]:
-    """The properties of a schema that belongs to the split; with `told`, those fields and sometimes one more."""
+    """Draw the properties of a schema of the split. With `told`: these fields and sometimes one more."""
     while True:
         if told is None:
             fields = rng.sample(KINDS[kind], rng.choice([2, 3, 3, 4, 4, 5, 6]))
@@ -71,7 +71,7 @@ def _parts(rng: Random, fields: list[Field], split: Split) -> list[Part]:
 
 
 def brief(parts: list[Part]) -> str:
-    """The fields in a few words: keys, choices in brackets, lists with `[]`, groups with their inner keys."""
+    """Describe the fields in a few words: keys, choices in brackets, lists with `[]`, groups with their keys."""
     words, groups = [], set()
     for part in parts:
         kind = part.field.type
@@ -93,14 +93,14 @@ def brief(parts: list[Part]) -> str:
 
 
 def nullable(kind: str, field: Field) -> bool:
-    """Whether a document of the kind may leave the field out (lists are empty then, choices are always told)."""
+    """Return True if a document of the kind may leave the field out (a list is then empty, an enum never is)."""
     from tools.tiny.lines_en import LINES
 
     return field.name in LINES[kind] or field.type == "bool"
 
 
 def schema(kind: str, parts: list[Part], *, rich: bool, titled: bool = False) -> dict[str, Any]:
-    """The schema of these parts. `rich` adds bounds, `required` and closes the objects, as templates do."""
+    """Return the schema of these parts. `rich` adds limits and `required` and closes objects, as templates do."""
     top: dict[str, Any] = {}
     for part in parts:
         target = top
@@ -150,7 +150,7 @@ def _property(part: Part, optional: bool, rich: bool) -> dict[str, Any]:
 
 
 def answer(document: Document, parts: list[Part]) -> dict[str, Any]:
-    """What the document says, in the shape and the order of the schema."""
+    """Return the facts of the document in the shape and the order of the schema."""
     whole: dict[str, Any] = {}
     for part in parts:
         target = whole.setdefault(part.group, {}) if part.group else whole

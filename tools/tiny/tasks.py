@@ -1,4 +1,4 @@
-"""Conversations of the six tasks. Each is a list of messages; the answers are what the model learns to write."""
+"""Conversations of the six tasks. Each is a list of messages; the model learns to write the answers."""
 
 import json
 from dataclasses import dataclass
@@ -24,9 +24,11 @@ _COMPACT = ("JSON fields: {fields}", "Extract: {fields}")
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What a part of the training shows: shares of extraction by drills (a sentence or three, their fields, several
-    turns), by documents with the fields in a few words, with a bare schema, and with a whole template prompt; `blur`:
-    share of sentences with a word changed; `last`: LAST_WEIGHTS are the shares of the tasks.
+    """The samples of one part of the training.
+
+    Shares of the extraction samples: `drill` (one to three sentences, their fields, several turns), `compact` (a
+    document with a short list of fields), `schema` (with a bare schema), `full` (with the whole prompt of a template).
+    `blur`: share of sentences with one word changed. `last`: draw the tasks by LAST_WEIGHTS.
     """
 
     drill: float
@@ -46,7 +48,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """`messages` ends with the assistant; `schema` is what the last answer follows; `about` is for scores and tests."""
+    """One sample. `messages` ends with the answer, `schema` is its schema, `about` is for scores and tests."""
 
     task: str
     lang: str
@@ -57,7 +59,7 @@ class Sample:
 
 
 def dumps(value: Any) -> str:
-    """JSON as the engine's grammar writes it: ", " and ": ", no escapes for letters."""
+    """Return JSON as the engine's grammar writes it: ", " and ": ", no escapes for letters."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -72,7 +74,7 @@ def pick_lang(rng: Random) -> str:
 def json_sample(
     rng: Random, split: Split, *, lang: str, style: str = "full", rich: bool = True, turns: int = 1
 ) -> Sample:
-    """Task (a). `style`: full is the prompt of templates/json_extraction; schema and compact are short ones."""
+    """Task (a), extraction. `style`: full is the prompt of templates/json_extraction; the others are short."""
     kind = rng.choice(list(KINDS))
     parts = schemas.plan(rng, kind, split)
     schema = schemas.schema(kind, parts, rich=rich, titled=rich and rng.random() < 0.4)
@@ -93,7 +95,7 @@ def json_sample(
 
 
 def drill_sample(rng: Random, split: Split, *, lang: str, turns: int) -> Sample:
-    """Task (a) at its shortest, where most tokens are learnt: each turn names fields and gives the sentences."""
+    """Task (a) in its shortest form, with most learnt tokens: each turn has fields and the sentences."""
     messages: list[Message] = []
     lines: set[str] = set()
     names: set[str] = set()
@@ -199,7 +201,7 @@ def repair_sample(rng: Random, split: Split, *, lang: str) -> Sample:
 
 
 def cite_sample(rng: Random, split: Split, *, lang: str, turns: int = 1) -> Sample:
-    """Task (e): a short answer and the number of the sentence that says it; null for both where none does."""
+    """Task (e): a short answer and the number of its sentence; both are null if no sentence has the answer."""
     kind = rng.choice(list(KINDS))
     doc = document(rng, kind, lang, split)
     askable = [f for f in KINDS[kind] if f.labels["en"][0] and not f.type.startswith("list:") and f.type != "money"]
@@ -240,7 +242,7 @@ def arithmetic_sample(rng: Random, split: Split, *, lang: str, turns: int = 1) -
 
 
 def sample(seed: int | str, index: int, phase: Phase = MIDDLE) -> Sample:
-    """Training sample number `index`: the same for the same seed and phase, on any machine."""
+    """Return training sample number `index`. It is the same for the same seed and phase on every machine."""
     rng = Random(f"{seed}:{index}")
     split, lang = Split(blur=phase.blur), pick_lang(rng)
     weights = LAST_WEIGHTS if phase.last else WEIGHTS
@@ -264,7 +266,7 @@ def sample(seed: int | str, index: int, phase: Phase = MIDDLE) -> Sample:
 
 
 def pieces(messages: list[Message]) -> list[tuple[str, bool]]:
-    """The text of a conversation in pieces, each with whether it is learnt: answers and the end mark after them."""
+    """Cut the text of a conversation into (piece, learnt). Only answers and the end mark after them are learnt."""
     result: list[tuple[str, bool]] = []
     for message in messages:
         if message["role"] == "assistant":

@@ -1,8 +1,8 @@
-"""Trains the byte-level BPE tokenizer on the generator's own text: `python -m tools.tiny.tokenizer DIR`.
+"""Train the byte-level BPE tokenizer on the generated text: `python -m tools.tiny.tokenizer DIR`.
 
-Pre-tokens are GPT-2's, so llama.cpp splits text the same way. Two rules keep copying simple for a small model: digits
-are never merged, and a space is never merged with a capital letter, so that a name has the same tokens after a space
-and after a quotation mark. Cyrillic letters are merged from their bytes first.
+The pre-tokens are GPT-2's, so llama.cpp splits text the same way. Two rules make copying easy for a small model: digits
+are never merged, and a space is never merged with a capital letter. So a name has the same tokens after a space and
+after a quotation mark. The bytes of Cyrillic letters are merged first.
 """
 
 import argparse
@@ -21,7 +21,7 @@ _CYRILLIC = "АБВГДЕЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯа�
 
 
 def byte_alphabet() -> dict[int, str]:
-    """GPT-2's table: printable bytes stand for themselves, the rest for U+0100 and up."""
+    """Return GPT-2's table: printable bytes map to themselves, the others to U+0100 and up."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {byte: chr(byte) for byte in printable}
     for byte in range(256):
@@ -31,7 +31,7 @@ def byte_alphabet() -> dict[int, str]:
 
 
 def split_words(texts: list[str]) -> Counter[str]:
-    """Pre-tokens by count; spaces before capitals and digits are cut off, digits and their runs left out."""
+    """Count the pre-tokens. Spaces before capitals and digits are cut off; digits are left out."""
     from tokenizers import pre_tokenizers
 
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -47,7 +47,7 @@ def split_words(texts: list[str]) -> Counter[str]:
 
 
 def train(texts: list[str], vocabulary: int = VOCABULARY) -> tuple[list[str], list[tuple[str, str]]]:
-    """The vocabulary and the merges, in order. The same texts give the same answer: ties break by the text."""
+    """Return the vocabulary and the merges, in order. Ties are broken by the text, so the result is always the same."""
     table = byte_alphabet()
     tokens = [*prompts.SPECIAL_TOKENS, *(table[byte] for byte in range(256))]
     merges: list[tuple[str, str]] = []
@@ -103,7 +103,7 @@ def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def save(folder: Path, tokens: list[str], merges: list[tuple[str, str]]) -> None:
-    """tokenizer.json and its config, as transformers and onnxruntime-genai read them."""
+    """Write tokenizer.json and its config for transformers and onnxruntime-genai."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.BPE(vocab={token: n for n, token in enumerate(tokens)}, merges=merges))

@@ -1,8 +1,8 @@
-"""Trains the tiny model: `python -m tools.tiny.train --tokenizer DIR --out DIR (--minutes M | --steps N)`.
+"""Train the tiny model: `python -m tools.tiny.train --tokenizer DIR --out DIR (--minutes M | --steps N)`.
 
-The first run keeps a constant rate after a warm-up and goes from drills to documents. The last one (--init) goes on
-from it with the prompts of the templates, and its rate falls to nothing. recipe.json records the steps, so that --steps
-and --middle-from repeat a run that went by the clock.
+The first run has a constant rate after a warm-up. It starts with drills and goes on to documents. The last run (--init)
+continues with the prompts of the templates, and its rate falls to zero. recipe.json records the steps: --steps and
+--middle-from repeat a run that was limited by --minutes.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from tools.tiny.forward import last_hidden
 from tools.tiny.names import HELD
 from tools.tiny.wiring import wire
 
-SHAPES = {128: 40, 256: 20, 384: 12, 512: 8, 640: 6, 768: 4, 1024: 3}  # padded length → rows: about the same time each
-BATCHES = 1  # of each worker in a step
+SHAPES = {128: 40, 256: 20, 384: 12, 512: 8, 640: 6, 768: 4, 1024: 3}  # padded length → rows: about equal time
+BATCHES = 1  # per worker and step
 WARM_UP = 100  # steps
-COPY_UNTIL, COPY_ROWS = 300, 40  # in the first steps each worker also has a batch of plain copying
+COPY_UNTIL, COPY_ROWS = 300, 40  # in the first steps each worker also has a batch of copying
 EARLY = 0.4  # share of the first run with mostly drills
-SHORT = 60  # answers of fewer tokens count for more than their few tokens
+SHORT = 60  # answers with fewer tokens get a higher weight per token
 
 
 def build(vocabulary: int, width: int, layers: int, heads: int, feed: int, seed: int) -> LlamaForCausalLM:
@@ -59,7 +59,7 @@ def build(vocabulary: int, width: int, layers: int, heads: int, feed: int, seed:
 
 
 def batches(stream: Iterator[Row]) -> Iterator[list[Row]]:
-    """Rows of like length, as many as their shape takes: few shapes, because each new one is compiled."""
+    """Group rows of similar length into batches. There are few shapes, because torch compiles each shape."""
     waiting: dict[int, list[Row]] = {length: [] for length in SHAPES}
     for row in stream:
         length = shape_of(row)
@@ -74,7 +74,7 @@ def shape_of(row: Row) -> int:
 
 
 def padded(batch: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids, targets and weights, (rows, length). Padding stands on the right, so causality is mask enough."""
+    """Return ids, targets and weights, (rows, length). Padding is on the right, so the causal mask is enough."""
     length = max(shape_of(row) for row in batch)
     size = (SHAPES[length], length)
     ids, labels, weights = torch.zeros(size, dtype=torch.long), torch.full(size, IGNORE), torch.zeros(size)
@@ -86,7 +86,7 @@ def padded(batch: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def logits_of(model: LlamaForCausalLM, batch: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits, targets and weights of the learnt positions, row after row."""
+    """Return logits, targets and weights of the learnt positions, row after row."""
     device = next(model.parameters()).device
     ids, labels, weights = (part.to(device) for part in padded(batch))
     hidden = last_hidden(model, ids)[:, :-1].flatten(0, 1)
@@ -97,7 +97,7 @@ def logits_of(model: LlamaForCausalLM, batch: list[Row]) -> tuple[torch.Tensor, 
 
 
 def step(model: LlamaForCausalLM, mine: list[list[Row]], optimizers: list[Optimizer], scale: float) -> float:
-    """One optimizer step over the batches of all workers; `mine` are this one's. Gives the mean loss of a token."""
+    """Do one optimizer step; `mine`: this worker's batches. Return the mean loss per token of all workers."""
     device = next(model.parameters()).device
     sums = torch.zeros(2, device=device)  # weighted losses, weights
     for batch in mine:
@@ -116,7 +116,7 @@ def step(model: LlamaForCausalLM, mine: list[list[Row]], optimizers: list[Optimi
 
 
 def share(model: LlamaForCausalLM, sums: torch.Tensor) -> None:
-    """Add up the sums and gradients of the workers, and divide the gradients by the weights."""
+    """Add the sums and gradients of all workers, and divide the gradients by the sum of the weights."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     flat = torch.cat([sums, *(g.flatten() for g in gradients)])
     if dist.is_initialized():
@@ -129,7 +129,7 @@ def share(model: LlamaForCausalLM, sums: torch.Tensor) -> None:
 
 
 def optimizers_of(model: LlamaForCausalLM, rate: float) -> list[Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for the rest."""
+    """Return Muon for the matrices inside the layers, AdamW for the rest."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     inside = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in inside]
@@ -145,7 +145,7 @@ def optimizers_of(model: LlamaForCausalLM, rate: float) -> list[Optimizer]:
 
 
 def held_out(encoder: Encoder, count: int) -> dict[str, list[Row]]:
-    """Rows of the held-out splits for the log, in the prompts of the templates."""
+    """Return rows of the held-out splits for the log, with the prompts of the templates."""
     suites = {
         "names": Split(names=HELD),
         "lines": Split(names=HELD, lines=HELD),
@@ -169,14 +169,14 @@ def held_out(encoder: Encoder, count: int) -> dict[str, list[Row]]:
 
 
 def exact(model: LlamaForCausalLM, suite: list[Row]) -> float:
-    """Share of rows whose every learnt token is the likeliest one: those that greedy decoding writes exactly."""
+    """Return the share of rows that greedy decoding writes exactly: every learnt token is the likeliest one."""
     right, count = 0, len(suite)
     suite = sorted(suite, key=shape_of)
     while suite:
         part = suite[: SHAPES[shape_of(suite[0])]]
         part = [row for row in part if shape_of(row) == shape_of(part[0])]
         suite = suite[len(part) :]
-        logits, targets, _ = logits_of(model, part)  # with gradients, so that nothing is compiled anew
+        logits, targets, _ = logits_of(model, part)  # with gradients: without them torch would compile again
         hits = iter((logits.argmax(-1) == targets).tolist())
         right += sum(all(list(islice(hits, row.learnt))) for row in part)
     return right / count if count else 0.0
@@ -191,7 +191,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="go on from this model: the last run, all of it decay")
+    parser.add_argument("--init", type=Path, help="continue from this model: the last run, with a falling rate")
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--middle-from", type=int, default=0)
@@ -216,7 +216,7 @@ def main() -> None:
 
 
 def work(rank: int, args: argparse.Namespace, meeting: str) -> None:
-    """One of the processes that train together: the same model and steps, batches of its own."""
+    """Run one of the processes that train together. All have the same model and steps; each has its own batches."""
     torch._dynamo.config.recompile_limit = 4 * len(SHAPES)
     if meeting:
         torch.set_num_threads(1)
@@ -234,7 +234,7 @@ def work(rank: int, args: argparse.Namespace, meeting: str) -> None:
 
 
 def clock(started: float) -> float:
-    """Minutes since the start, the same for all workers."""
+    """Return the minutes since the start, the same for all workers."""
     seconds = torch.tensor([time.monotonic() - started])
     if dist.is_initialized():
         dist.all_reduce(seconds, dist.ReduceOp.MAX)
@@ -293,7 +293,7 @@ def print_now(text: str) -> None:
 
 
 def recipe_of(args: argparse.Namespace, model: LlamaForCausalLM, run: dict[str, object]) -> dict[str, object]:
-    """What it takes to repeat the run."""
+    """Return what is needed to repeat the run."""
     import tokenizers
     import transformers
 

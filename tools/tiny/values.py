@@ -1,4 +1,4 @@
-"""Dates, times, amounts: how documents write them and how answers do."""
+"""Dates, times and amounts, as documents and as answers write them."""
 
 from datetime import date, timedelta
 from random import Random
@@ -34,7 +34,7 @@ def a_time(rng: Random) -> str:
 
 
 def amount(rng: Random) -> str:
-    """Digits with a dot for decimals, as answers write it."""
+    """Return digits with a dot for decimals, as answers write them."""
     whole = rng.choice([rng.randint(2, 99), rng.randint(100, 999), rng.randint(1000, 99999)])
     return f"{whole}.{rng.randint(1, 99):02}" if rng.random() < 0.35 else str(whole)
 

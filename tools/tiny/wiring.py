@@ -1,29 +1,29 @@
-"""Starts a model with a copying circuit in place, so that a short run need not find it.
+"""Start a model with a circuit that copies tokens, because a short run would not find one.
 
-Layer 0: a head that looks one token back and notes what stood there. Layer 1: two heads that look for a place whose
-note is the present token, and write down the token of that place. Training is free to change all of it.
+Layer 0: one head looks at the previous token and stores it as a note. Layer 1: two heads look for a position whose note
+is the current token, and output the token at that position. Training may change all of this.
 """
 
 import torch
 from transformers import LlamaForCausalLM
 
-TOKEN, CONSTANT = 0.06, 0.15  # size of an embedding's entries, and of the one that all tokens share
-BACK, MATCH = 2.6, 2.3  # how sharply the heads look
-NOTE, WRITE = 0.044, 0.4  # how loudly they speak
+TOKEN, CONSTANT = 0.06, 0.15  # scale of an embedding's entries; value of the entry that all tokens share
+BACK, MATCH = 2.6, 2.3  # sharpness of the heads' attention
+NOTE, WRITE = 0.044, 0.4  # strength of the heads' output
 FAST, SLOW = (
     0.5,
     0.58,
-)  # shares of the rotary pairs: those that tell neighbours apart; where those begin that hardly turn
+)  # shares of the rotary pairs: FAST pairs tell neighbours apart; from SLOW on, pairs hardly rotate
 
 
 @torch.no_grad()
 def wire(model: LlamaForCausalLM) -> None:
-    """Overwrite the embeddings and parts of two layers. Raises ValueError for a shape with too little room."""
+    """Overwrite the embeddings and parts of two layers. Raises ValueError for a shape that is too small."""
     config = model.config
     width, size = config.hidden_size, config.hidden_size // config.num_attention_heads
     if config.num_attention_heads < 2 or width < 3 * size + size // 2:
-        raise ValueError("the copying circuit needs three heads' width and some room besides")
-    note, constant = 2 * size, 3 * size  # content: the first two heads' width; the note: the third; then the constant
+        raise ValueError("the copying circuit needs the width of three and a half heads")
+    note, constant = 2 * size, 3 * size  # content: the width of two heads; note: of the third; then the constant
     table = model.model.embed_tokens.weight
     table[:, :note].normal_(0, TOKEN)
     table[:, note:].normal_(0, 0.002)
