@@ -34,7 +34,7 @@ def render() -> str:
         "\n## Models\n",
         *_models(sorted(models.values(), key=lambda model: (model.family or "", model.id))),
         "\n## Licences\n",
-        "This is not legal advice: read the licence. An id that is not in this table counts as unknown, not as allowed.\n",
+        "This is not legal advice: read the licence. An id that is not in this table is unknown, not allowed.\n",
         *_licences(),
     ]
     return "\n".join(parts) + "\n"

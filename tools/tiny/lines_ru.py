@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Russian sentences of the documents, with the same marks as the English ones. All names are in the nominative."""
 
 LINES: dict[str, dict[str, list[str]]] = {
