@@ -1,7 +1,7 @@
-"""Build llama-server and llama-batched-bench from the very sources llama-cpp-python is made of.
+"""Build llama-server and llama-batched-bench from the same sources as the installed llama-cpp-python.
 
-`python bench/build_llama_cpp.py [FOLDER]` prints the folder of the binaries. Needs cmake, a C++ compiler and the
-package index; takes about ten minutes on two cores, once.
+`python bench/build_llama_cpp.py [FOLDER]` prints the folder of the binaries. It needs cmake, a C++ compiler and the
+package index. The first run takes about ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _OFF = ("LLAMA_BUILD_UI", "LLAMA_USE_PREBUILT_UI", "LLAMA_OPENSSL", "LLAMA_BUILD
 
 
 def build(folder: Path = FOLDER) -> Path:
-    """Download, unpack, compile what is not there yet; the folder of the binaries."""
+    """Download, unpack and compile what is not there yet. Return the folder of the binaries."""
     binaries = folder / "build" / "bin"
     if all((binaries / target).is_file() for target in TARGETS):
         return binaries
     folder.mkdir(parents=True, exist_ok=True)
     source = sources(folder)
     configure = ["cmake", "-S", str(source), "-B", str(folder / "build"), "-DCMAKE_BUILD_TYPE=Release"]
-    flags = shlex.split(os.environ.get("CMAKE_ARGS", ""))  # those of the library (see the Makefile)
+    flags = shlex.split(os.environ.get("CMAKE_ARGS", ""))  # the flags of the library (see the Makefile)
     _run([*configure, *(f"-D{option}=OFF" for option in _OFF), *flags])
     _run(["cmake", "--build", str(folder / "build"), "--parallel", str(os.cpu_count() or 1), "--target", *TARGETS])
     return binaries
 
 
 def sources(folder: Path = FOLDER) -> Path:
-    """llama.cpp out of the sdist of the llama-cpp-python that is installed here."""
+    """Return the folder of llama.cpp from the sdist of the installed llama-cpp-python."""
     name = f"llama_cpp_python-{version('llama-cpp-python')}"
     source = folder / name / "vendor" / "llama.cpp"
     if not source.is_dir():

@@ -1,7 +1,8 @@
-"""The engine without HTTP: decoding free and under a grammar. `python bench/engine_speed.py GGUF [SEQUENCES]`, else 8.
+"""Measure the engine without HTTP: decoding with and without a grammar.
 
-Prints JSON: tokens a second once every prompt is computed, as llama-batched-bench counts them, and the milliseconds of
-a step with and without a grammar that leaves every token of the text to be sampled.
+`python bench/engine_speed.py GGUF [SEQUENCES]` (default: 8 sequences) prints JSON: tokens per second after all prompts
+are computed, as llama-batched-bench counts them, and the milliseconds of one step with and without a grammar. The
+grammar forces no token, so every token is sampled.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LONG_STRING = Constraint("regex", "[^\\x00-\\x1f]*")
 
 
 def decode(engine: RunnerEngine, tokens: int, constraint: Constraint | None, seed: int) -> tuple[int, float, int]:
-    """Tokens, seconds and steps from the first token of the last sequence that starts to the end of all."""
+    """Return tokens, seconds and steps, from the first token of the last sequence to the end of all sequences."""
     began: dict[int, float] = {}
     steps_then: list[int] = []
     counted = [0]
@@ -53,7 +54,7 @@ def decode(engine: RunnerEngine, tokens: int, constraint: Constraint | None, see
 
 
 def main() -> None:
-    # Without guesses: those of free random text are seldom right, and both kinds are to run the same steps.
+    # Without speculation: guesses in random text are seldom right, and both kinds must run the same steps.
     runner = LlamaRunner(Path(sys.argv[1]), slots=SEQUENCES, context=512, threads=probe().threads)
     engine = RunnerEngine(runner, "llama_cpp", speculate=False)
     decode(engine, 8, LONG_STRING, 0)

@@ -1,9 +1,9 @@
-"""What the gateway costs: vLLM through `tourkit serve` beside `vllm serve` called directly, both up, asked in turns.
+"""Measure the cost of the gateway: vLLM through `tourkit serve`, and `vllm serve` called directly.
 
 `python bench/gateway_overhead.py [--model DIR] [--mode streams] [--rounds 7] [--json]`, in an environment with vLLM
 (`make test-vllm`).
-Both have the same options and variables; the direct one has neither our front nor a gateway. Every answer has the same
-length.
+Both servers run at the same time and are asked in turns. They have the same options and variables; the direct one has
+neither our middleware nor a gateway. Every answer has the same length.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MODES = {"whole answers": False, "streams": True}
 
 @contextmanager
 def direct(model: Path, work: Path) -> Iterator[str]:
-    """`vllm serve` as tourkit starts it, without the front; its URL."""
+    """Run `vllm serve` as tourkit starts it, but without the middleware. Yields its URL."""
     spec = Launch("bench", "vllm", str(model), SLOTS, CONTEXT, probe().threads)
     cpu, address = is_cpu_build(), f"127.0.0.1:{free_port()}"
     command_line = serve_arguments(spec, model, shape_of(model), address, ("tool",), middleware="a.Front", cpu=cpu)
@@ -64,7 +64,7 @@ def direct(model: Path, work: Path) -> Iterator[str]:
 
 @contextmanager
 def gateway(model: Path, work: Path) -> Iterator[str]:
-    """`tourkit serve` on a bundle of that model; its URL."""
+    """Run `tourkit serve` on a bundle of the model. Yields its URL."""
     folder = work / "bundle" / VariantId("bench", "F16").folder
     folder.mkdir(parents=True)
     for file in model.iterdir():
@@ -85,7 +85,7 @@ def gateway(model: Path, work: Path) -> Iterator[str]:
 def running(
     command: list[str], log: Path, variables: dict[str, str], *, says: bool = True
 ) -> Iterator[subprocess.Popen[str]]:
-    """A server. `says`: its stdout is for us and not for the log; what it would print there nobody reads."""
+    """Run a server. `says`: its stdout goes to a pipe for the caller; else it goes to the log."""
     with log.open("w") as errors:
         to = subprocess.PIPE if says else errors
         process = subprocess.Popen(command, stdout=to, stderr=errors, text=True, env=variables, start_new_session=True)
@@ -107,7 +107,7 @@ def answers(url: str) -> bool:
 
 
 async def tokens_a_second(url: str, name: str, end: int, requests: int, *, stream: bool) -> float:
-    """Throughput of `requests` answers of TOKENS tokens, as many at once as there are slots."""
+    """Return tokens per second for `requests` answers of TOKENS tokens; SLOTS requests run at once."""
     gate = asyncio.Semaphore(SLOTS)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
@@ -137,7 +137,7 @@ def measure(model: Path, modes: list[str], rounds: int, requests: int) -> list[d
             rows = []
             for mode in modes:
                 found: dict[str, list[float]] = {"direct": [], "gateway": []}
-                for turn in range(rounds + 1):  # the first to warm up
+                for turn in range(rounds + 1):  # the first round is a warm-up
                     for side in sorted(both, reverse=turn % 2 == 1):
                         url, name = both[side]
                         speed = asyncio.run(tokens_a_second(url, name, end, requests, stream=MODES[mode]))
@@ -159,7 +159,7 @@ def measure(model: Path, modes: list[str], rounds: int, requests: int) -> list[d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / "weights" / "tiny" / "safetensors")
-    parser.add_argument("--mode", choices=MODES, help="only this one")
+    parser.add_argument("--mode", choices=MODES, help="run only this mode")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--requests", type=int, default=96)
     parser.add_argument("--json", action="store_true")
@@ -169,7 +169,7 @@ def main() -> None:
     if args.json:
         print(json.dumps(rows, indent=2))
         return
-    print(f"{probe().threads} threads, {SLOTS} at once, {TOKENS} tokens an answer, {args.rounds} rounds in turns")
+    print(f"{probe().threads} threads, {SLOTS} at once, {TOKENS} tokens per answer, {args.rounds} rounds in turns")
     print("| | vllm serve, tokens/s | through the gateway | ratio (lowest to highest round) |\n|---|---|---|---|")
     for row in rows:
         spread = f"{row['ratios'][0]:.2f} to {row['ratios'][-1]:.2f}"

@@ -1,8 +1,8 @@
-"""Decoding with a worker's memory in huge pages beside the same in usual ones.
+"""Compare decoding with a worker's memory in huge pages and in normal pages.
 
-`python bench/huge_pages.py [--shape 205m] [--rounds 5]`. Linux gives huge pages to those who ask for them, or to
-everyone, or to nobody: /sys/kernel/mm/transparent_hugepage/enabled. Each measurement is a process of its own, in turns
-which kind is the first.
+`python bench/huge_pages.py [--shape 205m] [--rounds 5]`. /sys/kernel/mm/transparent_hugepage/enabled says whether Linux
+gives huge pages to all processes, to those that ask, or to none. Each measurement is its own process. The two kinds
+take turns at being first.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How much of real-world JSON Schemas the grammars hold to: compiled per rung of the ladder, time, soundness, validity.
+"""Test the grammars on real-world JSON Schemas: the rung of the ladder, compile time, soundness, valid documents.
 
-Needs no model server: the vocabulary is the tiny random model's, the logits are seeded noise.
+Needs no model server: the vocabulary comes from the tiny random model, the logits are seeded noise.
 Run: python bench/jsonschemabench.py [--limit N] [--path FILE.jsonl.gz]
 """
 
@@ -31,8 +31,8 @@ from tourkit.grammar.matcher import Matcher
 from tourkit.grammar.repair import repair
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "jsonschemabench-dev.jsonl.gz"
-BUDGET = 160  # tokens drawn at random before the close-out begins, at most
-CLOSING = 4000  # tokens of close-out before it counts as lost
+BUDGET = 160  # the most random tokens before the close-out begins
+CLOSING = 4000  # the most tokens of a close-out; a longer one counts as failed
 
 
 @dataclass
@@ -51,10 +51,10 @@ class Tally:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--limit", type=int, default=None, help="schemas, spread over the file")
+    parser.add_argument("--limit", type=int, default=None, help="number of schemas, spread over the file")
     parser.add_argument("--path", type=Path, default=DATA)
-    parser.add_argument("--walks", type=int, default=2, help="documents a schema")
-    parser.add_argument("--verbose", action="store_true", help="name what went wrong")
+    parser.add_argument("--walks", type=int, default=2, help="documents per schema")
+    parser.add_argument("--verbose", action="store_true", help="print every problem")
     options = parser.parse_args()
     if not options.path.exists():
         print(f"skipped: there is no {options.path.name}; give the file with --path", file=sys.stderr)
@@ -67,7 +67,7 @@ def main() -> None:
         gguf = Path(folder) / "tiny.gguf"
         write_random_gguf(gguf)
         runner = LlamaRunner(gguf, slots=1, context=64)
-        gc.freeze()  # as a worker does once it has loaded
+        gc.freeze()  # as a worker does after loading
         try:
             tally = measure(rows, runner, options.walks)
         finally:
@@ -97,7 +97,7 @@ def measure(rows: list[dict[str, Any]], runner: LlamaRunner, walks: int) -> Tall
         for walk in range(walks):
             seed = number * walks + walk
             outcome = generate(tally, row, compiler.matcher(constraint), runner, seed)
-            if outcome == "invalid":  # as the server does: once more, by a tighter grammar where there is one
+            if outcome == "invalid":  # as the server does: try once more, with a tighter grammar if there is one
                 again = generate(tally, row, compiler.matcher(constraint, Manner(tight=True)), runner, seed + 1_000_000)
                 outcome = "valid after a retry" if again.startswith("valid") else "invalid after a retry"
             tally.documents[matcher.level, outcome] += 1
@@ -109,7 +109,7 @@ def tokens_of(runner: LlamaRunner, text: str) -> list[int]:
 
 
 def label(tally: Tally, row: dict[str, Any], test: dict[str, Any], matcher: Matcher, runner: LlamaRunner) -> None:
-    """Does the grammar take a labelled document?"""
+    """Check whether the grammar accepts a labelled document."""
     accepted = True
     for token in tokens_of(runner, json.dumps(test["data"], ensure_ascii=False)):
         if not matcher.allows(token):
@@ -123,7 +123,7 @@ def label(tally: Tally, row: dict[str, Any], test: dict[str, Any], matcher: Matc
 
 
 def generate(tally: Tally, row: dict[str, Any], matcher: Matcher, runner: LlamaRunner, seed: int) -> str:
-    """A document of noise cut off at random and closed out; then what jsonschema says about it."""
+    """Generate a random document, cut it off at random and close it out. Return what jsonschema says about it."""
     rng = np.random.default_rng(seed)
     level = matcher.level
     try:
@@ -143,7 +143,7 @@ def generate(tally: Tally, row: dict[str, Any], matcher: Matcher, runner: LlamaR
 
 
 def walked(matcher: Matcher, runner: LlamaRunner, rng: np.random.Generator, n: int) -> list[int]:
-    """Up to `n` tokens of noise that likes quotes: without them every document is one long string."""
+    """Draw up to `n` random tokens that prefer quotes: without this, every document is one long string."""
     liked = np.zeros(runner.n_vocab, dtype=np.float32)
     liked[[token for token in range(runner.n_vocab) if runner.piece(token) in (b'"', b",", b"]", b"}", b", ")]] = 4
     tokens: list[int] = []
@@ -181,8 +181,8 @@ def checked(tally: Tally, row: dict[str, Any], level: str, text: bytes) -> str:
     errors = validate(row["schema"], data)
     if not errors:
         return "valid"
-    mended, _done = repair(row["schema"], data)
-    if not validate(row["schema"], mended):
+    repaired, _done = repair(row["schema"], data)
+    if not validate(row["schema"], repaired):
         return "valid after repair"
     tally.notes.append(f"{row['id']}: invalid at {level}: {errors[0][:200]}")
     return "invalid"

@@ -1,7 +1,7 @@
-"""A hub on loopback for benchmarks: one repository from a folder, bytes by sendfile, no faults.
+"""A hub on loopback for benchmarks: one repository from a folder, bytes sent by sendfile, no faults.
 
-`python bench/local_hub.py FOLDER` prints its URL and serves until its standard input ends. Every file is an LFS file
-(so both sides know its SHA-256) that is redirected to a storage path, as on the real hub.
+`python bench/local_hub.py FOLDER` prints its URL and serves until its standard input ends. Every file is an LFS file,
+so both sides know its SHA-256. It is redirected to a storage path, as on the real hub.
 """
 
 import hashlib

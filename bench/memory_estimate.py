@@ -1,11 +1,11 @@
-"""Memory as `tourkit plan` predicts it, beside what the process really takes.
+"""Compare the memory that `tourkit plan` predicts with the memory that the process takes.
 
     python bench/memory_estimate.py                                       # random models of nine shapes, on the CPU
     python bench/memory_estimate.py MODEL.gguf --context 8192 --slots 4   # a model of your own
     python bench/memory_estimate.py --gpu                                 # with every layer on the GPU
 
-Each model is loaded in a process of its own with the product's engine, which then answers a long prompt in every slot
-under a JSON Schema. Measured in RAM: the process's resident memory. On a GPU: how much less is free.
+Each model is loaded in its own process with tourkit's engine. The engine then answers a long prompt in every slot with
+a JSON Schema. In RAM the resident memory of the process is measured, on a GPU the loss of free memory.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from tourkit.planning import memory, model_shape  # noqa: E402
 from tourkit.server.gateway.process import tuned  # noqa: E402
 from tourkit.units import size_text  # noqa: E402
 
-PROMPT = 700  # tokens: more than one call of the model takes
+PROMPT = 700  # tokens: more than one call of the model can take
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
-WITHIN = (0.05, 300 << 20)  # of the measured bytes, or bytes: what is asked of the estimate
+WITHIN = (0.05, 300 << 20)  # tolerance: this share of the measured bytes, or these bytes
 
 
 @dataclass(frozen=True)
 class Case:
-    """`shape` None: the tiny random model of `tourkit demo`."""
+    """One measurement. `shape` None: the tiny random model of tools/random_gguf.py."""
 
     shape: shapes.Shape | None
     context: int
@@ -91,10 +91,10 @@ def main() -> None:
 
 
 def row(path: Path, context: int, slots: int, cache_type: str, options: argparse.Namespace) -> str:
-    """A line of the table: one placement, predicted and measured."""
+    """Return a line of the table: one placement, predicted and measured."""
     shape = model_shape.of_file(path)
     if shape is None:
-        sys.exit(f"{path}: no header that tells the model's shape")
+        sys.exit(f"{path}: no header with the model's shape")
     layers = ALL_LAYERS if options.gpu else NO_LAYERS
     size = path.stat().st_size
     context = min(context, shape.context or context)
@@ -121,7 +121,7 @@ def row(path: Path, context: int, slots: int, cache_type: str, options: argparse
 
 
 def measure(spec: dict[str, Any], *, on_gpu: bool) -> int:
-    """Bytes a process takes that has loaded the model and answered: of RAM, or of the GPU."""
+    """Return the bytes of RAM or of the GPU that a process takes after it loaded the model and answered."""
     free_before = free_on_gpu() if on_gpu else 0
     command = [sys.executable, "-W", "ignore", __file__, "--child", json.dumps(spec)]
     environment = tuned("llama_cpp")
@@ -129,15 +129,15 @@ def measure(spec: dict[str, Any], *, on_gpu: bool) -> int:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         if process.stdout is None or process.stdin is None or not (line := process.stdout.readline()):
-            sys.exit(f"{spec['path']}: the process that was to load it ended with code {process.wait()}")
+            sys.exit(f"{spec['path']}: the process that should load it exited with {process.wait()}")
         taken = free_before - free_on_gpu() if on_gpu else int(line)
-        process.stdin.close()  # it ends now
+        process.stdin.close()  # the process ends now
     return taken
 
 
 def child(spec: dict[str, Any]) -> None:
     """Load, answer in every slot, print the resident bytes, and wait to be measured."""
-    import tourkit.server.worker.process  # noqa: F401 - what a worker has loaded besides
+    import tourkit.server.worker.process  # noqa: F401 - a worker has this loaded too
     from tourkit import backends
     from tourkit.generation import Constraint, Delta, Request, SamplingParams
 
@@ -163,7 +163,7 @@ def child(spec: dict[str, Any]) -> None:
 
 
 def resident() -> int:
-    """Bytes of this process in RAM."""
+    """Return the bytes of this process in RAM."""
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
         if line.startswith("Rss:"):
             return int(line.split()[1]) * 1024

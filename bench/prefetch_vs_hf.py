@@ -1,8 +1,8 @@
-"""`tourkit prefetch` against `hf download`: the same files from the same local hub, in turn; medians of wall time.
+"""Compare `tourkit prefetch` and `hf download`: the same files from the same local hub, in turns; medians of wall time.
 
-Ours hashes every byte and waits until all of it is on the drive (fsync); `hf download` does neither. Both are timed as
-whole processes, start-up included. The drive is emptied of pending writes before each run (sync), so that neither pays
-for the other's.
+tourkit hashes every byte and waits until all bytes are on the drive (fsync). `hf download` does neither. Both are timed
+as whole processes, start-up included. Pending writes are flushed (sync) before each run, so that no run pays for the
+writes of another.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mb", type=int, default=400, help="size of each of the three files, 10^6 bytes")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, action="append", help="ours only; may be repeated to compare")
+    parser.add_argument("--jobs", type=int, action="append", help="only for tourkit; may be repeated to compare")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--dir", type=Path, help="where to put the temporary folder (default: the system's)")
     options = parser.parse_args()
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def measure(folder: Path, mb: int, rounds: int, jobs: list[int]) -> dict[str, list[float]]:
-    """Wall seconds of every run, by name."""
+    """Return the wall seconds of every run, by name."""
     source = folder / "source"
     source.mkdir()
     for number in range(FILES):
@@ -95,7 +95,7 @@ def measure(folder: Path, mb: int, rounds: int, jobs: list[int]) -> dict[str, li
             names = list(runs)
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 times[name].append(timed(folder / "out", runs[name], folder))
-        server.communicate()  # ends its standard input, and so the server
+        server.communicate()  # ends its standard input, which stops the server
     return times
 
 

@@ -1,6 +1,6 @@
-"""A token drawn by the numpy sampler beside llama.cpp's own chain, microseconds, over a vocabulary of 32,000.
+"""Compare the numpy sampler with llama.cpp's own: microseconds per token, with a vocabulary of 32,000.
 
-`python bench/sampling.py [--rounds 200]`: the same logits and parameters, interleaved; the least of the rounds counts.
+`python bench/sampling.py [--rounds 200]`: the same logits and parameters, in turns. The fastest round counts.
 """
 
 from __future__ import annotations

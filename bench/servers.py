@@ -1,4 +1,4 @@
-"""The servers that the benches ask: tourkit, llama-server and llama_cpp.server, each with the same model and limits."""
+"""The servers for the benchmarks: tourkit, llama-server, llama_cpp.server, all with the same model and limits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RefusedError(Exception):
 
 @dataclass
 class Server:
-    """A running server and how to ask it."""
+    """A running server, with methods to ask it."""
 
     name: str
     host: str
@@ -58,7 +58,7 @@ class Server:
         return dict(data)
 
     def first_token(self, content: str) -> float:
-        """Seconds from the request to the first piece of text."""
+        """Return the seconds from the request to the first piece of text."""
         connection = http.client.HTTPConnection(self.host, timeout=1200)
         messages = [{"role": "user", "content": content}]
         body = {"model": self.model, "messages": messages, "max_tokens": 4, "stream": True, "temperature": 0}
@@ -73,7 +73,7 @@ class Server:
         return took
 
     def round_trip(self, method: str, path: str, body: Any = None, *, times: int) -> float:
-        """Milliseconds of a request on a connection that is kept open, as clients do: the median of so many."""
+        """Return the median milliseconds of `times` requests on one open connection."""
         with httpx2.Client(base_url=f"http://{self.host}", timeout=1200) as client:
             took = []
             for _ in range(times + 3):
@@ -81,10 +81,10 @@ class Server:
                 answer = client.request(method, path, json=body)
                 took.append(time.perf_counter() - started)
                 answer.raise_for_status()
-        return 1000 * statistics.median(took[3:])  # the first connect, and bring the prompt into the cache
+        return 1000 * statistics.median(took[3:])  # the first three open the connection and fill the prompt cache
 
     def memory(self) -> int:
-        """Peak resident bytes of the process and its children."""
+        """Return the peak resident bytes of the process and its children."""
         return sum(_peak(pid) for pid in _family(self.process.pid))
 
 
@@ -125,7 +125,7 @@ def tourkit(gguf: Path, work: Path, limits: Limits) -> Iterator[Server]:
 def llama_server(
     gguf: Path, binaries: Path, limits: Limits, *more: str, name: str = "llama-server"
 ) -> Iterator[Server]:
-    """`more`: options of its own, such as those of its n-gram speculation."""
+    """Run llama-server. `more`: extra options, such as those of its n-gram speculation."""
     port = free_port()
     command = [str(binaries / "llama-server"), "-m", str(gguf), "--host", "127.0.0.1", "--port", str(port)]
     command += ["-np", str(limits.slots), "-c", str(limits.slots * limits.context), "-t", str(probe().threads)]
@@ -136,7 +136,7 @@ def llama_server(
 
 @contextmanager
 def llama_cpp_server(gguf: Path, limits: Limits) -> Iterator[Server]:
-    """llama-cpp-python's own server: one sequence at a time."""
+    """Run llama-cpp-python's own server: one sequence at a time."""
     port, threads = free_port(), str(probe().threads)
     command = [sys.executable, "-m", "llama_cpp.server", "--model", str(gguf), "--model_alias", "bench"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--n_ctx", str(limits.context)]

@@ -1,11 +1,12 @@
-"""Serving beside its peers on one machine, in one run: tourkit, llama-server with and without its own guessing,
-llama_cpp.server, and llama-batched-bench as the ceiling.
+"""Compare servers on one machine, in one run.
 
-`python bench/serving.py [--shape 205m] [--rounds 3] [--scale 1] [--json]`. All servers run at once, with the same
-model, slots, threads and prompts; one works while the others are idle. Each kind of work is given to one after the
-other in every round, short work several times, so that a machine that is slow for a while is slow for all; a ratio is
-the median of all these pairs'. Every round has servers started anew, in turns which first: where a process's memory
-happens to lie makes it some percent quicker or slower for as long as it lives, and the first is often the slower.
+They are tourkit, llama-server with and without its n-gram speculation, llama_cpp.server, and llama-batched-bench as the
+upper limit. `python bench/serving.py [--shape 205m] [--rounds 3] [--scale 1] [--json]`. All servers run at once, with
+the same model, slots, threads and prompts; one works while the others are idle. In every round each server does each
+kind of work, one after the other, and short work several times: if the machine is slow for a while, it is slow for all.
+A ratio is the median of the ratios of these pairs. Every round starts the servers again, and another one is the first:
+the place of its memory makes a process a few percent faster or slower as long as it lives, and the first is often the
+slower one.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ COLUMNS = ("tourkit", PEER, "llama-server, n-gram", "llama_cpp.server", "llama-b
 
 @dataclass
 class Row:
-    """One line of the table: what was done, in which unit, and each server's figure of each round."""
+    """One line of the table: the work, its unit, and the figures of each server, one per round."""
 
     title: str
     unit: str
@@ -50,19 +51,19 @@ class Row:
         return {name: statistics.median(values) for name, values in self.figures.items()}
 
     def ratios(self, peer: str) -> list[float]:
-        """How many times better than the peer tourkit is, each time that both did the same; the lowest first."""
+        """Return how many times better tourkit is than the peer, one ratio per pair, lowest first."""
         pairs = zip(self.figures.get("tourkit", ()), self.figures.get(peer, ()), strict=False)
         less_is_better = self.unit in ("seconds", "ms", "MiB")
         return sorted(theirs / ours if less_is_better else ours / theirs for ours, theirs in pairs)
 
-    def told(self, peer: str) -> str:
-        """The median of the ratios, lowest to highest; empty without any."""
+    def ratio_text(self, peer: str) -> str:
+        """Return the median of the ratios with the lowest and highest; empty if there are none."""
         ratios = self.ratios(peer)
         return f"**{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f})" if ratios else ""
 
 
 class Table:
-    """The rows by title, in the order in which they were first written to."""
+    """The rows by title, in the order of their first figures."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
@@ -80,7 +81,7 @@ def health(server: Server, seed: int, scale: float) -> Figures:
 
 
 def one_token(server: Server, seed: int, scale: float) -> Figures:
-    """A chat of one token to a prompt that is in the KV cache: the way there and back, and one step of the model."""
+    """Time a chat of one token, with its prompt in the KV cache: the HTTP round trip and one step of the model."""
     message = {"role": "user", "content": words(16, 7)}
     body = {"model": server.model, "messages": [message], "max_tokens": 1, "temperature": 0}
     took = server.round_trip("POST", "/v1/chat/completions", body, times=max(20, int(80 * scale)))
@@ -125,7 +126,7 @@ WORK = [
 
 
 def engine_alone(gguf: Path, binaries: Path, table: Table) -> None:
-    """Eight sequences without HTTP beside llama-batched-bench, and what a grammar adds to a step."""
+    """Compare eight sequences without HTTP with llama-batched-bench, and measure what a grammar adds to a step."""
     environment = tuned("llama_cpp")
     engine = [sys.executable, str(Path(__file__).with_name("engine_speed.py")), str(gguf)]
     ours = json.loads(subprocess.run(engine, capture_output=True, text=True, check=True, env=environment).stdout)
@@ -152,7 +153,7 @@ def starters(gguf: Path, binaries: Path, work: Path) -> list[Callable[[], Abstra
 def one_round(
     start: dict[str, Callable[[], AbstractContextManager[Server]]], number: int, scale: float, table: Table
 ) -> None:
-    """All the work, each piece given to one server after the other; who starts and who goes first alternates."""
+    """Give each kind of work to all servers, one after the other. The order of starts and of work alternates."""
     servers = []
     with ExitStack() as running:
         for name, starter in list(start.items())[:: 1 if number % 2 else -1]:
@@ -160,9 +161,9 @@ def one_round(
             servers.append(running.enter_context(starter()))
             servers[-1].chat(words(16, 1), max_tokens=1)
             table.add("start to first answer", "seconds", name, time.perf_counter() - started)
-        for seed, work in enumerate(WORK, number * len(WORK)):  # never the same prompts again
+        for seed, work in enumerate(WORK, number * len(WORK)):  # new prompts in every round
             for server in servers if seed % 2 else servers[::-1]:
-                share = scale / 8 if server.name == "llama_cpp.server" else scale  # so much of it is enough
+                share = scale / 8 if server.name == "llama_cpp.server" else scale  # less work is enough for it
                 for title, (unit, value) in work(server, seed, share).items():
                     table.add(title, unit, server.name, value)
 
@@ -171,10 +172,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", default="205m", choices=sorted(shapes.SHAPES))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the work, such as 0.25 for a quarter")
-    parser.add_argument("--others-once", action="store_true", help="the last two servers in the first round only")
-    parser.add_argument("--only", nargs="+", choices=COLUMNS[:4], default=COLUMNS[:4], help="these servers")
-    parser.add_argument("--binaries", type=Path, help="where llama-server is, if it is built already")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the work, for example 0.25 for a quarter")
+    parser.add_argument("--others-once", action="store_true", help="run the last two servers in the first round only")
+    parser.add_argument("--only", nargs="+", choices=COLUMNS[:4], default=COLUMNS[:4], help="run only these servers")
+    parser.add_argument("--binaries", type=Path, help="the folder of llama-server, if it is already built")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     binaries = given.binaries or build_llama_cpp.build()
@@ -191,7 +192,7 @@ def main() -> None:
 
 
 def report(rows: list[Row], *, as_json: bool) -> None:
-    """The medians of every server, and the ratios to llama-server, to llama_cpp.server and to the ceiling."""
+    """Print the medians of every server, and the ratios to llama-server, llama_cpp.server and the upper limit."""
     if as_json:
         lines = [{"what": row.title, "unit": row.unit, **row.medians, "ratios": row.ratios(PEER)} for row in rows]
         print(json.dumps(lines, indent=2))
@@ -200,12 +201,12 @@ def report(rows: list[Row], *, as_json: bool) -> None:
     print("|---" * (len(COLUMNS) + 2) + "|")
     for row in rows:
         cells = [f"{row.medians[name]:.4g}" if name in row.figures else "" for name in COLUMNS]
-        shown = [f"{row.title}, {row.unit}", *cells, row.told(PEER)]
+        shown = [f"{row.title}, {row.unit}", *cells, row.ratio_text(PEER)]
         print("| " + " | ".join(shown) + " |")
     for peer in ("llama-batched-bench", "llama_cpp.server"):
         for row in rows:
-            if told := row.told(peer):
-                print(f"{row.title}: {told} of {peer}")
+            if text := row.ratio_text(peer):
+                print(f"{row.title}: {text} of {peer}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Models of real shapes with random weights, for measuring speed: `python bench/shapes.py 205m OUT.gguf`.
+"""Write models of real shapes with random weights, to measure speed: `python bench/shapes.py 205m OUT.gguf`.
 
-Llama architecture, Q8_0, a 32k byte-level BPE vocabulary of made-up syllables, so that constrained decoding meets
-tokens of the lengths real vocabularies have.
+Llama architecture, Q8_0, a 32k byte-level BPE vocabulary of made-up syllables. So constrained decoding has tokens of
+the same lengths as in real vocabularies.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TEMPLATE = (
 
 
 def vocabulary() -> tuple[list[str], list[int], list[str]]:
-    """Tokens, types and merges: bytes, then syllables, syllables after a space, and pairs of syllables."""
+    """Return tokens, types and merges: bytes, then syllables, syllables after a space, and pairs of syllables."""
     alphabet = byte_alphabet()
     tokens = ["<|begin|>", "<|start|>", "<|end|>"]
     types = [gguf.TokenType.CONTROL] * 3
@@ -71,7 +71,7 @@ def vocabulary() -> tuple[list[str], list[int], list[str]]:
 
 
 def write(shape: Shape, path: Path, seed: int = 0) -> int:
-    """Write the model; returns its number of parameters."""
+    """Write the model. Return its number of parameters."""
     rng = np.random.default_rng(seed)
     tokens, types, merges = vocabulary()
     writer = gguf.GGUFWriter(str(path), "llama")

@@ -1,7 +1,7 @@
-"""Speculation by prompt lookup, on against off: extraction that copies its documents, on the tiny model.
+"""Measure speculation by prompt lookup, on and off: the tiny model repairs JSON, so it copies most of its prompt.
 
-`python bench/speculation.py [--gguf FILE] [--rounds 5] [--clients 1 8]`. The same requests, interleaved; prints the
-seconds either way, the ratio of the medians, and the share of guesses that were right. The texts must be equal.
+`python bench/speculation.py [--gguf FILE] [--rounds 5] [--clients 1 8]`. Both get the same requests in turns. It prints
+the seconds of both, the ratio of the medians, and the share of right guesses. The texts must be equal.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SYSTEM = "Repair the broken JSON. Answer with the whole corrected JSON only."
 
 
 def requests() -> list[Request]:
-    """Two kinds of copying: fields out of documents, by schema; and JSON to be written out again."""
+    """Return requests whose answers copy their prompts: broken JSON that is written again, by its schema."""
     found = []
     lines = (TINY_DOCUMENTS / "json_extraction" / "documents.jsonl").read_text(encoding="utf-8").splitlines()
     gold = (TINY_DOCUMENTS / "json_extraction" / "gold.jsonl").read_text(encoding="utf-8").splitlines()
@@ -41,7 +41,7 @@ def requests() -> list[Request]:
 
 
 def ask_all(engine: RunnerEngine, asked: list[Request], clients: int) -> tuple[list[str], float]:
-    """The texts, and the seconds they took, with so many requests under way at a time."""
+    """Return the texts and the seconds, with `clients` requests at a time."""
     texts = [""] * len(asked)
     free = threading.Semaphore(clients)
     done = threading.Semaphore(0)
@@ -86,7 +86,7 @@ def main() -> None:
                 seconds[name].append(took)
             if texts["on"] != texts["off"]:
                 differ = sum(a != b for a, b in zip(texts["on"], texts["off"], strict=True))
-                print(f"  {differ} of {len(asked)} texts differ by rounding")
+                print(f"  {differ} of {len(asked)} texts differ because of rounding")
         medians = {name: statistics.median(took) for name, took in seconds.items()}
         print(
             f"{clients} clients: off {medians['off']:.3f} s, on {medians['on']:.3f} s, "

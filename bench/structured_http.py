@@ -1,8 +1,8 @@
-"""Real-world JSON Schemas through the HTTP API: what each server answers, and whether jsonschema agrees.
+"""Send real-world JSON Schemas through the HTTP API, and check the answers with jsonschema.
 
-`python bench/structured_http.py [--limit N] [--path FILE.jsonl.gz] [--peers] [--json]`. The tiny model writes for every
-server; a schema counts as answered when an object or array of JSON came back, as wrong when jsonschema rejects it and
-the reply did not say so. --peers asks llama-server (built first) and llama_cpp.server as well.
+`python bench/structured_http.py [--limit N] [--path FILE.jsonl.gz] [--peers] [--json]`. Every server uses the tiny
+model. A schema counts as answered if JSON came back. It counts as wrong if jsonschema rejects the JSON and the reply
+did not say so. --peers also asks llama-server (it is built first) and llama_cpp.server.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Row = dict[str, Any]
 
 
 def ask(server: Server, row: Row) -> tuple[str, str]:
-    """What came of one schema, and a line about it."""
+    """Return the outcome for one schema, and a line about it."""
     body = {
         "model": server.model,
         "messages": [{"role": "user", "content": PROMPT}],
@@ -60,7 +60,7 @@ def ask(server: Server, row: Row) -> tuple[str, str]:
 
 
 def judged(row: Row, data: Row) -> tuple[str, str]:
-    """valid, invalid and said so, invalid and not said, cut off (not JSON)."""
+    """Return the outcome of a reply: valid, invalid or not JSON, and whether the reply said so."""
     choice = data["choices"][0]
     said = data.get("tourkit", {}).get("choices", [{"valid": True}])[0]["valid"]
     try:
@@ -75,7 +75,7 @@ def judged(row: Row, data: Row) -> tuple[str, str]:
 
 
 def measure(server: Server, rows: list[Row]) -> tuple[Counter[str], list[str], int]:
-    """Outcomes, lines about those that are not valid, and how often a worker was started again."""
+    """Return the outcomes, lines about those that are not valid, and the number of worker restarts."""
     with ThreadPoolExecutor(CLIENTS) as pool:
         results = list(pool.map(lambda row: ask(server, row), rows))
     outcomes = Counter(outcome for outcome, _ in results)
@@ -94,12 +94,12 @@ def restarts(server: Server) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--limit", type=int, default=None, help="schemas, spread over the file")
+    parser.add_argument("--limit", type=int, default=None, help="number of schemas, spread over the file")
     parser.add_argument("--path", type=Path, default=DATA)
     parser.add_argument("--gguf", type=Path, default=TINY_GGUF)
     parser.add_argument("--peers", action="store_true")
-    parser.add_argument("--binaries", type=Path, help="where llama-server is, if it is built already")
-    parser.add_argument("--verbose", action="store_true", help="name what was not valid")
+    parser.add_argument("--binaries", type=Path, help="the folder of llama-server, if it is already built")
+    parser.add_argument("--verbose", action="store_true", help="print what was not valid")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     for path in (given.path, given.gguf):

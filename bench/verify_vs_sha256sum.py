@@ -1,6 +1,6 @@
-"""`tourkit verify` against `sha256sum -c` on the same bundle, in the page cache.
+"""Compare `tourkit verify` and `sha256sum -c` on the same bundle, in the page cache.
 
-The two run in turn, so that a slow minute of the machine hits both; medians are compared.
+The two run in turns: if the machine is slow for a minute, it is slow for both. Medians are compared.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def coreutils(root: Path) -> None:
 
 
 def child(root: Path) -> None:
-    """A process of its own, as a person starts it: interpreter and imports are counted."""
+    """Run verify in a new process, as a person does: the interpreter and the imports count too."""
     code = "import sys; from pathlib import Path; from tourkit.bundle.verify import verify; "
     code += "sys.exit(not verify(Path(sys.argv[1])).ok)"
     subprocess.run([sys.executable, "-c", code, str(root)], check=True)
@@ -54,7 +54,7 @@ def inside(root: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=3)
-    parser.add_argument("--mb", type=int, default=400, help="10^6 bytes a file")
+    parser.add_argument("--mb", type=int, default=400, help="size of each file, 10^6 bytes")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dir", type=Path, help="where to put the files (default: the temporary folder)")
     parser.add_argument("--json", action="store_true")

@@ -1,4 +1,4 @@
-"""The work that bench/serving.py gives each server: prompts, a schema, and how long each kind of work takes."""
+"""The work that bench/serving.py gives to each server: prompts, a schema, and the timing of each kind."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ SCHEMA: dict[str, Any] = {
 
 
 def words(count: int, seed: int) -> str:
-    """About `count` tokens of text: each word is one token of the made-up vocabulary."""
+    """Return about `count` tokens of text: each word is one token of the made-up vocabulary."""
     rng = random.Random(seed)
     consonants, vowels = "bcdfghjklmnprstvwz", "aeiouy"
     return " ".join("".join(rng.choice(consonants) + rng.choice(vowels) for _ in range(2)) for _ in range(count))
 
 
 def documents(count: int, shared: int, own: int, seed: int) -> list[str]:
-    """Prompts that begin with the same `shared` tokens and go on with `own` of their own."""
+    """Return prompts with the same first `shared` tokens, followed by `own` tokens that differ."""
     head = words(shared, 10_000 + shared + seed)
     return [f"{head}\n{words(own, seed * 1000 + i)}" for i in range(count)]
 
 
 def by_schema(server: Server, schema: Any, *, strict: bool) -> dict[str, Any]:
-    """The field that asks for a schema, as each server reads it."""
+    """Return the request field for a schema, in the form that the server reads."""
     if server.name == "llama_cpp.server":
         return {"type": "json_object", "schema": schema}
     return {"type": "json_schema", "json_schema": {"name": "record", "schema": schema, "strict": strict}}
 
 
 def endless(server: Server) -> dict[str, Any]:
-    """Free text that goes on to max_tokens. Of random weights only llama-server's ends earlier, now and then."""
+    """Return the options for text up to max_tokens. Random weights sometimes end a text early on llama-server."""
     return {"ignore_eos": True} if server.name.startswith("llama-server") else {}
 
 
@@ -59,7 +59,7 @@ def at_once(clients: int, jobs: list[Callable[[], Any]]) -> tuple[list[Any], flo
 
 
 def free_text(server: Server, clients: int, tokens: int, seed: int) -> float:
-    """Tokens a second of all clients together, prompts of 32 tokens included."""
+    """Return tokens per second of all clients together. The time for the prompts of 32 tokens counts too."""
     options = {"max_tokens": tokens, "temperature": 0.8, "seed": seed, **endless(server)}
     prompts = documents(clients, 8, 24, seed)
     answers, seconds = at_once(clients, [lambda prompt=prompt: server.chat(prompt, **options) for prompt in prompts])
@@ -67,7 +67,7 @@ def free_text(server: Server, clients: int, tokens: int, seed: int) -> float:
 
 
 def extraction(server: Server, clients: int, prompts: list[str], seed: int) -> tuple[float, float]:
-    """Requests a second, and complete objects a second."""
+    """Return requests per second and complete objects per second."""
     options = {
         "max_tokens": 200,
         "temperature": 0.8,
@@ -78,7 +78,7 @@ def extraction(server: Server, clients: int, prompts: list[str], seed: int) -> t
     def gives_object(prompt: str) -> bool:
         try:
             return isinstance(json.loads(server.chat(prompt, **options)["choices"][0]["message"]["content"]), dict)
-        except (ValueError, RefusedError):  # llama-server answers 500 when what it generated is cut off
+        except (ValueError, RefusedError):  # llama-server answers 500 if the generated text is cut off
             return False
 
     whole, seconds = at_once(clients, [lambda prompt=prompt: gives_object(prompt) for prompt in prompts])
@@ -86,7 +86,7 @@ def extraction(server: Server, clients: int, prompts: list[str], seed: int) -> t
 
 
 def voting(server: Server, prompt: str, *, schema: bool, seed: int) -> float:
-    """Seconds for ten samples of one prompt; llama_cpp.server, which has no `n`, is asked ten times."""
+    """Return the seconds for ten samples of one prompt. llama_cpp.server has no `n`, so it is asked ten times."""
     options: dict[str, Any] = {"max_tokens": 64, "temperature": 0.8, **endless(server)}
     if schema:
         options = {"max_tokens": 200, "temperature": 0.8, "response_format": by_schema(server, SCHEMA, strict=True)}
@@ -96,6 +96,6 @@ def voting(server: Server, prompt: str, *, schema: bool, seed: int) -> float:
         for i in range(10 if alone else 1):
             server.chat(prompt, seed=seed + i, **options, **({} if alone else {"n": 10}))
     except RefusedError as exc:
-        if "peg-native" not in str(exc):  # llama-server's word for an object that was cut off: the work was done
+        if "peg-native" not in str(exc):  # llama-server's error for a cut-off object; the work was done
             raise
     return time.perf_counter() - started
