@@ -1,4 +1,4 @@
-"""Fixtures several test modules share: the tiny random model, and an offline-safe environment."""
+"""Fixtures for several test modules: the tiny random model, and an environment that is safe offline."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from serving import Serving, make_bundle, serving
 from starts import Guard
 
-# Read when huggingface_hub is imported, so before any test module is.
+# huggingface_hub reads these when it is imported, so they are set before any test module.
 os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_UPDATE_CHECK="1", DO_NOT_TRACK="1")
 for name in ("HF_TOKEN", "HF_ENDPOINT", "TOURKIT_URL", "TOURKIT_BUNDLE", "TOURKIT_API_KEY"):
     os.environ.pop(name, None)
 
 
-# Fixtures that start what they give, in this file or in a test module: a test that asks for one is marked by it.
+# Fixtures that start a process or a server, here or in a test module. A test that uses one gets the marker `starts`.
 STARTING = {"served", "client", "server", "runner", "engine", "start", "url"}
 
 
@@ -52,12 +52,12 @@ def served(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="session")
 def client(served: Serving) -> Iterator[openai.OpenAI]:
-    """The official client, unmodified, of that server."""
+    """The official client, unmodified, connected to that server."""
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="unused", max_retries=0) as client:
         yield client
 
 
 @pytest.fixture(autouse=True)
 def hub_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep a developer's own token and cache out of the tests."""
+    """Hide the developer's own token and cache from the tests."""
     monkeypatch.setenv("HF_HOME", str(tmp_path_factory.getbasetemp() / "hf-home"))

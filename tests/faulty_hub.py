@@ -1,6 +1,7 @@
-"""A hub on loopback that speaks the real protocol and fails on demand; the tests of prefetch run against it.
+"""A hub on loopback that speaks the real protocol and fails on demand, for the tests of prefetch.
 
-Not collected by pytest. Faults are per file (`hub.faults["weights.gguf"] = …`), the log says what was asked and sent.
+Not collected by pytest. Faults are set per file (`hub.faults["weights.gguf"] = …`). The log records the requests and
+the sent bytes.
 """
 
 import contextlib
@@ -18,21 +19,21 @@ from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "acme/tiny-gguf"
-_STEP = 64 << 10  # bytes per send: fine enough to break off where a test wants it
+_STEP = 64 << 10  # bytes per send: small enough to stop at the byte that a test wants
 
 
 def noise(size: int, seed: int) -> bytes:
-    """Bytes that look like weights, the same ones for the same seed."""
+    """Return random bytes in place of weights. The same seed gives the same bytes."""
     return random.Random(seed).randbytes(size)
 
 
 @dataclass
 class Fault:
-    """What goes wrong with one file. `times` is how often, None for always; the rest says what."""
+    """A fault of one file. `times`: how often it happens, None for always. The other fields say what happens."""
 
     kind: str  # see _Handler._body and _Handler._resolve
     times: int | None = None
-    at: int = 0  # byte of the answer's body at which it happens
+    at: int = 0  # byte of the body at which the fault happens
     status: int = 500
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
@@ -41,7 +42,7 @@ class Fault:
 
 @dataclass
 class Sent:
-    """One answered GET of a file: what was asked, and how much of the body went out."""
+    """One answered GET of a file: the request, and how many bytes of the body were sent."""
 
     path: str
     start: int
@@ -51,24 +52,24 @@ class Sent:
 
 
 class FaultyHub:
-    """Serves `files` (path: content) as repository `repo` at `commit`, LFS style for names in `lfs`."""
+    """Serve `files` (path: content) as repository `repo` at `commit`; the names in `lfs` are LFS files."""
 
     def __init__(self, files: dict[str, bytes], *, repo: str = REPO, commit: str = COMMIT) -> None:
         self.repo, self.commit, self.files = repo, commit, dict(files)
         self.lfs = {path for path in files if path.endswith((".gguf", ".safetensors"))}
         self.faults: dict[str, Fault] = {}
-        self.api_faults: list[Fault] = []  # for /api/…, taken in turn
-        self.cdn: FaultyHub | None = None  # where LFS files are redirected to; None: no redirect
+        self.api_faults: list[Fault] = []  # for /api/…, used one after the other
+        self.cdn: FaultyHub | None = None  # the target of redirects for LFS files; None: no redirect
         self.relative = False  # redirect with a Location without a host
         self.links: dict[str, int] = {}  # signed link: how often it may still be used
         self.link_uses = 1000
-        self.gated: str | None = None  # the token that opens the files
-        self.refuse: tuple[int, dict[str, str]] | None = None  # every file: this status with these headers
+        self.gated: str | None = None  # the token that gives access to the files
+        self.refuse: tuple[int, dict[str, str]] | None = None  # answer every file with this status and these headers
         self.log: list[Sent] = []
         self.api_log: list[str] = []
-        self.paths: list[str] = []  # the request line's target, of every request
+        self.paths: list[str] = []  # the target of every request
         self.release = threading.Event()  # ends every stall
-        self.send_buffer: int | None = None  # bytes the kernel may hold for a client; None: as much as it likes
+        self.send_buffer: int | None = None  # size of the kernel's send buffer; None: the default
         self.on_sent: Callable[[int], None] = lambda total: None
         self.sent_bytes = 0
         self.gate = threading.Lock()
@@ -92,8 +93,8 @@ class FaultyHub:
         self.thread.join()
 
     def settle(self) -> None:
-        """Wait until every connection that was opened has ended, so that the log is final. The clients must be gone."""
-        with socket.create_connection(self.server.server_address[:2]) as last:  # accepted after all others
+        """Wait until every connection has ended, so that the log is complete. The clients must be closed before."""
+        with socket.create_connection(self.server.server_address[:2]) as last:  # it is accepted after all others
             last.sendall(b"GET / HTTP/1.0\r\n\r\n")
             while last.recv(4096):
                 pass
@@ -101,7 +102,7 @@ class FaultyHub:
             self.server.ended.wait_for(lambda: not self.server.clients)
 
     def fault_for(self, path: str) -> Fault | None:
-        """The fault due now for a file, counted."""
+        """Return the next fault of a file, and count it."""
         with self.gate:
             fault = self.faults.get(path)
             if fault is None or (fault.times is not None and fault.seen >= fault.times):
@@ -163,7 +164,7 @@ class _Server(ThreadingHTTPServer):
                 client.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is what the tests are about."""
+        """Ignore clients that hang up: the tests do this on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -276,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _until_it_breaks(self, body: bytes, fault: Fault | None) -> Iterator[bytes]:
-        """The blocks of a body up to the byte at which the fault strikes, then the fault."""
+        """Yield the blocks of a body up to the byte of the fault, then do the fault."""
         breaks = fault if fault and fault.kind in ("truncated", "reset", "stall") else None
         end = min(breaks.at, len(body)) if breaks else len(body)
         for begin in range(0, end, _STEP):
@@ -290,7 +291,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
 
     def _reset(self) -> None:
-        """Close so that the client sees a reset, not an end."""
+        """Close the connection with a reset, not a normal end."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
@@ -308,7 +309,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def manifest_toml(repo: str, roles: dict[str, str], variants: dict[str, list[str]]) -> str:
-    """A manifest: role → model id, and model id → file patterns of its only variant in `repo`."""
+    """Return a manifest. `roles`: role → model id. Each model has one variant in `repo` with these file patterns."""
     lines = ["schema = 1", 'name = "test-set"', "[roles]", *(f'{role} = ["{id_}"]' for role, id_ in roles.items())]
     for id_, patterns in variants.items():
         lines += [f"[models.{id_}]", f'repo = "{repo}"', 'license = "apache-2.0"', "context = 4096"]

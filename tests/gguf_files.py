@@ -1,4 +1,4 @@
-"""Tiny GGUF files of kinds that tourkit itself does not write: split, with other metadata, BERT, LoRA adapters."""
+"""Write tiny GGUF files that tourkit itself does not write: split, with other metadata, BERT, LoRA adapters."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _BERT_WORDS = "the name date of bill total is due number".split()
 
 
 def rewrite(source: Path, target: Path, *, parts: int = 1, without: str = "", **changes: int) -> Path:
-    """The same tensors and metadata in `target`, with some of the latter changed (`pooling_type=3`), in `parts` files.
+    """Copy tensors and metadata to `target` in `parts` files, with some metadata changed (`pooling_type=3`).
 
-    `without`: a key to leave out. Returns the first file, which is `target` itself for one part.
+    `without`: a key to leave out. Returns the first file; for one part this is `target`.
     """
     reader = gguf.GGUFReader(source)
     arch = str(reader.fields["general.architecture"].contents())
@@ -36,7 +36,7 @@ def rewrite(source: Path, target: Path, *, parts: int = 1, without: str = "", **
 
 
 def write_bert(path: Path, *, pooling: gguf.PoolingType = gguf.PoolingType.MEAN, seed: int = 0) -> Path:
-    """A BERT of one layer with random weights: lower-case words and letters, [CLS] and [SEP] around each text."""
+    """Write a BERT of one layer with random weights: lower-case words and letters, [CLS] and [SEP] around texts."""
     rng = np.random.default_rng(seed)
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"\u2581{piece}" for piece in [*_BERT_WORDS, *letters]), *letters]
@@ -56,7 +56,7 @@ def write_bert(path: Path, *, pooling: gguf.PoolingType = gguf.PoolingType.MEAN,
     writer.add_token_types([gguf.TokenType.CONTROL] * 4 + [gguf.TokenType.NORMAL] * (len(tokens) - 4))
     writer.add_pad_token_id(0)
     writer.add_unk_token_id(1)
-    writer.add_bos_token_id(2)  # [CLS]: llama.cpp keeps it under this name
+    writer.add_bos_token_id(2)  # [CLS]: llama.cpp stores it under this name
     writer.add_sep_token_id(3)
 
     def matrix(name: str, rows: int, columns: int) -> None:
@@ -81,7 +81,7 @@ def write_bert(path: Path, *, pooling: gguf.PoolingType = gguf.PoolingType.MEAN,
 
 
 def write_lora(path: Path, base: Path, *, strength: float = 1, seed: int = 0) -> Path:
-    """A random adapter of rank 4 for the query matrices of `base`; strength 0 changes nothing."""
+    """Write a random adapter of rank 4 for the query matrices of `base`. Strength 0 changes nothing."""
     rng = np.random.default_rng(seed)
     reader = gguf.GGUFReader(base)
     writer = gguf.GGUFWriter(str(path), str(reader.fields["general.architecture"].contents()))
@@ -90,7 +90,7 @@ def write_lora(path: Path, base: Path, *, strength: float = 1, seed: int = 0) ->
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 4)
     for tensor in reader.tensors:
         if tensor.name.endswith("attn_q.weight"):
-            columns, rows = map(int, tensor.shape)  # GGUF counts the inner dimension first
+            columns, rows = map(int, tensor.shape)  # GGUF puts the inner dimension first
             pair = {"lora_a": (4, columns), "lora_b": (rows, 4)}
             for name, shape in pair.items():
                 factor = strength if name == "lora_b" else 1

@@ -1,6 +1,6 @@
-"""Serves what it is told to launch, as `tourkit serve` does once its plan is made.
+"""Serve given placements, as `tourkit serve` does after its plan is made.
 
-`python launch_server.py JSON` prints its URL; it ends with SIGTERM. JSON is a list of placements.
+`python launch_server.py JSON` prints its URL and ends with SIGTERM. JSON is a list of placements.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LaunchServer:
 def launch_server(
     *placements: Placement, log: Path, environment: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
 ) -> Iterator[LaunchServer]:
-    """A gateway with those workers on a free port, ended by its own process id when the block ends."""
+    """Run a gateway with these workers on a free port. Its process is ended by id at the end of the block."""
     path = os.pathsep.join(filter(None, ((environment or {}).get("PYTHONPATH", ""), str(ROOT))))
     command = [*prefix, sys.executable, __file__, json.dumps([asdict(placement) for placement in placements])]
     variables = os.environ | dict(environment or {}) | {"PYTHONPATH": path}
@@ -60,7 +60,7 @@ class StackServer:
 
 @contextmanager
 def stack_server(stack: str, path: Path, log: Path, *, prefix: Sequence[str] = ()) -> Iterator[StackServer]:
-    """A gateway with one worker, which has that model on that stack."""
+    """Run a gateway with one worker, which loads the model with the stack."""
     launch = Launch(model="tiny", stack=stack, path=str(path), slots=4, context=2048, threads=1, quant="test")
     with launch_server(Placement(("tool",), launch), log=log, prefix=prefix) as server:
         yield StackServer(stack, server.url, server.process)

@@ -1,6 +1,6 @@
-"""Run a command in a network namespace of its own, where loopback is all there is: `netless.py COMMAND…`.
+"""Run a command in its own network namespace, which has only loopback: `netless.py COMMAND…`.
 
-Exits with 77 where this system does not allow it (no user namespaces).
+Exits with 77 if this system does not allow it (no user namespaces).
 """
 
 from __future__ import annotations

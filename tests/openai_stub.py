@@ -1,6 +1,6 @@
-"""A real HTTP server on 127.0.0.1 that speaks /v1/chat/completions and answers by a function the test gives.
+"""A real HTTP server on 127.0.0.1 for /v1/chat/completions. A function of the test makes the answers.
 
-It is no mock of the client: requests and answers, streamed ones too, cross a socket.
+It is not a mock of the client: requests and answers, streamed ones too, go through a socket.
 """
 
 import contextlib
@@ -32,38 +32,38 @@ class Refusal:
     raw: bytes | None = None
 
 
-# Called with the request's body and the index of the choice; one call a choice.
+# Called once per choice, with the request's body and the index of the choice.
 Answerer = Callable[[dict[str, Any], int], "str | Answer | Refusal"]
 
 
 @dataclass(slots=True)
 class Stub:
-    """What the test sees of the server. Every list grows by one entry a request."""
+    """What the test sees of the server. Every list gets one entry per request."""
 
     url: str
     answer: Answerer
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
-    ports: list[int] = field(default_factory=list)  # the client's: tells connections apart
-    gone: threading.Event = field(default_factory=threading.Event)  # set once a client hung up in mid-stream
+    ports: list[int] = field(default_factory=list)  # the client's port, to tell connections apart
+    gone: threading.Event = field(default_factory=threading.Event)  # set when a client hung up during a stream
     ignore_n: bool = False
     cut_stream_after: int | None = None
     connections: set[socket.socket] = field(default_factory=set)
 
     def hang_up(self) -> None:
-        """Close every kept-alive connection, as a restarted server would."""
+        """Close every open connection, as a restarted server would."""
         for connection in list(self.connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def texts(self) -> list[str]:
-        """The last message of every request."""
+        """Return the last message of every request."""
         return [body["messages"][-1]["content"] for body in self.bodies]
 
 
 @contextlib.contextmanager
 def serve(answer: Answerer, *, ignore_n: bool = False, cut_stream_after: int | None = None) -> Iterator[Stub]:
-    """Run the server for the length of a `with`; port 0, so never a clash."""
+    """Run the server during a `with` block, on port 0, so that ports never clash."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     host, port = server.server_address[:2]
@@ -181,12 +181,12 @@ def _answer(answer: "str | Answer | Refusal") -> Answer:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Whitespace-led words: joined they are the text again."""
+    """Split a text into words, each with its leading white space."""
     return iter(re.findall(r"\s*\S+|\s+$", text))
 
 
 def schema_of(body: dict[str, Any]) -> dict[str, Any]:
-    """The JSON Schema of a request; fails when it was not sent as OpenAI's strict json_schema."""
+    """Return the JSON Schema of a request. Fails if it was not sent as OpenAI's strict json_schema."""
     wanted = body["response_format"]
     assert wanted["type"] == "json_schema"
     assert wanted["json_schema"]["strict"] is True
@@ -195,12 +195,12 @@ def schema_of(body: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-# One example for each pattern the templates use, and shapes that fit most others.
+# One example for each pattern in the templates, and examples that fit most other patterns.
 _EXAMPLES = ("", "a", "A", "0", "1", "1.5", "00:00", "2026-01-01", "+7 000 000-00-00", "a@b.c")
 
 
 def minimal_instance(schema: dict[str, Any]) -> Any:
-    """The least instance of a (simple) schema: what a model that understands nothing would write."""
+    """Return the smallest instance of a simple schema: the answer of a model that understands nothing."""
     if "const" in schema:
         return schema["const"]
     if "enum" in schema:

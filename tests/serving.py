@@ -19,7 +19,7 @@ ROLES = {"brain": ["tiny-random"], "fast": ["tiny-random"], "tool": ["tiny-rando
 
 
 def make_bundle(root: Path, gguf: Path, *, quants: Sequence[str] = ("F16",)) -> Path:
-    """A bundle whose only model is `gguf`, once for each quant name; all four roles are on it."""
+    """Make a bundle with `gguf` as its only model, one variant for each quant name; it has all four roles."""
     for quant in quants:
         folder = root / VariantId("tiny-random", quant).folder
         folder.mkdir(parents=True)
@@ -41,7 +41,7 @@ class Serving:
 
 @contextmanager
 def serving(bundle: Path, log: Path, *options: str, prefix: Sequence[str] = ()) -> Iterator[Serving]:
-    """`tourkit serve` on a free port, ended by its own process id when the block ends."""
+    """Run `tourkit serve` on a free port. Its process is ended by id at the end of the block."""
     arguments = ["serve", "--bundle", str(bundle), "--port", "0", *options]
     command = [*prefix, sys.executable, "-m", "tourkit", *arguments]
     with log.open("w") as errors:

@@ -1,4 +1,4 @@
-"""A real little bundle on disk, for the tests of verify, of the mirror and of what reads bundles."""
+"""A small real bundle on disk, for the tests of verify, the mirror and other readers of bundles."""
 
 import hashlib
 from pathlib import Path
@@ -40,7 +40,7 @@ def write_files(root: Path, files: dict[str, bytes] = FILES) -> None:
 
 
 def make_bundle(root: Path) -> Index:
-    """Write FILES below `root` and make them a bundle."""
+    """Write FILES below `root` and make a bundle of them."""
     write_files(root)
     index = build_index(root, "small", ROLES, MODELS, VARIANTS)
     write_index(root, index)

@@ -1,7 +1,7 @@
-"""A test that starts something bears the marker `starts`; without the marker it fails at the start.
+"""A test that starts something must have the marker `starts`. Without the marker it fails when it starts something.
 
-To start something is to start a process, to listen on a socket, or to load an inference library. Python reports each of
-these as an audit event, whatever library asks for it.
+"Something" is a process, a listening socket, or an inference library. Python reports each of them as an audit event, no
+matter which library does it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LIBRARIES = {"llama_cpp", "torch", "transformers", "onnxruntime_genai", "vllm"}
 
 
 def what_starts(event: str, arguments: tuple[Any, ...]) -> str:
-    """What an audit event starts, in words; empty when it starts nothing."""
+    """Return in words what an audit event starts; empty if it starts nothing."""
     if event in PROCESSES:
         return f"a process ({event})"
     if event == "socket.bind":
@@ -28,7 +28,7 @@ def what_starts(event: str, arguments: tuple[Any, ...]) -> str:
 
 
 class Guard:
-    """A pytest plugin that holds the tests to their markers."""
+    """A pytest plugin that checks the markers of the tests."""
 
     def __init__(self) -> None:
         self.item: pytest.Item | None = None

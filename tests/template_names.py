@@ -1,4 +1,4 @@
-"""The templates that are here: the folders below templates/, and those whose task the tiny model was taught."""
+"""The templates: the folders below templates/, and those whose task the tiny model has learnt."""
 
 from tourkit.data import TEMPLATES, TINY_DOCUMENTS
 

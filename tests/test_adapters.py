@@ -1,4 +1,4 @@
-"""LoRA adapters in a set: named by a role, carried with their base, pinned like any model, applied when served."""
+"""LoRA adapters in a set: a role names them, their base comes with them, they are pinned, and serve applies them."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_filters_by_quant_are_for_the_base_and_leave_the_adapter(tmp_path: Path)
     ],
     ids=["unknown base", "no role", "adapter of an adapter", "format", "two variants", "base without gguf", "type"],
 )
-def test_what_is_no_adapter_is_refused_with_the_key_and_the_mend(
+def test_what_is_no_adapter_is_refused_with_the_key_and_the_fix(
     tmp_path: Path, tables: list[str], top: str, problem: str
 ) -> None:
     with pytest.raises(ManifestError, match=problem) as refused:
@@ -121,7 +121,7 @@ def test_both_are_locked_fetched_and_told_of_in_the_bundle(tmp_path: Path) -> No
 
 
 def test_an_index_without_adapters_is_written_as_before(tmp_path: Path) -> None:
-    """Bundles made before there were adapters are still read: their bytes are what this would write."""
+    """Bundles from before there were adapters are still valid: this tourkit writes the same bytes."""
     models = [BundleModel("base", "me/repo", "mit", 4096, None, None)]
     written = render_index(build_index(tmp_path, "set", {"graph": ["base"]}, models, []))
 
@@ -130,7 +130,7 @@ def test_an_index_without_adapters_is_written_as_before(tmp_path: Path) -> None:
 
 
 def adapted_bundle(root: Path, gguf: Path) -> Path:
-    """The tiny random model in the role tool, and the same with an adapter in the role graph."""
+    """Serve the tiny random model in the role tool, and the same with an adapter in the role graph."""
     for id_, quant in (("tiny-random", "F16"), ("tiny-lora", "LORA-F16")):
         (root / VariantId(id_, quant).folder).mkdir(parents=True)
     (root / VariantId("tiny-random", "F16").folder / "tiny-random.gguf").write_bytes(gguf.read_bytes())

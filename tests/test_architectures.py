@@ -1,7 +1,7 @@
-"""Every architecture of the catalogue on every stack, as the table in docs/backends.md has it.
+"""Every architecture of the catalogue on every stack gives the result in the table of docs/backends.md.
 
-The tiny models come from the folder TOURKIT_ARCHITECTURES (`make test-arch` makes them all), else those of SAMPLE are
-made here, where what makes them is installed.
+The tiny models come from the folder TOURKIT_ARCHITECTURES (`make test-arch` makes them all). Without it, the tests make
+those of SAMPLE, if the needed libraries are installed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tourkit.stacks import STACKS
 
 ROOT = Path(__file__).resolve().parents[1]
 GIVEN = os.environ.get("TOURKIT_ARCHITECTURES")
-SAMPLE = ("llama-2", "gemma-2", "falcon", "all-minilm")  # SentencePiece, sliding windows, BPE of bytes, an embedder
+SAMPLE = ("llama-2", "gemma-2", "falcon", "all-minilm")  # SentencePiece, sliding windows, byte BPE, embedding
 MAKERS = ("torch", "transformers", "sentencepiece", "onnxruntime_genai")
 CATALOGUE = manifest.catalogue()
 RESULTS = table.read()
@@ -31,7 +31,7 @@ CELLS = [(tiny.name, stack) for tiny in TINY for stack in STACKS]
 
 @pytest.mark.parametrize("model", CATALOGUE.values(), ids=CATALOGUE.keys())
 def test_every_family_of_the_catalogue_has_a_tiny_model_of_its_architecture(model: Model) -> None:
-    """When this fails: a row in tools/arch/families.py, then `make arch-table`."""
+    """If this fails, add a row to tools/arch/families.py and run `make arch-table`."""
     assert model.family in OF_FAMILY
     assert OF_FAMILY[model.family].architecture == model.architecture
 
@@ -45,7 +45,7 @@ def test_every_cell_was_tried() -> None:
 
 
 def test_the_table_in_the_docs_is_what_came_of_it() -> None:
-    """When this fails: `make docs`."""
+    """If this fails, run `make docs`."""
     text = table.PAGE.read_text(encoding="utf-8")
 
     assert table.page(text, RESULTS) == text
@@ -61,7 +61,7 @@ def test_every_family_works_on_a_stack(family: str) -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the tiny models: the one that is given, or one with the sample."""
+    """Return the folder of the tiny models: the given one, or a new one with the sample."""
     if GIVEN:
         return Path(GIVEN)
     folder = tmp_path_factory.mktemp("architectures")
@@ -73,7 +73,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def obstacle(name: str, stack: str) -> str:
-    """Why a cell cannot be tried here; empty when it can."""
+    """Return why a cell of the table cannot be tried here; empty if it can."""
     if find_spec(trial.PACKAGES[stack]) is None:
         return f"{trial.PACKAGES[stack]} is not installed here: make test-arch"
     if GIVEN:
@@ -94,7 +94,7 @@ def obstacle(name: str, stack: str) -> str:
 )
 @pytest.mark.starts
 def test_the_stack_does_with_the_model_what_the_table_says(name: str, stack: str, models: Path, tmp_path: Path) -> None:
-    """When a cell has changed for the better: `make arch-table`."""
+    """If a cell now works better than in the table, run `make arch-table`."""
     why = trial.attempt(BY_NAME[name], stack, models / name, tmp_path / "log")
 
     told = RESULTS[stack][name]

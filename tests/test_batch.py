@@ -1,4 +1,4 @@
-"""The batch runner, with real templates in files, a real server on loopback and a process that is really killed."""
+"""The batch runner, with real template files, a real server on loopback and a process that is really killed."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def template(tmp_path: Path) -> Path:
     return write(tmp_path / "asking.py", TEMPLATE)
 
 
-NOBODY = "http://127.0.0.1:9"  # for runs that must not get as far as a request
+NOBODY = "http://127.0.0.1:9"  # for runs that must not send a request
 
 
 def write(path: Path, text: str) -> Path:
@@ -96,7 +96,7 @@ def test_the_template_names_the_role_unless_the_client_has_one(tmp_path: Path, t
 
 @pytest.mark.starts
 def test_failures_are_records_in_their_place(tmp_path: Path) -> None:
-    """Whatever a line or a template does, it costs that line alone, and says why."""
+    """If a line or a template fails, only the record of this line is lost, and it says why."""
     template = write(
         tmp_path / "failing.py",
         """
@@ -156,7 +156,7 @@ def run(document, client):
 @pytest.mark.starts
 def test_a_dead_server_is_said_in_every_record(tmp_path: Path, template: Path) -> None:
     docs, out = write_documents(tmp_path / "docs.jsonl", 3), tmp_path / "out.jsonl"
-    with socket.socket() as unused:  # bound but not listening: nobody else gets this port meanwhile
+    with socket.socket() as unused:  # bound but not listening, so that nobody else gets this port
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         run_batch(template, docs, out, client=Client(url))
@@ -178,7 +178,7 @@ def test_duplicate_ids_are_refused_before_anything_runs(tmp_path: Path, template
 
 @pytest.mark.starts
 def test_text_of_any_script_comes_through(tmp_path: Path, template: Path) -> None:
-    """UTF-8 with a BOM and Windows line ends in; U+2028 and half a surrogate pair must not split or end a line."""
+    """The input is UTF-8 with a BOM and Windows line ends. U+2028 and half a surrogate pair must not split a line."""
     texts = ["Ёлка «синяя»", "日本語 🦊", "one\u2028two\x85three", "\ud83d"]
     rows = "\r\n".join(json.dumps({"id": i, "text": text}) for i, text in enumerate(texts))
     docs, out = write(tmp_path / "docs.jsonl", "\ufeff" + rows), tmp_path / "out.jsonl"
@@ -187,7 +187,7 @@ def test_text_of_any_script_comes_through(tmp_path: Path, template: Path) -> Non
         run_batch(template, docs, out, client=Client(stub.url))
 
     lines = out.read_text(encoding="utf-8").split("\n")
-    # The stub's answer cannot hold half a pair, so that line is a failure; it is still a line.
+    # The stub cannot answer with half a pair, so this line is a failure, but it has a record.
     assert [json.loads(line).get("said") for line in lines[:-2]] == texts[:3]
     assert json.loads(lines[-2])["id"] == 3
     assert "«синяя»" in lines[0]
@@ -285,7 +285,7 @@ def test_resume_does_not_take_another_files_results_for_its_own(tmp_path: Path, 
 
 @pytest.mark.starts
 def test_a_changed_line_is_computed_again_on_resume(tmp_path: Path, template: Path) -> None:
-    """The journal goes by the content of a line, not by its number alone."""
+    """The journal compares the content of a line, not only its number."""
     docs, out = write_documents(tmp_path / "docs.jsonl", 3), tmp_path / "out.jsonl"
     with serve(lambda body, index: Refusal(500) if "2" in echo(body, index) else echo(body, index)) as stub:
         run_batch(template, docs, out, client=Client(stub.url))
@@ -328,7 +328,7 @@ def test_a_damaged_journal_costs_its_damaged_lines_alone(tmp_path: Path, templat
 
 @pytest.mark.starts
 def test_a_killed_run_goes_on_and_recomputes_no_finished_line(tmp_path: Path, template: Path) -> None:
-    """kill -9 while half of the documents wait for the server: the other half is on disk for good."""
+    """kill -9 while half of the documents wait for the server: the other half is safe on disk."""
     arrived, let_go = threading.Semaphore(0), threading.Event()
     docs, out = write_documents(tmp_path / "docs.jsonl", 12), tmp_path / "out.jsonl"
 
@@ -350,10 +350,10 @@ def test_a_killed_run_goes_on_and_recomputes_no_finished_line(tmp_path: Path, te
         command = [sys.executable, "-c", code, str(template), str(docs), str(out), stub.url]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
-            for line in child.stdout:  # ends with the process, should it fail
+            for line in child.stdout:  # if the process fails, the loop ends with it
                 if int(line) == 6:
                     break
-            for _ in range(2):  # both threads wait: no request of theirs arrives after the count is taken
+            for _ in range(2):  # both threads wait, so no request arrives after the count
                 assert arrived.acquire(timeout=30)
             os.kill(child.pid, signal.SIGKILL)
         assert child.returncode == -signal.SIGKILL
@@ -403,7 +403,7 @@ def test_ctrl_c_leaves_the_journal(tmp_path: Path, template: Path) -> None:
 
 @pytest.mark.starts
 def test_what_misses_the_deadline_is_recorded_and_can_be_resumed(tmp_path: Path, template: Path) -> None:
-    """The run ends though two documents never answer; nothing that was done is lost."""
+    """The run ends although two documents never get an answer. No finished record is lost."""
     let_go, reached = threading.Event(), threading.Event()
 
     def answer(body: dict[str, Any], index: int) -> str:
@@ -442,7 +442,7 @@ def test_a_deadline_that_has_passed_still_gives_every_line(tmp_path: Path, templ
 
 @pytest.mark.starts
 def test_a_template_that_never_returns_does_not_hold_the_process(tmp_path: Path) -> None:
-    """Its thread is abandoned: the process ends by itself once the output is written."""
+    """Its thread is abandoned: the process ends by itself after the output is written."""
     template = write(
         tmp_path / "hanging.py", "import threading\ndef run(document, client):\n    threading.Event().wait()\n"
     )

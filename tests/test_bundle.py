@@ -1,4 +1,4 @@
-"""The index of a bundle: written one way, read strictly."""
+"""The index of a bundle: written in one form, read strictly."""
 
 import dataclasses
 import hashlib
@@ -32,7 +32,7 @@ HASH = hashlib.sha256(b"").hexdigest()
 
 
 def rewrite(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the index as someone would who also mends its digest."""
+    """Change the index as an attacker would, with a matching digest."""
     raw = orjson.loads((root / "bundle.json").read_bytes())
     change(raw)
     del raw["digest"]
@@ -111,7 +111,7 @@ def test_a_source_may_have_another_path_than_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.starts
 def test_sha256sum_agrees(tmp_path: Path) -> None:
-    """Where tourkit is not installed, coreutils check the bundle."""
+    """Coreutils can check the bundle on machines without tourkit."""
     make_bundle(tmp_path)
 
     def check() -> subprocess.CompletedProcess[str]:
@@ -193,7 +193,7 @@ def test_any_flipped_bit_of_the_index_is_noticed(tmp_path: Path) -> None:
 
 
 def test_other_white_space_is_damage_too(tmp_path: Path) -> None:
-    """The file must be byte-equal to its canonical form, or SHA256SUMS could not be rendered from it."""
+    """The file must be byte-equal to its canonical form, because SHA256SUMS contains its hash."""
     make_bundle(tmp_path)
     path = tmp_path / "bundle.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
@@ -249,7 +249,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 def test_an_index_that_is_whole_but_wrong_is_refused(
     tmp_path: Path, change: Callable[[dict[str, Any]], None], said: str
 ) -> None:
-    """Whoever wrote it: nothing outside the bundle can be named, and the message has file and reason in one line."""
+    """No index can name a path outside the bundle. The message has file and reason in one line."""
     make_bundle(tmp_path)
     rewrite(tmp_path, change)
 

@@ -1,4 +1,4 @@
-"""What tourkit ships: the catalogue, the built-in sets and their locks; and the tool that writes those locks."""
+"""The shipped data: the catalogue, the built-in sets and their locks, and the tool that writes these locks."""
 
 import json
 import re
@@ -24,7 +24,7 @@ CATALOGUE = manifest.catalogue()
 LOCKED = [name for name in manifest.builtin_sets() if lock.path_of(data.MANIFESTS / f"{name}.toml").is_file()]
 
 
-# What whoever takes part may be handed, and the family under which the catalogue has it.
+# The models that participants may get, and their families in the catalogue.
 FAMILIES = {
     "Llama 2": "llama-2",
     "Llama 3": "llama-3",
@@ -107,7 +107,7 @@ def test_every_family_that_may_be_handed_out_is_there(family):
 
 
 def test_no_model_is_of_a_family_outside_the_list():
-    """A family written in two ways would hide one of them."""
+    """If one family had two spellings, a search for one would miss the other."""
     assert {model.family for model in CATALOGUE.values()} == set(FAMILIES.values())
 
 
@@ -154,7 +154,7 @@ def test_a_model_without_gguf_says_so_in_its_file(model):
 
 @pytest.mark.parametrize("model", CATALOGUE.values(), ids=CATALOGUE.keys())
 def test_gguf_variants_name_one_file_exactly(model):
-    """These repositories hold files whose names only differ in a suffix: a pattern would take too much."""
+    """These repositories have files whose names differ only in a suffix: a pattern would take too many."""
     for variant in model.variants:
         if variant.format == "gguf":
             assert len(variant.files) == 1
@@ -162,7 +162,7 @@ def test_gguf_variants_name_one_file_exactly(model):
 
 
 def test_each_role_of_the_tour_has_a_resolved_variant_to_fetch():
-    """Whoever has no token and no time can prefetch the tour without locking first."""
+    """People without a token can prefetch the tour without `tourkit lock` first."""
     wanted = manifest.load("tour-20gb")
     resolved = {variant.model for variant in lock.read(lock.path_of(wanted.path)).resolved}
 
@@ -178,7 +178,7 @@ def test_the_16_gb_set_is_wholly_resolved_and_leaves_room_for_the_caches():
 
 @pytest.mark.parametrize("name", NEW_SETS)
 def test_each_role_of_a_set_has_a_resolved_variant_to_fetch(name):
-    """Embedding apart: of the embedders no hash was found."""
+    """Except for embedding: no hashes of embedding models were found."""
     wanted = manifest.load(name)
     resolved = {variant.model for variant in lock.read(lock.path_of(wanted.path)).resolved}
 
@@ -313,7 +313,7 @@ def test_language_keeps_models_made_for_it_or_for_many_and_names_those_that_say_
 
     ids = {model.id for model in japanese.models}
     assert {"elyza-japanese-llama-2-7b-instruct", "qwen2.5-7b-instruct", "bge-m3"} <= ids
-    assert "mixtral-8x7b-instruct-v0.1" not in ids  # it lists five languages, this is none of them
+    assert "mixtral-8x7b-instruct-v0.1" not in ids  # it lists five languages, and this one is not among them
     assert set(japanese.unstated["language"]) == {id_ for id_, model in CATALOGUE.items() if not model.languages}
 
 
@@ -445,7 +445,7 @@ def test_the_command_names_what_it_left_out_for_want_of_facts(capsys):
 
     told = capsys.readouterr()
     assert "left out, no language is stated: " in told.err
-    assert "biomistral-7b" not in told.err  # its languages are stated, and this is none of them
+    assert "biomistral-7b" not in told.err  # its languages are stated, and this one is not among them
     assert "qwen2.5-7b-instruct" in {row["id"] for row in json.loads(told.out)}
 
 
@@ -482,7 +482,7 @@ def test_a_wish_that_cannot_be_read_is_a_wrong_use(arguments, says, capsys):
 
 
 def test_the_page_of_the_catalogue_is_what_the_files_say():
-    """When this fails: `make docs`."""
+    """If this fails, run `make docs`."""
     assert (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8") == catalogue_page.render()
 
 
@@ -492,7 +492,7 @@ PAGE = (ROOT / "docs" / "manifest.md").read_text(encoding="utf-8")
 
 
 def keys(schema: object) -> set[str]:
-    """Every key that a schema lets a file have."""
+    """Yield every key that a schema allows in a file."""
     if isinstance(schema, list):
         return {key for item in schema for key in keys(item)}
     if not isinstance(schema, dict):
@@ -570,7 +570,7 @@ def row(repo: str, revision: str | None, *files: dict, **more: object) -> dict:
 
 @pytest.fixture
 def locks_from_facts(tmp_path):
-    """Run the tool on facts about the mini set and give the lock it wrote, by quant."""
+    """Run the tool on facts about the mini set, and return the lock that it wrote, by quant."""
 
     def run(*rows: dict) -> dict[str, LockEntry]:
         (tmp_path / "facts.json").write_text(json.dumps(rows), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The command line as a contract: exit codes, one-line errors with a mend, JSON for scripts, a complete wheel."""
+"""The command line as a contract: exit codes, one-line errors with a fix, JSON for scripts, a complete wheel."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_templates_are_listed_shown_and_copied(tmp_path: Path) -> None:
 
 @pytest.mark.starts
 def test_an_installed_wheel_is_complete_outside_a_checkout(tmp_path: Path) -> None:
-    """Manifests, templates, the bundle's skeleton and the demo's model travel in it; other weights, caches do not."""
+    """It has manifests, templates, the bundle's skeleton and the demo's model, but no other weights and no caches."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     wheel = next(tmp_path.glob("*.whl"))

@@ -1,4 +1,4 @@
-"""The trip on real input: a bundle from mirror, lock and prefetch, served offline, asked by real clients."""
+"""All steps on real input: a bundle from mirror, lock and prefetch, served offline to real clients."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def tourkit(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
 
 @pytest.fixture(scope="module")
 def work(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose `bundle` was locked and prefetched by the command line from a mirror."""
+    """Return a folder with a `bundle` that the commands lock and prefetch made from a mirror."""
     work = tmp_path_factory.mktemp("trip")
     (work / "e2e.toml").write_text(MANIFEST)
     make_bundle(work / "upstream", tiny_gguf)
@@ -110,7 +110,7 @@ def sample_documents() -> list[dict[str, Any]]:
 
 
 def test_the_openai_client_gets_valid_json_for_every_sample_document_streaming_and_not(served: Serving) -> None:
-    """Unmodified client, every document of every template, each schema in turn where a document has none."""
+    """Ask about every document of every template. A document without a schema gets one of the schemas in turn."""
     by_kind = schemas()
     every = list(by_kind.values())
     documents = sample_documents()

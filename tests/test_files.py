@@ -1,4 +1,4 @@
-"""A file is whole or absent, and its hash is right."""
+"""A file is written whole or not at all, and its hash is right."""
 
 import hashlib
 import os
@@ -74,7 +74,7 @@ def test_a_write_into_no_folder_is_an_os_error(tmp_path: Path) -> None:
 
 @pytest.mark.starts
 def test_a_killed_writer_leaves_the_old_or_the_new_content(tmp_path: Path) -> None:
-    """Under its own name a file is never half written, whenever the process dies."""
+    """A file with its final name is never half written, even if the process is killed."""
     target = tmp_path / "a"
     size = 300_000
     write_atomic(target, b"0" * size)

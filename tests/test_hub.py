@@ -1,4 +1,4 @@
-"""What the hub is asked, how its refusals read, and where tokens and connections go."""
+"""The requests to the hub, the messages for its refusals, and where tokens and connections go."""
 
 import shutil
 import socket
@@ -128,7 +128,7 @@ def test_a_tree_is_asked_for_again(hub: Hub, server: FaultyHub) -> None:
 
 
 def test_a_silent_hub_does_not_hold_a_tree_for_ever(server: FaultyHub) -> None:
-    """huggingface_hub asks for a tree without any time limit."""
+    """huggingface_hub itself sets no time limit for a tree."""
     server.api_faults = [Fault("stall")]
     hub = Hub(server.url, patience=replace(QUICK, stall_s=0.3))
     assert len(hub.tree(REPO, COMMIT)) == len(FILES)
@@ -165,7 +165,7 @@ def test_an_answer_that_is_no_hubs_is_one_line(hub: Hub, server: FaultyHub, page
 @pytest.mark.starts
 def test_nobody_at_the_endpoint_is_one_line() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))  # bound but not listening, so connections are refused
         hub = Hub(f"http://127.0.0.1:{taken.getsockname()[1]}", patience=QUICK)
         with pytest.raises(HubError, match="connection was refused") as error:
             hub.info(REPO, "main")
@@ -223,7 +223,7 @@ def test_a_connection_closed_while_idle_is_replaced_without_a_word(hub: Hub, ser
 def test_a_connection_that_was_idle_for_long_is_not_used_again(
     hub: Hub, server: FaultyHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A router may have forgotten it: a request into the void would wait out the whole patience."""
+    """A router may have forgotten it: the request would get no answer and wait for the whole stall limit."""
     monkeypatch.setattr("tourkit.fetch.http._IDLE_S", -1.0)
     for _ in range(2):
         assert body(hub, "config.json") == FILES["config.json"]
@@ -253,7 +253,7 @@ def test_what_came_before_the_line_broke_is_handed_over_first(hub: Hub, server: 
 @pytest.mark.parametrize("begun", [False, True], ids=["for an answer", "for bytes"])
 @pytest.mark.starts
 def test_an_interrupt_wakes_a_thread_that_waits(begun: bool) -> None:
-    """The server says nothing more: out of patience, the thread would tell of no answer in time."""
+    """The server stays silent. Without the interrupt, the thread would end with "no answer in time"."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         hub = Hub(f"http://127.0.0.1:{listener.getsockname()[1]}", patience=QUICK)
         told: list[str] = []
@@ -285,7 +285,7 @@ def test_a_file_that_is_left_half_read_does_not_spoil_the_next(hub: Hub) -> None
 
 
 def test_redirects_end_somewhere(hub: Hub, server: FaultyHub) -> None:
-    """The hub sends on to itself for ever."""
+    """The hub redirects to itself without end."""
     server.refuse = (302, {"Location": f"/{REPO}/resolve/{COMMIT}/config.json"})
     with pytest.raises(HubError, match="redirects"), hub.open(REPO, COMMIT, "config.json"):
         pass
@@ -307,7 +307,7 @@ def test_the_token_of_the_environment_is_used_and_an_argument_beats_it(
 
 
 class Proxy:
-    """Answers CONNECT with 403 and remembers it."""
+    """A proxy that answers CONNECT with 403 and records it."""
 
     def __init__(self) -> None:
         self.asked = b""
@@ -349,7 +349,7 @@ def test_https_goes_through_the_proxy_as_a_tunnel_that_sees_no_token(monkeypatch
 def test_http_goes_through_the_proxy_but_not_where_no_proxy_says(
     server: FaultyHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The test hub reads whole URLs in the request line too, so that it can stand in for a proxy."""
+    """The test hub also accepts whole URLs in the request line, so it can act as a proxy."""
     monkeypatch.setenv("HTTP_PROXY", server.url)
     monkeypatch.delenv("http_proxy", raising=False)
     hub = Hub("http://hub.invalid", "hf_x", patience=QUICK)
@@ -436,7 +436,7 @@ def test_pauses_double_up_to_a_limit_and_the_servers_wish_is_capped() -> None:
 
 
 def test_a_chunked_answer_has_no_size_but_all_its_bytes(server: FaultyHub, hub: Hub) -> None:
-    """What a hub says about small files may come in chunks, without a length."""
+    """A hub may send a small file in chunks, without a length."""
     real = server.server.RequestHandlerClass
 
     class Chunked(real):  # type: ignore[misc, valid-type]

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.starts, pytest.mark.skipif(sys.platform == "win32", re
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """A bundle in a folder with a space in its name, with a shell script only."""
+    """Make a bundle with only the shell script, in a folder with a space in its name."""
     folder = tmp_path / "usb drive"
     folder.mkdir()
     shutil.copy(BUNDLE_SKELETON / "install.sh", folder)
@@ -41,7 +41,7 @@ def install(
 
 
 def write_wheel(folder: Path) -> None:
-    """The smallest wheel that can be installed under the name tourkit."""
+    """Write the smallest wheel that can be installed under the name tourkit."""
     files = {
         "tourkit_stub.py": b"WORKS = True\n",
         "tourkit-0.0.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: tourkit\nVersion: 0.0.0\n",
@@ -124,9 +124,9 @@ def test_a_folder_with_something_else_in_it_is_left_alone(bundle: Path, tmp_path
 
 
 def test_it_installs_without_a_network_and_leaves_the_bundle_as_it_was(bundle: Path, tmp_path: Path) -> None:
-    """Proxies that lead nowhere stand for the missing network: nothing may be asked for.
+    """Proxies that do not exist take the place of the missing network: no request may be sent.
 
-    A first run without the wheel fails with pip's own words and ours; the next one mends what it left.
+    A first run without the wheel fails with pip's message and ours. The next run repairs what it left.
     """
     variables = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     (tmp_path / "empty").mkdir()
@@ -147,7 +147,7 @@ def test_it_installs_without_a_network_and_leaves_the_bundle_as_it_was(bundle: P
 
 
 def test_the_script_is_plain_posix(bundle: Path) -> None:
-    """dash is /bin/sh on Debian and Ubuntu, and a CR would stop every shell."""
+    """dash is /bin/sh on Debian and Ubuntu, and every shell fails on a CR."""
     data = (bundle / "install.sh").read_bytes()
 
     assert data.startswith(b"#!/bin/sh\n")

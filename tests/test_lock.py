@@ -1,4 +1,4 @@
-"""A lock says which bytes a manifest means; it is refused as soon as it no longer does."""
+"""A lock says which bytes a manifest means. A lock that no longer fits the manifest is refused."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ class RepoInfo:
 
 @dataclass(slots=True)
 class FolderHub:
-    """A hub over folders: <root>/<owner>/<name>/<commit>/..., with branches in `heads` and a record of its calls.
+    """A hub made of folders, <root>/<owner>/<name>/<commit>/..., with branches in `heads`. It records its calls.
 
     Files that end in .gguf or .safetensors are "LFS": their SHA-256 is in the tree.
     """
@@ -96,7 +96,7 @@ BF16 = variant("BF16", "safetensors", "me/m", files=("model-*.safetensors", "*.j
 
 @pytest.fixture
 def load(tmp_path):
-    """Write a set with one model of the given variants and load it."""
+    """Write a set with one model that has the given variants, and load it."""
 
     def write(*variants: str, name: str = "set") -> models.Manifest:
         path = tmp_path / f"{name}.toml"
@@ -312,7 +312,7 @@ UNKNOWN = {"size": None, "sha256": None}
 
 
 def locked(quant: str = "A", **sha256: str) -> LockedVariant:
-    """A variant of m with files of one byte, by the name before .gguf."""
+    """Return a variant of m with files of one byte. The names are given without .gguf."""
     folder = VariantId("m", quant).folder
     files = (
         PinnedFile(f"{folder}/{name}.gguf", 1, digest, Source("me/m", FIRST, f"{name}.gguf"))
@@ -367,7 +367,7 @@ def raw() -> dict:
 
 
 def put(content: dict, keys: str, value: object) -> dict:
-    """`content` with the value at a dotted path set, or removed when it is `...`."""
+    """Return `content` with the value at a dotted path set, or removed if the value is `...`."""
     place = content
     *folders, last = [int(key) if key.isdigit() else key for key in keys.split(".")]
     for key in folders:
@@ -474,7 +474,7 @@ STALE = {
 
 
 @pytest.mark.parametrize(("variants", "difference"), STALE.values(), ids=STALE.keys())
-def test_a_stale_lock_is_refused_with_the_difference_and_the_mend(load, hub, variants, difference):
+def test_a_stale_lock_is_refused_with_the_difference_and_the_fix(load, hub, variants, difference):
     made = resolve(load(variant()), hub)
     wanted = load(*variants)
 

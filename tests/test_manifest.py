@@ -1,4 +1,4 @@
-"""What a manifest may say, and what people are told when it says something else."""
+"""What a manifest may contain, and the errors for everything else."""
 
 import hashlib
 import subprocess
@@ -35,7 +35,7 @@ GOOD = HEAD + ROLES + MODEL
 
 @pytest.fixture
 def written(tmp_path):
-    """Write a manifest and give its path."""
+    """Write a manifest, and return its path."""
 
     def write(text: str, name: str = "mine.toml") -> Path:
         path = tmp_path / name
@@ -207,7 +207,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("text", "fragments"), BAD.values(), ids=BAD.keys())
-def test_a_bad_manifest_is_refused_with_file_key_and_mend(written, text, fragments):
+def test_a_bad_manifest_is_refused_with_file_key_and_fix(written, text, fragments):
     path = written(text)
 
     message = refusal(path)
@@ -311,7 +311,7 @@ def test_load_takes_the_text_of_a_path_and_the_name_of_a_set(written):
 
 
 def test_filters_keep_what_they_name_and_pass_over_models_left_with_nothing(written):
-    """`formats` and `quants` choose variants; a model without any is passed over while its role has another."""
+    """`formats` and `quants` choose variants. A model without variants is skipped if its role has another model."""
     onnx = VARIANT.replace("gguf", "onnx").replace("Q4_K_M", "ONNX-INT4")
     other = MODEL.replace("my-model", "other").replace("Q4_K_M", "Q8_0")
     text = HEAD + '[roles]\ntool = ["other", "my-model"]\n' + MODEL + onnx + other
@@ -398,7 +398,7 @@ def test_distinct_names_in_one_folder_pass():
 
 @pytest.mark.starts
 def test_importing_costs_no_validator():
-    """Only reading a manifest loads jsonschema: `tourkit --help` must stay quick."""
+    """Only reading a manifest loads jsonschema: `tourkit --help` must be fast."""
     code = "import sys, tourkit.manifest.lock; print(sorted({'jsonschema', 'huggingface_hub'} & sys.modules.keys()))"
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The mirror speaks the hub's protocol as the hub's own client expects it, and serves the bundle alone."""
+"""The mirror speaks the hub's protocol as the hub's own client expects, and serves only the bundle."""
 
 import contextlib
 import hashlib
@@ -39,7 +39,7 @@ IN_REPO = {
 
 @contextlib.contextmanager
 def serving(root: Path, log: Path) -> Iterator[str]:
-    """The mirror in a process of its own; gives its URL. It must end quietly when asked to."""
+    """Run the mirror in its own process, and yield its URL. It must end without output when it is terminated."""
     code = """
 import sys
 from pathlib import Path
@@ -81,7 +81,7 @@ def api(url: str) -> HfApi:
 def ask(
     url: str, method: str, target: str, headers: dict[str, str] | None = None, body: bytes | None = None
 ) -> tuple[int, dict[str, str], bytes]:
-    """One request exactly as written: no client tidies the path."""
+    """Send one request exactly as written: a client library would normalise the path."""
     where = urlsplit(url)
     connection = http.client.HTTPConnection(str(where.hostname), where.port, timeout=60)
     try:
@@ -277,7 +277,7 @@ def test_the_client_s_own_verification_agrees(api: HfApi, url: str, tmp_path: Pa
 
 
 def test_hf_download_from_the_command_line(url: str, tmp_path: Path) -> None:
-    """What people type: HF_ENDPOINT and the `hf` command, nothing else."""
+    """People set HF_ENDPOINT and run the `hf` command, nothing else."""
     program = Path(sys.executable).with_name("hf")
     command = [str(program), "download", REPO, "README.md", "--local-dir", str(tmp_path / "out")]
     environment = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), "PATH": str(program.parent)}
@@ -360,7 +360,7 @@ def test_if_range_gives_the_whole_file_when_it_is_another_one(url: str) -> None:
 
 
 def test_a_cut_download_goes_on_where_it_stopped(url: str) -> None:
-    """As prefetch resumes: read some, hang up, ask for the rest."""
+    """prefetch resumes like this: read some bytes, hang up, ask for the rest."""
     where = urlsplit(url)
     connection = http.client.HTTPConnection(str(where.hostname), where.port, timeout=60)
     connection.request("GET", BIG_PATH)
@@ -505,7 +505,7 @@ def test_a_hostile_host_header_is_only_text(url: str) -> None:
     assert b"<script" not in body
 
 
-# ---- a bundle that changes under it ------------------------------------------------------------------
+# ---- a bundle that changes while it is served --------------------------------------------------------
 
 
 @pytest.mark.starts
@@ -531,7 +531,7 @@ def test_a_file_that_changed_size_is_500_with_its_name_and_a_log_line(tmp_path: 
 
 @pytest.mark.starts
 def test_a_file_cut_off_under_way_breaks_the_connection(tmp_path: Path) -> None:
-    """The client must not take what it got for the whole file."""
+    """The client must not mistake the received part for the whole file."""
     path = "models/tiny/Q8_0/tiny-Q8_0.gguf"
     write_files(tmp_path / "bundle", {**FILES, path: bytes(64_000_000)})
     write_index(tmp_path / "bundle", build_index(tmp_path / "bundle", "x", {}, MODELS, VARIANTS))
@@ -580,8 +580,8 @@ def test_an_address_that_cannot_be_had_is_local_trouble(url: str, tmp_path: Path
 def test_an_answer_does_not_wait_for_the_clients_acknowledgement(root: Path) -> None:
     """Nagle's algorithm is off on the connections that the mirror accepts (TCP_NODELAY).
 
-    The process of the mirror asks itself over TCP, finds its end of that connection among its open files, and says
-    what the option is there.
+    The mirror's process sends itself a request over TCP, finds the server's end of this connection in its open files,
+    and prints the option there.
     """
     code = """
 import http.client, os, signal, socket, sys, threading
@@ -595,7 +595,7 @@ def own_end(client):
             end = socket.socket(fileno=os.dup(fd))
             if end.getpeername() == client.getsockname():
                 return end
-        except OSError:  # no socket, or not a connected one
+        except OSError:  # not a socket, or not connected
             continue
 
 def look(url):

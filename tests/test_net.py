@@ -1,4 +1,4 @@
-"""Which addresses are this machine, and what every listening socket is like."""
+"""Which addresses belong to this machine, and the options of every listening socket."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from tourkit.net import is_loopback, listen, url_of
     ],
 )
 def test_this_machine_is_localhost_and_the_loopback_and_unspecified_addresses(host: str, expected: bool) -> None:
-    """A name below `localhost` is not: a resolver may ask the network for it."""
+    """A name below `localhost` does not count: a resolver may ask the network for it."""
     assert is_loopback(host) is expected
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])
 def host(request: pytest.FixtureRequest) -> str:
-    """A loopback address of each kind that exists here."""
+    """Return a loopback address of each kind that this machine has."""
     address = str(request.param)
     if ":" in address:
         try:
@@ -64,7 +64,7 @@ def test_port_0_is_a_free_port_and_the_url_names_it(host: str) -> None:
 
 @pytest.mark.starts
 def test_no_answer_waits_for_a_delayed_acknowledgement(host: str) -> None:
-    """asyncio sets TCP_NODELAY only where the protocol is named; accepted sockets have both from their listener."""
+    """asyncio sets TCP_NODELAY only if the protocol is named. Accepted sockets inherit both from their listener."""
     with listen(host, 0) as listener, socket.create_connection(listener.getsockname()[:2]):
         accepted, _ = listener.accept()
         with accepted:

@@ -1,4 +1,4 @@
-"""What `prefetch` promises on a bad line: right bytes or no file, no byte twice without need, one clear line."""
+"""What `prefetch` promises on a bad network: right bytes or no file, no byte twice without need, one clear line."""
 
 import contextlib
 import hashlib
@@ -38,7 +38,7 @@ FOLDER = "models/tiny/Q4_K_M"
 
 
 class Heard:
-    """A listener that remembers."""
+    """A listener that records all events."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -59,7 +59,7 @@ class Heard:
 
 
 class Set:
-    """A manifest, its lock and a folder to fetch into, over one faulty hub."""
+    """A manifest, its lock, a faulty hub, and a folder to fetch into."""
 
     def __init__(self, server: FaultyHub, folder: Path, roles: dict[str, str], variants: dict[str, list[str]]) -> None:
         self.server, self.root, self.heard = server, folder / "bundle", Heard()
@@ -113,7 +113,7 @@ def tiny(server: FaultyHub, tmp_path: Path) -> Set:
 
 
 def shape(root: Path) -> dict[str, str]:
-    """Every file below a folder with its hash."""
+    """Return every file below a folder with its hash."""
     return {
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))
@@ -134,7 +134,7 @@ def assert_whole(made: Set) -> None:
     assert verify.verify(made.root).ok, verify.verify(made.root)
 
 
-# ---- the good line -----------------------------------------------------------------------------------
+# ---- a good network ----------------------------------------------------------------------------------
 
 
 def test_a_bundle_is_whole_and_verifies(tiny: Set) -> None:
@@ -304,19 +304,19 @@ def test_a_choice_of_nothing_is_refused_before_the_folder_is_made(two: Set, opti
     assert not two.root.exists()
 
 
-def test_an_unresolved_lock_is_refused_with_the_command_that_mends_it(two: Set) -> None:
+def test_an_unresolved_lock_is_refused_with_the_command_that_fixes_it(two: Set) -> None:
     draft, tiny = two.lock.resolved
     files = tuple(UnresolvedFile(file.source.path, file.size, None) for file in draft.files)
     hole = UnresolvedVariant(
         draft.model, draft.quant, draft.format, draft.repo, draft.revision, draft.commit, files, complete=True
     )
     two.lock = lock.new(two.lock.name, two.lock.manifest_sha256, [hole, tiny])
-    two.run(roles=["brain"])  # the hole is not in what was asked for
+    two.run(roles=["brain"])  # the unresolved variant is not selected
     with pytest.raises(ManifestError, match="tourkit lock"):
         two.run(roles=["tool"])
 
 
-# ---- faults on the way -------------------------------------------------------------------------------
+# ---- faults during the transfer ----------------------------------------------------------------------
 
 PASSING = {
     "flip once": Fault("flip", times=1, at=5000),
@@ -374,7 +374,7 @@ def test_a_server_that_cannot_resume_is_met_from_zero(tiny: Set) -> None:
 
 
 def test_a_server_that_neither_resumes_nor_finishes_is_given_up(tiny: Set, monkeypatch) -> None:
-    """Bytes that arrive again are no progress: else this would go on for ever."""
+    """Repeated bytes are no progress: otherwise prefetch would never give up."""
     tiny.server.faults[BIG] = Fault("truncated", at=BLOCK)
     monkeypatch.setattr(tiny.server, "fault_for", lambda path: tiny.server.faults.get(path))
     real = tiny.server.server.RequestHandlerClass
@@ -511,7 +511,7 @@ def test_another_hash_announced_by_the_hub_is_wrong_content_before_the_transfer(
 
 @pytest.mark.parametrize("relative", [False, True])
 def test_a_signed_link_that_has_run_out_is_asked_for_again(tiny: Set, cdn: FaultyHub, relative: bool) -> None:
-    """Good for one use: each resume after a dropped line needs a fresh one."""
+    """The link is valid for one use: each resume after a broken connection needs a new one."""
     tiny.server.cdn = tiny.server if relative else cdn
     tiny.server.relative = relative
     tiny.server.cdn.link_uses = 1
@@ -567,7 +567,7 @@ def test_a_file_that_is_gone_says_run_lock(tiny: Set) -> None:
     assert tiny.starts(BIG) == []
 
 
-# ---- what is on the drive ----------------------------------------------------------------------------
+# ---- files on the drive ------------------------------------------------------------------------------
 
 
 def test_a_good_old_file_stays_until_its_successor_is_whole(tiny: Set) -> None:
@@ -634,7 +634,7 @@ from tourkit.manifest.models import PinnedFile
 from tourkit.manifest.resolve import resolve
 from tourkit.errors import TourkitError
 from tourkit.fetch.hub import Hub
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have told its background jobs to ignore
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore SIGINT in background jobs
 limit = int(sys.argv[4])
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -685,7 +685,7 @@ def test_a_file_where_the_bundle_should_be_is_one_clear_line(tiny: Set) -> None:
 
 
 def test_ctrl_c_stops_at_once_and_keeps_what_arrived(tiny: Set) -> None:
-    """The hub is silent for good: only the interrupt can end the threads before their 20 s of patience."""
+    """The hub stays silent: only the interrupt can end the threads before the stall limit of 20 s."""
     half = len(FILES[BIG]) // 2
     tiny.server.faults[BIG] = Fault("stall", at=half)
     lock.write(lock.path_of(tiny.manifest.path), tiny.lock)
@@ -697,7 +697,7 @@ def test_ctrl_c_stops_at_once_and_keeps_what_arrived(tiny: Set) -> None:
         child.send_signal(2)
         _, errors = child.communicate()
     assert "KeyboardInterrupt" in errors
-    assert tiny.starts(BIG) == [0]  # out of patience, they would have asked again
+    assert tiny.starts(BIG) == [0]  # after the stall limit they would have asked again
     assert not (tiny.root / prefetch.LOCK_FILE).exists()
     assert not (tiny.root / "bundle.json").exists()
     had = tiny.part(BIG).stat().st_size

@@ -1,8 +1,8 @@
-"""`kill -9` at any byte costs only what was not yet written: the next run asks from the byte where each file ends.
+"""`kill -9` at any byte loses only unwritten bytes: the next run continues from the end of each file.
 
-The promise, exactly: what is in a part file when the process dies is never asked for again, and a file under its own
-name is whole. Lost per kill and file in flight is at most the one block in the client's memory and what the kernel's
-socket buffers held. Whatever the kills, the bundle at the end is byte for byte the one that a single run makes.
+The exact promise: the bytes in a part file are never requested again, and a file with its final name is complete. A
+kill loses at most, for each running download, one block in the client's memory and the bytes in the kernel's socket
+buffers. After any number of kills, the bundle at the end is byte for byte the same as after a single run.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ def shape(root: Path) -> dict[str, str]:
 
 
 def have(folder: Path) -> dict[str, int]:
-    """Bytes kept of each file: all of one that has its name, else what its part file holds."""
+    """Return the kept bytes of each file: all bytes of a complete file, else those of its part file."""
     kept = {}
     for name, content in FILES.items():
         part = folder / f"{name}.{hashlib.sha256(content).hexdigest()[:12]}.part"
@@ -61,7 +61,7 @@ def have(folder: Path) -> dict[str, int]:
 
 
 def socket_buffers() -> int:
-    """The most that the kernel holds between server and client of one connection, in bytes."""
+    """Return the most bytes that the kernel holds between server and client of one connection."""
     limits = (Path("/proc/sys/net/ipv4") / name for name in ("tcp_rmem", "tcp_wmem"))
     return sum(int(limit.read_text().split()[2]) for limit in limits)
 
@@ -71,7 +71,7 @@ def socket_buffers() -> int:
 @pytest.mark.skipif(not Path("/proc/sys/net/ipv4/tcp_rmem").exists(), reason="bounds are those of Linux sockets")
 def test_twenty_kills_change_nothing_but_the_time(tmp_path: Path) -> None:
     with FaultyHub(FILES) as server:
-        server.send_buffer = 32 << 10  # so that what is sent is soon what has arrived
+        server.send_buffer = 32 << 10  # so that sent bytes arrive soon
         path = tmp_path / "test-set.toml"
         path.write_text(manifest_toml(server.repo, {"tool": "tiny"}, {"tiny": ["*"]}))
         made = manifest.load(path)
@@ -99,7 +99,7 @@ def test_twenty_kills_change_nothing_but_the_time(tmp_path: Path) -> None:
 
 
 def run_until(server: FaultyHub, path: Path, root: Path, target: int | None) -> list[Sent]:
-    """Run a real prefetch; the server kills it as soon as it has sent `target` more bytes. What was asked and sent."""
+    """Run a real prefetch; the server kills it after `target` more sent bytes. Return the requests and the bytes."""
     server.log.clear()
     command = [sys.executable, "-c", CHILD, str(path), str(root), server.url, str(JOBS)]
     begin = server.sent_bytes
@@ -113,7 +113,7 @@ def run_until(server: FaultyHub, path: Path, root: Path, target: int | None) -> 
 
 
 def check_run(log: list[Sent], before: dict[str, int], after: dict[str, int]) -> None:
-    """Each file is asked for once, from exactly where it ended; whole files not at all; little is lost."""
+    """Check that each incomplete file is requested once, from its end, no complete file is, and little is lost."""
     assert len({sent.path for sent in log}) == len(log)
     for sent in log:
         assert sent.start == before[sent.path]

@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 
 class Terminal:
-    """A real terminal of 100 columns: `out` is written to, `text` is what came out at the other end."""
+    """A real terminal of 100 columns. Write to `out`; `text` returns the output at the other end."""
 
     def __init__(self, columns: int = 100) -> None:
         self._master, slave = pty.openpty()
@@ -35,7 +35,7 @@ class Terminal:
         self._reader.start()
 
     def _drain(self) -> None:
-        with contextlib.suppress(OSError):  # Linux's end of file for a terminal
+        with contextlib.suppress(OSError):  # on Linux, the end of a terminal is an OSError
             while data := os.read(self._master, 4096):
                 self._read += data
 
@@ -45,14 +45,14 @@ class Terminal:
         os.close(self._master)
 
     def text(self) -> str:
-        """Everything that was written; the terminal is closed by it."""
+        """Close the terminal, and return everything that was written."""
         if not self.out.closed:
             self.close()
             self._text = self._read.decode().replace("\r\n", "\n")
         return self._text
 
     def screen(self) -> list[str]:
-        """The lines as they are left on the screen: what follows a carriage return overwrites what was there."""
+        """Return the lines as they stay on the screen: text after a carriage return overwrites the line."""
         lines = []
         for line in self.text().split("\n"):
             shown = ""
@@ -69,7 +69,7 @@ def terminal() -> Iterator[Terminal]:
     made.text()
 
 
-# ---- elsewhere ---------------------------------------------------------------------------------------
+# ---- without a terminal ------------------------------------------------------------------------------
 
 
 def test_progress_elsewhere_than_a_terminal_is_a_plain_line_every_tenth() -> None:

@@ -1,4 +1,4 @@
-"""The served bundle as its users see it: the official openai client, unmodified, against real processes."""
+"""The served bundle as users see it: the official openai client, unmodified, against real processes."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_logprobs_cover_every_token_and_are_probabilities(client: openai.OpenAI)
         assert [top.logprob for top in token.top_logprobs] == sorted(
             (t.logprob for t in token.top_logprobs), reverse=True
         )
-        assert token.logprob == token.top_logprobs[0].logprob  # greedy: the chosen one is the likeliest
+        assert token.logprob == token.top_logprobs[0].logprob  # greedy: the chosen token is the likeliest
     spelled = b"".join(bytes(token.bytes or []) for token in tokens)
     assert spelled.decode(errors="replace") == choice.message.content
 
@@ -180,7 +180,7 @@ def test_logprobs_under_a_schema_are_the_models_own_and_the_answer_is_still_vali
 
 
 def test_a_bias_of_minus_100_keeps_a_token_out(client: openai.OpenAI) -> None:
-    """The greedy answer's own first token, forbidden by id, does not come first any more."""
+    """If the first token of the greedy answer is forbidden by id, another token comes first."""
     options: dict[str, Any] = {"model": "tool", "messages": HELLO, "max_tokens": 1, "temperature": 0, "logprobs": True}
     first = client.chat.completions.create(**options).choices[0]
     bias = {str(token): -100 for token in range(299)}
@@ -274,7 +274,7 @@ def test_a_strict_schema_says_so_and_that_its_answers_are_valid(served: Serving)
     assert [choice["valid"] for choice in answer["tourkit"]["choices"]] == [True, True]
 
 
-# No grammar can say that the items of a list all differ.
+# No grammar can express that all items of a list differ.
 HARD = {
     "type": "object",
     "properties": {"a": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "maxItems": 4}},
@@ -284,7 +284,7 @@ HARD = {
 
 
 def test_a_schema_that_no_grammar_can_hold_is_relaxed_by_name_and_checked_afterwards(served: Serving) -> None:
-    """Whatever happened, an answer that is called valid is valid by the schema as it was sent."""
+    """An answer that is called valid is always valid by the schema as it was sent."""
     for seed in range(6):
         status, headers, answer = structured(served, HARD, seed=seed)
         outcome = answer["tourkit"]["choices"][0]
@@ -344,12 +344,12 @@ def test_a_constraint_that_is_none_is_refused_by_name(served: Serving, extra: di
     assert (status, answer["error"]["param"]) == (400, param)
 
 
-# So ambiguous that after some tokens there are more ways to have got there than the parser follows.
+# After some tokens this grammar has more possible parses than the parser follows.
 AMBIGUOUS = "start: s\ns: a b c d e f\n" + "\n".join(f"{name}: s s | s | /[a-z]/ |" for name in "abcdef")
 
 
 def test_a_grammar_that_outgrows_its_limits_on_the_way_is_a_fault_of_the_request(client: openai.OpenAI) -> None:
-    extra = {"grammar": AMBIGUOUS, "logit_bias": {"2": -100}}  # which never ends by itself
+    extra = {"grammar": AMBIGUOUS, "logit_bias": {"2": -100}}  # the text never ends by itself
     options: dict[str, Any] = {"model": "tool", "messages": HELLO, "max_tokens": 200, "temperature": 0}
 
     with pytest.raises(openai.BadRequestError, match="grew too large") as refused:
@@ -413,7 +413,7 @@ def test_health_names_the_workers_and_roles_share_one(served: Serving, client: o
 
 
 def test_a_client_that_hangs_up_frees_its_slots(served: Serving, client: openai.OpenAI) -> None:
-    """All slots are taken by streams that would run long; once they hang up, others are served at once."""
+    """Long streams take all slots. After the clients hang up, others are served at once."""
     body = json.dumps({"model": "tool", "messages": HELLO, "max_tokens": 1900, "n": 4, "stream": True, "seed": 5})
     connections = []
     for _ in range(3):
@@ -450,7 +450,7 @@ def test_many_clients_at_once_get_their_own_answers(client: openai.OpenAI) -> No
         thread.join()
 
     assert None not in together
-    # Rounding differs with the batch a token is in, so a near-tie may fall the other way now and then.
+    # Rounding depends on the batch of a token, so a near-tie may sometimes give another token.
     assert sum(a == b for a, b in zip(alone, together, strict=True)) >= 10
 
 
@@ -487,7 +487,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_stream_is_told_of_in_the_stream(t
 
 
 def test_a_full_queue_answers_429_with_retry_after(tiny_gguf: Path, tmp_path: Path) -> None:
-    """A worker lets 256 sequences wait; three requests of 128 are more than that and the slots hold."""
+    """A worker lets 256 sequences wait. Three requests of 128 are more than the queue and the slots can hold."""
     bundle = make_bundle(tmp_path / "bundle", tiny_gguf)
     body = {"model": "tool", "messages": HELLO, "max_tokens": 1000, "n": 128, "stream": True}
     with serving(bundle, tmp_path / "log", "--context", "2048", "--slots", "2") as running:
@@ -526,7 +526,7 @@ def test_stopping_the_server_does_not_wait_for_long_answers(tiny_gguf: Path, tmp
 def test_workers_listen_on_loopback_with_a_secret_where_there_are_no_unix_sockets(
     tiny_gguf: Path, tmp_path: Path
 ) -> None:
-    """As on Windows: the gateway reaches the worker, somebody else on the machine does not."""
+    """As on Windows: the gateway can reach the worker, other programs on the machine cannot."""
     code = (
         "from pathlib import Path; from tourkit.server.gateway.app import GatewayOptions\n"
         "from tourkit.server.gateway.launch import BundleOptions, serve_bundle\n"
@@ -550,7 +550,7 @@ def test_workers_listen_on_loopback_with_a_secret_where_there_are_no_unix_socket
 
 
 def listening_url(pid: int) -> str:
-    """Where a process listens on loopback, as the kernel tells."""
+    """Return the loopback addresses a process listens on, as the kernel lists them."""
     inodes = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
@@ -602,7 +602,7 @@ def test_a_worker_whose_engine_died_says_so_and_ends_so_that_another_is_started(
         answer = connection.getresponse()
         status, said = answer.status, answer.read()
         connection.close()
-        worker.process.wait()  # its stdin is still open: it ends by itself
+        worker.process.wait()  # its stdin is still open, so it ends by itself
 
         assert (status, worker.process.returncode) == (503, 0)
         assert b"the engine thread died" in said

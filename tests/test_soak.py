@@ -1,4 +1,4 @@
-"""A bounded storm: cancels, hang-ups, oversize prompts, grammars that fail. Afterwards everything is free again."""
+"""A load test: cancels, hang-ups, too long prompts, failing grammars. Afterwards everything is free again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tourkit.generation import Delta, Finish, SamplingParams
 
 
 class FailingMatcher:
-    """A grammar of lower-case letters that breaks down after a while, as a lexer limit would."""
+    """A grammar of lower-case letters that fails after a while, like a lexer limit."""
 
     def __init__(self, after: int) -> None:
         self._left = after
@@ -94,13 +94,13 @@ def test_a_storm_of_requests_leaves_every_slot_free_and_every_sequence_ended_onc
 
 
 def memory_of(pid: int) -> int:
-    """Resident memory of a process in KiB."""
+    """Return the resident memory of a process in KiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
 
 
 def storm(served: Serving, seed: int) -> None:
-    """One client: good requests, bad ones, and streams it walks away from."""
+    """Run one client: good requests, bad requests, and streams that it leaves."""
     rng = random.Random(seed)
     for _ in range(25):
         body: dict[str, Any] = {

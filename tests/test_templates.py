@@ -1,4 +1,4 @@
-"""The templates: their sample documents, what they make of good and of senseless answers, and copies of them."""
+"""The templates: their sample documents, their results for good and for useless answers, and copies of them."""
 
 import ast
 import json
@@ -72,7 +72,7 @@ def test_json_gold_follows_its_schema_and_stands_in_its_text() -> None:
         assert json_extraction.check(data, schema) == (True, None), identity
         found = json_extraction.grounded(data, schema, document["text"])
         loose = {pointer for pointer, occurs in found.items() if not occurs}
-        # What the text says in words: "two dry suits", "admission is free".
+        # Values that the text states in words: "two dry suits", "admission is free".
         assert all(pointer.endswith(("/quantity", "/price/amount")) for pointer in loose), (identity, loose)
 
 
@@ -107,11 +107,11 @@ def test_self_consistency_gold_can_be_said_under_the_schema() -> None:
         assert isinstance(answer, str) == (document["kind"] != "number"), identity
 
 
-# --- schemas a small model can come to the end of ---
+# --- schemas whose answers always end ---
 
 
 def longest(schema: dict[str, Any]) -> int:
-    """Characters of the longest compact instance; fails where there is no bound."""
+    """Return the characters of the longest compact instance. Fails if there is no limit."""
     kind = schema["type"][0] if isinstance(schema["type"], list) else schema["type"]
     if kind == "object":
         assert schema["additionalProperties"] is False
@@ -123,7 +123,7 @@ def longest(schema: dict[str, Any]) -> int:
         return 2 + (max(len(str(value)) for value in schema["enum"]) if "enum" in schema else int(schema["maxLength"]))
     if kind == "integer":
         return max(len(str(schema["minimum"])), len(str(schema["maximum"])))
-    assert kind == "boolean"  # a JSON number has no bound on its digits
+    assert kind == "boolean"  # a JSON number has no limit on its digits
     return 5
 
 
@@ -145,7 +145,7 @@ def test_every_answer_is_bounded(schema: dict[str, Any], most: int) -> None:
 
 @pytest.mark.parametrize(("schema", "most"), schemas())
 def test_the_grammar_library_takes_every_schema_as_it_is(schema: dict[str, Any], most: int) -> None:
-    """Strictly: no rung of the relaxation ladder is needed."""
+    """In strict form: no rung of the relaxation ladder is needed."""
     llguidance = pytest.importorskip("llguidance")
     grammar = llguidance.LLMatcher.grammar_from_json_schema(schema)
     assert llguidance.LLMatcher.validate_grammar_with_warnings(grammar) == (False, [])
@@ -155,7 +155,7 @@ def test_the_grammar_library_takes_every_schema_as_it_is(schema: dict[str, Any],
 
 Oracle = Callable[[dict[str, Any], int], str]
 
-# What a model says that knows the gold answer, by template; the schema is that of the request.
+# By template: the reply of a model that knows the gold answer. The schema is that of the request.
 SAYS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
     "json_extraction": lambda right, schema: right["data"],
     "graph_extraction": lambda right, schema: {schema["title"]: right[schema["title"]]},
@@ -164,12 +164,12 @@ SAYS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
 
 
 def test_the_model_that_knows_every_answer_knows_every_template() -> None:
-    """When this fails: a row in SAYS."""
+    """If this fails, add a row to SAYS."""
     assert sorted(SAYS) == NAMES
 
 
 def oracle(name: str) -> Oracle:
-    """A model that knows the gold answer of every sample document."""
+    """Return a model that knows the gold answer of every sample document."""
     texts = {row["text"]: row["id"] for row in rows(name, "documents.jsonl")}
     answers, says = gold(name), SAYS[name]
 
@@ -182,7 +182,7 @@ def oracle(name: str) -> Oracle:
 
 
 def run_all(name: str, out: Path, answer: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The records of all sample documents, and the requests they took."""
+    """Return the records of all sample documents, and their requests."""
     with serve(answer) as stub:
         run_batch(name, TEMPLATES / name / "documents.jsonl", out, client=Client(stub.url), concurrency=4)
     return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()], stub.bodies
@@ -287,7 +287,7 @@ def test_a_kind_without_a_schema_names_the_kinds_there_are() -> None:
 
 @pytest.mark.starts
 def test_braces_in_a_document_are_text() -> None:
-    """Prompts are filled by replacing, not formatting: people put JSON examples into them."""
+    """Prompts are filled with replace(), not format(), because people put JSON examples into them."""
     document = {"id": "x", "text": "{schema} {0} {text}", "schema": PERSON}
     with serve(lambda body, index: '{"name": "{0}", "age": 0}') as stub, Client(stub.url) as client:
         json_extraction.run(document, client)
@@ -307,7 +307,7 @@ def test_braces_in_a_document_are_text() -> None:
         ("1240.50", "EUR 1,240.50", True),
         ("1240.50", "1.240,50 EUR", True),
         ("900", "900 рублей", True),
-        ("240", "1 240,50", True),  # a false alarm avoided at the price of a miss: digits may be grouped anyhow
+        ("240", "1 240,50", True),  # a wrong match is accepted here, because digits may be grouped in any way
         ("5", "15 or 50", False),
         ("<0.5", "<0,5 ммоль/л", True),
         ("2026-03-05", "5 марта 2026 года", True),
@@ -504,7 +504,7 @@ def test_different_answers_keep_different_forms() -> None:
 
 @pytest.mark.parametrize(("leader", "runner_up"), [(4, 0), (6, 1), (8, 2), (9, 3), (11, 4)])
 def test_the_vote_is_sure_at_these_counts_and_not_one_before(leader: int, runner_up: int) -> None:
-    """The stops of the Beta rule at 0.95, from the closed form."""
+    """The counts at which the Beta rule stops at 0.95, from the closed form."""
     assert self_consistency.confidence(leader, runner_up) >= 0.95
     assert self_consistency.confidence(leader - 1, runner_up) < 0.95
 
@@ -520,7 +520,7 @@ def test_a_tie_is_a_toss() -> None:
         (["a"] * 3 + ["b"], 8, False),
         (["a"] * 7 + ["b"], 4, True),
         (["a"] * 6 + ["b"] * 2, 4, False),
-        (["a"] * 6 + ["b"] * 2, 3, True),  # cannot be overtaken
+        (["a"] * 6 + ["b"] * 2, 3, True),  # no other answer can overtake it
         (["42", "42.", 42, "42.0"], 8, True),
         ([], 8, False),
         ([{"x": 1, "y": "p"}] * 4, 8, True),
@@ -601,7 +601,7 @@ CARD = {
 
 
 def test_fields_of_an_object_are_voted_one_by_one() -> None:
-    """No sample is right as a whole, the vote is."""
+    """No sample is right in all fields, but the vote is."""
     samples = [
         {"name": "Ann", "total": "118", "city": "Rome", "tags": ["a", "b"]},
         {"name": "ann", "total": "181", "tags": ["b", "A"]},
@@ -645,7 +645,7 @@ def test_items_that_are_objects_are_matched_by_their_name() -> None:
 
 
 def test_parts_that_make_no_valid_whole_give_way_to_a_real_sample() -> None:
-    """Each field has its majority, together they break the schema: the medoid is what somebody said."""
+    """Each field has a majority, but together they break the schema: so the answer is a real sample, the medoid."""
     samples = [{"a": 1, "b": 1}, {"a": 2, "b": 2}, {"a": 1, "b": 2}]
     assert self_consistency.object_vote(samples, {})["answer"] == {"a": 1, "b": 2}
 
@@ -721,7 +721,7 @@ def test_a_copy_does_not_overwrite_an_edited_one_unless_forced(tmp_path: Path) -
     ):
         copy("self_consistency", tmp_path)
     assert edited.read_text() == "mine\n"
-    assert not (tmp_path / "README.md").exists()  # nothing is written when something is in the way
+    assert not (tmp_path / "README.md").exists()  # nothing is written if one file already exists
 
     copy("self_consistency", tmp_path, force=True)
     assert edited.read_text() != "mine\n"
@@ -737,7 +737,7 @@ def test_a_folder_that_cannot_be_written_is_a_local_error(tmp_path: Path) -> Non
 @pytest.mark.parametrize("options", [["-S"], []], ids=["standard library alone", "with site-packages"])
 @pytest.mark.starts
 def test_a_standalone_copy_runs_with_plain_python(name: str, options: list[str], tmp_path: Path) -> None:
-    """-S hides site-packages: no tourkit and no jsonschema are to be found but in the copy."""
+    """-S hides site-packages: Python finds tourkit only in the copy, and no jsonschema."""
     written = copy(name, tmp_path, standalone=True)
     assert tmp_path / "tourkit" / "client.py" in written
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}

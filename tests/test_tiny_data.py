@@ -1,4 +1,4 @@
-"""The tiny model's data: held-out parts are never drawn for training, and the answers are what the text says."""
+"""The tiny model's data: training never draws held-out parts, and the answers match the text."""
 
 import json
 from random import Random
@@ -25,7 +25,7 @@ def held_out(split: Split, count: int = 150) -> list[tasks.Sample]:
 
 
 def asked(sample: tasks.Sample) -> set[tuple[str, tuple[str, ...]]]:
-    """The kinds and keys of every schema of a sample."""
+    """Return the kinds and keys of every schema of a sample."""
     if "keys" in sample.about:
         return {(sample.about["kind"], tuple(sample.about["keys"]))}
     return set(sample.about.get("schemas", ()))
@@ -95,7 +95,7 @@ def test_every_group_of_sentences_has_some_of_both_splits(lang: str) -> None:
 @pytest.mark.parametrize("lang", ["en", "ru"])
 @pytest.mark.parametrize("kind", sorted(fields.KINDS))
 def test_every_field_can_be_said(kind: str, lang: str) -> None:
-    """A field has sentences of its own, or stands in every opening."""
+    """A field has its own sentences, or it is in every opening sentence."""
     groups = documents.LANGUAGES[lang].LINES[kind]
     for field in fields.KINDS[kind]:
         if field.type.startswith("enum:"):
@@ -165,7 +165,7 @@ def test_the_reasoning_of_a_problem_comes_to_its_answer() -> None:
         assert 0 <= task.answer <= 81 + 12
 
 
-def test_broken_json_is_mended_by_its_answer() -> None:
+def test_broken_json_is_repaired_by_its_answer() -> None:
     repairs = [sample for sample in TRAINED if sample.task == "repair"]
     spoilt = 0
     for sample in repairs:

@@ -1,6 +1,6 @@
-"""Right answers, not only valid ones: the shipped tiny model behind `tourkit serve`, asked by the shipped templates.
+"""Right answers, not only valid ones: the shipped templates ask the shipped tiny model behind `tourkit serve`.
 
-The documents are those of weights/tiny/documents: held-out names under wording that the model was taught.
+The documents are those of weights/tiny/documents: held-out names in sentences of the training.
 """
 
 import json
@@ -22,8 +22,8 @@ DOCUMENTS = ROOT / "weights" / "tiny" / "documents"
 
 pytestmark = pytest.mark.skipif(not GGUF.is_file(), reason="no weights/tiny in this checkout")
 
-# What weights must reach to be shipped, a little below what they do reach: a change of the engine or of llama.cpp may
-# turn single tokens.
+# The scores that shipped weights must reach. They are a little below the real scores, because a change of the engine or
+# of llama.cpp may change single tokens.
 FIELDS, NODES, EDGES, SUMS = 0.95, 0.85, 0.75, 0.9
 
 Record = dict[str, Any]
@@ -38,7 +38,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 
 def answers(template: str, client: Client) -> list[tuple[Record, Record]]:
-    """(record, gold) of every shipped document of a template."""
+    """Return (record, gold) of every shipped document of a template."""
     run: Callable[[Record, Client], Record] = prompts.template(template).run
     lines = [read(DOCUMENTS / template / f"{name}.jsonl") for name in ("documents", "gold")]
     return [(run(document, client), gold) for document, gold in zip(*lines, strict=True)]

@@ -1,4 +1,4 @@
-"""The tiny model's own pipeline, end to end and badly (`--quick`), and what the shipped weights are said to be."""
+"""The whole pipeline of the tiny model in its quick form (`--quick`), and the facts about the shipped weights."""
 
 import hashlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""verify names exactly what is wrong with a bundle, and never touches it."""
+"""verify names exactly what is wrong with a bundle, and never changes it."""
 
 import hashlib
 import os
@@ -61,7 +61,7 @@ def test_an_empty_bundle_is_ok_and_still_has_no_room_for_others(tmp_path: Path) 
 @pytest.mark.parametrize("path", HAS_BYTES)
 @pytest.mark.parametrize("position", [0, -1], ids=["first", "last"])
 def test_a_flipped_bit_is_named_by_verify(root: Path, path: str, position: int) -> None:
-    """Also in bundle.json and in SHA256SUMS: the damaged one of the two is named, not the other."""
+    """This includes bundle.json and SHA256SUMS: only the damaged one of them is named."""
     flip(root / path, position)
 
     assert found(verify(root)) == {"damaged": (path,)}
@@ -123,7 +123,7 @@ def test_quick_does_not_read_the_weights(root: Path) -> None:
 )
 @pytest.mark.parametrize("quick", [True, False])
 def test_an_extra_file_is_named_whatever_it_is_called(root: Path, path: str, quick: bool) -> None:
-    """Nothing hides by a name: not a leftover of ours, not a system's own file."""
+    """No name hides a file: leftovers of tourkit and files of the operating system are named too."""
     (root / path).parent.mkdir(parents=True, exist_ok=True)
     (root / path).write_bytes(b"")
 
@@ -157,7 +157,7 @@ def test_empty_folders_are_no_files(root: Path) -> None:
 
 
 def test_a_link_in_place_of_a_file_is_damage_even_to_the_same_bytes(root: Path, tmp_path: Path) -> None:
-    """The bundle must work from a drive that has no links, and carry its bytes itself."""
+    """A bundle must hold its bytes itself, because it may be copied to a drive without links."""
     shutil.move(root / BIG, tmp_path / "elsewhere")
     (root / BIG).symlink_to(tmp_path / "elsewhere")
 
@@ -173,7 +173,7 @@ def test_links_and_special_files_are_extra_and_never_followed(root: Path, tmp_pa
     os.mkfifo(root / "pipe")
     with socket.socket(socket.AF_UNIX) as sock:
         before = Path.cwd()
-        os.chdir(root)  # a socket's path is short
+        os.chdir(root)  # the path of a socket must be short
         try:
             sock.bind("sock")
         finally:
@@ -221,7 +221,7 @@ def test_a_name_that_is_not_utf_8_is_extra_and_printable(root: Path) -> None:
     path.encode()
 
 
-# ---- when the lists themselves are hurt --------------------------------------------------------------
+# ---- damaged lists -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hurt", ["flipped", "gone", "junk"])
@@ -267,7 +267,7 @@ def test_a_bad_line_of_the_list_in_use_is_named_and_the_others_still_serve(root:
 
 
 def test_a_list_of_another_bundle_is_damage(root: Path, tmp_path: Path) -> None:
-    """Each list is whole by itself, but they are not of one bundle."""
+    """Each list is valid, but they are from different bundles."""
     (tmp_path / "other").mkdir()
     write_index(tmp_path / "other", Index("x", "", "", {}, (), (), ()))
     shutil.copy(tmp_path / "other" / "SHA256SUMS", root)
@@ -300,11 +300,11 @@ def test_an_index_that_points_outside_is_refused_before_anything_is_read(root: P
         verify(root)
 
 
-# ---- places and people that do not help --------------------------------------------------------------
+# ---- permissions, threads, interrupts ----------------------------------------------------------------
 
 
 def run_plainly(root: Path) -> str:
-    """The problems verify finds in a process that permissions hold for (not root's), one line each."""
+    """Return the problems that verify finds in a process without root rights, one line each."""
     code = """
 import sys
 from pathlib import Path
@@ -363,7 +363,7 @@ def test_the_number_of_jobs_changes_nothing(root: Path, jobs: int) -> None:
 
 
 def test_an_error_in_progress_ends_the_threads_and_comes_out(root: Path) -> None:
-    """Ctrl-C arrives like this: the threads must not go on through gigabytes."""
+    """Ctrl-C arrives like this: the threads must stop, not hash gigabytes more."""
 
     def progress(_: int) -> None:
         raise RuntimeError("enough")

@@ -1,4 +1,4 @@
-"""Waiting for a condition of another process, with a deadline that only a failure reaches."""
+"""Wait for a condition of another process. Only a failing test reaches the deadline."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DEADLINE = 120  # seconds
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Ask again and again, and leave the processors to the servers meanwhile."""
+    """Ask until the condition holds, with short pauses so that the servers get the processors."""
     end = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < end, f"the condition did not come true within {DEADLINE} seconds"
