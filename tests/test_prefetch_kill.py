@@ -2,7 +2,7 @@
 
 The exact promise: the bytes in a part file are never requested again, and a file with its final name is complete. A
 kill loses at most, for each running download, one block in the client's memory and the bytes in the kernel's socket
-buffers. After any number of kills, the bundle at the end is byte for byte the same as after a single run.
+buffers. After any number of kills, the final bundle has the same bytes as after a single run.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """Score a GGUF of the tiny model on held-out data with tourkit's own engine.
 
-`python -m tools.tiny.evaluate MODEL.gguf [--count N] [--json OUT]`: greedy and, except for repair, by schema.
+`python -m tools.tiny.evaluate MODEL.gguf [--count N] [--json OUT]`. Decoding is greedy and, except for repair,
+constrained to the schema.
 """
 
 import argparse

@@ -54,7 +54,7 @@ class SilentListener:
 def part_path(file: PinnedFile[Source], root: Path) -> Path:
     """Return the part file of `file` below the bundle `root`. It holds the bytes downloaded so far.
 
-    The hash in its name prevents that the bytes of another version are resumed.
+    Its name contains the hash, so that a part of another version is never resumed.
     """
     dest = root / file.path
     return dest.with_name(f"{dest.name}.{file.sha256[:12]}.part")

@@ -72,7 +72,7 @@ def _repo(id_: str, snapshots: dict[str, Snapshot], index: Index) -> Repo:
 
 
 def _names(snapshots: dict[str, Snapshot], variants: list[BundleVariant]) -> dict[str, str]:
-    """Map each revision to its commit. A name that two commits claim is dropped; an only commit is also `main`."""
+    """Map each revision to its commit. A name of two commits is dropped; a single commit is also `main`."""
     names = {"main": next(iter(snapshots))} if len(snapshots) == 1 else {}
     asked: dict[str, set[str]] = {}
     for variant in variants:
