@@ -75,7 +75,7 @@ def main() -> None:
     placements = tuple(placement_of(told) for told in json.loads(sys.argv[1]))
     offline.engage()
     options = GatewayOptions(offline=True, say=lambda text: tell(text, sys.stderr))
-    serve(placements, options, listen("127.0.0.1", 0), lambda url: tell(url, sys.stdout))
+    serve(placements, options, listen("127.0.0.1", 0), lambda urls: tell(urls.here, sys.stdout))
 
 
 def tell(text: str, to: TextIO) -> None:

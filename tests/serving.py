@@ -41,9 +41,15 @@ class Serving:
 
 @contextmanager
 def serving(bundle: Path, log: Path, *options: str, prefix: Sequence[str] = ()) -> Iterator[Serving]:
-    """Run `tourkit serve` on a free port. Its process is ended by id at the end of the block."""
-    arguments = ["serve", "--bundle", str(bundle), "--port", "0", *options]
-    command = [*prefix, sys.executable, "-m", "tourkit", *arguments]
+    """Run `tourkit serve --bundle` on a free port. Its process is ended by id at the end of the block."""
+    with serve_command(["--bundle", str(bundle), *options], log, prefix=prefix) as running:
+        yield running
+
+
+@contextmanager
+def serve_command(arguments: Sequence[str], log: Path, *, prefix: Sequence[str] = ()) -> Iterator[Serving]:
+    """Run `tourkit serve` with these arguments on a free port. Its process is ended by id at the end of the block."""
+    command = [*prefix, sys.executable, "-m", "tourkit", "serve", "--port", "0", *arguments]
     with log.open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ)
     try:

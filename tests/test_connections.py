@@ -32,14 +32,14 @@ from pathlib import Path
 from fake_worker import accepted_connections
 from tourkit.server.api.replies import json_response
 from tourkit.server.gateway.app import Gateway, GatewayOptions
-from tourkit.server.gateway.launch import BundleOptions, serve_bundle
+from tourkit.server.gateway.launch import ServeOptions, serve_bundle
 
 async def health(self, request):
     return json_response(200, {"connections": accepted_connections()})
 
 Gateway.health = health
-options = BundleOptions(context=512)
-serve_bundle(Path(sys.argv[1]), options, GatewayOptions(), lambda url, plan: print(url, flush=True))
+options = ServeOptions(context=512)
+serve_bundle(Path(sys.argv[1]), options, GatewayOptions(), lambda urls, plan: print(urls.here, flush=True))
 """
 
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from tourkit.bundle.build import build_index
 from tourkit.bundle.index import BundleVariant, Index, read_index, write_index
 from tourkit.errors import NotSo, UsageError
 from tourkit.mirror.repos import repos
+from tourkit.net import interface_addresses
 
 REPO = "org/tiny-GGUF"
 BIG = FILES["models/tiny/Q8_0/tiny-Q8_0.gguf"]
@@ -44,7 +46,7 @@ def serving(root: Path, log: Path) -> Iterator[str]:
 import sys
 from pathlib import Path
 from tourkit.mirror.app import serve
-serve(Path(sys.argv[1]), "127.0.0.1", 0, lambda url: print(url, flush=True))
+serve(Path(sys.argv[1]), "127.0.0.1", 0, lambda urls: print(urls.here, flush=True))
 """
     command = [sys.executable, "-c", code, str(root)]
     with log.open("wb") as err, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err) as child:
@@ -90,6 +92,21 @@ def ask(
         return answer.status, {key.lower(): value for key, value in answer.getheaders()}, answer.read()
     finally:
         connection.close()
+
+
+@pytest.mark.starts
+def test_the_command_prints_loopback_and_the_addresses_that_other_machines_can_use(root: Path) -> None:
+    command = [sys.executable, "-m", "tourkit", "mirror", str(root), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        child.terminate()
+
+    here = re.search(r" at http://127\.0\.0\.1:(\d+) ", line)
+    assert here, line
+    urls = [f"http://{address}:{here[1]}" for address in interface_addresses()] or [f"http://127.0.0.1:{here[1]}"]
+    assert f"(on the clients: HF_ENDPOINT={urls[0]}" in line
+    assert all(url in line for url in urls)
 
 
 # ---- metadata, through huggingface_hub ---------------------------------------------------------------

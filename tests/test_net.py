@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from tourkit.errors import LocalError
-from tourkit.net import is_loopback, listen, url_of
+from tourkit.net import Urls, interface_addresses, is_loopback, listen, urls_of
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_port_0_is_a_free_port_and_the_url_names_it(host: str) -> None:
 
         assert len({*ports, 0}) == 3
         where = f"[{host}]" if ":" in host else host
-        assert [url_of(sock) for sock in (first, second)] == [f"http://{where}:{port}" for port in ports]
+        assert [urls_of(sock).here for sock in (first, second)] == [f"http://{where}:{port}" for port in ports]
         with socket.create_connection((host, ports[0])):
             pass
 
@@ -96,3 +96,29 @@ def test_an_address_of_another_machine_is_one_line_with_the_fix() -> None:
         listen("192.0.2.1", 0)
 
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.starts
+def test_the_addresses_of_interfaces_are_ones_to_listen_on_and_not_loopback() -> None:
+    for address in interface_addresses():
+        assert not is_loopback(address)
+        listen(address, 0).close()
+
+
+@pytest.mark.starts
+def test_a_socket_on_all_addresses_is_named_by_loopback_and_by_every_interface() -> None:
+    with listen("0.0.0.0", 0) as sock:
+        port = sock.getsockname()[1]
+
+        urls = urls_of(sock)
+
+        elsewhere = tuple(f"http://{address}:{port}" for address in interface_addresses())
+        assert urls == Urls(f"http://127.0.0.1:{port}", elsewhere)
+        with socket.create_connection(("127.0.0.1", port)):
+            pass
+
+
+@pytest.mark.starts
+def test_a_socket_on_one_address_is_named_by_it_alone(host: str) -> None:
+    with listen(host, 0) as sock:
+        assert urls_of(sock).elsewhere == ()

@@ -460,7 +460,7 @@ def test_what_is_to_be_started_carries_device_cache_and_chain(tmp_path: Path) ->
     bundle = index({"brain": ("m",), "fast": ("n",)}, {"m": {"FP8": 8, "Q8_0": 8}, "n": {"Q4_K_M": 10}})
     made = planned(bundle, with_gpus(16, stacks=ALL_STACKS[:2]))
 
-    brain, _ = placements_at(tmp_path, made)
+    brain, _ = placements_at(tmp_path.joinpath, made)
 
     assert (brain.device, brain.resident) == ("GPU-0", False)
     assert (brain.launch.stack, brain.launch.gpu_layers, brain.launch.cache_type) == ("vllm", ALL_LAYERS, "f16")
@@ -476,7 +476,7 @@ def test_a_chat_template_of_the_manifest_goes_with_every_form_of_its_model(tmp_p
     bundle = index({"brain": ("m",)}, {"m": {"FP8": 8, "Q8_0": 8}})
 
     [brain] = placements_at(
-        tmp_path, planned(bundle, with_gpus(16, stacks=ALL_STACKS[:2])), chat_templates={"m": "{{ x }}"}
+        tmp_path.joinpath, planned(bundle, with_gpus(16, stacks=ALL_STACKS[:2])), chat_templates={"m": "{{ x }}"}
     )
 
     assert {launch.launch.chat_template for launch in (brain, *brain.fallbacks)} == {"{{ x }}"}
@@ -648,7 +648,7 @@ def test_a_plan_that_leaves_a_role_unfilled_ends_with_1() -> None:
 
     assert done.returncode == 1
     assert "tool" in done.stdout
-    assert done.stderr.startswith("tourkit: role brain: nothing in the bundle fits")
+    assert done.stderr.startswith("tourkit: role brain: nothing in the manifest cpu-16gb fits")
 
 
 @pytest.mark.starts

@@ -181,7 +181,7 @@ def test_two_bundles_are_byte_identical_whatever_the_order(tiny: Set, tmp_path: 
 def test_a_bundle_fetched_from_a_mirror_of_a_bundle_is_the_same_bundle(tiny: Set, tmp_path: Path) -> None:
     tiny.run()
     code = "import sys; from pathlib import Path; from tourkit.mirror.app import serve; "
-    code += "serve(Path(sys.argv[1]), '127.0.0.1', 0, lambda url: print(url, flush=True))"
+    code += "serve(Path(sys.argv[1]), '127.0.0.1', 0, lambda urls: print(urls.here, flush=True))"
     with subprocess.Popen([sys.executable, "-c", code, tiny.root], stdout=subprocess.PIPE, text=True) as mirror:
         try:
             assert mirror.stdout is not None

@@ -529,9 +529,9 @@ def test_workers_listen_on_loopback_with_a_secret_where_there_are_no_unix_socket
     """As on Windows: the gateway can reach the worker, other programs on the machine cannot."""
     code = (
         "from pathlib import Path; from tourkit.server.gateway.app import GatewayOptions\n"
-        "from tourkit.server.gateway.launch import BundleOptions, serve_bundle\n"
-        f"bundle, options = Path({str(tmp_path / 'bundle')!r}), BundleOptions(context=512)\n"
-        "serve_bundle(bundle, options, GatewayOptions(unix=False), lambda url, plan: print(url, flush=True))"
+        "from tourkit.server.gateway.launch import ServeOptions, serve_bundle\n"
+        f"bundle, options = Path({str(tmp_path / 'bundle')!r}), ServeOptions(context=512)\n"
+        "serve_bundle(bundle, options, GatewayOptions(unix=False), lambda urls, plan: print(urls.here, flush=True))"
     )
     make_bundle(tmp_path / "bundle", tiny_gguf)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -396,7 +396,7 @@ def test_what_the_plan_lets_take_turns_is_served_in_turn_and_offline(tiny_gguf: 
     machine = Hardware(1, 150 << 20, stacks=(InstalledStack("llama_cpp", "0"),))
     made = plan(index, machine, shapes=sources.shapes_of_bundle(bundle, index))
 
-    with served(tmp_path, *placements_at(bundle, made)) as running:
+    with served(tmp_path, *placements_at(bundle.joinpath, made)) as running:
         answers = [ask(running, role) for role in ("brain", "tool", "brain")]
         refused = re.findall(r"^tourkit_offline_refused_total.* (\S+)$", get(running, "/metrics")[1], re.MULTILINE)
 

@@ -23,6 +23,7 @@ def cli() -> None:
     \b
     Before, connected:   tourkit prefetch tour-20gb --to /media/usb/bundle
     On site, offline:    tourkit serve --bundle /media/usb/bundle --offline
+    A model of your own: tourkit serve model.gguf
     To see it all work:  tourkit demo
     """
 

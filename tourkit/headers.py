@@ -6,6 +6,7 @@ This module returns the facts as they are written. planning/model_shape.py says 
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,26 @@ from typing import Any, BinaryIO
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _MOST_TEXT = 1 << 20  # bytes; a chat template has a few thousand
+_GGUF = b"GGUF"  # the first bytes of every such file
+_SPLIT = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
+
+
+def is_gguf(path: Path) -> bool:
+    """Return whether a file starts as every GGUF file does. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(len(_GGUF)) == _GGUF
+
+
+def gguf_parts(name: str) -> tuple[str, ...]:
+    """Return the file names of all parts of the split GGUF that the file `name` belongs to, the first part first.
+
+    The answer is `name` alone for a model in one file.
+    """
+    found = _SPLIT.fullmatch(name)
+    if found is None or not 1 <= int(found["number"]) <= int(found["count"]):
+        return (name,)
+    count = int(found["count"])
+    return tuple(f"{found['stem']}-{number:05}-of-{count:05}{found['suffix']}" for number in range(1, count + 1))
 
 
 def gguf_header(path: Path) -> dict[str, Any]:
@@ -25,8 +46,8 @@ def gguf_header(path: Path) -> dict[str, Any]:
     """
     with path.open("rb") as file:
         magic, version = struct.unpack("<4sI", file.read(8))
-        if magic != b"GGUF" or version not in (2, 3):
-            raise ValueError(f"{path}: not a GGUF file of version 2 or 3")
+        if magic != _GGUF or version not in (2, 3):
+            raise ValueError("not a GGUF file of version 2 or 3")
         _, count = struct.unpack("<QQ", file.read(16))
         return dict(_entries(file, count))
 

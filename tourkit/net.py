@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
+import struct
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from tourkit.errors import LocalError
 
 _BACKLOG = 256  # connections that wait to be accepted
+_SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface (netdevice(7))
+
+
+@dataclass(frozen=True, slots=True)
+class Urls:
+    """The base URLs of a server: for clients `here` on this machine, and for clients `elsewhere`.
+
+    `elsewhere` has a URL for each network interface if the server listens on all addresses, else none: `here` is all.
+    """
+
+    here: str
+    elsewhere: tuple[str, ...] = ()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -52,10 +68,35 @@ def free_port(host: str) -> int:
         return int(sock.getsockname()[1])
 
 
-def url_of(sock: socket.socket) -> str:
-    """Return the base URL of a listening TCP socket, with the address it is bound to."""
+def urls_of(sock: socket.socket) -> Urls:
+    """Return the base URLs of a listening TCP socket. One that listens on all addresses is on loopback too."""
     host, port = sock.getsockname()[:2]
+    if not ipaddress.ip_address(host.split("%")[0]).is_unspecified:
+        return Urls(_url(host, port))
+    here = "::1" if ":" in host else "127.0.0.1"
+    return Urls(_url(here, port), tuple(_url(address, port) for address in interface_addresses()))
+
+
+def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def interface_addresses() -> tuple[str, ...]:
+    """Return the IPv4 addresses of this machine's network interfaces, without loopback. Asks no network.
+
+    Only Linux tells them without a look-up of a name; on other systems the answer is this machine's name.
+    """
+    if sys.platform != "linux":
+        return (socket.gethostname(),)
+    import fcntl
+
+    found: list[str] = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            with contextlib.suppress(OSError):  # an interface without an IPv4 address
+                found.append(socket.inet_ntoa(fcntl.ioctl(sock, _SIOCGIFADDR, request)[20:24]))
+    return tuple(address for address in dict.fromkeys(found) if not is_loopback(address))
 
 
 def is_loopback(host: str) -> bool:

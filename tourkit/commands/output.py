@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from tourkit.units import parse_size
 
@@ -33,6 +34,11 @@ def bundle_option(command: _Command) -> _Command:
         help="The bundle folder.",
     )
     return option(command)
+
+
+def is_given(option: str) -> bool:
+    """Whether the option of the running command is on the command line, and not a default."""
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
 
 
 def note(text: str) -> None:

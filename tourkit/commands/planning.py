@@ -1,4 +1,7 @@
-"""Formats a plan as text and as JSON: the machine, the memory table, and why other variants are passed over."""
+"""Formats a plan as text and as JSON: the machine, the memory table, and why other variants are passed over.
+
+Also formats what a server prints when it starts.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from tourkit.units import counted, size_text
 
 if TYPE_CHECKING:
     from tourkit.hardware.probe import Hardware
+    from tourkit.net import Urls
     from tourkit.planning.plan import Placement, Plan
 
 _HEAD = ("roles", "model", "stack", "sequences", "on", "weights", "KV cache", "other", "total")
@@ -86,6 +90,17 @@ def lines(plan: Plan) -> Iterator[str]:
             grouped.setdefault((each.model, each.reason), []).append(each.quant)
         for (model, reason), quants in grouped.items():
             yield f"  {model} {', '.join(quants)}: {reason}"
+
+
+def serving(urls: Urls, plan: Plan, *, offline: bool) -> Iterator[str]:
+    """Lines about a server that has started: what answers each role, and the addresses."""
+    for placement in plan.placements:
+        in_turn = "" if placement.resident else ", in turn"
+        launch = placement.launch
+        yield f"{', '.join(placement.roles)}: {launch.model} {launch.quant} on {launch.stack}{in_turn}"
+    yield f"tourkit serves at {urls.here}/v1" + (" (offline)" if offline else "")
+    if urls.elsewhere:
+        yield f"from other machines: {', '.join(f'{url}/v1' for url in urls.elsewhere)}"
 
 
 def _rows(placement: Placement, names: dict[str, str]) -> Iterator[tuple[str, ...]]:

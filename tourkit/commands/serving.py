@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from tourkit.commands import planning as tables
-from tourkit.commands.output import SIZE, bundle_option, json_option, note, print_json, roles_option
+from tourkit.commands.output import SIZE, bundle_option, is_given, json_option, note, print_json, roles_option
 from tourkit.errors import NotSo, UsageError
 
 if TYPE_CHECKING:
+    from tourkit.net import Urls
     from tourkit.planning.plan import Plan
 
 
@@ -63,14 +64,16 @@ def plan(
         if stack not in STACKS:
             raise UsageError(f"--stack {stack!r}: there are {', '.join(STACKS)}")
     if manifest_ref is None:
+        given = "the bundle"
         index = bundles.read_index(bundle)
         shapes = sources.shapes_of_bundle(bundle, index)
     else:
+        given = f"the manifest {manifest_ref}"
         manifest = manifests.load(manifest_ref)
         index = sources.index_of(manifest, locks.read(locks.path_of(manifest.path)))
         shapes = sources.shapes_of_manifest(manifest)
     machine = probe.imagined(probe.probe(), vram=vram, ram=ram, threads=threads, stacks=stacks)
-    made = planning.plan(index, machine, roles=roles, context=context, slots=slots, shapes=shapes)
+    made = planning.plan(index, machine, roles=roles, context=context, slots=slots, shapes=shapes, given=given)
     if as_json:
         print_json({"machine": asdict(machine)} | tables.plan_json(made))
     else:
@@ -82,6 +85,7 @@ def plan(
 
 
 @click.command()
+@click.argument("file", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
 @bundle_option
 @click.option("--offline", is_flag=True, help="Refuse every connection that is not loopback or a client's own.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -97,7 +101,9 @@ def plan(
     metavar="DIR",
     help="Keep the prompts that requests share here until the next start.",
 )
+@click.option("--log", is_flag=True, help="Print one line on stderr for each request.")
 def serve(
+    file: Path | None,
     bundle: Path,
     offline: bool,
     host: str,
@@ -108,14 +114,21 @@ def serve(
     api_key: str | None,
     deterministic: bool,
     prefix_cache: Path | None,
+    log: bool,
 ) -> None:
-    """Serve the roles of a bundle through an OpenAI-compatible API.
+    """Serve a bundle, or one model from a FILE, through an OpenAI-compatible API.
+
+    FILE is a GGUF file, the first part of a split one, or a folder of safetensors. It needs no manifest and no lock.
+    Its model answers for every role that it can fill, or for those that --role names.
 
     \b
-    Example: tourkit serve --bundle /media/usb/bundle --offline
+    Example: tourkit serve model.gguf
+             tourkit serve --bundle /media/usb/bundle --offline
              curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
                -d '{"model": "tool", "messages": [{"role": "user", "content": "Hello"}]}'
     """
+    if file is not None and is_given("bundle"):
+        raise UsageError(f"{file} and --bundle {bundle}: give one of them")
     if deterministic and prefix_cache is not None:
         raise UsageError("--deterministic shares no prompts, so --prefix-cache has nothing to keep: choose one of them")
     if offline:
@@ -123,18 +136,18 @@ def serve(
 
         guard.engage()
     from tourkit.server.gateway.app import GatewayOptions
-    from tourkit.server.gateway.launch import BundleOptions, serve_bundle
+    from tourkit.server.gateway.launch import ServeOptions, serve_bundle, serve_weights
 
-    def ready(url: str, made: Plan) -> None:
-        for placement in made.placements:
-            in_turn = "" if placement.resident else ", in turn"
-            what = f"{placement.launch.model} {placement.launch.quant} on {placement.launch.stack}{in_turn}"
-            click.echo(f"{', '.join(placement.roles)}: {what}")
-        click.echo(f"tourkit serves at {url}/v1" + (" (offline)" if offline else ""))
+    def ready(urls: Urls, made: Plan) -> None:
+        for line in tables.serving(urls, made, offline=offline):
+            click.echo(line)
 
-    options = BundleOptions(roles, context, slots, deterministic, prefix_cache)
-    gateway = GatewayOptions(offline=offline, api_key=api_key, say=note)
-    serve_bundle(bundle, options, gateway, ready, host=host, port=port)
+    options = ServeOptions(roles, context, slots, deterministic, prefix_cache, host, port)
+    gateway = GatewayOptions(offline=offline, api_key=api_key, say=note, log=log)
+    if file is None:
+        serve_bundle(bundle, options, gateway, ready)
+    else:
+        serve_weights(file, options, gateway, ready)
 
 
 @click.command()

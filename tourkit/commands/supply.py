@@ -232,8 +232,11 @@ def mirror(root: Path, host: str, port: int) -> None:
              on the others: HF_ENDPOINT=http://ORGANISER:8090 tourkit prefetch tour-20gb --to bundle
     """
     from tourkit.mirror import app as mirroring
+    from tourkit.net import Urls
 
-    def ready(url: str) -> None:
-        click.echo(f"mirror of {root} at {url}  (on the clients: HF_ENDPOINT={url})")
+    def ready(urls: Urls) -> None:
+        first, *others = urls.elsewhere or (urls.here,)
+        more = f" or {', '.join(others)}" if others else ""
+        click.echo(f"mirror of {root} at {urls.here}  (on the clients: HF_ENDPOINT={first}{more})")
 
     mirroring.serve(root, host, port, ready)

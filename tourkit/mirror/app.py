@@ -29,6 +29,7 @@ from tourkit.bundle.verify import verify
 from tourkit.errors import NotSo
 from tourkit.mirror.page import page
 from tourkit.mirror.repos import HeldFile, Repo, Snapshot, author_of, entry, info, refs, repos
+from tourkit.net import Urls
 
 _BLOCK = 1 << 20  # bytes of one read and one send
 _PAGE = 1000  # tree entries in one answer, the hub's own limit
@@ -64,8 +65,8 @@ def app(root: Path) -> Starlette:
     return starlette
 
 
-def serve(root: Path, host: str, port: int, on_ready: Callable[[str], None]) -> None:
-    """Serve the bundle until a signal. `on_ready` gets the URL once the server answers (port 0: any free port).
+def serve(root: Path, host: str, port: int, on_ready: Callable[[Urls], None]) -> None:
+    """Serve the bundle until a signal. `on_ready` gets the URLs once the server answers (port 0: any free port).
 
     Raises NotSo if files are missing or have a wrong size, LocalError if the address cannot be used.
     """
@@ -76,9 +77,7 @@ def serve(root: Path, host: str, port: int, on_ready: Callable[[str], None]) -> 
     starlette = app(root)
     listener = net.listen(host, port)
     with listener:
-        anyone = host in ("", "0.0.0.0", "::")
-        name = socket.gethostname() if anyone else f"[{host}]" if ":" in host else host
-        url = f"http://{name}:{listener.getsockname()[1]}"
+        urls = net.urls_of(listener)
         config = uvicorn.Config(
             starlette,
             log_config=None,
@@ -87,7 +86,7 @@ def serve(root: Path, host: str, port: int, on_ready: Callable[[str], None]) -> 
             timeout_keep_alive=75,  # seconds: clients reuse a connection between big files
             timeout_graceful_shutdown=1,  # second: Ctrl-C does not wait for running downloads
         )
-        _Server(config, lambda: on_ready(url)).run(sockets=[listener])
+        _Server(config, lambda: on_ready(urls)).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):

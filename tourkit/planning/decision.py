@@ -15,12 +15,14 @@ class Offer:
 
     By model: its `options`, best first, and the variants that were `refused` because nothing here runs them. A model
     that the bundle does not have is in neither.
+    `given`: how messages name the bundle, manifest or file.
     """
 
     wanted: Mapping[str, tuple[str, ...]]
     options: Mapping[str, list[Option]]
     refused: Mapping[str, list[PassedOver]]
     budget: Budget
+    given: str
 
 
 @dataclass(frozen=True, slots=True)

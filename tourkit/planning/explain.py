@@ -30,7 +30,7 @@ def unfilled(decision: Decision) -> tuple[str, ...]:
     for role, ids in decision.offer.wanted.items():
         if role not in decision.assignment.models:
             reasons = "; ".join(f"{id_}: {_why_not(decision, id_)}" for id_ in ids)
-            lines.append(f"role {role}: nothing in the bundle fits {usable} or runs here: {reasons}")
+            lines.append(f"role {role}: nothing in {decision.offer.given} fits {usable} or runs here: {reasons}")
     return tuple(lines)
 
 
@@ -77,7 +77,7 @@ def _why_not(decision: Decision, model_id: str) -> str:
     """Return why a model that is named for a role is not used for it."""
     options = decision.offer.options.get(model_id, [])
     if not options:
-        return _grouped(decision.offer.refused.get(model_id, [])) or "the bundle has no variant of it"
+        return _grouped(decision.offer.refused.get(model_id, [])) or f"{decision.offer.given} has no variant of it"
     floor = decision.floor
     least = [at_smallest(option, floor.context, floor.slots) for option in options]
     smallest = min(least, key=lambda sized: (not sized.option.on_gpu, sized.total))

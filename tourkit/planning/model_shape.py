@@ -12,7 +12,7 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
-from tourkit.headers import folder_config, gguf_header
+from tourkit.headers import folder_config, gguf_header, is_gguf
 from tourkit.manifest.models import Arch
 
 GUESSED = "the file's size alone"  # a shape's source
@@ -49,7 +49,7 @@ class Shape:
 def of_file(path: Path) -> Shape | None:
     """Return the shape from the header of a weight file, or from its folder's config.json; None if neither has it."""
     try:
-        if path.suffix.lower() == ".gguf":
+        if path.is_file() and is_gguf(path):
             return _of_gguf(gguf_header(path))
         return _of_config(folder_config(path if path.is_dir() else path.parent))
     except (OSError, ValueError, KeyError, TypeError, struct.error):  # truncated or unusual: loading it says more

@@ -37,17 +37,18 @@ def plan(
     context: int | None = None,
     slots: int | None = None,
     shapes: Mapping[VariantId, Shape] | None = None,
+    given: str = "the bundle",
 ) -> Plan:
     """Fill the roles. `context`: tokens per sequence. A missing shape is guessed from the file size.
 
-    Raises UsageError for a role that the bundle does not have. Raises NotSo if no role can be filled, or if one of
-    `roles` cannot.
+    `given`: how messages name the bundle, manifest or file of the index. Raises UsageError for a role that the index
+    does not have. Raises NotSo if no role can be filled, or if one of `roles` cannot.
     """
     for role in roles:
         if role not in index.roles:
-            raise UsageError(f"role {role!r}: the bundle has only {', '.join(index.roles)}: choose one of these")
+            raise UsageError(f"role {role!r}: {given} has only {', '.join(index.roles)}: choose one of these")
     order = sorted(roles or index.roles, key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES))
-    offer = _offer(index, hardware, {role: index.roles[role] for role in order}, shapes or {})
+    offer = _offer(index, hardware, {role: index.roles[role] for role in order}, shapes or {}, given)
     floors = dict.fromkeys(Floor(context or floor.context, slots or floor.slots) for floor in _FLOORS)
     floor, assignment = _fullest(offer, floors)
     decision = _upgraded(offer, floor, assignment, most_slots=slots or USUAL.slots, grow_context=context is None)
@@ -58,7 +59,11 @@ def plan(
 
 
 def _offer(
-    index: Index, hardware: Hardware, wanted: Mapping[str, tuple[str, ...]], shapes: Mapping[VariantId, Shape]
+    index: Index,
+    hardware: Hardware,
+    wanted: Mapping[str, tuple[str, ...]],
+    shapes: Mapping[VariantId, Shape],
+    given: str,
 ) -> Offer:
     """Return the options of every model that the roles name."""
     models = {model.id: model for model in index.models}
@@ -67,7 +72,7 @@ def _offer(
     for model_id in dict.fromkeys(id_ for ids in wanted.values() for id_ in ids):
         if model_id in models:
             options[model_id], refused[model_id] = options_of(index, models[model_id], hardware, shapes)
-    return Offer(wanted, options, refused, budget_of(hardware))
+    return Offer(wanted, options, refused, budget_of(hardware), given)
 
 
 # --- which model fills which role -----------------------------------------------------------------------------------

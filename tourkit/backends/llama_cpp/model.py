@@ -6,7 +6,6 @@ This module calls the C functions that need no context. runner.py makes the cont
 from __future__ import annotations
 
 import ctypes
-import re
 import warnings
 from collections import deque
 from collections.abc import Sequence
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tourkit.errors import EngineDead, LocalError
+from tourkit.headers import gguf_parts
 from tourkit.launch import ALL_LAYERS, GpuLayers
 
 _SPM_VOCAB = 1  # LLAMA_VOCAB_TYPE_SPM: SentencePiece, whose texts normally start with a space
-_SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 _NO_POOLING = (-1, 0)  # LLAMA_POOLING_TYPE_UNSPECIFIED and _NONE: a model that writes text
 LAST_POOLING, _RANK_POOLING = 3, 4
 
@@ -58,13 +57,10 @@ def reason() -> str:
 
 def weight_files(path: Path) -> list[Path]:
     """Return the file, or all files of a split model if `path` is its first. Raises LocalError if one is missing."""
-    found = _SPLIT.fullmatch(path.name)
-    files = [path]
-    if found:
-        count = int(found[3])
-        if int(found[2]) != 1:
-            raise LocalError(f"{path}: part {int(found[2])} of {count}: give the first part")
-        files = [path.with_name(f"{found[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
+    names = gguf_parts(path.name)
+    if path.name != names[0]:
+        raise LocalError(f"{path}: part {names.index(path.name) + 1} of {len(names)}: give the first part")
+    files = [path.with_name(name) for name in names]
     for file in files:
         if not file.is_file():
             raise LocalError(f"{file}: no such file: run `tourkit verify` on the bundle")
@@ -108,7 +104,8 @@ class LlamaModel:
         first, *_ = weight_files(path)  # llama.cpp finds the other parts in the same folder
         model = lib.llama_model_load_from_file(str(first).encode(), params)
         if not model:
-            raise LocalError(f"{path}: llama.cpp cannot load it ({reason()}): run `tourkit verify` on the bundle")
+            check = "compare its SHA-256 with the source (for a bundle: `tourkit verify`), or choose another model"
+            raise LocalError(f"{path}: llama.cpp cannot load it ({reason()}): {check}")
         return model
 
     def _adapter(self, path: Path) -> Any:

@@ -25,12 +25,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tourkit import net
-from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError
+from tourkit.errors import EngineDead, EngineError, LocalError, RequestError, TourkitError
 from tourkit.launch import Launch
+from tourkit.net import Urls
 from tourkit.planning.plan import Placement
 from tourkit.server.api.replies import error_body, error_response, json_response
 from tourkit.server.gateway import status
 from tourkit.server.gateway.metrics import WorkerFigures, exposition
+from tourkit.server.gateway.request_log import MODEL, RequestLog
 from tourkit.server.gateway.supervisor import State, Worker
 from tourkit.server.gateway.swapping import Swapper
 from tourkit.server.gateway.upstream import Upstream
@@ -47,19 +49,30 @@ _MAX_BODY = 32 * 1024 * 1024  # bytes
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """`api_key` None lets everybody in. `unix` False makes workers listen on loopback. `say` hears of workers."""
+    """`api_key` None lets everybody in. `unix` False makes workers listen on loopback. `say` gets lines about workers.
+
+    `log`: `say` gets a line for each request too. `ends_unloaded`: the server ends when none of its workers can be
+    loaded from the start.
+    """
 
     offline: bool = False
     api_key: str | None = None
     unix: bool = hasattr(socket, "AF_UNIX")
     say: Callable[[str], None] = lambda text: None
+    log: bool = False
+    ends_unloaded: bool = False
 
 
 class Gateway:
     """Workers by role and model id, and the routes in front of them."""
 
-    def __init__(self, placements: tuple[Placement, ...], options: GatewayOptions) -> None:
+    def __init__(
+        self, placements: tuple[Placement, ...], options: GatewayOptions, on_unloaded: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_unloaded` is called when the server is to end because nothing can be loaded: see `failure`."""
+        self.failure: str | None = None  # why nothing can be loaded
         self._placements = placements
+        self._on_unloaded = on_unloaded
         self._options = options
         self._workers: dict[str, Worker] = {}
         self._swapper = Swapper(())
@@ -69,6 +82,7 @@ class Gateway:
     def app(self) -> ASGIApp:
         about = Starlette(
             routes=[
+                Route("/", self.front_page, methods=["GET"]),
                 Route("/v1/models", self.models, methods=["GET"]),
                 Route("/v1/models/{name:path}", self.model, methods=["GET"]),
                 Route("/health", self.health, methods=["GET"]),
@@ -84,7 +98,7 @@ class Gateway:
             else:
                 await about(scope, receive, send)
 
-        return app
+        return RequestLog(app, self._options.say) if self._options.log else app
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -124,7 +138,12 @@ class Gateway:
             while (found := await answering.ready()) is not answering:
                 answering = found
         except EngineDead as exc:
-            self._options.say(f"failed: {worker.passed_over[-1] if worker.passed_over else exc}")
+            why = worker.passed_over[-1] if worker.passed_over else str(exc)
+            if self._options.ends_unloaded and all(each.state is State.FAILED for each in self._distinct()):
+                self.failure = why
+                self._on_unloaded()
+            else:
+                self._options.say(f"failed: {why}")
             return
         names = ", ".join(worker.placement.roles)
         seconds = time.monotonic() - worker.started
@@ -139,6 +158,11 @@ class Gateway:
         return list({id(worker): worker for worker in self._workers.values()}.values())
 
     # --- routes ---------------------------------------------------------------------------------------------------
+
+    async def front_page(self, request: Request) -> Response:
+        told = [route for route in request.app.routes if isinstance(route, Route)]
+        routes = [f"POST {path}" for path in _FORWARDED] + [f"GET {route.path_format}" for route in told]
+        return PlainTextResponse(status.front_page(self._distinct(), routes))
 
     async def health(self, request: Request) -> Response:
         return json_response(*status.health(self._distinct(), self._swapper))
@@ -174,7 +198,8 @@ class Gateway:
         try:
             self._authorize(request.headers.get("authorization"))
             body = await _read_body(request)
-            worker = self._find(_model_name(body))
+            name = scope[MODEL] = _model_name(body)
+            worker = self._find(name)
         except TourkitError as exc:
             await error_response(exc)(scope, receive, send)
             return
@@ -279,15 +304,24 @@ async def _not_found(request: Request, exc: Exception) -> Response:
 
 
 def serve(
-    placements: tuple[Placement, ...], options: GatewayOptions, sock: socket.socket, on_ready: Callable[[str], None]
+    placements: tuple[Placement, ...], options: GatewayOptions, sock: socket.socket, on_ready: Callable[[Urls], None]
 ) -> None:
-    """Run the gateway on `sock` until interrupted; `on_ready` gets its URL once it accepts requests."""
-    url = net.url_of(sock)
-    gateway = Gateway(placements, options)
+    """Run the gateway on `sock` until interrupted; `on_ready` gets its URLs once it accepts requests.
+
+    Raises LocalError if `options.ends_unloaded` and nothing can be loaded.
+    """
+    urls = net.urls_of(sock)
 
     class Server(EndingServer):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            on_ready(url)
+            on_ready(urls)
 
-    Server(gateway.app(), gateway.stop).run(sockets=[sock])
+    def end() -> None:
+        server.should_exit = True
+
+    gateway = Gateway(placements, options, end)
+    server = Server(gateway.app(), gateway.stop)
+    server.run(sockets=[sock])
+    if gateway.failure is not None:
+        raise LocalError(gateway.failure)

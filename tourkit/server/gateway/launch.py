@@ -1,4 +1,4 @@
-"""From a bundle to a running gateway: plan for this machine, and serve what the plan places."""
+"""From a bundle or a weights file to a running gateway: plan for this machine, and serve what the plan places."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tourkit import net
-from tourkit.bundle.index import read_index
+from tourkit.bundle.index import Index, read_index
 from tourkit.hardware import probe
+from tourkit.manifest.models import VariantId
+from tourkit.net import Urls
 from tourkit.planning import planner, sources
+from tourkit.planning.model_shape import Shape
 from tourkit.planning.plan import Placement, Plan
+from tourkit.planning.weights import read_weights
 from tourkit.server.gateway import app
 from tourkit.server.gateway.app import GatewayOptions
 
 
 @dataclass(frozen=True, slots=True)
-class BundleOptions:
-    """What to serve of a bundle, and how. `roles` () means all of them.
+class ServeOptions:
+    """What to serve, where and how. `roles` () means all of them.
 
     `context` in tokens a sequence and `slots` in sequences at once; None leaves them to the plan. `deterministic` and
-    `prefix_cache` are those of Launch; they exclude each other.
+    `prefix_cache` are those of Launch; they exclude each other. `port` 0 takes a free one.
     """
 
     roles: tuple[str, ...] = ()
@@ -29,59 +33,90 @@ class BundleOptions:
     slots: int | None = None
     deterministic: bool = False
     prefix_cache: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What to serve. `locate` gives the file or folder for a path of the index. `name`: how messages name it."""
+
+    index: Index
+    shapes: Mapping[VariantId, Shape]
+    locate: Callable[[str], Path]
+    name: str
 
 
 def serve_bundle(
-    bundle: Path,
-    options: BundleOptions,
-    gateway: GatewayOptions,
-    on_ready: Callable[[str, Plan], None],
-    *,
-    host: str = "127.0.0.1",
-    port: int = 0,
+    bundle: Path, options: ServeOptions, gateway: GatewayOptions, on_ready: Callable[[Urls, Plan], None]
 ) -> None:
-    """Plan for this machine, and serve the plan on `host` and `port` (0: a free one) until interrupted.
+    """Plan for this machine, and serve the plan until interrupted.
 
-    `on_ready` gets the URL and the plan once requests are accepted; `gateway.say` hears of what is not as asked for.
+    `on_ready` gets the URLs and the plan once requests are accepted; `gateway.say` hears of what is not as asked for.
     Raises UsageError, NotSo (no bundle, or it fills no role here) and LocalError (the address cannot be had).
     """
     index = read_index(bundle)
     shapes = sources.shapes_of_bundle(bundle, index)
-    machine = probe.probe()
+    _serve(_Source(index, shapes, bundle.joinpath, "the bundle"), options, gateway, on_ready)
+
+
+def serve_weights(
+    path: Path, options: ServeOptions, gateway: GatewayOptions, on_ready: Callable[[Urls, Plan], None]
+) -> None:
+    """Serve a GGUF file or a folder of safetensors as `serve_bundle` serves a bundle.
+
+    Raises what `serve_bundle` raises; and LocalError when the model cannot be loaded, with the reason.
+    """
+    weights = read_weights(path)
+    source = _Source(weights.index, weights.shapes, lambda _: weights.path, str(path))
+    _serve(source, options, replace(gateway, ends_unloaded=True), on_ready)
+
+
+def _serve(
+    source: _Source, options: ServeOptions, gateway: GatewayOptions, on_ready: Callable[[Urls, Plan], None]
+) -> None:
     made = planner.plan(
-        index, machine, roles=options.roles, context=options.context, slots=options.slots, shapes=shapes
+        source.index,
+        probe.probe(),
+        roles=options.roles,
+        context=options.context,
+        slots=options.slots,
+        shapes=source.shapes,
+        given=source.name,
     )
     for line in (*made.notes, *made.unfilled):
         gateway.say(line)
     if options.deterministic and any(not placement.launch.gpu_layers.is_none for placement in made.placements):
         gateway.say("--deterministic holds on a CPU only: on a GPU a near-tie may still fall either way")
     placements = placements_at(
-        bundle,
+        source.locate,
         made,
         deterministic=options.deterministic,
         prefix_cache=options.prefix_cache,
-        chat_templates={model.id: model.chat_template for model in index.models if model.chat_template},
+        chat_templates={model.id: model.chat_template for model in source.index.models if model.chat_template},
     )
-    app.serve(placements, gateway, net.listen(host, port), lambda url: on_ready(url, made))
+    app.serve(placements, gateway, net.listen(options.host, options.port), lambda urls: on_ready(urls, made))
 
 
 def placements_at(
-    root: Path,
+    locate: Callable[[str], Path],
     plan: Plan,
     *,
     deterministic: bool = False,
     prefix_cache: Path | None = None,
     chat_templates: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Placement, ...]:
-    """The placements of a plan over the bundle at `root`, their paths absolute. The options are those of Launch,
-    templates by model."""
+    """Return the placements of a plan with absolute paths. `locate` gives the file or folder for a path of the index.
+
+    The options are those of Launch, `chat_templates` by model id.
+    """
     kept = str(prefix_cache.resolve()) if prefix_cache is not None else ""
 
     def located(placement: Placement) -> Placement:
         launch = replace(
             placement.launch,
-            path=str((root / placement.launch.path).resolve()),
-            lora=tuple(str((root / path).resolve()) for path in placement.launch.lora),
+            path=str(locate(placement.launch.path).absolute()),
+            lora=tuple(str(locate(path).absolute()) for path in placement.launch.lora),
             deterministic=deterministic,
             prefix_cache=kept,
             chat_template=chat_templates.get(placement.launch.model, ""),

@@ -1,12 +1,36 @@
-"""The gateway's reports: the health of its workers, and the models that it serves."""
+"""The gateway's reports: a page for people, the health of its workers, and the models that it serves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tourkit.server.gateway.supervisor import State, Worker
 from tourkit.server.gateway.swapping import Swapper
+
+
+def front_page(workers: Sequence[Worker], routes: Iterable[str]) -> str:
+    """What `GET /` answers, as plain text: what this is, the roles with what answers them, and the `routes`."""
+    served = [
+        f"  {', '.join(worker.placement.roles)}: {_named(worker)} ({worker.state.name.lower()})" for worker in workers
+    ]
+    return "\n".join(
+        [
+            "This is tourkit: an OpenAI-compatible server of local models.",
+            "",
+            "Give a role or a model id as `model`:",
+            *served,
+            "",
+            "Routes:",
+            *(f"  {route}" for route in routes),
+            "",
+        ]
+    )
+
+
+def _named(worker: Worker) -> str:
+    launch = worker.answering.launch
+    return f"{launch.model} {launch.quant} on {launch.stack}"
 
 
 def health(workers: Sequence[Worker], swapper: Swapper) -> tuple[int, dict[str, Any]]:
