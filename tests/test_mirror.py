@@ -624,7 +624,7 @@ def look(url):
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
 
-serve(Path(sys.argv[1]), "127.0.0.1", 0, lambda url: threading.Thread(target=look, args=(url,)).start())
+serve(Path(sys.argv[1]), "127.0.0.1", 0, lambda urls: threading.Thread(target=look, args=(urls.here,)).start())
 """
     done = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=False)
 
