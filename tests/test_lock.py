@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tourkit.errors import HubError, LocalError, ManifestError
+from tourkit.errors import HubError, LocalError, ManifestError, Unreachable
 from tourkit.manifest import lock, manifest, models
+from tourkit.manifest import resolve as resolving
 from tourkit.manifest.lock import LockedVariant, UnresolvedFile, UnresolvedVariant
 from tourkit.manifest.models import HubFile, PinnedFile, Source, VariantId
-from tourkit.manifest.resolve import resolve
 
 FIRST, SECOND = "1" * 40, "2" * 40
 SHA = "a" * 64
@@ -113,6 +113,13 @@ def refusal(call, *args) -> str:
         call(*args)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def resolve(*args, **options) -> lock.Lock:
+    """The lock that resolving makes; every variant that was asked for is resolved."""
+    made = resolving.resolve(*args, **options)
+    assert made.failed == {}
+    return made.lock
 
 
 # resolve
@@ -255,6 +262,109 @@ def test_a_malformed_sha256_from_the_hub_is_not_believed(load, hub):
 
     with pytest.raises(HubError, match=r"x\.gguf: the hub's SHA-256 is malformed"):
         resolve(load(variant(files=["x.gguf"])), hub)
+
+
+# resolving a part
+
+
+class RefusingHub(FolderHub):
+    """A FolderHub that refuses some repositories."""
+
+    refused: dict[str, HubError]
+
+    def info(self, repo: str, revision: str) -> RepoInfo:
+        answer = super().info(repo, revision)  # records the call
+        if repo in self.refused:
+            raise self.refused[repo]
+        return answer
+
+
+@pytest.fixture
+def refusing(hub):
+    made = RefusingHub(hub.root, hub.heads)
+    made.refused = {"me/m": HubError("me/m is gated: accept the licence")}
+    return made
+
+
+Q4, BF16_ID = VariantId("m", "Q4_K_M"), VariantId("m", "BF16")
+OPEN = UnresolvedVariant("m", "BF16", "safetensors", "me/m", "main", None, (), complete=False)
+
+
+def test_a_repository_that_is_refused_does_not_block_the_others(load, refusing, tmp_path):
+    wanted = load(variant(), BF16)
+
+    made = resolving.resolve(wanted, refusing)
+
+    assert [v.id for v in made.lock.resolved] == [Q4]
+    assert made.lock.variants[0] == OPEN
+    assert made.failed == {BF16_ID: refusing.refused["me/m"]}
+    lock.write(tmp_path / "set.lock.json", made.lock)
+    assert lock.read(tmp_path / "set.lock.json") == made.lock
+    lock.check_current(wanted, made.lock)
+
+
+def test_a_refusal_is_asked_for_once(load, refusing):
+    resolving.resolve(load(variant(), BF16, BF16.replace('"BF16"', '"FP16"')), refusing)
+
+    assert refusing.calls.count("info me/m@main") == 1
+
+
+def test_a_variant_that_is_refused_keeps_what_the_earlier_lock_knows(load, hub, refusing):
+    wanted = load(variant(), BF16)
+    old = resolve(wanted, hub)
+
+    made = resolving.resolve(wanted, refusing, known=old)
+
+    assert made.lock == old
+    assert list(made.failed) == [BF16_ID]
+
+
+def test_an_entry_that_no_longer_fits_the_manifest_is_not_kept(load, hub, refusing):
+    old = resolve(
+        load(variant(), BF16.replace("main", "dev")), FolderHub(hub.root, heads={"dev": FIRST, "main": FIRST})
+    )
+
+    assert resolving.resolve(load(variant(), BF16), refusing, known=old).lock.variants[0] == OPEN
+
+
+def test_when_every_variant_is_refused_nothing_is_made_and_each_reason_is_named(load, refusing):
+    refusing.refused["me/m-GGUF"] = HubError("me/m-GGUF: the hub asks for a token")
+
+    with pytest.raises(HubError, match=r"\(and 1 more\)$") as caught:
+        resolving.resolve(load(variant(), BF16), refusing)
+
+    assert sorted(caught.value.details) == sorted(str(error) for error in refusing.refused.values())
+
+
+def test_when_nobody_answers_the_other_repositories_are_not_asked(load, refusing):
+    refusing.refused["me/m"] = Unreachable("hub.example: no answer")
+    wanted = load(variant(), BF16, variant("Q8_0", repo="me/n", files=["m-Q8_0.gguf"]))
+
+    made = resolving.resolve(wanted, refusing)
+
+    assert [v.id for v in made.lock.resolved] == [Q4]
+    assert set(made.failed) == {BF16_ID, VariantId("m", "Q8_0")}
+    assert "info me/n@main" not in refusing.calls
+
+
+def test_a_part_is_resolved_and_the_rest_of_the_lock_stays(load, hub):
+    wanted = load(variant(), BF16)
+    old = resolve(wanted, hub)
+    hub.heads["main"] = SECOND
+    hub.put("me/m-GGUF", SECOND, WEIGHTS)
+    hub.put("me/m", SECOND, TENSORS)
+
+    new = resolve(wanted, hub, known=old, only=[Q4])
+
+    assert [v.commit for v in new.variants] == [FIRST, SECOND]
+    assert new.variants[0] == old.variants[0]
+
+
+def test_a_part_without_an_earlier_lock_leaves_the_rest_unresolved(load, hub):
+    made = resolve(load(variant(), BF16), hub, only=[Q4])
+
+    assert [v.id for v in made.resolved] == [Q4]
+    assert made.variants[0] == OPEN
 
 
 # the file

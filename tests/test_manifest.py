@@ -271,6 +271,20 @@ def test_every_problem_is_counted_and_the_first_is_told(written):
     assert message.endswith("(and 2 more)")
 
 
+def test_the_details_are_all_problems_and_one_problem_has_none(written):
+    with pytest.raises(ManifestError) as three:
+        manifest.load(written(changed("4096", "0").replace('"main"', '""').replace('"gguf"', '"x"')))
+    with pytest.raises(ManifestError) as one:
+        manifest.load(written(changed("4096", "0")))
+
+    assert [line.split(":")[0].removeprefix("models.my-model.") for line in three.value.details] == [
+        "context",
+        "variants[0].format",
+        "variants[0].revision",
+    ]
+    assert one.value.details == ()
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [

@@ -581,6 +581,22 @@ def test_a_damaged_bundle_is_not_served(tmp_path: Path) -> None:
         serve(tmp_path, "127.0.0.1", 0, lambda _: None)
 
 
+def test_a_refusal_to_serve_names_every_file(tmp_path: Path) -> None:
+    from tourkit.mirror.app import serve
+
+    make_bundle(tmp_path)
+    (tmp_path / "models/tiny/Q8_0/README.md").unlink()
+    (tmp_path / "models/tiny/F16/tiny-F16.gguf").write_bytes(b"short")
+
+    with pytest.raises(NotSo, match=r"and 1 more") as caught:
+        serve(tmp_path, "127.0.0.1", 0, lambda _: None)
+
+    assert [line.partition(" (")[0] for line in caught.value.details] == [
+        "damaged: models/tiny/F16/tiny-F16.gguf",
+        "missing: models/tiny/Q8_0/README.md",
+    ]
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "256.1.1.1", "::1%nowhere"])
 def test_an_address_that_cannot_be_had_is_local_trouble(url: str, tmp_path: Path, host: str) -> None:
     from tourkit.errors import LocalError

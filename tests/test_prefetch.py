@@ -67,7 +67,7 @@ class Set:
         path.write_text(manifest_toml(server.repo, roles, variants))
         self.manifest = manifest.load(path)
         with closing(Hub(server.url, patience=QUICK)) as hub:
-            self.lock = resolve(self.manifest, hub)
+            self.lock = resolve(self.manifest, hub).lock
 
     def run(self, *, patience: Patience = QUICK, root: Path | None = None, token: str | None = None, **options: object):
         with closing(Hub(self.server.url, token, patience=patience)) as hub:
@@ -478,8 +478,11 @@ def test_a_500_for_ever_ends_with_exit_code_3_and_one_line(tiny: Set) -> None:
 
 def test_every_failure_is_counted(tiny: Set) -> None:
     tiny.server.faults = {name: Fault("status", status=500) for name in (BIG, SMALL, CONFIG)}
-    with pytest.raises(HubError, match=r"\(and 2 more\)$"):
+    with pytest.raises(HubError, match=r"\(and 2 more\)$") as error:
         tiny.run()
+    assert len(error.value.details) == 3
+    for name in (BIG, SMALL, CONFIG):
+        assert any(name in line for line in error.value.details)
 
 
 def test_a_login_page_is_recognised_before_a_byte_is_written(tiny: Set) -> None:

@@ -76,7 +76,7 @@ def test_twenty_kills_change_nothing_but_the_time(tmp_path: Path) -> None:
         path.write_text(manifest_toml(server.repo, {"tool": "tiny"}, {"tiny": ["*"]}))
         made = manifest.load(path)
         hub = Hub(server.url)
-        pinned = resolve(made, hub)
+        pinned = resolve(made, hub).lock
         lock.write(lock.path_of(path), pinned)
         prefetch.prefetch(made, pinned, tmp_path / "at-once", hub)
         root = tmp_path / "killed"

@@ -8,6 +8,7 @@ import click
 
 from tourkit import __version__
 from tourkit.commands import pipelines, serving, supply
+from tourkit.commands.output import note, print_json
 from tourkit.errors import TourkitError
 
 _LOCAL_FAULT, _INTERRUPTED = 4, 130
@@ -48,8 +49,18 @@ def main(argv: list[str] | None = None) -> int:
         if "--debug" in arguments:
             raise
         message, code = _explain(exc)
-        click.echo(f"tourkit: {message}", err=True)
+        note(f"tourkit: {message}")
+        if isinstance(exc, TourkitError) and exc.details:
+            _show_details(message, exc.details, as_json="--json" in arguments)
         return code
+
+
+def _show_details(message: str, details: tuple[str, ...], *, as_json: bool) -> None:
+    """List every problem below the line of the error; with `as_json` on stdout too, for scripts."""
+    for detail in details:
+        note(f"  {detail}")
+    if as_json:
+        print_json({"error": message, "problems": list(details)})
 
 
 def _explain(exc: Exception) -> tuple[str, int]:

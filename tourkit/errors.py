@@ -5,14 +5,16 @@ TourkitError
 ├── UsageError         2  wrong argument or input file
 │   └── ManifestError  2  a manifest or a lock is wrong, stale or unresolved
 ├── HubError           3  the hub or the network failed
+│   ├── Unreachable    3  nobody answers at the endpoint, whichever repository is asked for
 │   └── WrongContent   3  the bytes received are not the bytes the lock names
+├── Interrupted      130  Ctrl-C during work that can be resumed
 ├── LocalError         4  disk full, no permission, a missing stack, a busy port
 ├── EngineError        4  the engine or a worker failed
 │   ├── EngineDead     4  the engine thread or the worker process has ended (HTTP 503)
 │   └── QueueFull      4  no room for another request now (HTTP 429)
 └── RequestError       2  a request that cannot be served as written (HTTP 400, or `status`)
 
-A message is one line: what, where: the fix.
+A message is one line: what, where: the fix. Where one run finds several problems, `details` has a line for each.
 """
 
 
@@ -22,9 +24,13 @@ def one_line(text: str) -> str:
 
 
 class TourkitError(Exception):
-    """The root of the tree. `exit_code`: the exit code of the process."""
+    """The root of the tree. `exit_code`: of the process. `details`: a line for each problem if there are several."""
 
     exit_code = 4
+
+    def __init__(self, message: str, *, details: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class NotSo(TourkitError):
@@ -43,8 +49,16 @@ class HubError(TourkitError):
     exit_code = 3
 
 
+class Unreachable(HubError):
+    pass
+
+
 class WrongContent(HubError):
     pass
+
+
+class Interrupted(TourkitError):
+    exit_code = 130
 
 
 class LocalError(TourkitError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tourkit.commands.output import SIZE, json_option, note, print_json, roles_option
-from tourkit.errors import NotSo, TourkitError, UsageError
+from tourkit.errors import HubError, NotSo, TourkitError, UsageError
 from tourkit.progress import Progress
 from tourkit.units import counted, size_text
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from tourkit.fetch.prefetch import FetchPlan
     from tourkit.manifest.lock import Lock
     from tourkit.manifest.models import Manifest
+
+_stacks_option = click.option(
+    "--stack", "stacks", multiple=True, metavar="S", help="Only variants for this stack; may be repeated."
+)
 
 
 @click.command()
@@ -63,29 +68,61 @@ def models(
 
 @click.command()
 @click.argument("manifest_ref", metavar="MANIFEST")
-def lock(manifest_ref: str) -> None:
-    """Resolve a manifest against the hub and pin it: commit, size and SHA-256 of every file.
+@roles_option
+@_stacks_option
+@json_option
+def lock(manifest_ref: str, roles: tuple[str, ...], stacks: tuple[str, ...], as_json: bool) -> None:
+    """Ask the hub for the commit, size and SHA-256 of every file of a manifest, and write the lock.
 
-    MANIFEST is a TOML file, or the name of a built-in set. The lock is written beside it. The hub is $HF_ENDPOINT;
-    gated repositories use your token ($HF_TOKEN, or the one `hf auth login` stored).
+    MANIFEST is a TOML file, or the name of a built-in set. The lock is written beside it. The hub is $HF_ENDPOINT.
+    Gated repositories need your token ($HF_TOKEN, or the one that `hf auth login` stored).
+
+    With --role or --stack only those variants are asked for; the others stay as the lock has them. If the hub refuses
+    a variant, the lock is written without it, the variant is named, and the exit code is 3.
 
     \b
-    Example: tourkit lock manifests/tour-20gb.toml
+    Examples: tourkit lock manifests/tour-20gb.toml
+              tourkit lock tour-20gb --role tool --stack llama_cpp
     """
     from tourkit.fetch.hub import Hub
     from tourkit.manifest import lock as locks
     from tourkit.manifest import manifest as manifests
+    from tourkit.manifest.choice import chosen
     from tourkit.manifest.resolve import resolve
 
     manifest = manifests.load(manifest_ref)
     path = locks.path_of(manifest.path)
     old = locks.read(path) if path.exists() else None
-    new = resolve(manifest, Hub(note=note), progress=note, known=old)
-    locks.write(path, new)
-    for line in locks.changes(old, new):
-        click.echo(line)
-    size = sum(file.size for variant in new.resolved for file in variant.files)
-    click.echo(f"{path}: {counted(len(new.variants), 'variant')}, {size_text(size)}")
+    made = resolve(manifest, Hub(note=note), progress=note, known=old, only=chosen(manifest, roles, stacks))
+    locks.write(path, made.lock)
+    changes = locks.changes(old, made.lock)
+    if not as_json:
+        for line in changes:
+            click.echo(line)
+        click.echo(f"{path}: {_lock_text(made.lock)}")
+    failed = tuple(f"{id_}: {error}" for id_, error in made.failed.items())
+    if as_json:
+        print_json({"lock": str(path), "changes": changes} | _lock_json(made.lock) | {"failed": failed})
+    if failed:
+        few = f"{counted(len(failed), 'variant')} could not be resolved"
+        again = "follow the fix below, then run the same command again"
+        raise HubError(f"{path}: {few}, the rest is written: {again}", details=() if as_json else failed)
+
+
+def _lock_text(lock: Lock) -> str:
+    size = sum(file.size for variant in lock.resolved for file in variant.files)
+    open_ = len(lock.variants) - len(lock.resolved)
+    rest = f", {open_} of them not resolved" if open_ else ""
+    return f"{counted(len(lock.variants), 'variant')}{rest}, {size_text(size)}"
+
+
+def _lock_json(lock: Lock) -> dict[str, Any]:
+    resolved = {variant.id for variant in lock.resolved}
+    return {
+        "variants": len(lock.variants),
+        "size": sum(file.size for variant in lock.resolved for file in variant.files),
+        "unresolved": [str(variant.id) for variant in lock.variants if variant.id not in resolved],
+    }
 
 
 def _load_locked(manifest_ref: str) -> tuple[Manifest, Lock]:
@@ -108,7 +145,7 @@ def _load_locked(manifest_ref: str) -> tuple[Manifest, Lock]:
     "--to", "root", required=True, type=click.Path(path_type=Path, file_okay=False), help="The bundle folder."
 )
 @roles_option
-@click.option("--stack", "stacks", multiple=True, metavar="S", help="Only variants for this stack; may be repeated.")
+@_stacks_option
 @click.option("--jobs", type=click.IntRange(1, 64), default=4, show_default=True, help="Transfers at once.")
 @click.option("--dry-run", is_flag=True, help="Show what would be fetched, and fetch nothing.")
 @json_option
@@ -195,14 +232,16 @@ def verify(root: Path, quick: bool, as_json: bool) -> None:
         report = verify.verify(root, quick=quick, progress=bar.advance)
     if as_json:
         kinds = {kind: list(getattr(report, kind)) for kind in ("missing", "damaged", "extra")}
-        print_json(kinds | {"checked_files": report.checked_files, "checked_bytes": report.checked_bytes})
+        problems = [asdict(problem) for problem in report.problems]
+        counts = {"checked_files": report.checked_files, "checked_bytes": report.checked_bytes}
+        print_json(kinds | counts | {"problems": problems})
     else:
         for problem in report.problems:
             click.echo(f"{problem.kind}: {problem.path}" + (f" ({problem.detail})" if problem.detail else ""))
     if not report.ok:
         broken = report.missing or report.damaged
-        mend = "run `tourkit prefetch` again" if broken else "delete what does not belong there"
-        raise NotSo(f"{root}: {counted(len(report.problems), 'file is', 'files are')} not as indexed: {mend}")
+        fix = "run `tourkit prefetch` again" if broken else "delete what does not belong there"
+        raise NotSo(f"{root}: {counted(len(report.problems), 'file is', 'files are')} not as indexed: {fix}")
     if not as_json:
         how = "present, of the right size" if quick else f"right, {size_text(report.checked_bytes)} read"
         click.echo(f"{root}: {counted(report.checked_files, 'file')} {how}")

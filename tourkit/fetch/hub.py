@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 from tourkit import __version__
-from tourkit.errors import HubError, WrongContent
+from tourkit.errors import HubError, Unreachable, WrongContent
 from tourkit.fetch import hub_client
 from tourkit.fetch.http import Answer, Connections, Patience, origin, reason, retry_after
 from tourkit.manifest.models import HubFile
@@ -41,6 +41,10 @@ class PassingError(HubError):
     def __init__(self, message: str, wait_s: float | None = None) -> None:
         super().__init__(message)
         self.wait_s = wait_s
+
+
+class NoAnswerError(PassingError):
+    """The endpoint did not answer: no other repository would fare better."""
 
 
 class RangeRefusedError(HubError):
@@ -195,7 +199,8 @@ class Hub:
     def given_up(self, where: str, last: PassingError) -> HubError:
         """Return the error to raise when a failure did not pass."""
         fix = f"check the network and the endpoint {self.endpoint} (HF_ENDPOINT), then run it again"
-        return HubError(f"{where}: {last}, it still fails after several attempts: {fix}")
+        kind = Unreachable if isinstance(last, NoAnswerError) else HubError
+        return kind(f"{where}: {last}, it still fails after several attempts: {fix}")
 
     def _get(self, url: str, headers: dict[str, str]) -> Answer:
         if origin(url) == self._origin and (token := self._known_token()):
@@ -256,7 +261,7 @@ class Hub:
             cause = _root_cause(exc)
             if isinstance(cause, ssl.SSLCertVerificationError):
                 raise self._untrusted(urlsplit(self.endpoint).hostname, cause.verify_message) from exc
-            raise PassingError(f"{urlsplit(self.endpoint).hostname}: {reason(cause)}") from exc
+            raise NoAnswerError(f"{urlsplit(self.endpoint).hostname}: {reason(cause)}") from exc
         except errors.HFValidationError as exc:
             raise HubError(f"{repo!r} is no repository name: correct `repo` in the manifest") from exc
         except (ValueError, TypeError, KeyError, AttributeError) as exc:  # the answer does not have the hub's format

@@ -26,10 +26,10 @@ from tourkit.fetch.download import (
 )
 from tourkit.fetch.extras import assemble, clear_leftovers
 from tourkit.fetch.hub import Hub
-from tourkit.manifest.lock import Lock, LockedVariant, LockEntry, UnresolvedVariant, check_current, path_of
+from tourkit.manifest.choice import chosen
+from tourkit.manifest.lock import Lock, LockedVariant, UnresolvedVariant, check_current, path_of
 from tourkit.manifest.models import Manifest, PinnedFile, Source
 from tourkit.manifest.paths import check_path
-from tourkit.stacks import STACKS
 
 LOCK_FILE = ".prefetch.lock"
 JOBS = 4
@@ -74,13 +74,13 @@ def fetch_plan(
     the manifest or a chosen file is not pinned.
     """
     check_current(manifest, lock)
-    variants: list[LockedVariant] = []
-    for variant in _chosen(manifest, lock, roles, stacks):
-        if isinstance(variant, UnresolvedVariant):
-            raise _not_pinned(manifest, variant)
-        variants.append(variant)
+    wanted = chosen(manifest, roles, stacks)
+    unresolved = [v for v in lock.variants if v.id in wanted and isinstance(v, UnresolvedVariant)]
+    if unresolved:
+        raise _not_pinned(manifest, unresolved)
+    variants = tuple(variant for variant in lock.resolved if variant.id in wanted)
     files = tuple(_planned(file, root) for variant in variants for file in variant.files)
-    return FetchPlan(files, tuple(variants))
+    return FetchPlan(files, variants)
 
 
 def prefetch(
@@ -116,26 +116,19 @@ def prefetch(
         raise local_error(exc, root) from exc
 
 
-def _chosen(manifest: Manifest, lock: Lock, roles: Sequence[str], stacks: Sequence[str]) -> list[LockEntry]:
-    for given, known, word in ((roles, list(manifest.roles), "role"), (stacks, list(STACKS), "stack")):
-        for name in given:
-            if name not in known:
-                raise UsageError(f"{manifest.path}: no {word} {name!r}: choose from {', '.join(known)}")
-    models = {id_ for role in roles or manifest.roles for id_ in manifest.roles[role]}
-    models |= {manifest.models[id_].adapts or id_ for id_ in models}
-    formats = {STACKS[stack].format for stack in stacks or STACKS}
-    chosen = [variant for variant in lock.variants if variant.model in models and variant.format in formats]
-    if not chosen:
-        raise UsageError(f"{manifest.path}: no variant of these roles runs on these stacks: choose others")
-    return chosen
+def _not_pinned(manifest: Manifest, unresolved: Sequence[UnresolvedVariant]) -> ManifestError:
+    """The error for variants of which the lock does not know everything; each is named."""
+    reasons = tuple(f"{variant.id}: {_missing(variant)}" for variant in unresolved)
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    line = f"{path_of(manifest.path)}: {reasons[0]}{more}: run `tourkit lock {manifest.path}`"
+    return ManifestError(line, details=reasons if more else ())
 
 
-def _not_pinned(manifest: Manifest, variant: UnresolvedVariant) -> ManifestError:
-    where, mend = f"{path_of(manifest.path)}: {variant.id}", f"run `tourkit lock {manifest.path}`"
+def _missing(variant: UnresolvedVariant) -> str:
     for file in variant.files:
         if variant.commit is None or file.size is None or file.sha256 is None:
-            return ManifestError(f"{where}: {file.path} of {variant.repo} is not pinned yet: {mend}")
-    return ManifestError(f"{where}: the files of {variant.repo} are not all pinned yet: {mend}")
+            return f"{file.path} of {variant.repo} is not pinned yet"
+    return f"the files of {variant.repo} are not all pinned yet"
 
 
 def _planned(file: PinnedFile[Source], root: Path) -> PlannedFile:
@@ -207,7 +200,8 @@ def _download_all(
     if failed:
         first = failed[min(failed)]
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise type(first)(f"{first}{more}") from first
+        problems = tuple(str(failed[path]) for path in sorted(failed))
+        raise type(first)(f"{first}{more}", details=problems if more else ()) from first
 
 
 # ---- one process at a time ---------------------------------------------------------------------------

@@ -163,6 +163,11 @@ def check_current(manifest: Manifest, lock: Lock) -> None:
         raise ManifestError(f"{path_of(manifest.path)}: {difference}: run `tourkit lock {manifest.path}`")
 
 
+def fits(want: Variant, have: LockEntry) -> bool:
+    """Whether a lock's entry says what the manifest says of this variant now."""
+    return next(_variant_differences(want, have), None) is None
+
+
 def changes(old: Lock | None, new: Lock) -> list[str]:
     """What `new` pins otherwise than `old`, one line for people per difference; empty when nothing moved."""
     before = {variant.id: variant for variant in old.variants} if old else {}

@@ -1,4 +1,4 @@
-"""Resolving a manifest: asking a hub for the commit, size and SHA-256 of every file, which makes a lock.
+"""Resolving a manifest: ask a hub for the commit, size and SHA-256 of every file, and make a lock of the answers.
 
 The hub answers three calls. Weights are not downloaded here.
 """
@@ -7,12 +7,12 @@ import difflib
 import fnmatch
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tourkit.errors import HubError, ManifestError
-from tourkit.manifest.lock import Lock, LockedVariant, facts, new
+from tourkit.errors import HubError, ManifestError, Unreachable
+from tourkit.manifest.lock import Lock, LockedVariant, LockEntry, UnresolvedVariant, facts, fits, new
 from tourkit.manifest.models import HubFile, Manifest, Source, Variant, VariantId, pinned
 from tourkit.manifest.paths import check_distinct, check_path
 from tourkit.units import counted
@@ -22,18 +22,26 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class RepoInfoLike(Protocol):
-    """What a hub says about a repository at a revision."""
+    """The commit of a repository at a revision."""
 
     @property
     def commit(self) -> str: ...
 
 
 class HubLike(Protocol):
-    """The three calls `resolve` makes; tourkit.fetch.hub.Hub has them."""
+    """The three calls that `resolve` makes. tourkit.fetch.hub.Hub has them."""
 
     def info(self, repo: str, revision: str) -> RepoInfoLike: ...
     def tree(self, repo: str, commit: str) -> Sequence[HubFile]: ...
     def read(self, repo: str, commit: str, file: HubFile) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """A new lock, and the hub's refusal for each variant that was asked for and could not be resolved."""
+
+    lock: Lock
+    failed: dict[VariantId, HubError]
 
 
 def resolve(
@@ -42,28 +50,75 @@ def resolve(
     progress: Callable[[str], None] = lambda line: None,
     *,
     known: Lock | None = None,
-) -> Lock:
+    only: Collection[VariantId] | None = None,
+) -> Resolution:
     """Ask `hub` for the commit of every revision and the size and SHA-256 of every file it takes.
 
-    A small git file is read once to hash it, unless `known` (an earlier lock) has it at the same commit.
-    `progress` gets one line per repository. Raises ManifestError (a pattern that matches nothing, a file
-    that no bundle may hold) and HubError.
+    `only`: the variants to ask for; None means all. The other variants, and those that the hub refuses, keep their
+    entry of `known` (the earlier lock) if it still fits the manifest; if not, they are unresolved. A small git file is
+    read once to hash it, unless `known` has it at the same commit. `progress` gets one line per repository.
+
+    Raises ManifestError (a pattern that matches nothing, a file that no bundle may hold), and HubError if no variant
+    could be resolved.
     """
     asked = _Asked(hub, progress, _hashes(known))
-    variants = [_resolve_variant(manifest, id_, variant, asked) for id_, variant in manifest.variants.items()]
-    return new(manifest.name, manifest.digest, variants)
+    wanted = manifest.variants if only is None else {id_: manifest.variants[id_] for id_ in sorted(only)}
+    resolved: dict[VariantId, LockEntry] = {}
+    failed: dict[VariantId, HubError] = {}
+    for id_, variant in wanted.items():
+        try:
+            resolved[id_] = _resolve_variant(manifest, id_, variant, asked)
+        except HubError as exc:
+            failed[id_] = exc
+            if isinstance(exc, Unreachable):  # every other repository would take as long to fail
+                failed |= {other: exc for other in wanted if other not in resolved}
+                break
+    if not resolved:
+        raise _all_failed(failed)
+    earlier = {variant.id: variant for variant in known.variants} if known else {}
+    entries = [resolved.get(id_) or _kept(id_, variant, earlier) for id_, variant in manifest.variants.items()]
+    return Resolution(new(manifest.name, manifest.digest, entries), failed)
+
+
+def _all_failed(failed: dict[VariantId, HubError]) -> HubError:
+    """The error if no variant could be resolved: the first refusal, with a line for each different one."""
+    first = next(iter(failed.values()))
+    lines = tuple(dict.fromkeys(str(error) for error in failed.values()))
+    if len(lines) == 1:
+        return first
+    return type(first)(f"{first} (and {len(lines) - 1} more)", details=lines)
+
+
+def _kept(id_: VariantId, want: Variant, earlier: dict[VariantId, LockEntry]) -> LockEntry:
+    """The entry of the earlier lock if it fits the manifest, else an unresolved one."""
+    have = earlier.get(id_)
+    if have is not None and fits(want, have):
+        return have
+    commit = want.revision if _COMMIT.fullmatch(want.revision) else None
+    return UnresolvedVariant(id_.model, id_.quant, want.format, want.repo, want.revision, commit, (), complete=False)
 
 
 @dataclass(slots=True)
 class _Asked:
-    """What the hub has said so far in one `resolve`, so that it is asked once."""
+    """The hub's answers so far in one `resolve`. Each question is asked once, also if the answer is a refusal."""
 
     hub: HubLike
     progress: Callable[[str], None]
     hashes: dict[tuple[str, str, str, int], str]
     trees: dict[tuple[str, str], tuple[str, Sequence[HubFile]]] = field(default_factory=dict)
+    refusals: dict[tuple[str, str], HubError] = field(default_factory=dict)
 
     def tree(self, repo: str, revision: str) -> tuple[str, Sequence[HubFile]]:
+        """The commit of a revision and the files there. Raises HubError."""
+        if refusal := self.refusals.get((repo, revision)):
+            raise refusal
+        try:
+            return self._tree(repo, revision)
+        except HubError as exc:
+            self.refusals[repo, revision] = exc
+            raise
+
+    def _tree(self, repo: str, revision: str) -> tuple[str, Sequence[HubFile]]:
         if (repo, revision) not in self.trees:
             commit = self.hub.info(repo, revision).commit
             moved = _COMMIT.fullmatch(revision) and commit != revision
@@ -102,7 +157,9 @@ def _resolve_variant(manifest: Manifest, id_: VariantId, variant: Variant, asked
         check_path(file.path, f"{where}: {variant.repo}@{commit}")
     check_distinct([file.path for file in chosen], f"{where}: {variant.repo}@{commit}")
     if not any(file.path.endswith(f".{variant.format}") for file in chosen):
-        raise ManifestError(f"{where}: no .{variant.format} file among those `files` takes: mend `files` or `format`")
+        raise ManifestError(
+            f"{where}: no .{variant.format} file among those that `files` takes: correct `files` or `format`"
+        )
     files = tuple(
         pinned(id_, Source(variant.repo, commit, file.path), file.size, asked.sha256(variant.repo, commit, file))
         for file in chosen
@@ -111,7 +168,7 @@ def _resolve_variant(manifest: Manifest, id_: VariantId, variant: Variant, asked
 
 
 def _chosen(variant: Variant, tree: Sequence[HubFile], where: str) -> list[HubFile]:
-    """The files of `tree` that the variant's patterns take, by path; an idle pattern is an error."""
+    """The files of `tree` that the variant's patterns take, sorted by path. A pattern that takes none is an error."""
     for pattern in variant.files:
         if not any(fnmatch.fnmatchcase(file.path, pattern) for file in tree):
             names = [file.path for file in tree]

@@ -38,7 +38,7 @@ def raise_problems(path: Path, problems: Iterable[str]) -> None:
     found = list(problems)
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise ManifestError(f"{path}: {found[0]}{more}")
+        raise ManifestError(f"{path}: {found[0]}{more}", details=tuple(found) if more else ())
 
 
 def _explain(error: Any) -> Iterator[str]:

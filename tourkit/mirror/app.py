@@ -73,7 +73,9 @@ def serve(root: Path, host: str, port: int, on_ready: Callable[[Urls], None]) ->
     report = verify(root, quick=True)
     if bad := report.missing + report.damaged:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise NotSo(f"{root}: {bad[0]}{more} missing or damaged: see `tourkit verify {root}`")
+        details = tuple(f"{each.kind}: {each.path} ({each.detail})" for each in report.problems if each.path in bad)
+        line = f"{root}: {bad[0]}{more} missing or damaged: see `tourkit verify {root}`"
+        raise NotSo(line, details=details if more else ())
     starlette = app(root)
     listener = net.listen(host, port)
     with listener:

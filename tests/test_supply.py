@@ -1,0 +1,171 @@
+"""What the commands from the hub to the bundle print and end with, against a hub on loopback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from faulty_hub import COMMIT, FaultyHub, noise
+
+from tourkit.cli import main
+from tourkit.manifest import lock as locks
+
+FILES = {"tiny-Q4_K_M.gguf": noise(300_000, 1), "config.json": b"{}\n"}
+HEAD = """\
+schema = 1
+name = "mine"
+[roles]
+tool = ["good"]
+fast = ["other"]
+"""
+MODEL = """\
+[models.{id}]
+repo = "{repo}"
+license = "mit"
+context = 4096
+[[models.{id}.variants]]
+format = "gguf"
+quant = "Q4_K_M"
+repo = "{repo}"
+revision = "main"
+files = ["*"]
+"""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyHub]:
+    with FaultyHub(FILES) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield server
+
+
+def manifest(folder: Path, good: str, other: str) -> str:
+    """A set of two models by their repositories; the path of its file."""
+    path = folder / "mine.toml"
+    path.write_text(HEAD + MODEL.format(id="good", repo=good) + MODEL.format(id="other", repo=other))
+    return str(path)
+
+
+# ---- lock --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.starts
+def test_lock_writes_what_it_could_resolve_names_the_rest_and_ends_with_3(
+    hub: FaultyHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = manifest(tmp_path, hub.repo, "acme/private")
+
+    ended = main(["lock", path])
+
+    printed = capsys.readouterr()
+    written = locks.read(tmp_path / "mine.lock.json")
+    assert ended == 3
+    assert [(v.model, v.commit) for v in written.resolved] == [("good", COMMIT)]
+    assert [v.model for v in written.variants] == ["good", "other"]
+    assert "2 variants, 1 of them not resolved" in printed.out
+    [line, *details] = printed.err[printed.err.index("tourkit: ") :].splitlines()
+    assert "1 variant could not be resolved, the rest is written" in line
+    assert len(details) == 1
+    assert details[0].startswith("  other Q4_K_M: acme/private: no such repository")
+
+
+@pytest.mark.starts
+def test_lock_of_one_role_leaves_the_rest_of_the_lock_as_it_is(
+    hub: FaultyHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = manifest(tmp_path, hub.repo, "acme/private")
+    assert main(["lock", path, "--role", "tool"]) == 0
+    before = (tmp_path / "mine.lock.json").read_bytes()
+    capsys.readouterr()
+
+    assert main(["lock", path, "--role", "tool", "--stack", "llama_cpp", "--json"]) == 0
+
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["changes"] == []
+    assert shown["unresolved"] == ["other Q4_K_M"]
+    assert (tmp_path / "mine.lock.json").read_bytes() == before
+
+
+@pytest.mark.starts
+def test_a_lock_that_is_resolved_in_part_can_be_planned_and_fetched_in_part(hub: FaultyHub, tmp_path: Path) -> None:
+    path = manifest(tmp_path, hub.repo, "acme/private")
+    assert main(["lock", path]) == 3
+
+    assert main(["prefetch", path, "--to", str(tmp_path / "bundle"), "--role", "tool"]) == 0
+    assert main(["verify", str(tmp_path / "bundle")]) == 0
+    assert main(["prefetch", path, "--to", str(tmp_path / "all")]) == 2
+    assert main(["plan", path, "--role", "tool", "--ram", "32GiB", "--vram", "0", "--stack", "llama_cpp"]) == 0
+
+
+def test_lock_refuses_a_role_and_a_stack_that_there_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = manifest(tmp_path, "acme/a", "acme/b")
+
+    assert main(["lock", path, "--role", "chef"]) == main(["lock", path, "--stack", "tensorflow"]) == 2
+
+    said = capsys.readouterr().err
+    assert "choose from fast, tool" in said
+    assert "choose from llama_cpp" in said
+
+
+# ---- many problems -----------------------------------------------------------------------------------
+
+
+def test_all_problems_of_a_manifest_follow_the_line_and_are_in_the_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text('schema = 2\nname = "Bad Name"\nrolls = 1\n')
+
+    ended = main(["prefetch", str(path), "--to", str(tmp_path / "out"), "--json"])
+
+    printed = capsys.readouterr()
+    [line, *details] = printed.err.splitlines()
+    shown = json.loads(printed.out)
+    assert ended == 2
+    assert line.startswith(f"tourkit: {path}: ")
+    assert line.endswith(f"(and {len(details) - 1} more)")
+    assert shown == {"error": line.removeprefix("tourkit: "), "problems": [detail.strip() for detail in details]}
+    assert all(detail.startswith("  ") for detail in details)
+    assert {"schema", "name", "rolls", "roles"} <= {problem.split(":")[0] for problem in shown["problems"]}
+
+
+@pytest.mark.starts
+def test_every_file_that_could_not_be_fetched_is_listed(
+    hub: FaultyHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = manifest(tmp_path, hub.repo, hub.repo)
+    assert main(["lock", path]) == 0
+    hub.refuse = (404, {})
+    capsys.readouterr()
+
+    ended = main(["prefetch", path, "--to", str(tmp_path / "out"), "--role", "tool", "--json"])
+
+    printed = capsys.readouterr()
+    assert ended == 3
+    assert "(and 1 more)" in printed.err
+    problems = json.loads(printed.out)["problems"]
+    assert [name for problem in problems for name in FILES if name in problem] == ["config.json", "tiny-Q4_K_M.gguf"]
+
+
+@pytest.mark.starts
+def test_verify_gives_scripts_the_reason_of_every_problem(
+    hub: FaultyHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = manifest(tmp_path, hub.repo, hub.repo)
+    bundle = tmp_path / "bundle"
+    assert main(["lock", path]) == main(["prefetch", path, "--to", str(bundle), "--role", "tool"]) == 0
+    (bundle / "models/good/Q4_K_M/config.json").unlink()
+    (bundle / "stray.txt").write_text("x")
+    capsys.readouterr()
+
+    ended = main(["verify", str(bundle), "--json"])
+
+    printed = capsys.readouterr()
+    assert ended == 1
+    assert json.loads(printed.out)["problems"] == [
+        {"path": "stray.txt", "kind": "extra", "detail": "not in the index"},
+        {"path": "models/good/Q4_K_M/config.json", "kind": "missing", "detail": "not there"},
+    ]
