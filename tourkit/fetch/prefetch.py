@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tourkit.bundle.index import Index, write_index
-from tourkit.errors import LocalError, ManifestError, TourkitError, UsageError
+from tourkit.errors import LocalError, ManifestError, TourkitError
 from tourkit.fetch.download import (
     FetchListener,
     SilentListener,
