@@ -46,6 +46,7 @@ class Stub:
     headers: list[dict[str, str]] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)  # the client's port, to tell connections apart
     gone: threading.Event = field(default_factory=threading.Event)  # set when a client hung up during a stream
+    served: list[str] = field(default_factory=lambda: ["brain", "fast", "tool", "graph", "tiny"])
     ignore_n: bool = False
     cut_stream_after: int | None = None
     connections: set[socket.socket] = field(default_factory=set)
@@ -96,6 +97,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.stub.connections.discard(self.connection)
         with contextlib.suppress(OSError):
             super().finish()
+
+    def do_GET(self) -> None:
+        models = [{"id": name, "object": "model"} for name in self.stub.served]
+        self._send(200, json.dumps({"object": "list", "data": models}).encode(), {})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

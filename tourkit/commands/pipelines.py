@@ -96,14 +96,16 @@ def run(
     """
     from tourkit.client import Client, ClientError
     from tourkit.pipelines import batch
+    from tourkit.pipelines.preflight import check_model
 
     deadline_s = _seconds(deadline)
     template = batch.load_template(name)
     try:
         client = Client(url, model=model)
-        client.models()
+        served = client.models()
     except ClientError as exc:
         raise LocalError(str(exc)) from exc
+    check_model(model, template.role, served, client.url)
     with Progress(template.name, unit="documents") as bar:
 
         def on_progress(done: int, total: int) -> None:

@@ -18,7 +18,8 @@ from tourkit.errors import LocalError, UsageError
 from tourkit.files import write_atomic
 from tourkit.pipelines.journal import Journal, encoded
 from tourkit.pipelines.journal import path_of as journal_of
-from tourkit.pipelines.lines import Line, read_lines
+from tourkit.pipelines.lines import Line, check_ids, read_lines
+from tourkit.pipelines.preflight import check_input
 from tourkit.pipelines.templates import Run
 from tourkit.pipelines.templates import load_template as load_template
 
@@ -74,6 +75,8 @@ def run_batch(
         raise UsageError(f"concurrency {concurrency}: it must be at least 1")
     template = load_template(name)
     lines = read_lines(input_path)
+    check_input(input_path, lines)
+    check_ids(input_path, lines)
     progress = on_progress or (lambda done, total: None)
     if _finished_earlier(input_path, lines, output_path, resume=resume, force=force):
         progress(len(lines), len(lines))

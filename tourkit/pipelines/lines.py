@@ -31,13 +31,17 @@ class Line:
 def read_lines(path: Path) -> list[Line]:
     """Return every line of a JSON Lines file that is not blank. A bad line is returned with its problem.
 
-    Raises UsageError if the file cannot be read or two documents have the same id.
+    Raises UsageError if the file cannot be read.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read {path} ({error.strerror}): give a JSON Lines file") from error
-    lines = list(_lines(path, data.removeprefix(b"\xef\xbb\xbf")))
+    return list(_lines(path, data.removeprefix(b"\xef\xbb\xbf")))
+
+
+def check_ids(path: Path, lines: list[Line]) -> None:
+    """Refuse two documents with the same id. Raises UsageError."""
     first: dict[str, int] = {}
     for line in lines:
         key = json.dumps(line.id)
@@ -46,7 +50,6 @@ def read_lines(path: Path) -> list[Line]:
                 f"{path} line {line.number}: line {first[key]} has the id {line.id!r} too: make ids unique"
             )
         first[key] = line.number
-    return lines
 
 
 def _lines(path: Path, data: bytes) -> Iterator[Line]:
