@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,6 +149,7 @@ def _load_locked(manifest_ref: str) -> tuple[Manifest, Lock]:
 @_stacks_option
 @click.option("--jobs", type=click.IntRange(1, 64), default=4, show_default=True, help="Transfers at once.")
 @click.option("--dry-run", is_flag=True, help="Show what would be fetched, and fetch nothing.")
+@click.option("--yes", is_flag=True, help="Create the folder above DIR without a question if it does not exist.")
 @json_option
 def prefetch(
     manifest_ref: str,
@@ -156,11 +158,15 @@ def prefetch(
     stacks: tuple[str, ...],
     jobs: int,
     dry_run: bool,
+    yes: bool,
     as_json: bool,
 ) -> None:
-    """Mirror what a lock names into a bundle: resumable, hashed while it streams, never half-written.
+    """Fetch what a lock names into a bundle: resumable, hashed while it streams, never half-written.
 
-    Run it again after anything went wrong: it goes on at the byte where it stopped.
+    Run the same command again after a failure: it goes on at the byte where it stopped.
+
+    Before it starts it prints the drive and its free space. If the folder above DIR does not exist (a drive that is
+    not mounted, a typing error), it asks on a terminal, and ends with exit code 2 elsewhere, unless --yes is given.
 
     \b
     Examples: tourkit prefetch tour-20gb --to /media/usb/bundle --stack llama_cpp
@@ -173,6 +179,7 @@ def prefetch(
     if dry_run:
         _show_fetch_plan(fetching.fetch_plan(manifest, locked, root, roles=roles, stacks=stacks), as_json)
         return
+    _check_target(root, yes=yes)
     listener = _BarListener()
     with listener.bar:
         index = fetching.prefetch(
@@ -181,6 +188,21 @@ def prefetch(
     size = sum(file.size for file in index.files)
     click.echo(f"{root}: whole: {counted(len(index.files), 'file')}, {size_text(size)}")
     click.echo(f"Check it again where it arrives: tourkit verify {root}")
+
+
+def _check_target(root: Path, *, yes: bool) -> None:
+    """Print the drive that `root` is on. Raises UsageError if the folder above it is missing and nobody wants it."""
+    from tourkit.fetch.drive import drive_of
+
+    drive = drive_of(root)
+    note(f"writing to {root}: {drive}" if drive.device is None else f"writing to {root} {drive}")
+    parent = root.absolute().parent
+    if yes or parent.exists():
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{parent} does not exist: mount the drive, or create the folder with --yes")
+    if not click.confirm(f"{parent} does not exist: is the drive mounted? Create the folder?", err=True):
+        raise UsageError(f"{root}: nothing was written: mount the drive, or name another folder with --to")
 
 
 class _BarListener:
