@@ -1,0 +1,126 @@
+"""`tourkit sets` says what a set offers and needs; every figure is computed from manifest, lock and planner."""
+
+import json
+
+import pytest
+
+from tourkit.cli import main
+from tourkit.hardware.probe import Hardware, InstalledStack
+from tourkit.manifest import lock as locks
+from tourkit.manifest import manifest as manifests
+from tourkit.manifest.lock import UnresolvedVariant
+from tourkit.planning import planner, sources
+from tourkit.planning.sets import SIZES, SetFacts, facts_of
+from tourkit.stacks import STACKS
+from tourkit.units import GIB
+
+SETS = manifests.builtin_sets()
+
+
+def facts(name: str) -> SetFacts:
+    manifest = manifests.load(name)
+    return facts_of(manifest, locks.read(locks.path_of(manifest.path)))
+
+
+@pytest.mark.parametrize("name", ["cpu-16gb", "gpu-40gb", "gpu-8gb", "tiny"])
+def test_the_size_of_a_pinned_set_is_what_prefetch_would_fetch(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for on in facts(name).stacks:
+        assert main(["prefetch", name, "--to", "nowhere", "--stack", on.stack, "--dry-run", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["total_bytes"] == on.size
+        assert (on.exact, on.unknown) == (True, ())
+
+
+def test_a_size_that_the_lock_does_not_have_is_the_stated_one_or_unknown() -> None:
+    [on] = facts("multilingual").stacks
+    manifest = manifests.load("multilingual")
+    lock = locks.read(locks.path_of(manifest.path))
+    unresolved = {v.id for v in lock.variants if isinstance(v, UnresolvedVariant)}
+
+    assert not on.exact
+    assert set(on.unknown) == {str(id_) for id_ in unresolved if manifest.variants[id_].size is None}
+
+
+def test_a_stack_is_listed_if_a_variant_of_the_set_is_for_it() -> None:
+    assert [on.stack for on in facts("tour-20gb").stacks] == list(STACKS)
+    assert [on.stack for on in facts("gpu-8gb").stacks] == ["llama_cpp"]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_plan_fills_every_role_on_the_machine_that_is_named_and_not_on_the_next_smaller(name: str) -> None:
+    manifest = manifests.load(name)
+    index = sources.index_of(manifest, locks.read(locks.path_of(manifest.path)))
+    shapes = sources.shapes_of_manifest(manifest)
+    on = facts(name).stacks[0]
+    roles = tuple(role for role in manifest.roles if role not in on.unfilled)
+    need = on.ram
+    assert need is not None
+    assert need.in_turn is not None
+
+    def unfilled(ram: int) -> bool:
+        hardware = Hardware(8, ram, stacks=(InstalledStack(on.stack),))
+        try:
+            planner.plan(index, hardware, roles=roles, shapes=shapes)
+        except planner.NotSo:
+            return True
+        return False
+
+    assert not unfilled(need.in_turn)
+    smaller = [size for size in SIZES if size < need.in_turn]
+    assert not smaller or unfilled(smaller[-1])
+    assert need.at_once is None or need.at_once >= need.in_turn
+
+
+def test_a_gpu_holds_all_layers_of_what_it_needs_and_a_stack_without_gpu_needs_none() -> None:
+    llama, *_, onnx = facts("tour-20gb").stacks
+    manifest = manifests.load("tour-20gb")
+    smallest = min(
+        variant.size or 0
+        for id_ in manifest.roles["brain"]
+        for variant in manifest.models[id_].variants
+        if variant.format == "gguf"
+    )
+
+    assert llama.vram is not None
+    assert llama.vram.in_turn is not None
+    assert llama.vram.in_turn > smallest
+    assert onnx.vram is None
+
+
+def test_roles_that_no_pinned_variant_fills_are_named_and_left_out() -> None:
+    [on] = facts("chinese").stacks
+
+    assert on.unfilled == ("embed",)
+    assert on.ram is not None
+
+
+def test_without_a_lock_stated_sizes_are_counted_and_no_machine_is_named() -> None:
+    [on] = facts_of(manifests.load("gpu-8gb"), None).stacks
+
+    assert on.size > 10 * GIB
+    assert not on.exact
+    assert (on.ram, on.vram) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "has", "has_not"),
+    [("chinese", {"zh", "en"}, {"code"}), ("code", {"code", "en"}, set()), ("cpu-16gb", {"en"}, {"de", "ru"})],
+)
+def test_languages_are_those_for_which_brain_and_fast_have_a_model(name: str, has: set, has_not: set) -> None:
+    languages = set(facts(name).languages)
+
+    assert has <= languages
+    assert not has_not & languages
+
+
+def test_the_command_lists_every_set_for_people_and_for_scripts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sets"]) == 0
+    people = capsys.readouterr().out
+    assert main(["sets", "--json"]) == 0
+    scripts = json.loads(capsys.readouterr().out)
+
+    assert [each["name"] for each in scripts] == SETS
+    for each in scripts:
+        assert f"\n{each['name']} " in people
+        assert f"    {each['summary']}\n" in people
+    tiny = next(each for each in scripts if each["name"] == "tiny")
+    assert tiny["stacks"][0]["ram"] == {"in_turn": 2 * GIB, "at_once": 2 * GIB}
