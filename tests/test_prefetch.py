@@ -43,6 +43,7 @@ class Heard:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.bytes = {"fetched": 0, "checked": 0}
+        self.again = 0
         self.started: tuple[int, int] | None = None
         self.gate = threading.Lock()
 
@@ -52,6 +53,10 @@ class Heard:
     def on_bytes(self, n: int, kind: str) -> None:
         with self.gate:
             self.bytes[kind] += n
+
+    def on_again(self, n: int) -> None:
+        with self.gate:
+            self.again += n
 
     def on_note(self, text: str) -> None:
         with self.gate:
@@ -134,6 +139,11 @@ def assert_whole(made: Set) -> None:
     assert verify.verify(made.root).ok, verify.verify(made.root)
 
 
+def count(made: Set) -> int:
+    """Bytes that the listener has counted, without those that came again."""
+    return sum(made.heard.bytes.values()) - made.heard.again
+
+
 # ---- a good network ----------------------------------------------------------------------------------
 
 
@@ -169,6 +179,35 @@ def test_only_the_hash_is_trusted_not_the_size_or_the_date(tiny: Set) -> None:
     tiny.run()
     assert_whole(tiny)
     assert [sent.path for sent in tiny.server.log] == [BIG]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [None, Fault("flip", times=1, at=77), Fault("ignore range", times=1), Fault("truncated", times=1, at=BLOCK)],
+)
+def test_every_byte_of_a_whole_bundle_is_counted_once_however_often_it_came(tiny: Set, fault: Fault | None) -> None:
+    total = sum(map(len, FILES.values()))
+    tiny.dest(BIG).parent.mkdir(parents=True)
+    tiny.dest(SMALL).write_bytes(bytes(len(FILES[SMALL])))  # damaged: of the right size, all zeros
+    tiny.part(BIG).write_bytes(FILES[BIG][:BLOCK])
+    if fault is not None:
+        tiny.server.faults[BIG] = fault
+
+    tiny.run()
+
+    assert_whole(tiny)
+    assert count(tiny) == total
+    assert tiny.heard.again >= len(FILES[SMALL])
+
+
+def test_bytes_behind_a_416_are_counted_once(tiny: Set) -> None:
+    tiny.server.faults[BIG] = Fault("status", times=1, status=416)
+    tiny.part(BIG).parent.mkdir(parents=True)
+    tiny.part(BIG).write_bytes(FILES[BIG][:BLOCK])
+
+    tiny.run()
+
+    assert count(tiny) == sum(map(len, FILES.values()))
 
 
 def test_two_bundles_are_byte_identical_whatever_the_order(tiny: Set, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import sys
 import termios
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import TextIO
 
 import pytest
@@ -105,6 +106,57 @@ def test_plain_lines_import_no_tqdm() -> None:
     assert done.stdout.strip() == "False"
 
 
+def test_what_has_to_be_done_again_is_taken_back_and_the_last_line_is_100_percent() -> None:
+    out = io.StringIO()
+    with Progress("prefetch", 10 * MIB, out=out) as bar:
+        bar.advance(10 * MIB)
+        bar.advance(-4 * MIB)
+        for _ in range(4):
+            bar.advance(MIB)
+
+    percents = [re.findall(r"(\d+) %", line)[0] for line in out.getvalue().splitlines()]
+    assert percents == ["100", "70", "80", "90", "100"]
+
+
+def test_what_an_earlier_run_did_counts_as_done_and_not_for_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("tourkit.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
+    out = io.StringIO()
+    with Progress("run", unit="documents", out=out) as bar:
+        bar.begin(2000, 1000)
+        now[0] += 20
+        bar.advance(200)
+
+    first, second = out.getvalue().splitlines()
+    assert first == "run  50 %  1000 of 2000  0:00"
+    assert second == "run  60 %  1200 of 2000  1:20 left  10.0 documents/s"
+
+
+@pytest.mark.parametrize(
+    ("done", "seconds", "rate"),
+    [
+        (32, 10, "3.2 documents/s"),
+        (10, 10, "1.0 documents/s"),
+        (9, 10, "54 documents/min"),
+        (1, 5, "12 documents/min"),
+        (1, 60, "1 documents/min"),
+        (1, 720, "5 documents/h"),
+        (1, 7200, "0.5 documents/h"),
+    ],
+)
+def test_a_slow_rate_is_per_minute_or_per_hour(
+    monkeypatch: pytest.MonkeyPatch, done: int, seconds: int, rate: str
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("tourkit.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
+    out = io.StringIO()
+    with Progress("run", done, "documents", out=out) as bar:
+        now[0] += seconds
+        bar.advance(done)
+
+    assert out.getvalue().rstrip().endswith(f"  {rate}")
+
+
 # ---- on a terminal -----------------------------------------------------------------------------------
 
 
@@ -162,6 +214,23 @@ def test_bytes_that_are_fetched_again_do_not_break_the_bar(terminal: Terminal) -
 
     [line, _] = terminal.screen()
     assert re.match(r"prefetch 150 % \|█+\| 3\.0 MiB of 2\.0 MiB  ", line)
+
+
+def test_a_bar_that_goes_back_ends_at_100_percent(terminal: Terminal) -> None:
+    with Progress("prefetch", 2 * MIB, out=terminal.out) as bar:
+        for step in (1, 1, -1, 1):
+            bar.advance(step * MIB)
+
+    [line, _] = terminal.screen()
+    assert re.match(r"prefetch 100 % \|█+\| 2\.0 MiB of 2\.0 MiB  ", line)
+
+
+def test_a_resumed_run_has_no_rate_before_its_first_document(terminal: Terminal) -> None:
+    with Progress("run", unit="documents", out=terminal.out) as bar:
+        bar.begin(12, 6)
+
+    [line, _] = terminal.screen()
+    assert re.fullmatch(r"run  50 % \|█+. *\| 6 of 12  0:00", line)
 
 
 def test_without_a_total_there_is_a_count_and_no_bar(terminal: Terminal) -> None:

@@ -11,13 +11,13 @@ from typing import Any, TextIO
 
 from tourkit.units import size_text
 
-_COLUMNS = 80  # of a terminal that does not tell its width
+_COLUMNS = 80  # of a terminal whose width is not known
 
 
 class Progress:
     """Counts towards `total`; `unit` is "B" for bytes, shown as MiB and GiB, or a word such as "documents".
 
-    Thread-safe. Use as a context manager, so that the last line is ended whatever happens.
+    Thread-safe. Use it as a context manager: the last line is then ended whatever happens.
     """
 
     def __init__(self, label: str, total: int = 0, unit: str = "B", out: TextIO | None = None) -> None:
@@ -26,6 +26,7 @@ class Progress:
         self._terminal = self._out.isatty()
         self._lock = threading.Lock()
         self._started = time.monotonic()
+        self._earlier = 0
         self._tenths = 0
         self._bar: Any = None
         self.total = total
@@ -39,21 +40,22 @@ class Progress:
             if self._bar is not None:
                 self._bar.close()
 
+    def begin(self, total: int, earlier: int = 0) -> None:
+        """Set the total. `earlier`: what an earlier run did; it counts as done but not for the rate."""
+        with self._lock:
+            self.total = total
+            self.done = self._earlier = earlier
+            self._started = time.monotonic()
+            self._show(0)
+
     def advance(self, n: int) -> None:
+        """Count `n` more; a negative number takes back what has to be done again."""
         with self._lock:
             self.done += n
-            if self._bar is not None:
-                self._bar.update(n)
-            elif self._terminal:
-                self._bar = self._new_bar()
-            elif self.total and self.done * 10 // self.total > self._tenths:
-                self._tenths = self.done * 10 // self.total
-                elapsed = max(time.monotonic() - self._started, 1e-6)
-                self._out.write(f"{self._head()}  {self._tail(elapsed, self.done / elapsed)}\n")
-                self._out.flush()
+            self._show(n)
 
     def note(self, text: str) -> None:
-        """A line of its own, such as why something is tried again."""
+        """Print a line of its own, such as the reason of a repeated attempt."""
         with self._lock:
             if self._bar is not None:
                 self._bar.write(text, file=self._out)
@@ -61,8 +63,22 @@ class Progress:
                 self._out.write(f"{text}\n")
             self._out.flush()
 
+    def _show(self, n: int) -> None:
+        """Draw the bar after a step of `n`, or print a line if another tenth is done."""
+        if self._bar is not None:
+            self._bar.update(n)
+            return
+        if self._terminal:
+            self._bar = self._new_bar()
+            return
+        before, self._tenths = self._tenths, self.done * 10 // self.total if self.total else 0
+        if self._tenths > before:
+            elapsed = max(time.monotonic() - self._started, 1e-6)
+            self._out.write(f"{self._head()}  {self._tail(elapsed, (self.done - self._earlier) / elapsed)}\n")
+            self._out.flush()
+
     def _new_bar(self) -> Any:
-        """A bar that is drawn at once. What is done by now, such as by an earlier run, does not count for the rate."""
+        """Make a bar that is drawn at once. What is done before it is made does not count for the rate."""
         from tqdm import tqdm
 
         progress = self
@@ -90,14 +106,27 @@ class Progress:
         return f"{self._label} {self.done * 100 // self.total:3d} %"
 
     def _tail(self, elapsed: float, rate: float) -> str:
-        """Counts, time and speed; `elapsed` in seconds, `rate` in units a second."""
+        """Counts, time and, once it is known, the rate; `elapsed` in seconds, `rate` in units a second."""
         show: Callable[[int], str] = size_text if self._unit == "B" else str
         parts = [show(self.done)]
         if self.total:
             left = max(self.total - self.done, 0) / rate if rate > 0 else 0
             parts = [f"{show(self.done)} of {show(self.total)}", f"{_clock(left)} left" if left else _clock(elapsed)]
-        parts.append(f"{size_text(int(rate))}/s" if self._unit == "B" else f"{rate:.1f} {self._unit}/s")
+        if self._unit == "B":
+            parts.append(f"{size_text(int(max(rate, 0)))}/s")
+        elif rate > 0:
+            parts.append(_rate_text(rate, self._unit))
         return "  ".join(parts)
+
+
+def _rate_text(rate: float, unit: str) -> str:
+    """A rate in `unit` a second as people say it: 3.2 documents/s, 12 documents/min, 5 documents/h."""
+    if rate >= 1:
+        return f"{rate:.1f} {unit}/s"
+    if rate * 60 >= 1:
+        return f"{rate * 60:.0f} {unit}/min"
+    hourly = rate * 3600
+    return f"{hourly:.0f} {unit}/h" if hourly >= 1 else f"{hourly:.1f} {unit}/h"
 
 
 def _columns(out: TextIO) -> int:

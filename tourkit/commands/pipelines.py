@@ -109,7 +109,8 @@ def run(
     with Progress(template.name, unit="documents") as bar:
 
         def on_progress(done: int, total: int) -> None:
-            bar.total = total
+            if bar.total != total:  # the first call: `done` is what an earlier run did
+                bar.begin(total, done)
             bar.advance(done - bar.done)
 
         summary = batch.run_batch(

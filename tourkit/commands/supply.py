@@ -206,17 +206,20 @@ def _check_target(root: Path, *, yes: bool) -> None:
 
 
 class _BarListener:
-    """A FetchListener that shows what it hears as a progress bar."""
+    """A FetchListener that shows a progress bar."""
 
     def __init__(self) -> None:
         self.bar = Progress("prefetch")
 
     def on_start(self, total_bytes: int, to_fetch: int) -> None:
-        self.bar.total = total_bytes
+        self.bar.begin(total_bytes)
         self.bar.note(f"{size_text(total_bytes)} in all, {size_text(to_fetch)} to fetch")
 
     def on_bytes(self, n: int, kind: str) -> None:
         self.bar.advance(n)
+
+    def on_again(self, n: int) -> None:
+        self.bar.advance(-n)
 
     def on_note(self, text: str) -> None:
         self.bar.note(text)

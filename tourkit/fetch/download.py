@@ -32,7 +32,10 @@ class FetchListener(Protocol):
         """`total_bytes`: all bytes of the selected files. `to_fetch`: those of files not here by name and size."""
 
     def on_bytes(self, n: int, kind: str) -> None:
-        """`n` more bytes were "fetched" from the hub or "checked" on the drive. A repeated byte counts again."""
+        """`n` more bytes were "fetched" from the hub or "checked" on the drive."""
+
+    def on_again(self, n: int) -> None:
+        """`n` bytes that `on_bytes` counted are wrong or cannot be continued. They come again."""
 
     def on_note(self, text: str) -> None:
         """One line to show, such as a repeated attempt."""
@@ -45,6 +48,9 @@ class SilentListener:
         pass
 
     def on_bytes(self, n: int, kind: str) -> None:
+        pass
+
+    def on_again(self, n: int) -> None:
         pass
 
     def on_note(self, text: str) -> None:
@@ -97,6 +103,11 @@ class _Download:
         if self.stop.is_set():
             raise StoppedError
 
+    def restart(self, part: _Part) -> None:
+        """Begin the part file again at byte 0."""
+        self.listener.on_again(part.size)
+        part.restart()
+
     def checked(self, size: int) -> None:
         self.listener.on_bytes(size, "checked")
         self.check_stop()
@@ -146,7 +157,10 @@ def _is_whole(job: _Download) -> bool:
     """Return True if the right bytes are already in place. The size is a hint, the hash decides."""
     if not job.dest.is_file() or job.dest.stat().st_size != job.file.size:
         return False
-    return sha256_of(job.dest, job.checked) == job.file.sha256
+    if sha256_of(job.dest, job.checked) == job.file.sha256:
+        return True
+    job.listener.on_again(job.file.size)
+    return False
 
 
 def _fetch(job: _Download) -> None:
@@ -158,6 +172,7 @@ def _fetch(job: _Download) -> None:
     if found != job.file.sha256:
         job.listener.on_note(f"{job.dest.name}: the hash is not the one of the lock; fetching once more from 0")
         job.part.unlink()
+        job.listener.on_again(job.file.size)
         found = _receive(job)
     if found != job.file.sha256:
         bad = job.dest.with_name(f"{job.dest.name}.{found[:12]}.bad")
@@ -203,7 +218,7 @@ def _fill(job: _Download, part: _Part) -> None:
         try:
             _stream(job, part, block)
         except RangeRefusedError as exc:
-            part.restart()
+            job.restart(part)
             problem = PassingError(f"the file ends before byte {furthest} ({exc})")
         except PassingError as exc:
             job.check_stop()  # an interrupt looks like a broken connection
@@ -227,7 +242,7 @@ def _stream(job: _Download, part: _Part, block: memoryview) -> None:
     with job.hub.open(source.repo, source.commit, source.path, start=part.size) as stream:
         _check_announced(file, stream)
         if stream.start != part.size:  # the server cannot resume
-            part.restart()
+            job.restart(part)
         while part.size < file.size:
             got = stream.readinto(block[: file.size - part.size])
             job.check_stop()
