@@ -218,7 +218,7 @@ def test_no_document_is_an_empty_result(tmp_path: Path, template: Path) -> None:
 def test_an_existing_output_is_not_touched(tmp_path: Path, template: Path) -> None:
     docs, out = write_documents(tmp_path / "docs.jsonl", 1), write(tmp_path / "out.jsonl", "mine\n")
     with serve(echo) as stub:
-        with pytest.raises(UsageError, match="exists already: name another output"):
+        with pytest.raises(UsageError, match=r"exists already: name another output, .*--force.*--resume"):
             run_batch(template, docs, out, client=Client(stub.url))
         assert out.read_text() == "mine\n"
         run_batch(template, docs, out, client=Client(stub.url), force=True)
@@ -235,7 +235,7 @@ def test_the_input_is_never_the_output(tmp_path: Path, template: Path) -> None:
 def test_an_unfinished_run_is_not_thrown_away_by_a_new_one(tmp_path: Path, template: Path) -> None:
     docs, out = write_documents(tmp_path / "docs.jsonl", 1), tmp_path / "out.jsonl"
     write(journal_of(out), "")
-    with pytest.raises(UsageError, match="go on with --resume, or remove it"):
+    with pytest.raises(UsageError, match="go on with --resume, or start anew with --force"):
         run_batch(template, docs, out, client=Client(NOBODY))
 
 
@@ -396,6 +396,64 @@ def test_ctrl_c_leaves_the_journal(tmp_path: Path, template: Path) -> None:
 
     assert stub.texts() == ["text 3"]
     assert len(read(out)) == 4
+
+
+INTERRUPTED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told background jobs to ignore it
+from tourkit.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT to one child")
+@pytest.mark.starts
+@pytest.mark.parametrize(
+    ("options", "again"),
+    [([], "run the same command with --resume"), (["--resume"], "run the same command again, it resumes")],
+)
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, template: Path, options: list[str], again: str) -> None:
+    docs, out = write_documents(tmp_path / "docs.jsonl", 2), tmp_path / "out.jsonl"
+    waiting, let_go = threading.Event(), threading.Event()
+
+    def answer(body: dict[str, Any], index: int) -> str:
+        waiting.set()
+        let_go.wait(timeout=60)
+        return echo(body, index)
+
+    with serve(answer) as stub:
+        command = [sys.executable, "-c", INTERRUPTED, "run", str(template), "--input", str(docs), "--output", str(out)]
+        command += ["--url", stub.url, *options]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+            assert waiting.wait(timeout=60)
+            child.send_signal(signal.SIGINT)
+            _, errors = child.communicate()
+        let_go.set()
+
+    assert child.returncode == 130
+    assert errors.splitlines()[-1].startswith(f"tourkit: interrupted: {again}")
+
+
+# --- the summary ---
+
+
+@pytest.mark.starts
+def test_the_summary_shows_the_commonest_error_with_its_count(tmp_path: Path, template: Path) -> None:
+    def answer(body: dict[str, Any], index: int) -> str | Refusal:
+        number = int(echo(body, index).split()[1])
+        return Refusal(400, f"prompt of {number} tokens is too long") if number else Refusal(400, "another")
+
+    docs = write_documents(tmp_path / "docs.jsonl", 4)
+    with serve(answer) as stub, Client(stub.url) as client:
+        summary = run_batch(template, docs, tmp_path / "out.jsonl", client=client, concurrency=1)
+
+    assert (summary.failed, summary.times) == (4, 3)
+    assert "most often (3 of 4): ClientError: prompt of 1 tokens is too long" in str(summary)
+    assert "\n" not in str(summary)
+
+
+def test_a_summary_without_failures_names_no_error() -> None:
+    assert str(Summary(total=2, ok=2, failed=0, late=0, resumed=0)) == "2 lines: 2 ok"
 
 
 # --- the deadline ---

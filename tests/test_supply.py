@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faulty_hub import COMMIT, FaultyHub, noise
+from faulty_hub import COMMIT, Fault, FaultyHub, noise
 
 from tourkit.cli import main
 from tourkit.manifest import lock as locks
@@ -108,6 +113,72 @@ def test_lock_refuses_a_role_and_a_stack_that_there_are_not(tmp_path: Path, caps
     said = capsys.readouterr().err
     assert "choose from fast, tool" in said
     assert "choose from llama_cpp" in said
+
+
+# ---- prefetch and verify -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fetched(hub: FaultyHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The arguments of a prefetch that was done once, into the folder `bundle`."""
+    path = manifest(tmp_path, hub.repo, hub.repo)
+    arguments = ["prefetch", path, "--to", str(tmp_path / "bundle"), "--role", "tool"]
+    assert main(["lock", path]) == main(arguments) == 0
+    capsys.readouterr()
+    return arguments
+
+
+@pytest.mark.starts
+def test_progress_ends_at_exactly_100_percent_after_a_damaged_file(
+    fetched: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "bundle/models/good/Q4_K_M/tiny-Q4_K_M.gguf"
+    weights.write_bytes(bytes(weights.stat().st_size))
+
+    assert main(fetched) == 0
+
+    percents = [int(found) for found in re.findall(r"^prefetch +(\d+) %", capsys.readouterr().err, flags=re.MULTILINE)]
+    assert percents[-1] == max(percents) == 100
+
+
+@pytest.mark.starts
+def test_prefetch_and_verify_count_the_same_files_and_bytes(
+    fetched: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*fetched, "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert main(["verify", str(tmp_path / "bundle"), "--json"]) == 0
+    checked = json.loads(capsys.readouterr().out)
+
+    there = [path.stat().st_size for path in (tmp_path / "bundle").rglob("*") if path.is_file()]
+    assert whole["files"] == checked["checked_files"] == len(there)
+    assert whole["bytes"] == checked["checked_bytes"] == sum(there)
+
+
+INTERRUPTED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told background jobs to ignore it
+from tourkit.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to one child")
+@pytest.mark.starts
+def test_ctrl_c_says_how_to_go_on(hub: FaultyHub, fetched: list[str], tmp_path: Path) -> None:
+    (tmp_path / "bundle/models/good/Q4_K_M/tiny-Q4_K_M.gguf").unlink()
+    hub.faults["tiny-Q4_K_M.gguf"] = Fault("stall", at=100_000)
+    reached = threading.Event()
+    sent = hub.sent_bytes
+    hub.on_sent = lambda total: reached.set() if total > sent else None
+
+    with subprocess.Popen([sys.executable, "-c", INTERRUPTED, *fetched], stderr=subprocess.PIPE, text=True) as child:
+        assert reached.wait(60)
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate()
+
+    assert child.returncode == 130
+    assert errors.splitlines()[-1] == "tourkit: interrupted: run the same command again, it resumes"
 
 
 # ---- many problems -----------------------------------------------------------------------------------

@@ -78,6 +78,12 @@ def variant_files(index: Index, variant: BundleVariant) -> tuple[PinnedFile[Sour
     return tuple(file for file in index.files if file.path.startswith(folder))
 
 
+def size_of(root: Path, index: Index) -> tuple[int, int]:
+    """Files and bytes of the bundle at `root`: those of the index, and bundle.json and SHA256SUMS. Raises OSError."""
+    lists = [(root / name).stat().st_size for name in (INDEX, SUMS)]
+    return len(index.files) + len(lists), sum(file.size for file in index.files) + sum(lists)
+
+
 def read_index(root: Path) -> Index:
     """Read the index of the bundle at `root`. Raises UsageError for no folder, NotSo for no bundle or a damaged one."""
     if not root.is_dir():

@@ -21,7 +21,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `verify` found. `checked_bytes` counts the bytes that were read and compared."""
+    """What `verify` found. `checked_files`: files of the index, bundle.json and SHA256SUMS. `checked_bytes`: read."""
 
     problems: tuple[Problem, ...]
     checked_files: int

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from tourkit.errors import Interrupted
 from tourkit.units import parse_size
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ roles_option = click.option("--role", "roles", multiple=True, metavar="R", help=
 
 
 def bundle_option(command: _Command) -> _Command:
-    """--bundle DIR, which falls back to $TOURKIT_BUNDLE, then ./bundle."""
+    """Add --bundle DIR, which falls back to $TOURKIT_BUNDLE, then ./bundle."""
     option = click.option(
         "--bundle",
         type=click.Path(path_type=Path, file_okay=False),
@@ -42,8 +44,17 @@ def is_given(option: str) -> bool:
 
 
 def note(text: str) -> None:
-    """A line that is not the command's result."""
+    """Print a line on stderr, beside the result of the command."""
     click.echo(text, err=True)
+
+
+@contextmanager
+def resumable(again: str) -> Iterator[None]:
+    """Turn Ctrl-C into a line that says how to go on: `again`. Raises Interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted: {again}") from None
 
 
 def print_json(value: Any) -> None:

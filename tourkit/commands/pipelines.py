@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tourkit.commands.output import json_option, print_json
+from tourkit.commands.output import json_option, print_json, resumable
 from tourkit.errors import LocalError, NotSo, UsageError
 from tourkit.progress import Progress
 
@@ -106,7 +106,8 @@ def run(
     except ClientError as exc:
         raise LocalError(str(exc)) from exc
     check_model(model, template.role, served, client.url)
-    with Progress(template.name, unit="documents") as bar:
+    again = "run the same command again, it resumes" if resume else "run the same command with --resume, it goes on"
+    with resumable(again), Progress(template.name, unit="documents") as bar:
 
         def on_progress(done: int, total: int) -> None:
             if bar.total != total:  # the first call: `done` is what an earlier run did

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tourkit.commands.output import SIZE, json_option, note, print_json, roles_option
+from tourkit.commands.output import SIZE, json_option, note, print_json, resumable, roles_option
 from tourkit.errors import HubError, NotSo, TourkitError, UsageError
 from tourkit.progress import Progress
 from tourkit.units import counted, size_text
@@ -172,6 +172,7 @@ def prefetch(
     Examples: tourkit prefetch tour-20gb --to /media/usb/bundle --stack llama_cpp
               tourkit prefetch tour-20gb --to /media/usb/bundle --dry-run
     """
+    from tourkit.bundle.index import size_of
     from tourkit.fetch import prefetch as fetching
     from tourkit.fetch.hub import Hub
 
@@ -181,12 +182,15 @@ def prefetch(
         return
     _check_target(root, yes=yes)
     listener = _BarListener()
-    with listener.bar:
+    with resumable("run the same command again, it resumes"), listener.bar:
         index = fetching.prefetch(
             manifest, locked, root, Hub(), roles=roles, stacks=stacks, jobs=jobs, listener=listener
         )
-    size = sum(file.size for file in index.files)
-    click.echo(f"{root}: whole: {counted(len(index.files), 'file')}, {size_text(size)}")
+    files, size = size_of(root, index)
+    if as_json:
+        print_json({"root": str(root), "files": files, "bytes": size})
+        return
+    click.echo(f"{root}: whole: {counted(files, 'file')}, {size_text(size)}")
     click.echo(f"Check it again where it arrives: tourkit verify {root}")
 
 

@@ -5,16 +5,17 @@ It owns the order, the failures, the deadline and the resuming; what is asked of
 
 import json
 import queue
+import re
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tourkit.client import Client
-from tourkit.errors import LocalError, UsageError
+from tourkit.errors import LocalError, UsageError, one_line
 from tourkit.files import write_atomic
 from tourkit.pipelines.journal import Journal, encoded
 from tourkit.pipelines.journal import path_of as journal_of
@@ -31,14 +32,17 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What became of the lines: total = ok + failed. `late` of the failed were not finished by the deadline,
-    `resumed` of the good ones come from an earlier run."""
+    """How the lines ended: total = ok + failed. `late` of the failed ones were not finished by the deadline. `resumed`
+    of the good ones are from an earlier run. `commonest`: an error of the most frequent kind, which `times` lines have.
+    """
 
     total: int
     ok: int
     failed: int
     late: int
     resumed: int
+    commonest: str = ""
+    times: int = 0
 
     def __str__(self) -> str:
         text = f"{self.total} lines: {self.ok} ok"
@@ -48,6 +52,8 @@ class Summary:
             text += f", {self.failed} failed"
         if self.late:
             text += f" ({self.late} of them not finished by the deadline)"
+        if self.times:
+            text += f"; most often ({self.times} of {self.failed}): {self.commonest}"
         return text + ("; --resume runs the failed ones again" if self.failed else "")
 
 
@@ -105,12 +111,13 @@ def _finished_earlier(input_path: Path, lines: list[Line], output: Path, *, resu
         if journal.exists() or not output.exists():
             return False
         if _ids_of(output) != [line.id for line in lines]:
-            raise UsageError(f"{output} is the whole result of other documents: name another output, or remove it")
+            raise UsageError(f"{output} is the whole result of other documents: name another output, or use --force")
         return True
     if journal.exists():
-        raise UsageError(f"{journal} holds the finished lines of an earlier run: go on with --resume, or remove it")
+        raise UsageError(f"{journal} holds an unfinished run: go on with --resume, or start anew with --force")
     if output.exists():
-        raise UsageError(f"{output} exists already: name another output, or remove it")
+        fix = "name another output, overwrite it with --force, or keep what is done with --resume"
+        raise UsageError(f"{output} exists already: {fix}")
     return False
 
 
@@ -134,7 +141,7 @@ def _work(
     """Put every line that is not in the journal through `run`; this thread alone writes."""
     todo = deque(line for line in lines if line.number not in journal)
     resumed = ok = len(lines) - len(todo)
-    done, failed = ok, 0
+    done, failures = ok, _Failures()
     progress(done, len(lines))
     results: queue.SimpleQueue[tuple[Line, dict[str, Any]]] = queue.SimpleQueue()
     stop = threading.Event()
@@ -151,13 +158,39 @@ def _work(
                     break
                 continue
             journal.append(line, record)
-            done, ok, failed = done + 1, ok + (record["ok"] is True), failed + (record["ok"] is not True)
+            done, ok = done + 1, ok + (record["ok"] is True)
+            if record["ok"] is not True:
+                failures.add(record)
             progress(done, len(lines))
     finally:
         stop.set()
         client.close()  # wakes the threads whose request is under way, and frees the server's slots
     late = len(lines) - done
-    return Summary(len(lines), ok=ok, failed=failed + late, late=late, resumed=resumed)
+    commonest, times = failures.commonest()
+    return Summary(len(lines), ok, len(lines) - ok, late, resumed, commonest, times)
+
+
+@dataclass(slots=True)
+class _Failures:
+    """Failed records by kind: the type and the error without its numbers, such as those of lines and ports."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    firsts: dict[str, str] = field(default_factory=dict)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Count a failed record. One that a template wrote may lack `error` or `type`."""
+        parts = [str(record[key]) for key in ("type", "error") if record.get(key)]
+        error = one_line(": ".join(parts) or "no reason given")
+        kind = re.sub(r"\d+", "#", error)
+        self.counts[kind] += 1
+        self.firsts.setdefault(kind, error)
+
+    def commonest(self) -> tuple[str, int]:
+        """The first error of the most frequent kind, and how many records are of this kind; "" and 0 if none failed."""
+        if not self.counts:
+            return "", 0
+        [(kind, times)] = self.counts.most_common(1)
+        return self.firsts[kind], times
 
 
 def _worker(
