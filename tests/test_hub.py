@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from faulty_hub import COMMIT, REPO, Fault, FaultyHub
 
-from tourkit.errors import HubError, WrongContent
+from tourkit.errors import HubError, Unreachable, WrongContent
 from tourkit.fetch.hub import Hub, PassingError, Patience
 from tourkit.manifest.models import HubFile
 
@@ -173,6 +173,63 @@ def test_nobody_at_the_endpoint_is_one_line() -> None:
         with pytest.raises(PassingError, match="connection was refused"), hub.open(REPO, COMMIT, "config.json"):
             pass
         hub.close()
+
+
+def resolver(monkeypatch: pytest.MonkeyPatch, error: int) -> list[str]:
+    """A name service that answers every question with `error`; the names that were asked for."""
+    asked: list[str] = []
+
+    def getaddrinfo(host: str, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise socket.gaierror(error, "said so")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    return asked
+
+
+@pytest.mark.parametrize("error", {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
+def test_a_host_that_does_not_exist_fails_at_once(
+    monkeypatch: pytest.MonkeyPatch, notes: list[str], error: int
+) -> None:
+    asked = resolver(monkeypatch, error)
+    hub = Hub("https://hugingface.example", patience=QUICK, note=notes.append)
+
+    with pytest.raises(Unreachable, match=r"no host 'hugingface\.example': correct HF_ENDPOINT") as for_lock:
+        hub.info(REPO, "main")
+    with pytest.raises(Unreachable, match="correct HF_ENDPOINT"), hub.open(REPO, COMMIT, "config.json"):
+        pass
+
+    one_line(for_lock.value)
+    assert [name if isinstance(name, str) else name.decode() for name in asked] == ["hugingface.example"] * 2
+    assert notes == []
+    hub.close()
+
+
+def test_a_name_service_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> None:
+    asked = resolver(monkeypatch, socket.EAI_AGAIN)
+    hub = Hub("https://hugingface.example", patience=QUICK, note=notes.append)
+
+    with pytest.raises(Unreachable, match="no better after several attempts"):
+        hub.info(REPO, "main")
+    with pytest.raises(PassingError), hub.open(REPO, COMMIT, "config.json"):
+        pass
+
+    assert len(asked) == QUICK.attempts + 1
+    assert len(notes) == QUICK.attempts - 1
+    hub.close()
+
+
+def test_a_proxy_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolver(monkeypatch, socket.EAI_NONAME)
+    monkeypatch.setenv("HTTPS_PROXY", "http://prxy.example:3128")
+    hub = Hub("https://hub.example", patience=QUICK)
+
+    with pytest.raises(Unreachable, match=r"no host 'prxy\.example': correct HTTPS_PROXY"):
+        hub.info(REPO, "main")
+    hub.close()
 
 
 def test_an_endpoint_that_is_no_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +414,7 @@ def test_http_goes_through_the_proxy_but_not_where_no_proxy_says(
     assert server.paths[-1].startswith(f"http://hub.invalid/{REPO}/resolve/")
     hub.close()
     monkeypatch.setenv("NO_PROXY", "hub.invalid")
-    with pytest.raises(PassingError, match=r"hub\.invalid"), hub.open(REPO, COMMIT, "config.json"):
+    with pytest.raises(HubError, match=r"hub\.invalid"), hub.open(REPO, COMMIT, "config.json"):
         pass
     hub.close()
 

@@ -177,6 +177,14 @@ BAD = {
     "unknown format": (changed('"gguf"', '"ggml"'), ["variants[0].format: 'ggml' is refused", "known: gguf, onnx"]),
     "repo with a scheme": (changed('"me/my-model-GGUF"', '"a:b/c"'), ["variants[0].repo: 'a:b/c' is refused"]),
     "repo of three parts": (changed('"me/my-model"', '"me/my/model"'), ["models.my-model.repo", "owner/name"]),
+    "repo without an owner": (
+        changed('"me/my-model"', '"smollm2"'),
+        ["models.my-model.repo: 'smollm2' is refused", '"owner/name"', "its page on the hub"],
+    ),
+    "repo of files without an owner": (
+        changed('"me/my-model-GGUF"', '"smollm2"'),
+        ["models.my-model.variants[0].repo: 'smollm2' is refused", '"owner/name"'],
+    ),
     "repo that climbs": (changed('"me/my-model"', '"../model"'), ["models.my-model.repo: '../model'"]),
     "empty revision": (changed('"main"', '""'), ["variants[0].revision: '' is refused", "40-hex commit"]),
     "revision that climbs": (changed('"main"', '"a/../b"'), ["variants[0].revision: 'a/../b' is refused"]),

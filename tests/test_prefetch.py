@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from faulty_hub import COMMIT, Fault, FaultyHub, manifest_toml, noise
 from tourkit import data
 from tourkit.bundle import verify
 from tourkit.bundle.index import read_index, write_index
-from tourkit.errors import HubError, LocalError, ManifestError, UsageError, WrongContent
+from tourkit.errors import HubError, LocalError, ManifestError, Unreachable, UsageError, WrongContent
 from tourkit.fetch import prefetch
 from tourkit.fetch.download import BLOCK
 from tourkit.fetch.hub import Hub, Patience
@@ -522,6 +523,25 @@ def test_every_failure_is_counted(tiny: Set) -> None:
     assert len(error.value.details) == 3
     for name in (BIG, SMALL, CONFIG):
         assert any(name in line for line in error.value.details)
+
+
+def test_a_host_that_does_not_exist_ends_the_prefetch_at_once(
+    tiny: Set, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def getaddrinfo(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    with (
+        closing(Hub("https://hugingface.example", patience=QUICK)) as hub,
+        pytest.raises(Unreachable, match="correct HF_ENDPOINT") as error,
+    ):
+        prefetch.prefetch(tiny.manifest, tiny.lock, tiny.root, hub, listener=tiny.heard)
+
+    one_line(error.value)
+    assert error.value.details == ()
+    assert tiny.heard.notes == []
 
 
 def test_a_login_page_is_recognised_before_a_byte_is_written(tiny: Set) -> None:

@@ -24,6 +24,7 @@ from tourkit.net import is_loopback
 
 _TICK_S = 0.25  # a slow read returns at least this often: progress moves, Ctrl-C is noticed
 _IDLE_S = 15.0  # a router may forget a connection that is idle for longer, without telling either end
+_NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 _DISCARD = 64 << 10  # bytes of an unwanted body that are read to keep the connection
 
 
@@ -251,6 +252,14 @@ def retry_after(value: str) -> float | None:
         return email.utils.parsedate_to_datetime(value).timestamp() - time.time()
     except ValueError:
         return None
+
+
+def is_unknown_host(exc: BaseException) -> bool:
+    """Whether the name service answered that there is no host of this name. No later attempt helps.
+
+    EAI_AGAIN, a name service that does not answer, may pass.
+    """
+    return isinstance(exc, socket.gaierror) and exc.errno in _NO_SUCH_NAME
 
 
 def reason(exc: BaseException) -> str:

@@ -21,7 +21,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from tourkit import __version__
 from tourkit.errors import HubError, Unreachable, WrongContent
 from tourkit.fetch import hub_client
-from tourkit.fetch.http import Answer, Connections, Patience, origin, reason, retry_after
+from tourkit.fetch.http import Answer, Connections, Patience, is_unknown_host, origin, proxy_for, reason, retry_after
 from tourkit.manifest.models import HubFile
 from tourkit.net import is_loopback
 
@@ -210,6 +210,8 @@ class Hub:
         except ssl.SSLCertVerificationError as exc:
             raise self._untrusted(urlsplit(url).hostname, exc.verify_message) from exc
         except (OSError, http.client.HTTPException) as exc:
+            if is_unknown_host(exc):
+                raise self._unknown_host(url) from exc
             raise PassingError(f"{urlsplit(url).hostname}: {reason(exc)}") from exc
 
     def _check_status(self, answer: Answer, repo: str, where: str, *, redirected: bool) -> None:
@@ -261,6 +263,8 @@ class Hub:
             cause = _root_cause(exc)
             if isinstance(cause, ssl.SSLCertVerificationError):
                 raise self._untrusted(urlsplit(self.endpoint).hostname, cause.verify_message) from exc
+            if is_unknown_host(cause):
+                raise self._unknown_host(self.endpoint) from exc
             raise NoAnswerError(f"{urlsplit(self.endpoint).hostname}: {reason(cause)}") from exc
         except errors.HFValidationError as exc:
             raise HubError(f"{repo!r} is no repository name: correct `repo` in the manifest") from exc
@@ -308,6 +312,16 @@ class Hub:
         what = "the hub refused the token" if self._known_token() else "the hub asks for a token"
         fix = f"set HF_TOKEN to a valid token that may read {self.endpoint}/{repo}"
         return HubError(f"{repo}: {what} (HTTP {status}): {fix}")
+
+    def _unknown_host(self, url: str) -> HubError:
+        """The error if a name does not exist: the proxy's if the URL is asked through one, else that of the URL."""
+        parts = urlsplit(url)
+        proxy = proxy_for(parts)
+        if proxy is not None:
+            return Unreachable(f"there is no host {proxy.hostname!r}: correct {parts.scheme.upper()}_PROXY")
+        if origin(url) == self._origin:
+            return Unreachable(f"there is no host {parts.hostname!r}: correct HF_ENDPOINT, or check the network")
+        return HubError(f"there is no host {parts.hostname!r}, to which {self.endpoint} redirects: check the network")
 
     def _untrusted(self, host: str | None, why: str) -> HubError:
         fix = "set SSL_CERT_FILE to your network's certificates, or log in to the network"

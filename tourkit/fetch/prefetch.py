@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tourkit.bundle.index import Index, write_index
-from tourkit.errors import LocalError, ManifestError, TourkitError
+from tourkit.errors import LocalError, ManifestError, TourkitError, Unreachable
 from tourkit.fetch.download import (
     FetchListener,
     SilentListener,
@@ -176,8 +176,8 @@ def _download_all(
         except StoppedError:
             return None
         except TourkitError as exc:
-            if isinstance(exc, LocalError) and is_out_of_space(exc):
-                stop.set()  # no other file would fare better
+            if isinstance(exc, Unreachable) or (isinstance(exc, LocalError) and is_out_of_space(exc)):
+                stop.set()  # every other file would fail in the same way
                 hub.interrupt()
             return exc
         return None
@@ -199,8 +199,8 @@ def _download_all(
     failed = {file.path: error for future, file in running.items() if (error := future.result())}
     if failed:
         first = failed[min(failed)]
-        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        problems = tuple(str(failed[path]) for path in sorted(failed))
+        problems = tuple(dict.fromkeys(str(failed[path]) for path in sorted(failed)))
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise type(first)(f"{first}{more}", details=problems if more else ()) from first
 
 
