@@ -235,7 +235,7 @@ def test_the_input_is_never_the_output(tmp_path: Path, template: Path) -> None:
 def test_an_unfinished_run_is_not_thrown_away_by_a_new_one(tmp_path: Path, template: Path) -> None:
     docs, out = write_documents(tmp_path / "docs.jsonl", 1), tmp_path / "out.jsonl"
     write(journal_of(out), "")
-    with pytest.raises(UsageError, match="go on with --resume, or start anew with --force"):
+    with pytest.raises(UsageError, match="go on with --resume, or start again with --force"):
         run_batch(template, docs, out, client=Client(NOBODY))
 
 

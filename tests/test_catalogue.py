@@ -465,7 +465,7 @@ def test_nothing_found_ends_with_exit_code_1_for_people_and_an_empty_list_for_sc
     scripts = main(["models", "--role", "embed", "--stack", "onnx", "--json"])
 
     assert (people, scripts) == (1, 0)
-    assert "ask for less" in told.err
+    assert "use fewer filters" in told.err
     assert json.loads(capsys.readouterr().out) == []
 
 

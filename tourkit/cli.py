@@ -1,4 +1,4 @@
-"""The command line: the group, and the one place where errors become a line on stderr and an exit code."""
+"""The command line: the group of commands, and the only place where an error becomes a line and an exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 @click.group(context_settings=_HELP)
 @click.version_option(__version__, prog_name="tourkit")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show where an error came from.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 def cli() -> None:
     """Pin, prefetch, verify and serve open LLMs for a competition without a network.
 
@@ -38,14 +38,14 @@ for command in (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the only place where an error becomes a line on stderr and an exit code."""
+    """Run a command and return its exit code. An error is printed as one line on stderr."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
         return int(cli.main(args=arguments, prog_name="tourkit", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as exc:
         exc.show()
         return exc.exit_code
-    except Exception as exc:  # the process boundary: whatever it is ends as one line
+    except Exception as exc:  # the process boundary: every error ends as one line
         if "--debug" in arguments:
             raise
         message, code = _explain(exc)
@@ -64,7 +64,7 @@ def _show_details(message: str, details: tuple[str, ...], *, as_json: bool) -> N
 
 
 def _explain(exc: Exception) -> tuple[str, int]:
-    """One line for people, and the exit code."""
+    """Return the line to print, and the exit code."""
     if isinstance(exc, TourkitError):
         return " ".join(str(exc).split()), exc.exit_code
     if isinstance(exc, click.ClickException):

@@ -17,7 +17,7 @@ _COLUMNS = 80  # of a terminal whose width is not known
 class Progress:
     """Counts towards `total`; `unit` is "B" for bytes, shown as MiB and GiB, or a word such as "documents".
 
-    Thread-safe. Use it as a context manager: the last line is then ended whatever happens.
+    Thread-safe. Use it as a context manager: the last line then always ends with a newline.
     """
 
     def __init__(self, label: str, total: int = 0, unit: str = "B", out: TextIO | None = None) -> None:

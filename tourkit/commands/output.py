@@ -1,4 +1,4 @@
-"""Options and output that several commands share."""
+"""Options and output functions that several commands share."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def print_json(value: Any) -> None:
 
 
 class SizeType(_IntParam):
-    """A size with its unit: 20GiB, 512MiB, 24GB; G is GiB, as GPU names mean it. Bytes."""
+    """The option type of a size with its unit: 20GiB, 512MiB, 24GB; G means GiB, as in GPU names. Gives bytes."""
 
     name = "size"
 

@@ -1,4 +1,4 @@
-"""Templates into a solution, and batch runs over files."""
+"""Commands for templates and for batch runs over files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tourkit.progress import Progress
 
 @click.group()
 def templates() -> None:
-    """Pipelines made to be copied into a solution."""
+    """Pipelines to copy into a solution."""
 
 
 @templates.command("list")
 @json_option
 def list_templates(as_json: bool) -> None:
-    """List the templates.
+    """List the templates with what each does.
 
     \b
     Example: tourkit templates list
@@ -50,7 +50,7 @@ def show_template(name: str) -> None:
 @templates.command("copy")
 @click.argument("name")
 @click.argument("dest", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--standalone", is_flag=True, help="Copy the client too, so that it runs without tourkit installed.")
+@click.option("--standalone", is_flag=True, help="Copy the client too; the copy then runs without tourkit.")
 @click.option("--force", is_flag=True, help="Overwrite files of the same name.")
 def copy_template(name: str, dest: Path, standalone: bool, force: bool) -> None:
     """Copy a template into a folder of your solution.
@@ -73,9 +73,11 @@ def copy_template(name: str, dest: Path, standalone: bool, force: bool) -> None:
 @click.option("--url", envvar="TOURKIT_URL", default="http://127.0.0.1:8000", show_default=True, help="The server.")
 @click.option("--model", "model", default=None, metavar="ROLE", help="Role or model id, instead of the template's own.")
 @click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Documents at once.")
-@click.option("--resume", is_flag=True, help="Go on where an earlier run was cut short.")
+@click.option("--resume", is_flag=True, help="Continue a run that was stopped; run failed documents again.")
 @click.option("--force", is_flag=True, help="Overwrite the output of an earlier run.")
-@click.option("--deadline", metavar="TIME", help="Stop by then, such as 25m or 90s; the rest become records too.")
+@click.option(
+    "--deadline", metavar="TIME", help="Stop after this time, such as 25m or 90s; the rest become failed records."
+)
 def run(
     name: str,
     input_path: Path,
@@ -87,9 +89,9 @@ def run(
     force: bool,
     deadline: str | None,
 ) -> None:
-    """Run a template over a file of documents: one line in, one line out, order kept, failures recorded.
+    """Run a template over a file of documents: one output line for each input line, in the same order.
 
-    NAME is a built-in template, or the path of a copied one.
+    NAME is a built-in template, or the path of a copied one. A document that fails becomes a record with the error.
 
     \b
     Example: tourkit run json_extraction --input docs.jsonl --output out.jsonl
@@ -131,7 +133,7 @@ def run(
 
 
 def _seconds(text: str | None) -> float | None:
-    """A length of time such as 90s, 25m or 1.5h in seconds. Raises UsageError."""
+    """Return a length of time such as 90s, 25m or 1.5h in seconds; None for None. Raises UsageError."""
     if text is None:
         return None
     number, unit = text[:-1], text[-1:]
@@ -139,7 +141,7 @@ def _seconds(text: str | None) -> float | None:
     try:
         seconds = float(number) * factor if factor else float(text)
     except ValueError:
-        raise UsageError(f"--deadline {text!r} is no length of time: write 90s, 25m or 1.5h") from None
+        raise UsageError(f"--deadline {text!r} is not a length of time: write 90s, 25m or 1.5h") from None
     if seconds <= 0:
-        raise UsageError(f"--deadline {text!r} is over already: give a length of time from now")
+        raise UsageError(f"--deadline {text!r} is not after now: give a length of time above 0")
     return seconds

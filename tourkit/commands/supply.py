@@ -1,4 +1,4 @@
-"""From the catalogue to a whole bundle: models, lock, prefetch, verify, mirror."""
+"""Commands from the catalogue to a whole bundle: models, lock, prefetch, verify, mirror."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _stacks_option = click.option(
 @click.command()
 @click.option("--license", "license_", metavar="TEXT", help="Only licences whose name contains this.")
 @click.option("--commercial", is_flag=True, help="Only licences that allow commercial use, maybe on conditions.")
-@click.option("--role", metavar="R", help="Only models that suit this role.")
+@click.option("--role", metavar="R", help="Only models for this role.")
 @click.option("--language", metavar="CODE", help="Only models made for this language, such as ru, zh or code.")
 @click.option(
     "--memory", type=SIZE, metavar="SIZE", help="Only models whose smallest known variant fits, such as 8GiB."
@@ -43,10 +43,10 @@ def models(
     stack: str | None,
     as_json: bool,
 ) -> None:
-    """List the models tourkit knows, with what each is good at and what its licence says about commercial use.
+    """List the models of the catalogue: what each is good at, and whether its licence allows commercial use.
 
-    Memory is that of the weights and of a 16-bit KV cache for one sequence of 4096 tokens; `tourkit plan` counts
-    exactly. A model for which no source states the language or a size is left out when you ask for it, and named.
+    Memory is for the weights and a 16-bit KV cache of one sequence of 4096 tokens. `tourkit plan` counts exactly. If
+    you filter by language or memory, models of which no source states it are left out and named.
 
     \b
     Examples: tourkit models --role brain --memory 8GiB --stack llama_cpp
@@ -62,7 +62,7 @@ def models(
         print_json([catalogue.as_json(model, stack) for model in found.models])
         return
     if not found.models:
-        raise NotSo("no model of the catalogue is like this: ask for less")
+        raise NotSo("no model of the catalogue fits: use fewer filters")
     for line in catalogue.table(found.models, stack):
         click.echo(line)
 
@@ -106,7 +106,7 @@ def lock(manifest_ref: str, roles: tuple[str, ...], stacks: tuple[str, ...], as_
         print_json({"lock": str(path), "changes": changes} | _lock_json(made.lock) | {"failed": failed})
     if failed:
         few = f"{counted(len(failed), 'variant')} could not be resolved"
-        again = "follow the fix below, then run the same command again"
+        again = "follow each fix, then run the same command again"
         raise HubError(f"{path}: {few}, the rest is written: {again}", details=() if as_json else failed)
 
 
@@ -127,7 +127,7 @@ def _lock_json(lock: Lock) -> dict[str, Any]:
 
 
 def _load_locked(manifest_ref: str) -> tuple[Manifest, Lock]:
-    """A manifest and its lock, which must exist and be of this manifest."""
+    """Load a manifest and its lock. Raises UsageError without a lock, ManifestError if the lock does not fit."""
     from tourkit.manifest import lock as locks
     from tourkit.manifest import manifest as manifests
 
@@ -147,7 +147,7 @@ def _load_locked(manifest_ref: str) -> tuple[Manifest, Lock]:
 )
 @roles_option
 @_stacks_option
-@click.option("--jobs", type=click.IntRange(1, 64), default=4, show_default=True, help="Transfers at once.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=4, show_default=True, help="Files to fetch at once.")
 @click.option("--dry-run", is_flag=True, help="Show what would be fetched, and fetch nothing.")
 @click.option("--yes", is_flag=True, help="Create the folder above DIR without a question if it does not exist.")
 @json_option
@@ -177,8 +177,9 @@ def prefetch(
     from tourkit.fetch.hub import Hub
 
     manifest, locked = _load_locked(manifest_ref)
+    plan = fetching.fetch_plan(manifest, locked, root, roles=roles, stacks=stacks)
     if dry_run:
-        _show_fetch_plan(fetching.fetch_plan(manifest, locked, root, roles=roles, stacks=stacks), as_json)
+        _show_fetch_plan(plan, as_json)
         return
     _check_target(root, yes=yes)
     listener = _BarListener()
@@ -195,7 +196,7 @@ def prefetch(
 
 
 def _check_target(root: Path, *, yes: bool) -> None:
-    """Print the drive that `root` is on. Raises UsageError if the folder above it is missing and nobody wants it."""
+    """Print the drive of `root`. Raises UsageError if the folder above it does not exist and is not wanted."""
     from tourkit.fetch.drive import drive_of
 
     drive = drive_of(root)
@@ -245,10 +246,10 @@ def _show_fetch_plan(plan: FetchPlan, as_json: bool) -> None:
 
 @click.command()
 @click.argument("root", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--quick", is_flag=True, help="Presence and sizes only; a flipped bit goes unnoticed.")
+@click.option("--quick", is_flag=True, help="Check names and sizes only; a flipped bit is not noticed.")
 @json_option
 def verify(root: Path, quick: bool, as_json: bool) -> None:
-    """Check every byte of a bundle, without a network: missing, damaged and extra files.
+    """Check every byte of a bundle and list missing, damaged and extra files. Needs no network.
 
     \b
     Example: tourkit verify /media/usb/bundle
@@ -269,7 +270,7 @@ def verify(root: Path, quick: bool, as_json: bool) -> None:
             click.echo(f"{problem.kind}: {problem.path}" + (f" ({problem.detail})" if problem.detail else ""))
     if not report.ok:
         broken = report.missing or report.damaged
-        fix = "run `tourkit prefetch` again" if broken else "delete what does not belong there"
+        fix = "run `tourkit prefetch` again" if broken else "delete the extra files"
         raise NotSo(f"{root}: {counted(len(report.problems), 'file is', 'files are')} not as indexed: {fix}")
     if not as_json:
         how = "present, of the right size" if quick else f"right, {size_text(report.checked_bytes)} read"
@@ -277,7 +278,7 @@ def verify(root: Path, quick: bool, as_json: bool) -> None:
 
 
 def _indexed_bytes(root: Path) -> int:
-    """Bytes of the files in the index, for the progress bar. 0 for a bad index: verify says what is wrong with it."""
+    """Return the bytes of the indexed files, for the progress bar. 0 for a bad index; verify reports what is wrong."""
     from tourkit.bundle.index import read_index
 
     try:
@@ -293,7 +294,7 @@ def _indexed_bytes(root: Path) -> int:
 )
 @click.option("--port", default=8090, show_default=True, help="Port; 0 takes a free one.")
 def mirror(root: Path, host: str, port: int) -> None:
-    """Serve a bundle as a Hugging Face-compatible hub, so that one machine can feed a closed room.
+    """Serve a bundle as a Hugging Face-compatible hub, from which other machines of a LAN can prefetch.
 
     \b
     Example: tourkit mirror /media/usb/bundle

@@ -1,6 +1,6 @@
-"""Fetching what a lock names into a bundle folder: what is to be fetched, one process at a time, several files at once.
+"""Fetching the files of a lock into a bundle folder, several files at once and one process at a time.
 
-download.py fetches one file; extras.py writes what lies beside the weights and makes the index.
+download.py fetches one file. extras.py writes the files beside the weights and makes the index.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _SPARE = 64 << 20  # bytes that must stay free: templates, index, the file syste
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """One file to have, and how much of it is on disk already, by name and size: nothing is hashed for it."""
+    """One file of the lock and how much of it is on disk, judged by name and size. Nothing is hashed for it."""
 
     file: PinnedFile[Source]
     whole: bool  # a file of this size is at its place
@@ -51,7 +51,7 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class FetchPlan:
-    """What a prefetch would do. All figures in bytes."""
+    """The files and variants of a prefetch. All sizes in bytes."""
 
     files: tuple[PlannedFile, ...]
     variants: tuple[LockedVariant, ...]
@@ -68,10 +68,10 @@ class FetchPlan:
 def fetch_plan(
     manifest: Manifest, lock: Lock, root: Path, *, roles: Sequence[str] = (), stacks: Sequence[str] = ()
 ) -> FetchPlan:
-    """What the lock wants at `root`, of the given roles and stacks only (none given: all). Touches nothing.
+    """Return the files that the lock names for the given roles and stacks (none given: all). Writes nothing.
 
-    Raises UsageError for an unknown role or stack or an empty choice, ManifestError when the lock does not fit
-    the manifest or a chosen file is not pinned.
+    Raises UsageError for an unknown role or stack or an empty choice, ManifestError if the lock does not fit the
+    manifest or a chosen file is not pinned.
     """
     check_current(manifest, lock)
     wanted = chosen(manifest, roles, stacks)
@@ -94,13 +94,13 @@ def prefetch(
     jobs: int = JOBS,
     listener: FetchListener | None = None,
 ) -> Index:
-    """Have everything that the lock names whole at `root`, then write the index. Run again, it goes on.
+    """Fetch everything that the lock names into `root`, then write the index. A second run resumes.
 
-    `jobs` files are downloaded at once. Raises what `fetch_plan` raises, HubError, WrongContent and LocalError (a full
-    drive, another prefetch into the same folder); one file's failure does not keep the others from arriving.
+    `jobs`: files that are downloaded at once. If one file fails, the others are still fetched. Raises what `fetch_plan`
+    raises, HubError, WrongContent and LocalError (a full drive, another prefetch into the same folder).
     """
     listener = listener or SilentListener()
-    fetch_plan(manifest, lock, root, roles=roles, stacks=stacks)  # refuse before the folder is made
+    fetch_plan(manifest, lock, root, roles=roles, stacks=stacks)  # refuse before the folder is created
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _only_one(root, listener):
@@ -132,7 +132,7 @@ def _missing(variant: UnresolvedVariant) -> str:
 
 
 def _planned(file: PinnedFile[Source], root: Path) -> PlannedFile:
-    check_path(file.path, file.source.repo)  # a lock may have been built by a program, not read by lock.read
+    check_path(file.path, file.source.repo)  # a program may have built the lock; only lock.read checks
     whole = _size(root / file.path) == file.size
     left = 0 if whole else _size(part_path(file, root)) or 0
     return PlannedFile(file, whole, left if left <= file.size else 0)
@@ -149,8 +149,8 @@ def _check_space(root: Path, todo: FetchPlan) -> None:
     free = shutil.disk_usage(root).free
     needed = todo.to_fetch_bytes + _SPARE
     if todo.to_fetch_bytes and free < needed:
-        mend = "free some, choose another drive, or fetch less with --role or --stack"
-        raise LocalError(f"{root}: {_gib(needed)} needed, {_gib(free)} free on this drive: {mend}")
+        fix = "free some space, choose another drive, or fetch less with --role or --stack"
+        raise LocalError(f"{root}: {_gib(needed)} needed, {_gib(free)} free on this drive: {fix}")
 
 
 def _gib(size: int) -> str:
@@ -163,14 +163,14 @@ def _gib(size: int) -> str:
 def _download_all(
     files: Sequence[PinnedFile[Source]], root: Path, hub: Hub, jobs: int, listener: FetchListener
 ) -> None:
-    """Have every file whole, the biggest first so that no thread is left alone with one at the end.
+    """Download every file. The biggest come first, so that no thread ends alone with a big one.
 
-    Raises the first failure, by place in the bundle, once every other file has had its chance. Ctrl-C ends the
-    wait at once; the threads end within a block, their part files stay.
+    After all files were tried, the failures are raised as one error: the first by path, with all of them as details.
+    Ctrl-C ends the wait at once. The threads end within a block; their part files stay.
     """
     stop = threading.Event()
 
-    def have(file: PinnedFile[Source]) -> TourkitError | None:
+    def fetch(file: PinnedFile[Source]) -> TourkitError | None:
         try:
             download(file, root, hub, listener, stop)
         except StoppedError:
@@ -185,7 +185,7 @@ def _download_all(
     order = sorted(files, key=lambda file: (-file.size, file.path))
     pool = ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="prefetch")
     try:
-        running = {pool.submit(have, file): file for file in order}
+        running = {pool.submit(fetch, file): file for file in order}
         waiting = set(running)
         while waiting:  # in steps, because Windows delivers Ctrl-C only between them
             _, waiting = wait(waiting, timeout=0.5)
@@ -209,13 +209,15 @@ def _download_all(
 
 @contextlib.contextmanager
 def _only_one(root: Path, listener: FetchListener) -> Iterator[None]:
-    """Hold the folder's lock, which the system lets go of when the process ends, however it ends."""
+    """Hold the folder's lock. The system releases it when the process ends in any way."""
     path = root / LOCK_FILE
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not _take(fd):
-                raise LocalError(f"{root}: another `tourkit prefetch` is writing here ({path}): wait, or end it")
+                raise LocalError(
+                    f"{root}: another `tourkit prefetch` is writing here ({path}): wait for it, or stop it"
+                )
             if _is_named(fd, path):
                 break
         except OSError as exc:
@@ -228,7 +230,7 @@ def _only_one(root: Path, listener: FetchListener) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows: cannot go while it is open; somebody else's next
+        with contextlib.suppress(OSError):  # Windows cannot remove an open file; see below
             path.unlink()
         os.close(fd)
         if sys.platform == "win32":
@@ -237,7 +239,7 @@ def _only_one(root: Path, listener: FetchListener) -> Iterator[None]:
 
 
 def _is_named(fd: int, path: Path) -> bool:
-    """False when the last holder removed the file between our opening and locking it: a lock on no name."""
+    """Return False if the last holder removed the file after we opened it: our lock would then protect nothing."""
     try:
         return os.path.samestat(os.fstat(fd), path.stat())
     except FileNotFoundError:
@@ -245,7 +247,7 @@ def _is_named(fd: int, path: Path) -> bool:
 
 
 def _take(fd: int) -> bool:
-    """Lock an open file without waiting; False when another process holds it. Raises OSError without locks."""
+    """Lock an open file without waiting. Return False if another process holds it. Raises OSError without locks."""
     if sys.platform == "win32":
         import msvcrt
 

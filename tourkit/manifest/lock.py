@@ -1,4 +1,4 @@
-"""Locks: the JSON file beside a manifest that pins every file to a commit, a size and a SHA-256."""
+"""Locks: a JSON file beside each manifest. It pins every file to a commit, a size and a SHA-256."""
 
 import fnmatch
 import hashlib
@@ -17,12 +17,12 @@ from tourkit.manifest.validation import raise_problems, schema_problems
 from tourkit.units import counted
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_MEND = "run `tourkit lock` on the manifest to write the lock anew"
+_FIX = "run `tourkit lock` on the manifest to write the lock again"
 
 
 @dataclass(frozen=True, slots=True)
 class LockedVariant:
-    """One variant with everything known: its commit, and each file that the manifest's patterns take."""
+    """A variant of which everything is known: the commit, and each file that the manifest's patterns take."""
 
     model: str
     quant: str
@@ -43,7 +43,7 @@ class LockedVariant:
 
 @dataclass(frozen=True, slots=True)
 class UnresolvedFile:
-    """One file of an unresolved variant: `path` inside the repository, `size` in bytes. None: not known yet."""
+    """One file of an unresolved variant. `path`: inside the repository. `size`: bytes. None means not known yet."""
 
     path: str
     size: int | None
@@ -52,9 +52,9 @@ class UnresolvedFile:
 
 @dataclass(frozen=True, slots=True)
 class UnresolvedVariant:
-    """One variant of which the lock does not know everything yet: the commit, a file, a size or a SHA-256.
+    """A variant of which something is not known yet: the commit, a file, a size or a SHA-256.
 
-    `complete` says that `files` names every file the manifest's patterns take.
+    `complete`: `files` names every file that the manifest's patterns take.
     """
 
     model: str
@@ -76,7 +76,7 @@ LockEntry = LockedVariant | UnresolvedVariant
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """`manifest_sha256` is the digest of the manifest it was made from, `sha256` of its own rendering."""
+    """What a lock file says. `manifest_sha256`: digest of the manifest. `sha256`: digest of the rendered lock."""
 
     name: str
     manifest_sha256: str
@@ -90,12 +90,12 @@ class Lock:
 
 
 def path_of(manifest_path: Path) -> Path:
-    """The lock that belongs to a manifest: tour-20gb.toml has tour-20gb.lock.json beside it."""
+    """Return the path of a manifest's lock: tour-20gb.lock.json beside tour-20gb.toml."""
     return manifest_path.with_name(f"{manifest_path.stem}.lock.json")
 
 
 def new(name: str, manifest_sha256: str, variants: Sequence[LockEntry]) -> Lock:
-    """A lock in canonical order, with the SHA-256 of its rendering.
+    """Make a lock in canonical order, with the SHA-256 of its rendering.
 
     An UnresolvedVariant of which everything is known becomes a LockedVariant.
     """
@@ -105,7 +105,7 @@ def new(name: str, manifest_sha256: str, variants: Sequence[LockEntry]) -> Lock:
 
 
 def render(lock: Lock) -> bytes:
-    """The bytes of the lock file: sorted keys, indent 2, a newline at the end."""
+    """Return the bytes of the lock file: sorted keys, indent 2, a newline at the end."""
     variants = [
         {
             "model": v.model,
@@ -129,7 +129,7 @@ def render(lock: Lock) -> bytes:
 
 
 def read(path: Path) -> Lock:
-    """Read and check a lock file, its paths included. Raises ManifestError naming the file and the key."""
+    """Read and check a lock file and the paths in it. Raises ManifestError, which names the file and the key."""
     raw = _read_json(path)
     raise_problems(path, schema_problems("lock", raw))
     seen: dict[VariantId, int] = {}
@@ -137,9 +137,7 @@ def read(path: Path) -> Lock:
         where = f"{path}: variants[{index}]"
         key = VariantId(variant["model"], variant["quant"].casefold())
         if key in seen:
-            raise ManifestError(
-                f"{where}: {variant['model']} {variant['quant']} is also variants[{seen[key]}]: {_MEND}"
-            )
+            raise ManifestError(f"{where}: {variant['model']} {variant['quant']} is also variants[{seen[key]}]: {_FIX}")
         seen[key] = index
         check_path(variant["model"], f"{where}.model")
         check_path(variant["quant"], f"{where}.quant")
@@ -150,7 +148,7 @@ def read(path: Path) -> Lock:
 
 
 def write(path: Path, lock: Lock) -> None:
-    """Write the lock so that the file is the old one or the new one, whole. Raises LocalError."""
+    """Write the lock. After a crash the file is the whole old one or the whole new one. Raises LocalError."""
     try:
         write_atomic(path, render(new(lock.name, lock.manifest_sha256, lock.variants)))
     except OSError as exc:
@@ -158,18 +156,18 @@ def write(path: Path, lock: Lock) -> None:
 
 
 def check_current(manifest: Manifest, lock: Lock) -> None:
-    """Refuse a lock that does not say what the manifest says now. Raises ManifestError with the mend."""
+    """Refuse a lock that does not fit the manifest as it is now. Raises ManifestError with the fix."""
     for difference in _differences(manifest, lock):
         raise ManifestError(f"{path_of(manifest.path)}: {difference}: run `tourkit lock {manifest.path}`")
 
 
 def fits(want: Variant, have: LockEntry) -> bool:
-    """Whether a lock's entry says what the manifest says of this variant now."""
+    """Return whether an entry of a lock fits this variant of the manifest."""
     return next(_variant_differences(want, have), None) is None
 
 
 def changes(old: Lock | None, new: Lock) -> list[str]:
-    """What `new` pins otherwise than `old`, one line for people per difference; empty when nothing moved."""
+    """Return the differences from `old` to `new`, one line each; an empty list if there is none."""
     before = {variant.id: variant for variant in old.variants} if old else {}
     after = {variant.id: variant for variant in new.variants}
     lines = []
@@ -184,16 +182,16 @@ def changes(old: Lock | None, new: Lock) -> list[str]:
 
 
 def facts(variant: LockEntry) -> dict[str, tuple[int | None, str | None]]:
-    """Size in bytes and SHA-256 of each file, None where not known yet, by the path inside the repository."""
+    """Return size (bytes) and SHA-256 of each file by its path inside the repository. None means not known yet."""
     if isinstance(variant, LockedVariant):
         return {file.source.path: (file.size, file.sha256) for file in variant.files}
     return {file.path: (file.size, file.sha256) for file in variant.files}
 
 
 def _differences(manifest: Manifest, lock: Lock) -> Iterator[str]:
-    """How the lock differs from the manifest, what a person can act on first."""
+    """How the lock differs from the manifest. Differences that a person can act on come first."""
     if lock.name != manifest.name:
-        yield f"this lock is of {lock.name!r}, not of {manifest.name!r}"
+        yield f"this is the lock of {lock.name!r}, not of {manifest.name!r}"
     wanted = manifest.variants
     locked = {variant.id: variant for variant in lock.variants}
     for id_ in sorted(wanted.keys() - locked.keys()):
@@ -249,7 +247,7 @@ def _short(commit: str | None) -> str:
 
 
 def _in_order(variant: LockEntry) -> LockEntry:
-    """The variant with its files sorted by path; a LockedVariant if everything is known of it."""
+    """Sort the files of a variant by path. The result is a LockedVariant if everything is known."""
     if isinstance(variant, LockedVariant):
         return replace(variant, files=tuple(sorted(variant.files, key=lambda file: file.path)))
     listed = tuple(sorted(variant.files, key=lambda file: file.path))
@@ -270,7 +268,7 @@ def _resolved(v: UnresolvedVariant) -> LockEntry:
 
 
 def _entry(raw: dict[str, Any]) -> UnresolvedVariant:
-    """A variant as the lock file has it; `new` decides whether it is resolved."""
+    """Make a variant from its JSON object. `new` decides whether it is resolved."""
     files = tuple(
         UnresolvedFile(file["path"], None if file["size"] is None else int(file["size"]), file["sha256"])
         for file in raw["files"]
@@ -296,8 +294,8 @@ def _read_json(path: Path) -> Any:
     except OSError as exc:
         raise ManifestError(f"{path}: cannot be read ({exc.strerror}): check the path and the permissions") from exc
     except UnicodeDecodeError as exc:
-        raise ManifestError(f"{path}: not UTF-8 text: {_MEND}") from exc
+        raise ManifestError(f"{path}: not UTF-8 text: {_FIX}") from exc
     except json.JSONDecodeError as exc:
-        raise ManifestError(f"{path}:{exc.lineno}: JSON syntax: {exc.msg}: {_MEND}") from exc
+        raise ManifestError(f"{path}:{exc.lineno}: JSON syntax: {exc.msg}: {_FIX}") from exc
     except (ValueError, RecursionError) as exc:  # a number of 5000 digits, a list 1000 levels deep
-        raise ManifestError(f"{path}: a value is too long or too deep for a lock: {_MEND}") from exc
+        raise ManifestError(f"{path}: a value is too long or too deep for a lock: {_FIX}") from exc

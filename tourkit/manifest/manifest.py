@@ -1,7 +1,6 @@
-"""Manifests: the TOML files in which people say which models fill which role, and the catalogue of models.
+"""Manifests: TOML files that name the models of each role. And the catalogue of models.
 
-Everything read here is checked completely before it becomes a dataclass. The lock says which size and SHA-256
-each file on the hub has.
+A file is checked completely before it becomes a dataclass. Sizes and SHA-256 of the files on the hub are in the lock.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ _MODEL_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 def load(ref: str | Path) -> Manifest:
-    """Read a manifest: a path, or the name of a built-in set such as "tour-20gb". Raises ManifestError."""
+    """Read a manifest by its path or by the name of a built-in set, such as "tour-20gb". Raises ManifestError."""
     path = _locate(ref)
     raw_bytes, raw = _read_toml(path)
     raise_problems(path, schema_problems("manifest", raw))
@@ -44,12 +43,12 @@ def load(ref: str | Path) -> Manifest:
 
 
 def catalogue() -> dict[str, Model]:
-    """Every model of the catalogue by id. Raises ManifestError when one of its files is wrong."""
+    """Return every model of the catalogue by id. Raises ManifestError if one of its files is wrong."""
     return {id_: _catalogue_model(id_) for id_ in _catalogue_ids()}
 
 
 def builtin_sets() -> list[str]:
-    """The names that `load` takes besides a path."""
+    """Return the names of the built-in sets, which `load` accepts instead of a path."""
     return sorted(path.stem for path in data.MANIFESTS.glob("*.toml"))
 
 
@@ -87,7 +86,7 @@ def _read_toml(path: Path) -> tuple[bytes, dict[str, Any]]:
 
 
 def _set_problems(raw: dict[str, Any]) -> Iterator[str]:
-    """What the schema cannot say about a set whose shape is right."""
+    """Problems that the schema cannot express, in a set that the schema accepts."""
     own = raw.get("models", {})
     known = {*own, *_catalogue_ids()}
     named = {id_ for ids in raw["roles"].values() for id_ in ids} | {model.get("adapts") for model in own.values()}
@@ -101,7 +100,7 @@ def _set_problems(raw: dict[str, Any]) -> Iterator[str]:
         if model.get("adapts") not in {None, *known}:
             yield f"{where}.adapts: unknown model {model['adapts']!r}: {did_you_mean(model['adapts'], known)}"
         if id_ not in named:
-            yield f"{where}: no role names this model: name it under [roles] or take it out"
+            yield f"{where}: no role names this model: name it under [roles] or remove it"
         yield from (f"{where}.{problem}" for problem in _variant_problems(model))
 
 
@@ -109,7 +108,7 @@ def _id_problems(id_: str, where: str) -> Iterator[str]:
     if not _MODEL_ID.fullmatch(id_) or path_problem(id_):
         yield (
             f"{where}: {id_!r} cannot be a model id, which names a folder: use 1 to 64 lower-case letters,"
-            " digits, '.', '_' and '-', no Windows device name, no dot or pickle's suffix at the end"
+            " digits, '.', '_' and '-'; no Windows device name; no dot and no suffix of pickle files at the end"
         )
 
 
@@ -169,7 +168,7 @@ def _variant(raw: dict[str, Any]) -> Variant:
 
 
 def _filtered(manifest: Manifest, formats: list[str] | None, quants: list[str] | None) -> Manifest:
-    """Apply a set's `formats` and `quants`; a model that keeps no variant is passed over in every role."""
+    """Apply the filters `formats` and `quants` of a set. A model without a variant left is removed from every role."""
     known = {variant.quant for model in manifest.models.values() for variant in model.variants}
     problems = [
         f"quants[{index}]: no model of this set has the variant {quant!r}: {did_you_mean(quant, known)}"
@@ -178,7 +177,7 @@ def _filtered(manifest: Manifest, formats: list[str] | None, quants: list[str] |
     ]
     models = {}
     for id_, model in manifest.models.items():
-        named = None if model.adapts else quants  # an adapter goes with every quant of its base
+        named = None if model.adapts else quants  # an adapter fits every quant of its base
         kept = tuple(
             v for v in model.variants if (not formats or v.format in formats) and (not named or v.quant in named)
         )

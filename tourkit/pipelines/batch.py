@@ -1,6 +1,6 @@
-"""Batch: a file of documents through a template to a file of records, line for line, whatever happens on the way.
+"""Batch: run a template over a file of documents and write a record for each, in the same order.
 
-It owns the order, the failures, the deadline and the resuming; what is asked of a model is the template's business.
+This module handles order, failures, deadline and resuming. The template decides what to ask a model.
 """
 
 import json
@@ -24,8 +24,8 @@ from tourkit.pipelines.preflight import check_input
 from tourkit.pipelines.templates import Run
 from tourkit.pipelines.templates import load_template as load_template
 
-CONCURRENCY = 8  # documents at a time
-_TICK = 1.0  # seconds; the longest wait without a look at the keyboard (Ctrl-C on Windows)
+CONCURRENCY = 8  # documents at once
+_TICK = 1.0  # seconds: Windows delivers Ctrl-C only between two waits
 
 OnProgress = Callable[[int, int], None]
 
@@ -69,12 +69,14 @@ def run_batch(
     deadline_s: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> Summary:
-    """Run template `name` over a JSON Lines file; each input line gives exactly one output line, in order.
+    """Run template `name` over a JSON Lines file. Each input line gives exactly one output line, in order.
 
-    A client for which nobody chose a model asks the template's own role. `deadline_s` is seconds from now: what is
-    not finished by then is given up and recorded as such. `on_progress` gets lines done and lines in all. A line that
-    fails is the record {"id", "ok": false, "error", "type"}. Raises UsageError (the template, the input as a whole,
-    an output that exists) and LocalError (the disk). KeyboardInterrupt leaves the journal for `resume`.
+    If `client` has no model, the template's own role is asked. `deadline_s`: seconds from now; documents that are not
+    finished then get a failed record. `on_progress` gets the number of finished lines and of all lines; its first call
+    comes before any work. A line that fails becomes the record {"id", "ok": false, "error", "type"}.
+
+    Raises UsageError (the template, the input as a whole, an output that exists) and LocalError (the disk). After
+    KeyboardInterrupt the journal stays, for `resume`.
     """
     ends = None if deadline_s is None else time.monotonic() + deadline_s
     if concurrency < 1:
@@ -92,7 +94,7 @@ def run_batch(
         with own, Journal(journal_of(output_path), lines, keep=resume) as journal:
             summary = _work(template.run, lines, journal, own, concurrency, ends, progress)
             write_atomic(output_path, _records(lines, journal))
-        if not summary.failed:  # kept otherwise: it is what --resume goes by
+        if not summary.failed:  # else it is kept, because --resume reads it
             journal_of(output_path).unlink()
     except OSError as error:
         where = error.filename or output_path
@@ -101,7 +103,7 @@ def run_batch(
 
 
 def _finished_earlier(input_path: Path, lines: list[Line], output: Path, *, resume: bool, force: bool) -> bool:
-    """Whether there is nothing left to do. Raises UsageError rather than touch the results of an earlier run."""
+    """Return whether an earlier run did everything. Raises UsageError if this run would overwrite earlier results."""
     if output.exists() and output.samefile(input_path):
         raise UsageError(f"{output} is the input: name another output")
     journal = journal_of(output)
@@ -111,10 +113,10 @@ def _finished_earlier(input_path: Path, lines: list[Line], output: Path, *, resu
         if journal.exists() or not output.exists():
             return False
         if _ids_of(output) != [line.id for line in lines]:
-            raise UsageError(f"{output} is the whole result of other documents: name another output, or use --force")
+            raise UsageError(f"{output} is the result of other documents: name another output, or use --force")
         return True
     if journal.exists():
-        raise UsageError(f"{journal} holds an unfinished run: go on with --resume, or start anew with --force")
+        raise UsageError(f"{journal} holds an unfinished run: go on with --resume, or start again with --force")
     if output.exists():
         fix = "name another output, overwrite it with --force, or keep what is done with --resume"
         raise UsageError(f"{output} exists already: {fix}")
@@ -122,7 +124,7 @@ def _finished_earlier(input_path: Path, lines: list[Line], output: Path, *, resu
 
 
 def _ids_of(output: Path) -> list[Any] | None:
-    """The ids of a result file; None when it is none."""
+    """Return the ids in a result file; None if it is not a result file."""
     try:
         return [json.loads(line)["id"] for line in output.read_bytes().splitlines()]
     except (ValueError, KeyError, TypeError):
@@ -138,14 +140,14 @@ def _work(
     ends: float | None,
     progress: OnProgress,
 ) -> Summary:
-    """Put every line that is not in the journal through `run`; this thread alone writes."""
+    """Run the template on every line that is not in the journal. Only this thread writes."""
     todo = deque(line for line in lines if line.number not in journal)
     resumed = ok = len(lines) - len(todo)
     done, failures = ok, _Failures()
     progress(done, len(lines))
     results: queue.SimpleQueue[tuple[Line, dict[str, Any]]] = queue.SimpleQueue()
     stop = threading.Event()
-    # Daemons, not a pool: a template that hangs must not keep the process from ending after the deadline.
+    # Daemon threads, not a pool: a template that hangs must not stop the process from ending after the deadline.
     for _ in range(min(concurrency, len(todo))):
         threading.Thread(target=_worker, args=(run, client, todo, results, stop, ends), daemon=True).start()
     try:
@@ -164,7 +166,7 @@ def _work(
             progress(done, len(lines))
     finally:
         stop.set()
-        client.close()  # wakes the threads whose request is under way, and frees the server's slots
+        client.close()  # wakes the threads that wait for an answer, and frees the server's slots
     late = len(lines) - done
     commonest, times = failures.commonest()
     return Summary(len(lines), ok, len(lines) - ok, late, resumed, commonest, times)
@@ -210,16 +212,16 @@ def _worker(
 
 
 def _record(run: Run, line: Line, client: Client) -> dict[str, Any]:
-    """What the template makes of a line, or how it failed: a record in any case."""
+    """Return the template's record of a line, or a failed record."""
     if line.problem is not None:
         return _failure(line, line.problem, "input")
     try:
-        given: Any = run(line.document(), client)  # people write templates: it may be anything
+        given: Any = run(line.document(), client)  # a template of a user may return anything
         if not isinstance(given, dict):
             return _failure(line, f"run returned {type(given).__name__}, not an object", "TypeError")
         record = {"id": line.id, "ok": True, **given} | {"id": line.id}
         encoded(record)
-    except BaseException as error:  # noqa: BLE001 - thread boundary: one line must not end the others, nor hang them
+    except BaseException as error:  # noqa: BLE001 - thread boundary: one line must not end the others or make them hang
         said = f"no field {error}" if isinstance(error, KeyError) else str(error) or repr(error)
         return _failure(line, " ".join(said.split()), type(error).__name__)
     return record
