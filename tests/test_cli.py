@@ -62,6 +62,7 @@ def tourkit(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPro
 )
 @pytest.mark.starts
 def test_exit_codes_and_messages(tmp_path: Path, arguments: list[str], code: int, says: str) -> None:
+    """An error is one line; only where there are several problems an indented list of all follows."""
     done = tourkit(*arguments, cwd=tmp_path)
 
     assert done.returncode == code, done.stderr
@@ -69,7 +70,9 @@ def test_exit_codes_and_messages(tmp_path: Path, arguments: list[str], code: int
     assert "Traceback" not in done.stderr
     if code and arguments:
         assert done.stderr.startswith("tourkit: ")
-        assert done.stderr.count("\n") == 1, done.stderr
+        _, *details = done.stderr.splitlines()
+        assert all(line.startswith("  ") for line in details), done.stderr
+        assert len(details) != 1, "a list has several problems"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -604,7 +604,7 @@ def test_a_variant_that_the_manifest_dropped_is_refused(load, hub):
 def test_the_lock_of_another_set_is_refused(load, hub):
     made = resolve(load(name="other"), hub)
 
-    assert "this lock is of 'other', not of 'set'" in refusal(lock.check_current, load(), made)
+    assert "this is the lock of 'other', not of 'set'" in refusal(lock.check_current, load(), made)
 
 
 def test_a_lock_edited_by_hand_to_another_commit_is_refused(load, hub):

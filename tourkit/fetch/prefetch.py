@@ -120,7 +120,8 @@ def _not_pinned(manifest: Manifest, unresolved: Sequence[UnresolvedVariant]) -> 
     """The error for variants of which the lock does not know everything; each is named."""
     reasons = tuple(f"{variant.id}: {_missing(variant)}" for variant in unresolved)
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-    line = f"{path_of(manifest.path)}: {reasons[0]}{more}: run `tourkit lock {manifest.path}`"
+    fix = f"run `tourkit lock {manifest.path}`, or fetch a part with --role or --stack"
+    line = f"{path_of(manifest.path)}: {reasons[0]}{more}: {fix}"
     return ManifestError(line, details=reasons if more else ())
 
 
