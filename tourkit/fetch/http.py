@@ -255,7 +255,7 @@ def retry_after(value: str) -> float | None:
 
 
 def is_unknown_host(exc: BaseException) -> bool:
-    """Whether the name service answered that there is no host of this name. No later attempt helps.
+    """Return whether the name service says that there is no host of this name. No later attempt helps.
 
     EAI_AGAIN, a name service that does not answer, may pass.
     """
