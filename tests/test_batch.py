@@ -454,6 +454,7 @@ def test_the_summary_shows_the_commonest_error_with_its_count(tmp_path: Path, te
 
 def test_a_summary_without_failures_names_no_error() -> None:
     assert str(Summary(total=2, ok=2, failed=0, late=0, resumed=0)) == "2 lines: 2 ok"
+    assert str(Summary(total=1, ok=1, failed=0, late=0, resumed=0)) == "1 line: 1 ok"
 
 
 # --- the deadline ---

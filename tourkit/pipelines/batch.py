@@ -23,6 +23,7 @@ from tourkit.pipelines.lines import Line, check_ids, read_lines
 from tourkit.pipelines.preflight import check_input
 from tourkit.pipelines.templates import Run
 from tourkit.pipelines.templates import load_template as load_template
+from tourkit.units import counted
 
 CONCURRENCY = 8  # documents at once
 _TICK = 1.0  # seconds: Windows delivers Ctrl-C only between two waits
@@ -45,7 +46,7 @@ class Summary:
     times: int = 0
 
     def __str__(self) -> str:
-        text = f"{self.total} lines: {self.ok} ok"
+        text = f"{counted(self.total, 'line')}: {self.ok} ok"
         if self.resumed:
             text += f" ({self.resumed} of them from an earlier run)"
         if self.failed:
