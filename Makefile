@@ -17,13 +17,21 @@ export CMAKE_ARGS += -DCMAKE_C_FLAGS="$(NO_AMX)" -DCMAKE_CXX_FLAGS="$(NO_AMX)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-full test-stacks test-transformers test-onnx test-vllm test-arch test-arch-sample arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench wheel clean
+.PHONY: help install demo picture test test-quick test-full test-stacks test-transformers test-onnx test-vllm test-arch test-arch-sample arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+install: $(RUN)/ready ## make .venv with tourkit and llama.cpp
+	@echo "tourkit is installed in $(RUN): . $(RUN)/bin/activate"
+
 demo: $(RUN)/ready ## the whole trip on a tiny model: mirror, lock, prefetch, verify, serve --offline, templates
 	$(RUN)/bin/tourkit demo
+
+picture: $(RUN)/ready ## record docs/demo.svg, the picture of the demo
+	PATH=$(CURDIR)/$(RUN)/bin:$$PATH $(RUN)/bin/python -m tools.terminal_picture --out docs/demo.svg \
+		--keep '^▸ (Pin|Mirror|The hub|\d|In the background: \$$ tourkit serve)' --keep '^  \$$ tourkit (lock|prefetch|verify)' \
+		--keep 'lock.json: |^  bundle: |facts found|^The whole trip' --pair '(json-01|json-04|graph-04|self-04):' -- tourkit demo
 
 test: $(DEV)/ready ## every test; no network, no GPU, no downloaded weights
 	$(DEV)/bin/python -m pytest -n auto

@@ -1,25 +1,34 @@
-"""Documents that can go stale are held to the code: commands and their options, files, modules, links, make targets."""
+"""Documents that can go stale are held to the code: commands and their options, files, modules, links, make targets.
+
+The commands of `console` blocks are run, and what they print has the shape that the page shows (tests/page_runner.py says
+how). Commands in other blocks are listed in NOT_RUN with the reason why they cannot run here.
+"""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import page_runner
 import pytest
 
 from tools import cli_reference
+from tools.tiny import package
 from tourkit import __version__
 from tourkit.cli import cli
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tourkit"
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bundle/START_HERE.md")),
+    *(ROOT / name for name in ("README.md", "README.ru.md", "CONTRIBUTING.md", "CHANGELOG.md", "bundle/START_HERE.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "templates").glob("*/README.md")),
 ]
@@ -30,6 +39,17 @@ SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
+
+# Commands in blocks that are not run, by page: how they begin, and why they cannot run here.
+SYNOPSIS = "a synopsis"
+NEEDS_INDEX = "installs from the package index"
+NEEDS_WEIGHTS = "needs gigabytes of weights from a hub"
+TRAVELS = "made for another machine, where BUNDLE is a folder; tests/test_install.py runs the installer"
+NOT_RUN = {
+    "README.md": {"git clone": "clones and builds"},
+    "README.ru.md": {"git clone": "clones and builds"},
+    "docs/install.md": {"pip": NEEDS_INDEX, "CMAKE_ARGS=": NEEDS_INDEX, "WHEELS=": TRAVELS},
+}
 
 # Python files of other projects that pages name.
 OF_OTHERS = {"convert_lora_to_gguf.py"}
@@ -59,11 +79,19 @@ def spans(page: Path) -> list[str]:
     return SPAN.findall(FENCE.sub("", text_of(page)))
 
 
-def shell_lines(page: Path) -> Iterator[str]:
-    """The lines of the blocks a shell may take, continued lines joined, without their comments."""
+def plain_shell_lines(page: Path) -> Iterator[str]:
+    """The lines of the blocks that are not run and that a shell may take: continued lines joined, without comments."""
     for block in fences(page, "", "sh"):
         for line in re.sub(r"(\\\n|\n(?= +\[))", " ", block).splitlines():
             yield re.sub(r"\s#.*", "", line)
+
+
+def shell_lines(page: Path) -> Iterator[str]:
+    """The commands of every block, without their comments."""
+    yield from plain_shell_lines(page)
+    for step in page_runner.steps(text_of(page)):
+        if isinstance(step, page_runner.Command):
+            yield re.sub(r"\s#.*", "", step.text)
 
 
 def commands(page: Path, program: str) -> Iterator[str]:
@@ -182,12 +210,115 @@ def test_make_alone_lists_the_targets_and_each_has_a_line_of_help() -> None:
     assert helped == TARGETS
 
 
-def test_the_test_command_of_the_readme_is_what_ci_runs() -> None:
+def test_the_test_command_of_the_install_page_is_what_ci_runs() -> None:
     calls = re.findall(r"^make ([a-z-]+)$", text_of(ROOT / ".ci" / "run"), flags=re.MULTILINE)
 
     assert "check" in calls
     assert set(calls) <= TARGETS
-    assert re.search(r"^\| `make check` \| what CI runs", text_of(ROOT / "README.md"), flags=re.MULTILINE)
+    assert re.search(r"^\| `make check` \| what CI runs", text_of(ROOT / "docs" / "install.md"), flags=re.MULTILINE)
+
+
+# --- commands that run -----------------------------------------------------------------------------------------------
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a hub that has the tiny model: `tourkit mirror` on a folder made from weights/tiny."""
+    folder = tmp_path_factory.mktemp("hub")
+    package.upstream(ROOT / "weights" / "tiny", folder / "upstream")
+    command = [sys.executable, "-m", "tourkit", "mirror", "upstream", "--host", "127.0.0.1", "--port", "0"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        found = re.search(r"http://[\d.:]+", process.stdout.readline())
+        assert found
+        yield found[0]
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the demo prints. `make demo` runs it in the environment that it makes first."""
+    recipe = re.search(r"^demo: .*\n\t(.*)", MAKEFILE, flags=re.MULTILINE)
+    assert recipe
+    assert recipe[1] == "$(RUN)/bin/tourkit demo"
+    command = [sys.executable, "-m", "tourkit", "demo"]
+    folder = tmp_path_factory.mktemp("demo")
+    return subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.starts
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if "```console" in text_of(page)], ids=name_of)
+def test_the_commands_of_a_page_run_and_print_what_it_shows(
+    page: Path, hub: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Figures may differ, words may not."""
+    run = page_runner.prepare(tmp_path, hub)
+    if "$ make demo" in text_of(page):
+        run.instead["make demo"] = request.getfixturevalue("demo")
+    try:
+        different = [found for step in page_runner.steps(text_of(page)) if (found := run.step(step))]
+    finally:
+        run.close()
+
+    assert "\n\n".join(different) == ""
+
+
+PROGRAM = re.compile(r"(?:[A-Z_]+=\S* )*(?:tourkit|python|make|pip|git|hf|sh|curl|cd|export|sha256sum|shasum)\b")
+
+
+@EVERY_PAGE
+def test_a_command_in_a_block_that_is_not_run_has_a_reason(page: Path) -> None:
+    """docs/cli.md is left out: its examples are those of --help."""
+    reasons = NOT_RUN.get(name_of(page), {})
+    if name_of(page) == "docs/cli.md":
+        return
+    lines = [line.strip() for line in plain_shell_lines(page) if PROGRAM.match(line)]
+
+    assert [line for line in lines if not line.startswith(tuple(reasons))] == []
+    assert [start for start in reasons if not any(line.startswith(start) for line in lines)] == []
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed"),
+    [
+        ("bundle: whole: 21 files, 10.4 MiB", "bundle: whole: 22 files, 1.1 GiB"),
+        ("done in 0.4 s at http://127.0.0.1:8000/v1", "done in 12 s at http://127.0.0.1:41234/v1"),
+        ("commit 6314b17… of 2026-12-12", "commit 0a0b0c0… of 2027-01-02"),
+        ('{"a": "x", "b": [1, true]}', '{"a": "y", "b": [2.5, true]}'),
+        ("graph-01: Stoagea Foods is…", "graph-01: Stoagea Foods is a part of it"),
+    ],
+)
+def test_the_same_words_with_other_figures_have_the_same_shape(shown: str, printed: str) -> None:
+    assert page_runner.fits([shown], [printed])
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed"),
+    [
+        ("bundle: 23 files right", "bundle: 23 files damaged"),
+        ("tiny F16 on llama_cpp", "tiny Q8_0 on llama_cpp"),
+        ('{"a": "x"}', '{"a": "x", "b": 1}'),
+        ('{"a": true}', '{"a": false}'),
+        ("  28 of 28 facts", "  28 of facts"),
+    ],
+)
+def test_other_words_have_another_shape(shown: str, printed: str) -> None:
+    assert not page_runner.fits([shown], [printed])
+
+
+def test_a_line_of_dots_stands_for_any_lines_and_nothing_else_does() -> None:
+    assert page_runner.fits(["…", "two", "…"], ["one", "two", "three", "four"])
+    assert page_runner.fits(["one", "…", "two"], ["one", "two"])
+    assert not page_runner.fits(["one", "two"], ["one", "and", "two"])
+    assert not page_runner.fits(["one", "…", "three"], ["one", "two"])
 
 
 # --- files, modules, links -------------------------------------------------------------------------------------------
