@@ -181,7 +181,7 @@ class Run:
         return done.stdout + (done.stderr.splitlines()[-1] + "\n" if done.returncode and done.stderr else "")
 
     def _start(self, words: list[str], expected: int) -> str:
-        """Start a server on a free port and return its lines, without those of requests that come later."""
+        """Start a server on a free port and return as many lines of it as are expected: others may come at any time."""
         port = words[words.index("--port") + 1] if "--port" in words else SERVERS[words[1]]
         if port in self._servers:
             _end(self._servers.pop(port))
@@ -203,7 +203,7 @@ class Run:
         server.url = urls[0]
         if words[1] == "serve" and port == SERVERS["serve"]:
             self.environment["TOURKIT_URL"] = server.url
-        return "\n".join(printed())
+        return "\n".join(printed()[:expected])
 
 
 def _end(server: _Server) -> None:
