@@ -136,7 +136,7 @@ class Run:
     def step(self, step: Command | File) -> str:
         """Run a step; an empty text, or what the page shows differently from what was printed."""
         if isinstance(step, File):
-            (self.folder / step.name).write_text(step.text, encoding="utf-8")
+            (self.folder / step.name).write_text(self._located(step.text), encoding="utf-8")
             return ""
         text = self._located(step.text)
         words = [word for word in shlex.split(text, comments=True) if word != "&"]
@@ -162,7 +162,7 @@ class Run:
         self._servers.clear()
 
     def _located(self, text: str) -> str:
-        """A command with this run's folder and ports in place of the page's."""
+        """A command or a file with this run's folder and ports in place of the page's."""
         text = text.replace(DRIVE, str(self.folder / "usb"))
         for port, server in self._servers.items():
             text = re.sub(rf"http://[\w.-]+:{port}\b", server.url, text)
