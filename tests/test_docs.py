@@ -397,6 +397,25 @@ def test_links_lead_to_files_and_to_headings_in_them(page: Path) -> None:
     assert wrong == []
 
 
+def strings(module: Path) -> Iterator[str]:
+    """Every literal text of a module, and the literal parts of its f-strings."""
+    for node in ast.walk(ast.parse(text_of(module))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_every_message_on_the_page_about_trouble_is_one_of_the_program() -> None:
+    """The first column quotes it, with `…` for names and numbers."""
+    said = [text for module in PACKAGE.rglob("*.py") for text in strings(module)]
+    said.append(text_of(ROOT / "bundle" / "install.sh"))
+    rows = re.findall(r"^\| (.*?) \| .*\|$", text_of(ROOT / "docs" / "troubleshooting.md"), flags=re.MULTILINE)
+    quoted = [b or a for row in rows for a, b in re.findall(r"(?<!`)`([^`]+)`(?!`)|``(.+?)``", row)]
+    parts = [(part.strip(), quote) for quote in quoted for part in quote.split("…") if part.strip()]
+
+    assert len(rows) > 20
+    assert [quote for part, quote in parts if not any(part in text for text in said)] == []
+
+
 def test_the_changelog_begins_with_what_is_unreleased_or_with_this_version() -> None:
     first = re.findall(r"^## (\S+)", text_of(ROOT / "CHANGELOG.md"), flags=re.MULTILINE)[0]
 
