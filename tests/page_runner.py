@@ -3,8 +3,8 @@
 The convention of the pages:
 
 - A block in the language `console` has commands after `$ ` and what they print. The blocks of a page run from top to
-  bottom in one folder. A line of output that is only `…` stands for lines that the page leaves out, and a line that ends
-  with `…` is the beginning of a longer one.
+  bottom in one folder. A line of output that is only `…` stands for lines that the page leaves out, and a line that
+  ends with `…` is the beginning of a longer one.
 - A block that begins with `# NAME.py` or `# NAME.toml` is a file: it is written under this name before the next command.
 - `tourkit serve` and `tourkit mirror` run until the page ends, or until a later one takes the same port. Each gets a free
   port; the port that the page names is replaced in the commands that follow.
@@ -36,7 +36,7 @@ LEFT_OUT = "…"
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command of a page and the lines that the page shows after it; none means that its output is not shown."""
+    """A command of a page and the lines that the page shows after it. Without lines, it must succeed and may print."""
 
     text: str
     shown: tuple[str, ...]
@@ -134,7 +134,7 @@ class Run:
     _servers: dict[str, _Server] = field(default_factory=dict)
 
     def step(self, step: Command | File) -> str:
-        """Run a step; an empty text, or what the page shows differently from what was printed."""
+        """Run a step. Return what is wrong: it prints something else than the page shows, or it fails. Else ""."""
         if isinstance(step, File):
             (self.folder / step.name).write_text(self._located(step.text), encoding="utf-8")
             return ""
@@ -150,7 +150,11 @@ class Run:
         if words[:1] == ["tourkit"] and words[1] in SERVERS:
             printed = self._start(words, len(step.shown))
         else:
-            printed = self.instead.get(step.text) or self._call(text)
+            printed, failed = self.instead.get(step.text, ""), False
+            if not printed:
+                printed, failed = self._call(text)
+            if failed and not step.shown:
+                return f"$ {step.text}\nfails: {printed}"
         lines = [line for line in self._as_on_the_page(printed).splitlines() if line.strip()]
         if not step.shown or fits(list(step.shown), lines):
             return ""
@@ -171,14 +175,16 @@ class Run:
     def _as_on_the_page(self, printed: str) -> str:
         return printed.replace(str(self.folder / "usb"), DRIVE).replace(f"{self.folder}/", "")
 
-    def _call(self, text: str) -> str:
-        """What a command prints; if it fails, its last line on stderr too."""
+    def _call(self, text: str) -> tuple[str, bool]:
+        """What a command prints, with its last line on stderr if it fails; and whether it fails."""
         done = subprocess.run(
             ["bash", "-c", text], cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
         )
         if done.returncode == 127:
             raise AssertionError(f"{text}: {done.stderr}")
-        return done.stdout + (done.stderr.splitlines()[-1] + "\n" if done.returncode and done.stderr else "")
+        if done.returncode == 0:
+            return done.stdout, False
+        return done.stdout + "".join(done.stderr.splitlines(keepends=True)[-1:]), True
 
     def _start(self, words: list[str], expected: int) -> str:
         """Start a server on a free port and return as many lines of it as are expected: others may come at any time."""
