@@ -5,9 +5,9 @@ The convention of the pages:
 - A block in the language `console` has commands after `$ ` and what they print. The blocks of a page run from top to
   bottom in one folder. A line of output that is only `…` stands for lines that the page leaves out, and a line that
   ends with `…` is the beginning of a longer one.
-- A block that begins with `# NAME.py` or `# NAME.toml` is a file: it is written under this name before the next command.
-- `tourkit serve` and `tourkit mirror` run until the page ends, or until a later one takes the same port. Each gets a free
-  port; the port that the page names is replaced in the commands that follow.
+- A block that begins with `# NAME.py` or `# NAME.toml` is a file. It is written before the next command.
+- `tourkit serve` and `tourkit mirror` run until the page ends, or until a later one takes the same port. Each gets a
+  free port; it replaces the port of the page in the commands that follow.
 - `/media/usb` is a folder of the run.
 """
 
@@ -78,7 +78,7 @@ NUMBER = re.compile(r"(?<![\w-])[-+]?\d[\d.,:/-]*(?:\s?(?:[KMGT]iB|B|ms|s|%))?(?
 
 
 def shape(line: str) -> str:
-    """A line without its figures: numbers with their units, hashes and spaces. Of JSON, the keys and kinds of values."""
+    """A line without its figures: numbers with units, hashes and spaces. Of JSON, the keys and the kinds of values."""
     try:
         parsed = json.loads(line)
     except ValueError:
