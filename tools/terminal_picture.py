@@ -2,9 +2,9 @@
 
     python -m tools.terminal_picture --out docs/demo.svg --keep '^▸' --pair 'json-01' -- tourkit demo
 
-The command runs in a pseudo-terminal, so it prints what a person would see. Every line of the picture was printed by the
-command: --keep and --pair select lines, and a line that is wider than the window ends with `…`. The window's title says
-how many lines of the output it shows. The same output gives the same bytes.
+The command runs in a pseudo-terminal, so it prints what a person would see. Every line of the picture was printed by
+the command: --keep and --pair select lines, and a line that is wider than the window ends with `…`. The window's title
+says how many lines of the output it shows. The same output gives the same bytes.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def screen_lines(output: str) -> list[str]:
 
 
 def select(lines: Sequence[str], keep: Sequence[str], pair: Sequence[str], most: int) -> list[str]:
-    """At most `most` lines: those that match a pattern of `keep`, and those that match one of `pair` with the next line.
+    """At most `most` lines: those that match a pattern of `keep`, and those that match one of `pair` with the next.
 
     Without patterns, every line that is not empty.
     """
