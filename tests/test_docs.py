@@ -1,7 +1,7 @@
 """Documents that can go stale are held to the code: commands and their options, files, modules, links, make targets.
 
-The commands of `console` blocks are run, and what they print has the shape that the page shows (tests/page_runner.py says
-how). Commands in other blocks are listed in NOT_RUN with the reason why they cannot run here.
+The commands of `console` blocks are run, and what they print has the shape that the page shows (tests/page_runner.py
+says how). Commands in other blocks are listed in NOT_RUN with the reason why they cannot run here.
 """
 
 from __future__ import annotations
