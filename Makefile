@@ -30,8 +30,8 @@ demo: $(RUN)/ready ## the whole trip on a tiny model: mirror, lock, prefetch, ve
 
 picture: $(RUN)/ready ## record docs/demo.svg, the picture of the demo
 	PATH=$(CURDIR)/$(RUN)/bin:$$PATH $(RUN)/bin/python -m tools.terminal_picture --out docs/demo.svg \
-		--keep '^▸ (Pin|Mirror|The hub|\d|In the background: \$$ tourkit serve)' --keep '^  \$$ tourkit (lock|prefetch|verify)' \
-		--keep 'lock.json: |^  bundle: |facts found|^The whole trip' --pair '(json-01|json-04|graph-04|self-04):' -- tourkit demo
+		--keep '^▸ (Pin|Download|The hub|\d|In the background: \$$ tourkit serve)' --keep '^  \$$ tourkit (lock|prefetch|verify)' \
+		--keep 'lock.json: |^  bundle: |facts found|^All steps' --pair '(json-01|json-04|graph-04|self-04):' -- tourkit demo
 
 test: $(DEV)/ready ## every test; no network, no GPU, no downloaded weights
 	$(DEV)/bin/python -m pytest -n auto

@@ -408,9 +408,11 @@ def test_links_lead_to_files_and_to_headings_in_them(page: Path) -> None:
 
 
 def strings(module: Path) -> Iterator[str]:
-    """Every literal text of a module, and the literal parts of its f-strings."""
-    for node in ast.walk(ast.parse(text_of(module))):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+    """Every literal text of a module, and the literal parts of its f-strings, but not the docstrings."""
+    nodes = list(ast.walk(ast.parse(text_of(module))))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             yield node.value
 
 
