@@ -221,6 +221,7 @@ def prepare(folder: Path, hub: str) -> Run:
     """A run in `folder`, which looks like a checkout to its commands: `hub` is the URL of a hub with the tiny model."""
     for name in ("weights", "templates", "tools", "docs"):
         (folder / name).symlink_to(ROOT / name)
+    (folder / "usb").mkdir()
     (folder / "manifests").mkdir()
     for path in (ROOT / "manifests").glob("*.*"):
         (folder / "manifests" / path.name).write_bytes(path.read_bytes())
