@@ -53,7 +53,7 @@ from tourkit.manifest import lock, manifest
 from tourkit.manifest.resolve import resolve
 from tourkit.fetch.hub import Hub
 made = manifest.load(Path(sys.argv[1]))
-lock.write(lock.path_of(made.path), resolve(made, Hub(sys.argv[2])))
+lock.write(lock.path_of(made.path), resolve(made, Hub(sys.argv[2])).lock)
 """
 
 

@@ -29,7 +29,7 @@ def files_of(weights: Path, repo: str) -> dict[str, Path]:
 
 def locked(weights: Path) -> lock.Lock:
     """Return the lock of manifests/tiny.toml for these weights."""
-    return resolve(manifest.load(MANIFEST), _Folders(weights))
+    return resolve(manifest.load(MANIFEST), _Folders(weights)).lock
 
 
 class _Folders:
