@@ -663,7 +663,7 @@ def test_an_unknown_stack_is_refused_with_the_known_ones() -> None:
     done = run("plan", "tour-20gb", "--stack", "ollama")
 
     assert done.returncode == 2
-    assert "'ollama': there are llama_cpp," in done.stderr
+    assert "'ollama': choose one of llama_cpp," in done.stderr
 
 
 @pytest.mark.parametrize("size", ["20", "20 cows", "-1GiB"])

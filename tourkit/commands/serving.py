@@ -62,7 +62,7 @@ def plan(
 
     for stack in stacks:
         if stack not in STACKS:
-            raise UsageError(f"--stack {stack!r}: there are {', '.join(STACKS)}")
+            raise UsageError(f"--stack {stack!r}: choose one of {', '.join(STACKS)}")
     if manifest_ref is None:
         given = "the bundle"
         index = bundles.read_index(bundle)
@@ -154,7 +154,7 @@ def serve(
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Leave the bundle and results here.")
 @click.option("--documents", type=click.IntRange(1), default=6, show_default=True, help="Documents a template.")
 def demo(keep: Path | None, documents: int) -> None:
-    """The whole trip on a tiny model: mirror, lock, prefetch, verify, serve offline, three templates.
+    """Show every step on a tiny model: mirror, lock, prefetch, verify, serve offline, three templates.
 
     \b
     Example: tourkit demo --keep demo

@@ -1,6 +1,6 @@
 """The gateway: the one server people talk to. Routes a role or model id to its worker and passes bytes through.
 
-It holds no model and parses no more of a request than the model's name; the worker checks the rest.
+It holds no model. It reads only the model's name from a request; the worker checks the rest.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _MAX_BODY = 32 * 1024 * 1024  # bytes
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """`api_key` None lets everybody in. `unix` False makes workers listen on loopback. `say` gets lines about workers.
+    """`api_key` None: no key is needed. `unix` False: workers listen on loopback. `say` gets lines about workers.
 
     `log`: `say` gets a line for each request too. `ends_unloaded`: the server ends when none of its workers can be
     loaded from the start.
@@ -94,7 +94,7 @@ class Gateway:
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _FORWARDED:
-                await self.forward(scope, receive, send)  # past the middleware, whose part in a stream is to cost time
+                await self.forward(scope, receive, send)  # without middleware, which makes streams slower
             else:
                 await about(scope, receive, send)
 
@@ -127,12 +127,12 @@ class Gateway:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     async def stop(self) -> None:
-        """End every worker, and with it every answer under way. Idempotent."""
+        """End every worker and the answers it is writing. Idempotent."""
         self._swapper.close()
         await asyncio.gather(*(worker.stop() for worker in self._distinct()))
 
     async def _announce(self, worker: Worker) -> None:
-        """Say when a worker is ready, or why it will not be."""
+        """Say when a worker is ready, or why it cannot be."""
         try:
             answering = worker
             while (found := await answering.ready()) is not answering:
@@ -150,7 +150,7 @@ class Gateway:
         self._options.say(f"ready: {names} ({worker.answering.launch.model}) after {seconds:.1f} s")
 
     def _holder(self, placement: Placement) -> Worker | None:
-        """The worker that was planned to hold the same as `placement`, and has not had to load something else."""
+        """Return the worker that was planned with the same variant as `placement`, unless it fell back."""
         same = [worker for worker in self._distinct() if worker.placement.launch.title == placement.launch.title]
         return next((worker for worker in same if not worker.passed_over), None)
 
@@ -160,8 +160,8 @@ class Gateway:
     # --- routes ---------------------------------------------------------------------------------------------------
 
     async def front_page(self, request: Request) -> Response:
-        told = [route for route in request.app.routes if isinstance(route, Route)]
-        routes = [f"POST {path}" for path in _FORWARDED] + [f"GET {route.path_format}" for route in told]
+        own = [route for route in request.app.routes if isinstance(route, Route)]
+        routes = [f"POST {path}" for path in _FORWARDED] + [f"GET {route.path_format}" for route in own]
         return PlainTextResponse(status.front_page(self._distinct(), routes))
 
     async def health(self, request: Request) -> Response:
@@ -193,7 +193,7 @@ class Gateway:
             return error_response(exc)
 
     async def forward(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request to the worker of its model, and the worker's bytes back as they come."""
+        """Pass a request to the worker of its model, and pass the worker's bytes back as they come."""
         request = Request(scope, receive)
         try:
             self._authorize(request.headers.get("authorization"))
@@ -215,8 +215,7 @@ class Gateway:
                 await error_response(failure)(scope, receive, send)
 
     async def _pass(self, worker: Worker, path: str, body: bytes, send: Send) -> TourkitError | None:
-        """Forward one request, in the turn of its worker. An error before the first byte is returned, to be answered
-        as JSON."""
+        """Forward one request when its worker has the turn. Return an error that comes before the first byte."""
         try:
             async with self._swapper.admitted(worker) as admitted:
                 return await self._relay(admitted, path, body, send)
@@ -289,7 +288,7 @@ def _start(answer: aiohttp.ClientResponse, launch: Launch) -> dict[str, Any]:
 
 
 async def _cut_short(send: Send, worker: Worker, *, streaming: bool) -> None:
-    """The worker died in the middle of an answer: say so in a stream; a plain answer just stops short of its length."""
+    """Report a worker that died while it wrote a stream. A plain answer ends before its announced length."""
     if not streaming:
         return
     _, body = error_body(

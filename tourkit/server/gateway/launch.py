@@ -52,8 +52,8 @@ def serve_bundle(
 ) -> None:
     """Plan for this machine, and serve the plan until interrupted.
 
-    `on_ready` gets the URLs and the plan once requests are accepted; `gateway.say` hears of what is not as asked for.
-    Raises UsageError, NotSo (no bundle, or it fills no role here) and LocalError (the address cannot be had).
+    `on_ready` gets the URLs and the plan once requests are accepted; `gateway.say` gets the notes of the plan.
+    Raises UsageError, NotSo (no bundle, or it fills no role here) and LocalError (the address is not available).
     """
     index = read_index(bundle)
     shapes = sources.shapes_of_bundle(bundle, index)
