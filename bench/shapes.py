@@ -14,6 +14,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from tools.random_gguf import add_tokenizer
 from tourkit.backends.vocabulary import byte_alphabet
 
 
@@ -85,15 +86,7 @@ def write(shape: Shape, path: Path, seed: int = 0) -> int:
     writer.add_rope_dimension_count(shape.width // shape.heads)
     writer.add_vocab_size(len(tokens))
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(2)
-    writer.add_add_bos_token(False)
-    writer.add_chat_template(TEMPLATE)
+    add_tokenizer(writer, tokens, types, merges, TEMPLATE)
     count = 0
 
     def matrix(name: str, rows: int, columns: int) -> None:

@@ -50,6 +50,17 @@ def write_random_gguf(path: Path, *, seed: int = 0) -> None:
     writer.add_rope_dimension_count(_WIDTH // _HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(tokens))
+    add_tokenizer(writer, tokens, types, merges, _CHAT_TEMPLATE)
+    for name, tensor in _tensors(len(tokens), seed):
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def add_tokenizer(writer: Any, tokens: list[str], types: list[int], merges: list[str], chat_template: str) -> None:
+    """Add a byte-level BPE tokenizer. The first token begins a text, the third one ends it."""
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
@@ -58,13 +69,7 @@ def write_random_gguf(path: Path, *, seed: int = 0) -> None:
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(_CHAT_TEMPLATE)
-    for name, tensor in _tensors(len(tokens), seed):
-        writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    writer.add_chat_template(chat_template)
 
 
 def _vocabulary(gguf: Any) -> tuple[list[str], list[int], list[str]]:

@@ -17,10 +17,13 @@ TourkitError
 A message is one line: what, where: the fix. Where one run finds several problems, `details` has a line for each.
 """
 
+_MAX_LINE = 300  # characters of a message that is quoted
+
 
 def one_line(text: str) -> str:
-    """Return a library's message as one line of at most 300 characters, to quote it in a message of tourkit."""
-    return " ".join(text.split())[:300]
+    """Return a message as one line of at most 300 characters, to quote it in a message of tourkit."""
+    text = " ".join(text.split())
+    return text if len(text) <= _MAX_LINE else text[: _MAX_LINE - 1] + "…"
 
 
 class TourkitError(Exception):

@@ -38,6 +38,7 @@ class Stack:
     float32_cache: bool = False  # its KV cache always has 32-bit values
     quantises_cache: bool = False  # its KV cache can be q8_0
     pooled_cache: bool = False  # the KV cells of all sequences are one pool
+    huge_pages: bool = False  # every step reads weights from malloc's memory, where pages of 2 MiB are faster
     drops_behind_window: bool = False  # a layer with a sliding window drops the tokens outside it
 
 
@@ -58,6 +59,7 @@ STACKS = {
         embeddings_in_ram=True,
         quantises_cache=True,
         pooled_cache=True,
+        huge_pages=True,
     ),
     "vllm": Stack(
         "safetensors",

@@ -13,21 +13,12 @@ from pathlib import Path
 
 from tools.tiny import prompts
 from tools.tiny.tasks import pieces, sample
+from tourkit.backends.vocabulary import byte_alphabet
 
 VOCABULARY = 2048
 SAMPLES = 6000
 SEED = 7
 _CYRILLIC = "АБВГДЕЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯабвгдежзийклмнопрстуфхцчшщъыьэюяЁё№«»—₽"
-
-
-def byte_alphabet() -> dict[int, str]:
-    """Return GPT-2's table: printable bytes map to themselves, the others to U+0100 and up."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {byte: chr(byte) for byte in printable}
-    for byte in range(256):
-        if byte not in table:
-            table[byte] = chr(256 + len(table) - len(printable))
-    return table
 
 
 def split_words(texts: list[str]) -> Counter[str]:

@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tourkit.errors import one_line
 from tourkit.grammar.schema_walk import pointer
 
 _MAX_ERRORS = 10
-_MAX_LINE = 300  # characters of a message
 _FORMATS = ("date", "email", "idn-email", "ipv4", "ipv6", "regex", "uuid")  # those that jsonschema checks by itself
 
 
@@ -122,9 +122,3 @@ def validation_errors(schema: Any, data: Any) -> tuple[list[Any], str | None]:
 
 def _described(error: Any) -> str:
     return one_line(f"{pointer(error.absolute_path)}: {error.message}")
-
-
-def one_line(text: str) -> str:
-    """Return a message without line breaks, cut to 300 characters."""
-    text = " ".join(text.split())
-    return text if len(text) <= _MAX_LINE else text[: _MAX_LINE - 1] + "…"

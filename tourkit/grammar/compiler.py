@@ -12,9 +12,9 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from tourkit.errors import RequestError
+from tourkit.errors import RequestError, one_line
 from tourkit.generation import Constraint
-from tourkit.grammar.check import metaschema_error, one_line, readable
+from tourkit.grammar.check import metaschema_error, readable
 from tourkit.grammar.closing import ClosingRanks
 from tourkit.grammar.ladder import miscounted, rungs
 from tourkit.grammar.limits import bounded

@@ -9,8 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tourkit.errors import EngineError, RequestError, TourkitError
-from tourkit.grammar.check import one_line
+from tourkit.errors import EngineError, RequestError, TourkitError, one_line
 from tourkit.grammar.closing import Closing, ClosingRanks
 from tourkit.grammar.rewrites import EXACT, GENERIC
 

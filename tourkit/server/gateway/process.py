@@ -21,6 +21,7 @@ from pathlib import Path
 from tourkit.backends.vllm import failures
 from tourkit.planning.plan import CPU
 from tourkit.server.contract import Greeting, WorkerSpec
+from tourkit.stacks import STACKS
 
 _STOP_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 2.0  # for stderr to close after its process has ended
@@ -169,7 +170,7 @@ def tuned(stack: str) -> dict[str, str]:
 
     Variables that are already set keep their values.
     """
-    return _SPINNING | (HUGE_PAGES if stack == "llama_cpp" else {}) | os.environ
+    return _SPINNING | (HUGE_PAGES if STACKS[stack].huge_pages else {}) | os.environ
 
 
 @contextlib.contextmanager
