@@ -108,7 +108,7 @@ def test_both_are_locked_fetched_and_told_of_in_the_bundle(tmp_path: Path) -> No
     with FaultyHub(FILES) as server:
         made = manifest.load(written(tmp_path, *(table.replace("me/repo", server.repo) for table in (BASE, LORA))))
         hub = Hub(server.url)
-        pinned = resolve(made, hub)
+        pinned = resolve(made, hub).lock
         index = prefetch.prefetch(made, pinned, tmp_path / "bundle", hub, roles=["graph"])
 
     assert [(variant.model, variant.quant) for variant in pinned.variants] == [
