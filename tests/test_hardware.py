@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tourkit.hardware.probe import Gpu, Hardware, InstalledStack, imagined, probe
+from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
+from tourkit.hardware.probe import imagined, probe
 
 pytestmark = pytest.mark.starts
 

@@ -14,7 +14,8 @@ from tourkit.bundle.build import build_index
 from tourkit.bundle.index import BundleModel, BundleVariant, Index, write_index
 from tourkit.commands.planning import plan_json
 from tourkit.errors import NotSo, UsageError
-from tourkit.hardware.probe import Gpu, Hardware, InstalledStack, imagined
+from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
+from tourkit.hardware.probe import imagined
 from tourkit.launch import ALL_LAYERS, NO_LAYERS
 from tourkit.manifest import lock, manifest, models
 from tourkit.manifest.models import PinnedFile, Source, VariantId

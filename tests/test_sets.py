@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tourkit.cli import main
-from tourkit.hardware.probe import Hardware, InstalledStack
+from tourkit.hardware.machine import Hardware, InstalledStack
 from tourkit.manifest import lock as locks
 from tourkit.manifest import manifest as manifests
 from tourkit.manifest.lock import UnresolvedVariant

@@ -24,7 +24,7 @@ from waiting import until
 
 from tourkit.bundle.build import build_index
 from tourkit.bundle.index import BundleModel, BundleVariant
-from tourkit.hardware.probe import Hardware, InstalledStack
+from tourkit.hardware.machine import Hardware, InstalledStack
 from tourkit.launch import Launch
 from tourkit.manifest.models import VariantId
 from tourkit.planning import sources

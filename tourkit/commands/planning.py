@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tourkit.units import counted, size_text
 
 if TYPE_CHECKING:
-    from tourkit.hardware.probe import Hardware
+    from tourkit.hardware.machine import Hardware
     from tourkit.net import Urls
     from tourkit.planning.plan import Placement, Plan
 

@@ -13,53 +13,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tourkit.hardware.cgroups import Files, granted_threads, memory_in_use, memory_limit
+from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
 from tourkit.stacks import STACKS
 
 _GPU_PROBE = str(Path(__file__).with_name("gpu_probe.py"))
 _GPU_PROBE_SECONDS = 30.0  # a driver that hangs must not hang the command
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """A GPU or a MIG slice. `id`: its name in its runtime's variable (CUDA_VISIBLE_DEVICES, …). Sizes in bytes."""
-
-    id: str
-    name: str
-    runtime: str  # cuda, rocm or metal
-    total: int
-    free: int
-    capability: tuple[int, int] | None = None  # CUDA's compute capability
-
-
-@dataclass(frozen=True, slots=True)
-class InstalledStack:
-    """An installed stack. `gpu`: the runtime with which it uses GPUs ("cuda 12.8"); "" for the CPU only."""
-
-    name: str
-    version: str = ""
-    gpu: str = ""
-    cpu: bool = True  # whether it runs without a GPU
-    bitsandbytes: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    """What a machine offers. `threads`: how many may run at once. `ram`: usable bytes in all.
-
-    `ram_free`: bytes, None if not measured. `problems`: one line for each library that was found and failed.
-    """
-
-    threads: int
-    ram: int
-    ram_free: int | None = None
-    gpus: tuple[Gpu, ...] = ()
-    stacks: tuple[InstalledStack, ...] = ()
-    problems: tuple[str, ...] = ()
 
 
 def probe(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from tourkit.bundle.index import BundleModel, BundleVariant, Index, variant_files
-from tourkit.hardware.probe import Gpu, Hardware, InstalledStack
+from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
 from tourkit.manifest.models import VariantId
 from tourkit.planning.model_shape import Shape, of_size
 from tourkit.stacks import STACKS, for_format

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, islice, product
 
-from tourkit.hardware.probe import Hardware
+from tourkit.hardware.machine import Hardware
 from tourkit.launch import ALL_LAYERS, NO_LAYERS, GpuLayers
 from tourkit.planning.memory import Estimate, Share, Sizing, estimate
 from tourkit.planning.options import Option

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from tourkit.bundle.index import Index
 from tourkit.errors import NotSo, UsageError
-from tourkit.hardware.probe import Hardware
+from tourkit.hardware.machine import Hardware
 from tourkit.launch import Launch
 from tourkit.manifest.models import ROLES, VariantId
 from tourkit.planning import explain

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from tourkit.bundle.index import Index
 from tourkit.errors import NotSo
-from tourkit.hardware.probe import Gpu, Hardware, InstalledStack
+from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
 from tourkit.manifest.catalogue import speaks
 from tourkit.manifest.choice import chosen
 from tourkit.manifest.lock import Lock, facts
