@@ -20,6 +20,9 @@ from template_names import NAMES
 
 pytestmark = pytest.mark.starts
 
+# A model with random weights seldom ends an answer by itself, so every document costs thousands of tokens.
+# `make test-documents` asks about every document, CI about a few. tests/test_tiny_model.py asks a trained model about all.
+EVERY = bool(os.environ.get("TOURKIT_EVERY_DOCUMENT"))
 TEMPLATES = Path(__file__).parent.parent / "templates"
 MANIFEST = """\
 schema = 1
@@ -109,11 +112,11 @@ def sample_documents() -> list[dict[str, Any]]:
     ]
 
 
-def test_the_openai_client_gets_valid_json_for_every_sample_document_streaming_and_not(served: Serving) -> None:
-    """Ask about every document of every template. A document without a schema gets one of the schemas in turn."""
+def test_the_openai_client_gets_valid_json_for_sample_documents_streaming_and_not(served: Serving) -> None:
+    """Ask about the documents of all templates. A document without a schema gets one of the schemas in turn."""
     by_kind = schemas()
     every = list(by_kind.values())
-    documents = sample_documents()
+    documents = sample_documents()[:: 1 if EVERY else 9]
 
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="unused", max_retries=0) as client:
 
@@ -139,20 +142,24 @@ def test_the_openai_client_gets_valid_json_for_every_sample_document_streaming_a
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(ask, enumerate(documents)))
 
-    assert len(documents) >= 30 * len(NAMES)
+    assert len(documents) >= (30 if EVERY else 4) * len(NAMES)
     assert {document["lang"] for document in documents} == {"en", "ru"}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_template_turns_every_sample_document_into_a_record_in_order(name: str, served: Serving, work: Path) -> None:
-    documents = TEMPLATES / name / "documents.jsonl"
+def test_a_template_turns_sample_documents_into_a_record_in_order(name: str, served: Serving, work: Path) -> None:
+    lines = (TEMPLATES / name / "documents.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = lines if EVERY else [lines[0], lines[-1]]
+    (work / f"{name}.documents.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     done = tourkit(
-        "run", name, "--input", str(documents), "--output", f"{name}.jsonl", cwd=work, TOURKIT_URL=served.url
+        *("run", name, "--input", f"{name}.documents.jsonl", "--output", f"{name}.jsonl"),
+        cwd=work,
+        TOURKIT_URL=served.url,
     )
 
     assert done.returncode == 0, done.stderr
-    asked = [json.loads(line)["id"] for line in documents.read_text(encoding="utf-8").splitlines()]
+    asked = [json.loads(line)["id"] for line in lines]
     records = [json.loads(line) for line in (work / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [record["id"] for record in records] == asked
     failures = [record for record in records if not record["ok"]]
