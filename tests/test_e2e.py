@@ -21,7 +21,7 @@ from template_names import NAMES
 pytestmark = pytest.mark.starts
 
 # A model with random weights seldom ends an answer by itself, so every document costs thousands of tokens.
-# `make test-documents` asks about every document, CI about a few. tests/test_tiny_model.py asks a trained model about all.
+# `make test-documents` asks about every document, CI about a few. test_tiny_model.py asks a trained model about all.
 EVERY = bool(os.environ.get("TOURKIT_EVERY_DOCUMENT"))
 TEMPLATES = Path(__file__).parent.parent / "templates"
 MANIFEST = """\
