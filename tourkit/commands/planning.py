@@ -28,6 +28,8 @@ def machine(hardware: Hardware) -> str:
         parts.append(f"{gpu.name} ({gpu.runtime}), {size_text(gpu.free)} of {size_text(gpu.total)} free")
     if not hardware.gpus:
         parts.append("no GPU")
+    if hardware.driver:
+        parts.append(f"driver CUDA {hardware.driver}")
     for stack in hardware.stacks:
         runtime = f" with {stack.gpu}" if stack.gpu else ""
         parts.append(f"{stack.name} {stack.version}".rstrip() + runtime)
