@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tourkit.hardware import gpu_probe
+from tourkit.hardware import gpu_probe, llama_cuda
 from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
 from tourkit.hardware.probe import imagined, probe
 
@@ -357,9 +357,9 @@ def test_the_libraries_that_a_library_needs_are_read_without_loading_it(tmp_path
     fake_llama(tmp_path)
 
     assert {"libcudart.so.12", "libcublas.so.12"} <= set(
-        gpu_probe.needed(tmp_path / "llama_cpp" / "lib" / "libggml-cuda.so")
+        llama_cuda.needed(tmp_path / "llama_cpp" / "lib" / "libggml-cuda.so")
     )
-    assert gpu_probe.needed(tmp_path / "llama_cpp" / "__init__.py") == []
+    assert llama_cuda.needed(tmp_path / "llama_cpp" / "__init__.py") == []
 
 
 def test_cuda_libraries_that_are_missing_are_named_with_the_packages_that_have_them(tmp_path: Path) -> None:
@@ -372,6 +372,17 @@ def test_cuda_libraries_that_are_missing_are_named_with_the_packages_that_have_t
         "problem": "libcudart.so.12, libcublasLt.so.12, libcublas.so.12 cannot be loaded: "
         "pip install nvidia-cuda-runtime-cu12 nvidia-cublas-cu12",
     }
+
+
+@pytest.mark.parametrize(
+    ("library", "command"),
+    [
+        ("libcudart.so.11.0", "pip install nvidia-cuda-runtime-cu11 nvidia-cublas-cu11"),
+        ("libcublas.so.13", "pip install 'nvidia-cuda-runtime==13.*' 'nvidia-cublas==13.*'"),  # no suffix from 13 on
+    ],
+)
+def test_the_packages_are_of_the_major_version_that_the_build_needs(library: str, command: str) -> None:
+    assert llama_cuda.install_command(library) == command
 
 
 def test_cuda_libraries_are_taken_from_the_packages_of_nvidia(tmp_path: Path) -> None:

@@ -110,5 +110,5 @@ def test_the_line_about_the_machine_has_the_drivers_version_if_there_is_one() ->
     driver, gpus, _ = gpus_of(output(SLICE, driver="12.4"))
     venue = Hardware(16, 64 * GIB, gpus=gpus, driver=driver)
 
-    assert "NVIDIA A100-SXM4-80GB MIG 2g.20gb (cuda), 19.1 GiB of 19.5 GiB free; driver CUDA 12.4" in machine(venue)
+    assert "NVIDIA A100-SXM4-80GB MIG 2g.20gb (cuda), 19.1 GiB of 19.5 GiB free; driver for CUDA 12.4" in machine(venue)
     assert "driver" not in machine(Hardware(16, 64 * GIB))

@@ -26,10 +26,10 @@ def machine(hardware: Hardware) -> str:
     parts = [counted(hardware.threads, "thread"), f"{size_text(hardware.ram)} of RAM{free}"]
     for gpu in hardware.gpus:
         parts.append(f"{gpu.name} ({gpu.runtime}), {size_text(gpu.free)} of {size_text(gpu.total)} free")
+    if hardware.driver:
+        parts.append(f"driver for CUDA {hardware.driver}")
     if not hardware.gpus:
         parts.append("no GPU")
-    if hardware.driver:
-        parts.append(f"driver CUDA {hardware.driver}")
     for stack in hardware.stacks:
         runtime = f" with {stack.gpu}" if stack.gpu else ""
         parts.append(f"{stack.name} {stack.version}".rstrip() + runtime)

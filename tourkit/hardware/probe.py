@@ -67,8 +67,9 @@ def imagined(
 ) -> Hardware:
     """Return another machine: `vram` bytes of one GPU (0 for none), `ram` bytes, `threads`, `stacks` by name.
 
-    What is None or empty is as here. A machine with `vram` is assumed to be fit for its stacks: those that can use a
-    GPU use this one, and what they need (driver, compiler, Python.h) is there.
+    What is None or empty is as here. Stacks that can use a GPU are assumed to use this one, whatever they use here:
+    driver, C compiler and Python.h are assumed to be right. A stack that is not installed here is assumed to be built
+    for the first GPU.
     """
     made = here
     if ram is not None:
@@ -77,16 +78,17 @@ def imagined(
         made = replace(made, threads=threads)
     if stacks:
         installed = {stack.name: stack for stack in here.stacks}
-        asked = dict.fromkeys(stacks)
-        made = replace(made, stacks=tuple(installed.get(name, InstalledStack(name)) for name in asked))
+        runtime = made.gpus[0].runtime if made.gpus else ""
+        asked = {name: InstalledStack(name, gpu=runtime if STACKS[name].uses_gpu else "") for name in stacks}
+        made = replace(made, stacks=tuple(installed.get(name, stack) for name, stack in asked.items()))
     if vram == 0:
         made = replace(made, gpus=())
     elif vram is not None:
         gpu = Gpu("0", "requested GPU", "cuda", vram, vram)
         able = tuple(
-            replace(stack, gpu="cuda" if STACKS[stack.name].uses_gpu else "", problem="") for stack in made.stacks
+            replace(stack, gpu="cuda", problem="") if STACKS[stack.name].uses_gpu else stack for stack in made.stacks
         )
-        made = replace(made, gpus=(gpu,), stacks=able, driver="", compiler="cc", python_headers=True)
+        made = replace(made, gpus=(gpu,), stacks=able, driver="", compiler=made.compiler or "cc", python_headers=True)
     return made
 
 
