@@ -48,6 +48,7 @@ def test_one_mig_slice_in_a_container() -> None:
 
 
 def test_two_slices_on_bare_metal_are_two_gpus_with_names_of_their_own() -> None:
+    """Drivers list one slice to a process, the first, and NVIDIA says that a later driver may list several."""
     _, gpus, _ = gpus_of(output(SLICE, SECOND_SLICE, driver="13.0"))
 
     assert [(gpu.id[:4], gpu.mig, gpu.total) for gpu in gpus] == [("MIG-", True, 20937965568)] * 2
