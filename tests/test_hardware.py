@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tourkit.hardware import gpu_probe, llama_cuda
 from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
 from tourkit.hardware.probe import imagined, probe
 
@@ -165,6 +166,9 @@ FAKE_CUDA = """
 #include <string.h>
 static int current = -1;
 int cuInit(unsigned flags) { return INIT_CODE; }
+int cuDriverGetVersion(int *version) { *version = 12040; return 0; }
+int cuGetErrorName(int code, const char **name) {
+  *name = code == 46 ? "CUDA_ERROR_DEVICE_UNAVAILABLE" : 0; return !*name; }
 int cuDeviceGetCount(int *count) { *count = 2; return 0; }
 int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
 int cuDeviceGetName(char *name, int length, int device) {
@@ -173,73 +177,134 @@ int cuDeviceGetUuid_v2(unsigned char *uuid, int device) {
   for (int i = 0; i < 16; i++) uuid[i] = 16 * device + i;
   return 0; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? 8 : 0; return 0; }
-int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)(size_t)(device + 1); return 0; }
+int cuDevicePrimaryCtxRetain(void **context, int device) {
+  *context = (void *)(size_t)(device + 1); return device == SILENT ? 46 : 0; }
 int cuCtxSetCurrent(void *context) { current = (int)(size_t)context - 1; return 0; }
 int cuDevicePrimaryCtxRelease_v2(int device) { current = -1; return 0; }
 int cuMemGetInfo_v2(size_t *free, size_t *total) {
   if (current < 0) return 201;
   *total = (current ? 20ull : 80ull) << 30; *free = *total - (1ull << 30); return 0; }
 """
+FAKE_HIP = """
+#include <stddef.h>
+#include <string.h>
+static int current = -1;
+int hipInit(unsigned flags) { return 0; }
+int hipGetDeviceCount(int *count) { *count = 2; return 0; }
+int hipSetDevice(int ordinal) { current = ordinal; return ordinal ? 0 : 709; }
+int hipDeviceGetName(char *name, int length, int device) { strncpy(name, "AMD Instinct MI300X", length); return 0; }
+int hipMemGetInfo(size_t *free, size_t *total) { *total = 192ull << 30; *free = 191ull << 30; return 0; }
+"""
 
 
-def fake_cuda(folder: Path, *, init_code: int = 0) -> list[str]:
-    """Return a probe command whose CUDA library is the fake one."""
+def made(folder: Path, name: str, code: str, *flags: str) -> Path:
+    """Compile a library that stands in for a real one."""
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("no C compiler to make the fake CUDA library with")
-    (folder / "fake.c").write_text(FAKE_CUDA)
-    library = folder / "libcuda.so.1"
-    flags = [f"-DINIT_CODE={init_code}", "-shared", "-fPIC", "-o", str(library), str(folder / "fake.c")]
-    subprocess.run([compiler, *flags], check=True)
+        pytest.skip("no C compiler to make the fake library with")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.c").write_text(code)
+    command = [compiler, "-shared", "-fPIC", "-o", str(folder / name), str(folder / f"{name}.c"), *flags]
+    subprocess.run(command, check=True)
+    return folder / name
+
+
+def fake_cuda(folder: Path, *, init_code: int = 0, silent: int = -1) -> str:
+    """Return the path of a CUDA library with two devices. `silent`: the one of them that gives no context."""
+    return str(made(folder, "libcuda.so.1", FAKE_CUDA, f"-DINIT_CODE={init_code}", f"-DSILENT={silent}"))
+
+
+def probing(cuda: str) -> list[str]:
+    """Return a probe command with this CUDA library, whose every stack is built for CUDA."""
     code = (
         f"import json, sys; from tourkit.hardware import gpu_probe\n"
-        f"found = gpu_probe.devices(({str(library)!r},), ()) if sys.argv[1] == 'devices' else {{'llama_cpp': 'cuda'}}\n"
+        f"devices = sys.argv[1] == 'devices'\n"
+        f"found = gpu_probe.devices(({cuda!r},), ()) if devices else {{'gpu': 'cuda 12', 'problem': ''}}\n"
         "print(json.dumps(found))"
     )
     return [sys.executable, "-c", code]
 
 
 def test_gpus_and_mig_slices_are_devices_with_free_and_total_memory(tmp_path: Path) -> None:
-    here = probe(gpu_probe=fake_cuda(tmp_path))
+    here = probe(gpu_probe=probing(fake_cuda(tmp_path)))
 
     whole, slice_ = here.gpus
     assert (whole.name, whole.runtime, whole.capability) == ("NVIDIA A100-SXM4-80GB", "cuda", (8, 0))
     assert (whole.total, whole.free) == (80 * GIB, 79 * GIB)
     assert (slice_.total, slice_.free) == (20 * GIB, 19 * GIB)
+    assert (whole.mig, slice_.mig) == (False, True)
+    assert here.driver == "12.4"
     assert here.problems == ()
 
 
 def test_a_gpu_is_named_as_cuda_visible_devices_takes_it(tmp_path: Path) -> None:
-    whole, slice_ = probe(gpu_probe=fake_cuda(tmp_path)).gpus
+    whole, slice_ = gpu_probe.devices((fake_cuda(tmp_path),), ())["devices"]
 
-    assert whole.id == "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
-    assert slice_.id == "MIG-10111213-1415-1617-1819-1a1b1c1d1e1f"
+    assert whole["id"] == "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
+    assert slice_["id"] == "MIG-10111213-1415-1617-1819-1a1b1c1d1e1f"
 
 
 def test_stacks_are_asked_about_gpus_where_there_is_one(tmp_path: Path) -> None:
-    stacks = {stack.name: stack.gpu for stack in probe(gpu_probe=fake_cuda(tmp_path)).stacks}
+    stacks = {stack.name: stack.gpu for stack in probe(gpu_probe=probing(fake_cuda(tmp_path))).stacks}
 
-    assert stacks["llama_cpp"] == "cuda"
+    assert stacks["llama_cpp"] == "cuda 12"
 
 
 def test_a_driver_that_refuses_is_reported_and_no_error(tmp_path: Path) -> None:
-    here = probe(gpu_probe=fake_cuda(tmp_path, init_code=999))
+    here = probe(gpu_probe=probing(fake_cuda(tmp_path, init_code=999)))
 
     assert here.gpus == ()
     assert "cuInit failed with code 999" in here.problems[0]
+    assert here.driver == "12.4"  # it answers without cuInit
+
+
+def test_a_device_that_does_not_answer_is_reported_with_its_number_and_the_others_stay(tmp_path: Path) -> None:
+    found = gpu_probe.devices((fake_cuda(tmp_path, silent=0),), ())
+
+    assert [device["id"][:4] for device in found["devices"]] == ["MIG-"]
+    (problem,) = found["problems"]
+    assert problem.startswith("CUDA device 0: cuDevicePrimaryCtxRetain failed with code 46 (CUDA_ERROR_DEVICE_UNAVAIL")
+    assert "`nvidia-smi`" in problem
+
+
+def test_an_amd_device_that_does_not_answer_hides_no_other(tmp_path: Path) -> None:
+    found = gpu_probe.devices((), (str(made(tmp_path, "libamdhip64.so", FAKE_HIP)),))
+
+    assert [(device["id"], device["total"]) for device in found["devices"]] == [("1", 192 * GIB)]
+    assert "HIP device 0: hipSetDevice failed with code 709" in found["problems"][0]
+
+
+def test_a_library_so_old_that_it_lacks_functions_is_reported(tmp_path: Path) -> None:
+    old = made(tmp_path, "libcuda.so.1", "int cuInit(unsigned flags) { return 0; }")
+
+    found = gpu_probe.devices((str(old),), ())
+
+    assert (found["driver"], found["devices"]) == ("", [])
+    assert "cuDeviceGetCount" in found["problems"][0]
+
+
+def test_a_driver_in_the_kernel_without_its_library_is_reported(tmp_path: Path) -> None:
+    """So it is in a container that was started without its GPUs."""
+    (tmp_path / "version").touch()
+
+    found = gpu_probe.devices(("libnothing.so.1",), (), tmp_path / "version")
+
+    assert found["devices"] == []
+    assert "libnothing.so.1 is not found" in found["problems"][0]
+    assert "--gpus all" in found["problems"][0]
 
 
 def test_a_probe_that_crashes_is_reported_and_no_error() -> None:
     here = probe(gpu_probe=[sys.executable, "-c", "import os; os.abort()"])
 
     assert here.gpus == ()
-    assert "the probe failed" in here.problems[0]
+    assert "the probe failed: ended by SIGABRT" in here.problems[0]
 
 
 def test_without_gpu_libraries_there_are_no_gpus_and_no_problems() -> None:
-    from tourkit.hardware import gpu_probe
+    found = gpu_probe.devices(("libnothing.so.1",), ("libnothing.so",), Path("/nothing"))
 
-    assert gpu_probe.devices(("libnothing.so.1",), ("libnothing.so",)) == {"devices": [], "problems": []}
+    assert found == {"driver": "", "devices": [], "problems": []}
 
 
 # --- stacks ---------------------------------------------------------------------------------------------------------
@@ -253,13 +318,124 @@ def test_installed_stacks_are_found_with_their_version() -> None:
     assert found["llama_cpp"] == llama_cpp.__version__
 
 
+GPU_PROBE = ROOT / "tourkit" / "hardware" / "gpu_probe.py"
+
+
+def asked(stack: str, packages: Path | None = None) -> dict[str, str]:
+    """Return what the probe answers about a stack. Packages in the folder `packages` hide the installed ones."""
+    command = [sys.executable, "-P", str(GPU_PROBE), "stack", stack]
+    environment = os.environ | ({"PYTHONPATH": str(packages)} if packages is not None else {})
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    answer: dict[str, str] = json.loads(done.stdout)
+    return answer
+
+
 def test_the_probe_answers_in_a_process_of_its_own_for_libraries_that_are_there() -> None:
-    probe_file = ROOT / "tourkit" / "hardware" / "gpu_probe.py"
-    command = [sys.executable, "-P", str(probe_file), "stacks", "llama_cpp"]
+    assert asked("llama_cpp") == {"gpu": "", "problem": ""}
 
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
 
-    assert json.loads(done.stdout).keys() == {"llama_cpp"}
+def fake_llama(folder: Path, *, sees_gpu: bool = True) -> None:
+    """Make a llama_cpp package that is built for CUDA 12, and the CUDA libraries in a folder that no loader searches.
+
+    Like the real package it loads its library when it is imported, and this library needs the CUDA libraries.
+    """
+    real = folder / "real"
+    runtime = made(real, "libcudart.so.12", "int cudart(void) { return 0; }", "-Wl,-soname,libcudart.so.12")
+    light = made(real, "libcublasLt.so.12", "int cublasLt(void) { return 0; }", "-Wl,-soname,libcublasLt.so.12")
+    code = "int cublasLt(void); int cublas(void) { return cublasLt(); }"
+    cublas = made(real, "libcublas.so.12", code, "-Wl,-soname,libcublas.so.12", str(light))
+    code = "int cudart(void); int cublas(void); int ggml(void) { return cudart() + cublas(); }"
+    made(folder / "llama_cpp" / "lib", "libggml-cuda.so", code, str(runtime), str(cublas), f"-Wl,-rpath-link,{real}")
+    (folder / "llama_cpp" / "__init__.py").write_text(
+        "import ctypes, pathlib\n"
+        "assert ctypes.CDLL(str(pathlib.Path(__file__).with_name('lib') / 'libggml-cuda.so')).ggml() == 0\n"
+        f"def llama_supports_gpu_offload(): return {sees_gpu}\n"
+    )
+
+
+def test_the_libraries_that_a_library_needs_are_read_without_loading_it(tmp_path: Path) -> None:
+    fake_llama(tmp_path)
+
+    assert {"libcudart.so.12", "libcublas.so.12"} <= set(
+        llama_cuda.needed(tmp_path / "llama_cpp" / "lib" / "libggml-cuda.so")
+    )
+    assert llama_cuda.needed(tmp_path / "llama_cpp" / "__init__.py") == []
+
+
+def test_cuda_libraries_that_are_missing_are_named_with_the_packages_that_have_them(tmp_path: Path) -> None:
+    fake_llama(tmp_path)
+
+    answer = asked("llama_cpp", tmp_path)
+
+    assert answer == {
+        "gpu": "cuda 12",
+        "problem": "libcudart.so.12, libcublasLt.so.12, libcublas.so.12 cannot be loaded: "
+        "pip install nvidia-cuda-runtime-cu12 nvidia-cublas-cu12",
+    }
+
+
+@pytest.mark.parametrize(
+    ("library", "command"),
+    [
+        ("libcudart.so.11.0", "pip install nvidia-cuda-runtime-cu11 nvidia-cublas-cu11"),
+        ("libcublas.so.13", "pip install 'nvidia-cuda-runtime==13.*' 'nvidia-cublas==13.*'"),  # no suffix from 13 on
+    ],
+)
+def test_the_packages_are_of_the_major_version_that_the_build_needs(library: str, command: str) -> None:
+    assert llama_cuda.install_command(library) == command
+
+
+def test_cuda_libraries_are_taken_from_the_packages_of_nvidia(tmp_path: Path) -> None:
+    fake_llama(tmp_path)
+    for package, library in (("cuda_runtime", "libcudart"), ("cublas", "libcublasLt"), ("cublas", "libcublas")):
+        (tmp_path / "nvidia" / package / "lib").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "real" / f"{library}.so.12").rename(tmp_path / "nvidia" / package / "lib" / f"{library}.so.12")
+
+    assert asked("llama_cpp", tmp_path) == {"gpu": "cuda 12", "problem": ""}
+
+
+def test_cuda_libraries_are_taken_from_beside_llama_cpp_and_a_build_that_finds_no_gpu_is_reported(
+    tmp_path: Path,
+) -> None:
+    fake_llama(tmp_path, sees_gpu=False)
+    for library in (tmp_path / "real").glob("*.so.12"):
+        library.rename(tmp_path / "llama_cpp" / "lib" / library.name)
+
+    answer = asked("llama_cpp", tmp_path)
+
+    assert answer["gpu"] == "cuda 12"
+    assert "is built with cuda 12 but finds no GPU: install a build for" in answer["problem"]
+
+
+def test_a_library_that_cannot_be_imported_is_reported_in_one_line_with_the_fix(tmp_path: Path) -> None:
+    (tmp_path / "llama_cpp" / "lib").mkdir(parents=True)
+    (tmp_path / "llama_cpp" / "__init__.py").write_text("raise RuntimeError('Failed to load\\nlibllama.so')")
+
+    answer = asked("llama_cpp", tmp_path)
+
+    assert answer["gpu"] == ""
+    assert answer["problem"].startswith("cannot be imported (Failed to load libllama.so): install tourkit[llama] again")
+
+
+@pytest.mark.parametrize(
+    ("version", "built"),
+    [
+        ("cuda = '13.0'; hip = None", "cuda 13.0"),
+        ("cuda = None; hip = '6.4.43482'", "rocm 6.4.43482"),
+        ("cuda = None; hip = None", ""),
+    ],
+)
+def test_stacks_on_torch_are_built_for_what_torchs_version_file_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, built: str
+) -> None:
+    """torch is not imported for it: that takes seconds."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise AssertionError('imported')")
+    (tmp_path / "torch" / "version.py").write_text(version)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+
+    assert gpu_probe.stack("vllm") == {"gpu": built, "problem": ""}
 
 
 def test_probing_imports_no_inference_library() -> None:
@@ -287,6 +463,15 @@ def test_another_machine_has_what_is_asked_for_and_the_stacks_from_here() -> Non
     assert (there.threads, there.ram, there.ram_free) == (12, 32 * GIB, None)
     assert [(gpu.total, gpu.free) for gpu in there.gpus] == [(20 * GIB, 20 * GIB)]
     assert {stack.name: stack.gpu for stack in there.stacks} == {"llama_cpp": "cuda", "onnx": "", "vllm": "cuda"}
+
+
+def test_another_machine_with_a_gpu_is_fit_for_its_stacks() -> None:
+    broken = InstalledStack("llama_cpp", gpu="cuda 12", problem="libcudart.so.12 cannot be loaded")
+
+    there = imagined(Hardware(2, 8 * GIB, stacks=(broken,), driver="11.4"), vram=20 * GIB)
+
+    assert there.stacks == (InstalledStack("llama_cpp", gpu="cuda"),)
+    assert (there.driver, bool(there.compiler), there.python_headers) == ("", True, True)
 
 
 def test_stacks_can_be_asked_for_that_are_not_installed_here() -> None:

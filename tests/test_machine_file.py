@@ -65,6 +65,11 @@ GPU = {"id": "0", "name": "T", "runtime": "cuda", "total": 1, "free": 1}
         ({"threads": 1, "ram": 1, "gpus": [GPU | {"capability": [8]}]}, r"gpus\[0\].capability: \[8\]: give two"),
         ({"threads": 1, "ram": 1, "gpus": [GPU, GPU | {"total": "20GiB"}]}, r"gpus\[1\].total: '20GiB'"),
         ({"threads": 1, "ram": 1, "stacks": [{"version": "1"}]}, r"stacks\[0\].name: missing"),
+        (
+            {"threads": 1, "ram": 1, "stacks": [{"name": "llama.cpp"}]},
+            r"stacks\[0\].name: 'llama.cpp': unknown stack: use llama_cpp, vllm",
+        ),
+        ({"threads": 1, "ram": 1, "gpus": [GPU | {"runtime": "CUDA"}]}, r"gpus\[0\].runtime: 'CUDA': unknown runtime"),
         ({"threads": 1, "ram": 1, "problems": [3]}, r"problems\[0\]: 3: give a text"),
     ],
 )

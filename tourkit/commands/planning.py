@@ -26,6 +26,8 @@ def machine(hardware: Hardware) -> str:
     parts = [counted(hardware.threads, "thread"), f"{size_text(hardware.ram)} of RAM{free}"]
     for gpu in hardware.gpus:
         parts.append(f"{gpu.name} ({gpu.runtime}), {size_text(gpu.free)} of {size_text(gpu.total)} free")
+    if hardware.driver:
+        parts.append(f"driver for CUDA {hardware.driver}")
     if not hardware.gpus:
         parts.append("no GPU")
     for stack in hardware.stacks:

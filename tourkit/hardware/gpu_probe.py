@@ -1,4 +1,4 @@
-"""Asks the libraries of GPUs and stacks, in a short process of its own: `python gpu_probe.py devices`.
+"""Asks the libraries of GPUs and stacks, in a short process of its own: `python gpu_probe.py devices`, `… stack NAME`.
 
 Prints one JSON object. Imports nothing of tourkit, because it is run by its path. It asks CUDA's own library, which
 lists a MIG slice as a device. NVML would report the parent card of the slice.
@@ -15,11 +15,14 @@ import runpy
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 _CUDA = ("libcuda.so.1", "nvcuda.dll")
 _HIP = ("libamdhip64.so", "libamdhip64.so.6", "libamdhip64.so.7")
+_KERNEL_DRIVER = Path("/proc/driver/nvidia/version")
+_CHECK = {"CUDA": "check it with `nvidia-smi`", "HIP": "check it with `rocminfo`"}
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _METAL_SHARE = 0.75  # of the unified memory: about what macOS lets a GPU use
 
@@ -28,21 +31,30 @@ class _Refused(Exception):
     """A call into a library that was found failed."""
 
 
-def devices(cuda: tuple[str, ...] = _CUDA, hip: tuple[str, ...] = _HIP) -> dict[str, Any]:
-    """Return every GPU with free and total bytes, and the libraries that failed."""
+def devices(
+    cuda: tuple[str, ...] = _CUDA, hip: tuple[str, ...] = _HIP, kernel_driver: Path = _KERNEL_DRIVER
+) -> dict[str, Any]:
+    """Return the driver's CUDA version, every GPU with free and total bytes, and what failed.
+
+    One device that fails does not hide the others. The parameters are the names of the libraries and the file of
+    NVIDIA's kernel driver, so that tests can replace them.
+    """
     found: list[dict[str, Any]] = []
     problems: list[str] = []
-    for names, ask in ((cuda, _cuda_devices), (hip, _hip_devices)):
-        library = _load(names)
-        if library is None:
-            continue
-        try:
-            found += ask(library)
-        except (_Refused, AttributeError) as exc:  # AttributeError: a library so old that it lacks a function
-            problems.append(f"{library._name}: {exc}")
+    driver = ""
+    cuda_library = _load(cuda)
+    if cuda_library is not None:
+        driver = _driver_version(cuda_library)
+        _ask_each("CUDA", cuda_library, ("cuInit", "cuDeviceGetCount"), _cuda_device, found, problems)
+    elif kernel_driver.exists():
+        fix = "start the container with its GPUs (`--gpus all`), or install the driver's libraries"
+        problems.append(f"NVIDIA's driver is loaded, but {cuda[0]} is not found: {fix}")
+    hip_library = _load(hip)
+    if hip_library is not None:
+        _ask_each("HIP", hip_library, ("hipInit", "hipGetDeviceCount"), _hip_device, found, problems)
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         found.append(_metal_device())
-    return {"devices": found, "problems": problems}
+    return {"driver": driver, "devices": found, "problems": problems}
 
 
 def _load(names: tuple[str, ...]) -> ctypes.CDLL | None:
@@ -54,17 +66,51 @@ def _load(names: tuple[str, ...]) -> ctypes.CDLL | None:
     return None
 
 
+def _ask_each(
+    kind: str,
+    library: ctypes.CDLL,
+    start: tuple[str, str],
+    ask: Callable[[ctypes.CDLL, int], dict[str, Any]],
+    found: list[dict[str, Any]],
+    problems: list[str],
+) -> None:
+    """Append every device that answers to `found`, and every failure to `problems`. `start`: initialise, count."""
+    failures = (_Refused, AttributeError)  # AttributeError: a library so old that it lacks a function
+    initialise, get_count = start
+    count = ctypes.c_int()
+    try:
+        _call(library, initialise, 0)
+        _call(library, get_count, ctypes.byref(count))
+    except failures as exc:
+        problems.append(f"{library._name}: {exc}: no {kind} GPU is used; {_CHECK[kind]}")
+        return
+    for ordinal in range(count.value):
+        try:
+            found.append(ask(library, ordinal))
+        except failures as exc:
+            problems.append(f"{kind} device {ordinal}: {exc}: this GPU is not used; {_CHECK[kind]}")
+
+
 def _call(library: ctypes.CDLL, name: str, *arguments: Any) -> None:
     code = getattr(library, name)(*arguments)
     if code != 0:
-        raise _Refused(f"{name} failed with code {code}")
+        raise _Refused(f"{name} failed with code {code}{_error_name(library, code)}")
 
 
-def _cuda_devices(cuda: ctypes.CDLL) -> list[dict[str, Any]]:
-    count = ctypes.c_int()
-    _call(cuda, "cuInit", 0)
-    _call(cuda, "cuDeviceGetCount", ctypes.byref(count))
-    return [_cuda_device(cuda, ordinal) for ordinal in range(count.value)]
+def _error_name(library: ctypes.CDLL, code: int) -> str:
+    """Return CUDA's name of an error code in parentheses, "" if there is none."""
+    text = ctypes.c_char_p()
+    if not hasattr(library, "cuGetErrorName") or library.cuGetErrorName(code, ctypes.byref(text)) != 0:
+        return ""
+    return f" ({text.value.decode()})" if text.value else ""
+
+
+def _driver_version(cuda: ctypes.CDLL) -> str:
+    """Return the newest CUDA version that the driver supports ("12.4"), "" if it does not say. It needs no cuInit."""
+    version = ctypes.c_int()
+    if not hasattr(cuda, "cuDriverGetVersion") or cuda.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return ""
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def _cuda_device(cuda: ctypes.CDLL, ordinal: int) -> dict[str, Any]:
@@ -82,31 +128,25 @@ def _cuda_device(cuda: ctypes.CDLL, ordinal: int) -> dict[str, Any]:
     _call(cuda, "cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
     _call(cuda, "cuDevicePrimaryCtxRelease_v2", device)
     label = name.value.decode(errors="replace")
-    prefix = "MIG" if "MIG" in label.split() else "GPU"
+    mig = "MIG" in label.split()
     return {
-        "id": f"{prefix}-{uuid.UUID(bytes=bytes(identity))}",
+        "id": f"{'MIG' if mig else 'GPU'}-{uuid.UUID(bytes=bytes(identity))}",
         "name": label,
         "runtime": "cuda",
         "total": total.value,
         "free": free.value,
         "capability": [major.value, minor.value],
+        "mig": mig,
     }
 
 
-def _hip_devices(hip: ctypes.CDLL) -> list[dict[str, Any]]:
-    count = ctypes.c_int()
-    _call(hip, "hipInit", 0)
-    _call(hip, "hipGetDeviceCount", ctypes.byref(count))
-    found = []
-    for ordinal in range(count.value):
-        name, free, total = ctypes.create_string_buffer(256), ctypes.c_size_t(), ctypes.c_size_t()
-        _call(hip, "hipSetDevice", ordinal)
-        _call(hip, "hipDeviceGetName", name, len(name), ordinal)
-        _call(hip, "hipMemGetInfo", ctypes.byref(free), ctypes.byref(total))
-        label = name.value.decode(errors="replace")
-        about = {"id": str(ordinal), "name": label, "runtime": "rocm", "total": total.value, "free": free.value}
-        found.append(about)
-    return found
+def _hip_device(hip: ctypes.CDLL, ordinal: int) -> dict[str, Any]:
+    name, free, total = ctypes.create_string_buffer(256), ctypes.c_size_t(), ctypes.c_size_t()
+    _call(hip, "hipSetDevice", ordinal)
+    _call(hip, "hipDeviceGetName", name, len(name), ordinal)
+    _call(hip, "hipMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+    label = name.value.decode(errors="replace")
+    return {"id": str(ordinal), "name": label, "runtime": "rocm", "total": total.value, "free": free.value}
 
 
 def _metal_device() -> dict[str, Any]:
@@ -117,24 +157,43 @@ def _metal_device() -> dict[str, Any]:
     return {"id": "0", "name": name, "runtime": "metal", "total": total, "free": total}
 
 
-def stacks(names: list[str]) -> dict[str, str]:
-    """Return the GPU runtime that each stack is built for; "" if it is built for the CPU only."""
-    return {name: _llama_runtime() if name == "llama_cpp" else _torch_runtime(name) for name in names}
+def stack(name: str) -> dict[str, str]:
+    """Return `gpu`, the runtime that a stack is built for ("cuda 12", "" for the CPU only), and `problem`.
+
+    `problem`: why the stack cannot use this runtime, or cannot be imported, with the fix; "" if nothing is wrong.
+    """
+    return _llama() if name == "llama_cpp" else {"gpu": _torch_runtime(name), "problem": ""}
 
 
-def _llama_runtime() -> str:
-    """Return llama.cpp's GPU runtime. llama.cpp says whether it has one; the names of its libraries say which one."""
+def _llama() -> dict[str, str]:
+    """Return what llama.cpp is built for, from its libraries."""
+    libraries = runpy.run_path(str(Path(__file__).with_name("llama_cuda.py")))
+    folder = libraries["llama_folder"]()
+    built, wanted = libraries["llama_build"](folder)
+    missing = libraries["load_cuda_libraries"](wanted, folder)
+    if missing:
+        fix = libraries["install_command"](missing[0])
+        return {"gpu": built, "problem": f"{', '.join(missing)} cannot be loaded: {fix}"}
     try:
         import llama_cpp
-    except Exception:  # noqa: BLE001 - if it is broken, the worker that loads it reports why
-        return ""
-    if not llama_cpp.llama_supports_gpu_offload():
-        return ""
-    beside = " ".join(path.name for path in Path(llama_cpp.__file__).with_name("lib").glob("*ggml-*"))
-    for part, runtime in (("cuda", "cuda"), ("hip", "rocm"), ("metal", "metal"), ("vulkan", "vulkan")):
-        if f"ggml-{part}" in beside:
-            return runtime
-    return "metal" if platform.system() == "Darwin" else "cuda"
+
+        sees_gpu = bool(llama_cpp.llama_supports_gpu_offload())
+    except Exception as exc:  # noqa: BLE001 - a broken library may raise any error
+        why = " ".join(str(exc).split()) or type(exc).__name__
+        fix = "install tourkit[llama] again, or run the bundle's install.sh"
+        return {"gpu": built, "problem": f"cannot be imported ({why}): {fix}"}
+    if built and not sees_gpu and not _is_newer(built):
+        fix = "install a build for the driver and the GPU of this machine"
+        return {"gpu": built, "problem": f"is built with {built} but finds no GPU: {fix}"}
+    return {"gpu": built, "problem": ""}
+
+
+def _is_newer(built: str) -> bool:
+    """Return whether a build wants a newer CUDA than the driver has. The plan says this with both versions."""
+    runtime, _, wanted = built.partition(" ")
+    library = _load(_CUDA) if runtime == "cuda" and wanted else None
+    driver = _driver_version(library) if library is not None else ""
+    return bool(driver) and int(wanted) > int(driver.partition(".")[0])
 
 
 def _torch_runtime(name: str) -> str:
@@ -151,5 +210,5 @@ def _torch_runtime(name: str) -> str:
 
 
 if __name__ == "__main__":
-    answer = stacks(sys.argv[2:]) if sys.argv[1] == "stacks" else devices()
+    answer = stack(sys.argv[2]) if sys.argv[1] == "stack" else devices()
     sys.stdout.write(json.dumps(answer))

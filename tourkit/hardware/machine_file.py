@@ -10,11 +10,13 @@ from typing import Any
 
 from tourkit.errors import UsageError
 from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
+from tourkit.stacks import STACKS
 
 _MAKE = "make it with `tourkit plan --json` or `tourkit doctor --json` on that machine"
 # How messages name the types of the fields.
 _NAMES = {"int": "a whole number", "str": "a text", "bool": "true or false"}
 _LISTS = {"gpus": Gpu, "stacks": InstalledStack}
+_RUNTIMES = ("cuda", "rocm", "metal")
 
 
 def machine_json(hardware: Hardware) -> dict[str, Any]:
@@ -63,6 +65,10 @@ def _item(kind: type[Gpu] | type[InstalledStack], raw: object, key: str) -> Gpu 
         if len(pair) != 2:
             raise _Wrong(f"{where}: {pair!r}: give two numbers, such as [8, 0]")
         given["capability"] = tuple(_typed(number, "int", where) for number in pair)
+    if kind is InstalledStack and given["name"] not in STACKS:
+        raise _Wrong(f"{key}.name: {given['name']!r}: unknown stack: use {', '.join(STACKS)}")
+    if kind is Gpu and given["runtime"] not in _RUNTIMES:
+        raise _Wrong(f"{key}.runtime: {given['runtime']!r}: unknown runtime: use {', '.join(_RUNTIMES)}")
     return kind(**given)
 
 

@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,12 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tourkit.hardware import toolchain
 from tourkit.hardware.cgroups import Files, granted_threads, memory_in_use, memory_limit
 from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
 from tourkit.stacks import STACKS
 
 _GPU_PROBE = str(Path(__file__).with_name("gpu_probe.py"))
-_GPU_PROBE_SECONDS = 30.0  # a driver that hangs must not hang the command
+_GPU_PROBE_SECONDS = 90.0  # a driver that hangs must not hang the command; one that wakes up may need a minute
 
 
 def probe(
@@ -34,7 +36,7 @@ def probe(
 ) -> Hardware:
     """Return what this machine offers. The paths and the command are parameters so that tests can replace them."""
     files = Files(cgroup, meminfo, membership)
-    gpus, problems = _gpus(gpu_probe)
+    driver, gpus, problems = gpus_of(_ask([*gpu_probe, "devices"]))
     total = min(size for size in (_total_memory(meminfo), memory_limit(files)) if size > 0)
     free = [size for size in (_meminfo(meminfo, "MemAvailable"), total - memory_in_use(files)) if size > 0]
     return Hardware(
@@ -44,6 +46,14 @@ def probe(
         gpus=gpus,
         stacks=_stacks(gpu_probe if gpus else ()),
         problems=problems,
+        driver=driver,
+        compiler=toolchain.compiler(),
+        python_headers=toolchain.has_python_headers(),
+        glibc=toolchain.glibc(),
+        cpu=toolchain.cpu_level(),
+        system=toolchain.system(),
+        arch=toolchain.architecture(),
+        python=toolchain.python(),
     )
 
 
@@ -57,7 +67,9 @@ def imagined(
 ) -> Hardware:
     """Return another machine: `vram` bytes of one GPU (0 for none), `ram` bytes, `threads`, `stacks` by name.
 
-    What is None or empty is as here. Stacks that can use a GPU are assumed to use this one, whatever they use here.
+    What is None or empty is as here. Stacks that can use a GPU are assumed to use this one, whatever they use here:
+    driver, C compiler and Python.h are assumed to be right. A stack that is not installed here is assumed to be built
+    for the first GPU.
     """
     made = here
     if ram is not None:
@@ -66,22 +78,24 @@ def imagined(
         made = replace(made, threads=threads)
     if stacks:
         installed = {stack.name: stack for stack in here.stacks}
-        asked = dict.fromkeys(stacks)
-        made = replace(made, stacks=tuple(installed.get(name, InstalledStack(name)) for name in asked))
+        runtime = made.gpus[0].runtime if made.gpus else ""
+        asked = {name: InstalledStack(name, gpu=runtime if STACKS[name].uses_gpu else "") for name in stacks}
+        made = replace(made, stacks=tuple(installed.get(name, stack) for name, stack in asked.items()))
     if vram == 0:
         made = replace(made, gpus=())
     elif vram is not None:
         gpu = Gpu("0", "requested GPU", "cuda", vram, vram)
-        able = tuple(replace(stack, gpu="cuda" if STACKS[stack.name].uses_gpu else "") for stack in made.stacks)
-        made = replace(made, gpus=(gpu,), stacks=able)
+        able = tuple(
+            replace(stack, gpu="cuda", problem="") if STACKS[stack.name].uses_gpu else stack for stack in made.stacks
+        )
+        made = replace(made, gpus=(gpu,), stacks=able, driver="", compiler=made.compiler or "cc", python_headers=True)
     return made
 
 
-def _gpus(command: Sequence[str]) -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
-    """Return the GPUs, and what failed. A probe that crashes is reported as a problem; nothing is raised."""
-    answer = _ask([*command, "devices"])
-    if "problem" in answer:
-        return (), (f"GPUs: {answer['problem']}",)
+def gpus_of(answer: dict[str, Any]) -> tuple[str, tuple[Gpu, ...], tuple[str, ...]]:
+    """Return the driver's CUDA version, the GPUs, and what failed, from the answer of `gpu_probe.py devices`."""
+    if "failed" in answer:
+        return "", (), (f"GPUs: {answer['failed']}: no GPU is used; check them with `nvidia-smi`",)
     gpus = tuple(
         Gpu(
             id=device["id"],
@@ -90,20 +104,33 @@ def _gpus(command: Sequence[str]) -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
             total=device["total"],
             free=device["free"],
             capability=tuple(device["capability"]) if device.get("capability") else None,
+            mig=device.get("mig", False),
         )
         for device in answer["devices"]
     )
-    return gpus, tuple(answer["problems"])
+    return answer["driver"], gpus, tuple(answer["problems"])
 
 
 def _stacks(command: Sequence[str]) -> tuple[InstalledStack, ...]:
-    """Return every stack whose modules are installed. `command` asks them about GPUs; empty if there is no GPU."""
+    """Return every stack whose modules are installed. `command` asks them about GPUs; empty if there is no GPU.
+
+    Each is asked in a process of its own: a library that crashes hides no other stack.
+    """
     found = [stack for name in STACKS if (stack := _installed(name)) is not None]
-    asked = [stack.name for stack in found if STACKS[stack.name].uses_gpu]
-    if not command or not asked:
+    if not command:
         return tuple(found)
-    answer = _ask([*command, "stacks", *asked])
-    return tuple(replace(stack, gpu=answer.get(stack.name, "")) for stack in found)
+    return tuple(
+        with_gpu(stack, _ask([*command, "stack", stack.name])) if STACKS[stack.name].uses_gpu else stack
+        for stack in found
+    )
+
+
+def with_gpu(stack: InstalledStack, answer: dict[str, Any]) -> InstalledStack:
+    """Return a stack with what `gpu_probe.py stack NAME` answered. A failed probe is the stack's problem."""
+    if "failed" in answer:
+        fix = "reinstall it, or choose other stacks with --stack"
+        return replace(stack, problem=f"cannot be asked whether it uses the GPU ({answer['failed']}): {fix}")
+    return replace(stack, gpu=answer["gpu"], problem=answer["problem"])
 
 
 def _installed(name: str) -> InstalledStack | None:
@@ -132,16 +159,26 @@ def _version(distribution: str) -> str:
 
 
 def _ask(command: list[str]) -> dict[str, Any]:
-    """Return the JSON object that a probe prints, or {"problem": why there is none}."""
+    """Return the JSON object that a probe prints, or {"failed": why there is none}."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_GPU_PROBE_SECONDS, check=False)
         answer: dict[str, Any] = json.loads(done.stdout)
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        return {"problem": f"the probe did not answer ({exc})"}
+    except subprocess.TimeoutExpired:
+        return {"failed": f"the probe gave no answer in {_GPU_PROBE_SECONDS:.0f} s"}
+    except OSError as exc:
+        return {"failed": f"the probe did not start ({exc})"}
     except json.JSONDecodeError:
-        why = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        return {"problem": f"the probe failed: {why[0]}"}
+        why = done.stderr.strip().splitlines()[-1:] or [_end(done.returncode)]
+        return {"failed": f"the probe failed: {why[0]}"}
     return answer
+
+
+def _end(code: int) -> str:
+    """Return how a process ended without a word: by a signal, such as SIGILL in code for another CPU, or by itself."""
+    try:
+        return f"ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"exit code {code}"
 
 
 def _total_memory(meminfo: Path) -> int:
