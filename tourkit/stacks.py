@@ -23,6 +23,8 @@ class Stack:
     process_bytes: int
     # GPU memory of a worker process: context, kernels and workspaces. Round figures on the large side, not measured.
     gpu_process_bytes: int
+    # RAM that a worker on a GPU takes besides: the GPU's libraries and pinned buffers. Not measured.
+    gpu_process_ram: int = 400 * MIB
 
     separate_cpu_build: bool = False  # one build of it is for GPUs or for CPUs, not for both
     quantised: tuple[str, ...] = ()  # kinds of quantised safetensors that it loads, named as in planning/options.py
@@ -31,6 +33,8 @@ class Stack:
     deterministic: bool = False  # it can give the same text whatever other requests run
     uses_gpu: bool = True
     splits_layers: bool = False  # some layers can be on the GPU and the others in RAM
+    compiles_on_gpu: bool = False  # on a GPU it compiles C code that includes Python.h when it starts
+    starts_slowly: bool = False  # it takes a minute or more to start, which models that take turns do again and again
 
     # How it uses memory.
     embeddings_in_ram: bool = False  # the input embeddings are in RAM even when all layers are on the GPU
@@ -51,7 +55,7 @@ STACKS = {
         gpu_preference=2,
         cpu_preference=1,
         process_bytes=80 * MIB,
-        gpu_process_bytes=500 * MIB,
+        gpu_process_bytes=600 * MIB,
         embeds=True,
         adapters=True,
         deterministic=True,
@@ -68,9 +72,12 @@ STACKS = {
         gpu_preference=1,
         cpu_preference=3,
         process_bytes=1000 * MIB,
-        gpu_process_bytes=1500 * MIB,
+        gpu_process_bytes=2000 * MIB,
+        gpu_process_ram=3096 * MIB,  # on a GPU it runs two processes, which take 4 GiB together
         separate_cpu_build=True,
-        quantised=("bnb", "fp4", "fp8", "packed"),
+        quantised=("mxfp4", "nvfp4", "fp8", "packed"),
+        compiles_on_gpu=True,
+        starts_slowly=True,
         widens_above=8,
         drops_behind_window=True,
     ),

@@ -10,6 +10,7 @@ from tourkit.planning.decision import Decision
 from tourkit.planning.model_shape import GUESSED
 from tourkit.planning.options import Option, PassedOver
 from tourkit.planning.packing import SizedOption, at_smallest, pack
+from tourkit.planning.upgrades import with_option
 from tourkit.units import counted, size_text
 
 
@@ -89,13 +90,15 @@ def _why_not_this(decision: Decision, option: Option, now: SizedOption) -> str:
     """Return why `now` is used and not this option of the same model."""
     used = now.option
     if option.rank < used.rank and option.on_gpu is used.on_gpu:
-        if option.rank.is_slow_on_cpu:
+        if option.rank.is_last and option.on_gpu:
+            return f"takes turns, and {option.stack} starts too slowly for every turn; {used.quant} is on {used.stack}"
+        if option.rank.is_last:
             return f"on a CPU 16-bit weights are half as fast as {used.quant}, with the same answers"
         return f"{used.quant} on {used.stack} is better and fits"
     if used.on_gpu and not option.on_gpu:
         return "would run on the CPU"
     layers = ALL_LAYERS if option.on_gpu else NO_LAYERS
-    tried = replace(now, option=option, cache_type=option.cache_types[0], gpu_layers=layers)
+    tried = replace(with_option(now, option), gpu_layers=layers)
     if option.on_gpu and not used.on_gpu:
         return f"needs {size_text(tried.gpu.total)}; does not fit on the GPU"
     more = tried.gpu.total - now.gpu.total if option.on_gpu else tried.ram.total - now.ram.total

@@ -5,6 +5,7 @@ docs/plan.md explains the formulas and compares them with measurements (bench/me
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from tourkit.launch import NO_LAYERS, GpuLayers
@@ -19,9 +20,13 @@ _BATCH = 512  # tokens per llama.cpp call (LlamaRunner's n_batch)
 _CELLS_MULTIPLE = 256  # llama.cpp rounds the number of KV cells up to a multiple of this
 _CELL = 56  # bytes per KV cell in which llama.cpp records the sequences of the cell
 _BLOCK = 16  # tokens per KV block of vLLM
+_LARGEST_BLOCK = 128  # tokens: vLLM has blocks of 128 on a CPU, and smaller ones on GPUs
+# Tokens of vLLM's steps that have not ended: two steps overlap, and each has 2048 tokens (backends/vllm/arguments.py).
+_IN_FLIGHT = 2 * 2048
 
 _VOCAB_ENTRY = 640  # bytes per token: its text, its rank, and its place in the grammar compiler's trie
-_GPU_PROCESS_RAM = 400 * MIB  # RAM for the GPU's libraries and pinned buffers
+# llama.cpp's GPU code for these runtimes reads a quantised KV cache through a copy in f16, one layer at a time.
+_COPIES_CACHE = ("cuda", "rocm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class Sizing:
     """The facts that decide the memory of one worker.
 
     `size`: bytes of the weight files. `bits`: bits per weight. `context`: tokens per sequence. `cache_type`: "f16" or
-    "q8_0".
+    "q8_0". `runtime`: with which the stack uses GPUs ("cuda", …), "" if it uses none.
     """
 
     stack: str
@@ -53,6 +58,7 @@ class Sizing:
     cache_type: str = "f16"
     gpu_layers: GpuLayers = NO_LAYERS
     bits: int = 16
+    runtime: str = ""
 
     @property
     def traits(self) -> Stack:
@@ -87,25 +93,62 @@ def estimate(sizing: Sizing) -> Estimate:
     on_gpu = Share(
         weights=round(sizing.size * part),
         cache=round(cache * part),
-        overhead=sizing.traits.gpu_process_bytes + _buffers(sizing, touched=False),
+        overhead=sizing.traits.gpu_process_bytes + _buffers(sizing, touched=False) + _cache_copies(sizing),
     )
     # With all layers on the GPU only the input embeddings stay in RAM. They are counted on both devices.
     left = max(sizing.size - on_gpu.weights, _embeddings(sizing) if sizing.traits.embeddings_in_ram else 0)
-    return Estimate(on_gpu, Share(left, cache - on_gpu.cache, process + _GPU_PROCESS_RAM))
+    return Estimate(on_gpu, Share(left, cache - on_gpu.cache, process + sizing.traits.gpu_process_ram))
 
 
 def cache_size(sizing: Sizing) -> int:
     """Return the bytes of the KV cache on all devices together."""
     shape = sizing.shape
     if sizing.traits.pooled_cache:
-        cells = -(-sizing.context * sizing.slots // _CELLS_MULTIPLE) * _CELLS_MULTIPLE
-        return round(sum(shape.kv) * cells * sizing.cache_value_bytes)
-    length = -(-sizing.context // _BLOCK) * _BLOCK
-    # In a layer with a window, vLLM keeps one window of tokens per sequence, plus the current chunk of the prompt.
+        return round(sum(shape.kv) * _cells(sizing) * sizing.cache_value_bytes)
     windows = shape.windows if sizing.traits.drops_behind_window else (0,) * shape.layers
-    kept = [min(length, window + _BATCH) if window else length for window in windows]
-    values = sum(kv * tokens for kv, tokens in zip(shape.kv, kept, strict=True))
+    kept = {window: _kept(sizing.context, window) for window in windows}
+    padded = _with_padding(windows)
+    values = sum(kv * kept[window] * padded[window] for kv, window in zip(shape.kv, windows, strict=True))
     return round(values * sizing.slots * sizing.cache_value_bytes)
+
+
+def _cells(sizing: Sizing) -> int:
+    """Return the number of llama.cpp's KV cells."""
+    return _rounded_up(sizing.context * sizing.slots, _CELLS_MULTIPLE)
+
+
+def _kept(context: int, window: int) -> int:
+    """Return the tokens that a layer keeps per sequence. `window`: tokens back that the layer attends, 0 for all.
+
+    With a window this is what vLLM reserves: the window, all tokens in flight, and a block because the window may begin
+    inside one (`SlidingWindowSpec.max_admission_blocks_per_request`). vLLM refuses to start with less.
+    """
+    if not window:
+        return _rounded_up(context, _BLOCK)
+    return _rounded_up(min(context, window - 1 + _IN_FLIGHT), _LARGEST_BLOCK) + _LARGEST_BLOCK
+
+
+def _with_padding(windows: tuple[int, ...]) -> dict[int, float]:
+    """Return by window how many layers vLLM makes memory for, per layer that the model has.
+
+    vLLM puts layers of one kind into groups of one size: the smallest number of layers of a kind, or the largest if it
+    is less than 1.5 times the smallest. It pads the last group of a kind (`_get_kv_cache_groups_uniform_page_size`).
+    """
+    layers = Counter(windows)
+    fewest, most = min(layers.values(), default=1), max(layers.values(), default=1)
+    group = most if most < 1.5 * fewest else fewest
+    return {window: _rounded_up(count, group) / count for window, count in layers.items()}
+
+
+def _rounded_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _cache_copies(sizing: Sizing) -> int:
+    """Return the bytes of the f16 copies of a quantised KV cache on a GPU: keys and values of the widest layer."""
+    if sizing.cache_type == "f16" or sizing.runtime not in _COPIES_CACHE:
+        return 0
+    return 2 * _cells(sizing) * max(sizing.shape.kv, default=0)
 
 
 def _buffers(sizing: Sizing, *, touched: bool) -> int:

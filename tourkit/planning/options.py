@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from tourkit.bundle.index import BundleModel, BundleVariant, Index, variant_files
 from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
 from tourkit.manifest.models import VariantId
+from tourkit.planning.gpu_stacks import gpu_refusal, usable_gpus
 from tourkit.planning.model_shape import Shape, of_size
 from tourkit.stacks import STACKS, for_format
 
 _EMBEDDING = tuple(name for name, stack in STACKS.items() if stack.embeds)
 _BITS = re.compile(r"(?:Q|FP|BF|F|INT|W|NF)(\d+)|(\d+)-?BIT")
 _USUAL_BITS = 4
-_SLOW = 0  # `bits` in the rank of an option that is slow on a CPU
+_LAST = 0  # `bits` in the rank of an option that is slow, so that it comes last
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -28,7 +29,7 @@ class Rank:
 
     Ranks compare by `bits` per weight, then by the `preference` for the stack, then by `size` in bytes. On a CPU each
     token reads every weight: more than 8 bits halve the speed with the same answers. Therefore an option with more than
-    8 bits comes last on a CPU: its `bits` are 0.
+    8 bits comes last on a CPU: its `bits` are 0. So does a slow start for a model that takes turns (`in_turn`).
     """
 
     bits: int
@@ -36,8 +37,8 @@ class Rank:
     size: int
 
     @property
-    def is_slow_on_cpu(self) -> bool:
-        return self.bits == _SLOW
+    def is_last(self) -> bool:
+        return self.bits == _LAST
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class Option:
     """A variant on one stack, on a GPU or in RAM.
 
     `path`: the (first) weight file, or the folder. `size`: bytes of weights. `max_context`: the most tokens a sequence
-    can have. `lora`: adapter files. Paths are relative to the bundle.
+    can have. `lora`: adapter files. Paths are relative to the bundle. `runtime`: with which the stack uses GPUs here,
+    "" if it uses none.
     """
 
     model: str
@@ -59,6 +61,7 @@ class Option:
     on_gpu: bool
     rank: Rank
     lora: tuple[str, ...] = ()
+    runtime: str = ""
 
     @property
     def place(self) -> tuple[str, bool]:
@@ -96,13 +99,17 @@ class _Kind:
 
 
 _PLAIN = _Kind("plain", runs_on_cpu=True)
-_QUANTISED = (  # kinds of safetensors; the first kind that matches the quant's name is used
+# Kinds of safetensors; the first kind that matches the quant's name is used. The capabilities are those of vLLM
+# (`get_min_capability` of each method): below the GPUs that compute in FP4 or FP8, Marlin unpacks the weights.
+_QUANTISED = (
     _Kind("bnb", ("BNB",), bitsandbytes=True),
-    _Kind("fp4", ("FP4",), capability=(10, 0)),  # Blackwell
+    _Kind("mxfp4", ("MXFP4",), capability=(8, 0)),
+    _Kind("nvfp4", ("FP4",), capability=(7, 5)),
     _Kind("fp8", ("FP8",), capability=(7, 5)),  # vLLM's FP8 page: weight-only FP8 from Turing, FP8 computation from 8.9
     _Kind("packed", ("AWQ", "GPTQ", "INT", "W4A", "W8A"), runs_on_cpu=True),
 )
 _ASSUMED_CAPABILITY = (7, 5)  # of a GPU that is not here (--vram)
+_NO_LIMIT = (99, 0)
 
 
 def bits_of(quant: str) -> int:
@@ -134,6 +141,7 @@ def options_of(
         bits = bits_of(variant.quant)
         shape = shapes.get(variant.id) or of_size(size, bits, model.context)
         places, refusals = _places(variant, hardware)
+        runtimes = {stack.name: stack.runtime for stack in hardware.stacks}
         if lora is not None:
             size += lora[1]
             places = [place for place in places if STACKS[place[0]].adapters]
@@ -156,6 +164,7 @@ def options_of(
                 on_gpu=on_gpu,
                 rank=_rank(bits, stack, size, on_gpu=on_gpu),
                 lora=(lora[0],) if lora is not None else (),
+                runtime=runtimes[stack],
             )
             for stack, on_gpu in places
         ]
@@ -170,7 +179,14 @@ def _adapter(index: Index, model: BundleModel) -> tuple[str, int] | None:
 
 def _rank(bits: int, stack: str, size: int, *, on_gpu: bool) -> Rank:
     preference = STACKS[stack].gpu_preference if on_gpu else STACKS[stack].cpu_preference
-    return Rank(_SLOW if bits > 8 and not on_gpu else bits, -preference, size)
+    return Rank(_LAST if bits > 8 and not on_gpu else bits, -preference, size)
+
+
+def in_turn(option: Option) -> Option:
+    """Return the option as a model that takes turns has it: on a GPU a stack that starts slowly comes last."""
+    if option.on_gpu and STACKS[option.stack].starts_slowly:
+        return replace(option, rank=replace(option.rank, bits=_LAST))
+    return option
 
 
 def weights_of(index: Index, variant: BundleVariant) -> tuple[str, int] | None:
@@ -206,12 +222,11 @@ def _places(variant: BundleVariant, hardware: Hardware) -> tuple[list[tuple[str,
         preferred = sorted(able, key=lambda name: STACKS[name].gpu_preference)
         refusals.append(f"needs {' or '.join(preferred)}; not installed")
     for stack in installed:
-        gpu = next((gpu for gpu in hardware.gpus if _uses(stack, gpu)), None)
         tried = [(False, _cpu_refusal(kind, stack))]
-        if gpu is not None:
-            tried.insert(0, (True, _gpu_refusal(kind, stack, gpu)))
-        places += [(stack.name, on_gpu) for on_gpu, refusal in tried if refusal is None]
-        refusals += [refusal for _, refusal in tried if refusal is not None]
+        if STACKS[stack.name].uses_gpu and hardware.gpus:
+            tried.insert(0, (True, gpu_refusal(stack, hardware) or _kind_refusal(kind, stack, hardware)))
+        places += [(stack.name, on_gpu) for on_gpu, refusal in tried if not refusal]
+        refusals += [refusal for _, refusal in tried if refusal][:1]  # the GPU's reason is the one to fix
     return places, refusals
 
 
@@ -223,19 +238,24 @@ def _kind_of(variant: BundleVariant) -> _Kind:
     return next((kind for kind in _QUANTISED if any(part in quant for part in kind.parts)), _PLAIN)
 
 
-def _uses(stack: InstalledStack, gpu: Gpu) -> bool:
-    return stack.gpu.startswith(gpu.runtime) or stack.gpu == "vulkan"
-
-
-def _gpu_refusal(kind: _Kind, stack: InstalledStack, gpu: Gpu) -> str | None:
-    if kind.bitsandbytes and not (stack.bitsandbytes and gpu.runtime == "cuda"):
+def _kind_refusal(kind: _Kind, stack: InstalledStack, hardware: Hardware) -> str:
+    """Return why a stack that can use the GPUs cannot load this kind of weights on all of them; "" if it can."""
+    gpus = usable_gpus(stack, hardware)
+    if kind.bitsandbytes and not (stack.bitsandbytes and all(gpu.runtime == "cuda" for gpu in gpus)):
         return "needs bitsandbytes and CUDA"
-    if gpu.runtime == "cuda" and (gpu.capability or _ASSUMED_CAPABILITY) < kind.capability:
+    if any(_capability(gpu) < kind.capability for gpu in gpus):
         return f"needs a GPU of compute capability {kind.capability[0]}.{kind.capability[1]}"
-    return None
+    return ""
 
 
-def _cpu_refusal(kind: _Kind, stack: InstalledStack) -> str | None:
+def _capability(gpu: Gpu) -> tuple[int, int]:
+    """Return CUDA's compute capability. Kinds of weights have no limit for GPUs of other runtimes."""
+    return gpu.capability or _ASSUMED_CAPABILITY if gpu.runtime == "cuda" else _NO_LIMIT
+
+
+def _cpu_refusal(kind: _Kind, stack: InstalledStack) -> str:
+    if stack.problem and not stack.runtime:
+        return stack.problem
     if not stack.cpu:
         return f"needs a GPU: this {stack.name} is not built for CPUs"
-    return None if kind.runs_on_cpu else "needs a GPU"
+    return "" if kind.runs_on_cpu else "needs a GPU"

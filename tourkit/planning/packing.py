@@ -12,6 +12,7 @@ from itertools import combinations, islice, product
 
 from tourkit.hardware.machine import Hardware
 from tourkit.launch import ALL_LAYERS, NO_LAYERS, GpuLayers
+from tourkit.planning.limits import Limits
 from tourkit.planning.memory import Estimate, Share, Sizing, estimate
 from tourkit.planning.options import Option
 from tourkit.planning.plan import CPU, Device
@@ -43,6 +44,7 @@ class SizedOption:
             cache_type=self.cache_type,
             gpu_layers=self.gpu_layers,
             bits=option.bits,
+            runtime=option.runtime,
         )
         return estimate(sizing)
 
@@ -84,20 +86,22 @@ class Assignment:
     smallest: dict[str, SizedOption]
 
 
-def budget_of(hardware: Hardware) -> Budget:
-    """Return the usable memory of each device: what is free now, less a margin.
+def budget_of(hardware: Hardware, limits: Limits) -> Budget:
+    """Return the usable memory of each device: what is free now, less a margin, within the limits.
 
-    If the GPU shares the machine's memory (metal), RAM gets what the GPU leaves.
+    If the GPU shares the machine's memory (metal), RAM gets what the GPU and the reserve leave.
     """
     devices = []
     ram = int(hardware.ram * (1 - _RAM_KEPT))
     for gpu in hardware.gpus:
-        usable = min(gpu.free, int(gpu.total * (1 - _VRAM_KEPT)))
+        usable = limits.of_gpu(min(gpu.free, int(gpu.total * (1 - _VRAM_KEPT))))
         devices.append(Device(gpu.id, gpu.name, gpu.total, usable))
         if gpu.runtime == "metal":
-            ram = max(0, ram - usable)
+            ram = max(0, ram - usable - limits.reserve)
     if hardware.ram_free is not None:
         ram = min(ram, hardware.ram_free)
+    if not hardware.gpus:
+        ram = max(0, ram - limits.reserve)
     return Budget((*devices, Device(CPU, "RAM", hardware.ram, ram)))
 
 

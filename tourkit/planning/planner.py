@@ -18,8 +18,10 @@ from tourkit.manifest.models import ROLES, VariantId
 from tourkit.planning import explain
 from tourkit.planning.decision import USUAL, Decision, Floor, Offer
 from tourkit.planning.fallbacks import fallbacks_of
+from tourkit.planning.gpu_stacks import unused_gpus
+from tourkit.planning.limits import UNLIMITED, Limits, allowed
 from tourkit.planning.model_shape import Shape
-from tourkit.planning.options import Option, PassedOver, options_of
+from tourkit.planning.options import Option, PassedOver, in_turn, options_of
 from tourkit.planning.packing import Assignment, Budget, SizedOption, assign, at_smallest, budget_of, fits_alone, pack
 from tourkit.planning.plan import CPU, Device, Memory, Placement, Plan
 from tourkit.planning.upgrades import grow
@@ -37,22 +39,25 @@ def plan(
     context: int | None = None,
     slots: int | None = None,
     shapes: Mapping[VariantId, Shape] | None = None,
+    limits: Limits = UNLIMITED,
     given: str = "the bundle",
 ) -> Plan:
     """Fill the roles. `context`: tokens per sequence. A missing shape is guessed from the file size.
 
     `given`: how messages name the bundle, manifest or file of the index. Raises UsageError for a role that the index
-    does not have. Raises NotSo if no role can be filled, or if one of `roles` cannot.
+    does not have, or a GPU that the machine does not have. Raises NotSo if no role can be filled, or if one of `roles`
+    cannot.
     """
+    hardware = allowed(hardware, limits)
     for role in roles:
         if role not in index.roles:
             raise UsageError(f"role {role!r}: {given} has only {', '.join(index.roles)}: choose one of these")
     order = sorted(roles or index.roles, key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES))
-    offer = _offer(index, hardware, {role: index.roles[role] for role in order}, shapes or {}, given)
+    offer = _offer(index, hardware, {role: index.roles[role] for role in order}, shapes or {}, limits, given)
     floors = dict.fromkeys(Floor(context or floor.context, slots or floor.slots) for floor in _FLOORS)
     floor, assignment = _fullest(offer, floors)
     decision = _upgraded(offer, floor, assignment, most_slots=slots or USUAL.slots, grow_context=context is None)
-    made = _plan_of(decision, hardware)
+    made = _plan_of(decision, hardware, warnings=tuple(unused_gpus(hardware, _formats(index, offer))))
     if made.unfilled and (roles or not made.placements):
         raise NotSo(made.unfilled[0])
     return made
@@ -63,6 +68,7 @@ def _offer(
     hardware: Hardware,
     wanted: Mapping[str, tuple[str, ...]],
     shapes: Mapping[VariantId, Shape],
+    limits: Limits,
     given: str,
 ) -> Offer:
     """Return the options of every model that the roles name."""
@@ -72,7 +78,14 @@ def _offer(
     for model_id in dict.fromkeys(id_ for ids in wanted.values() for id_ in ids):
         if model_id in models:
             options[model_id], refused[model_id] = options_of(index, models[model_id], hardware, shapes)
-    return Offer(wanted, options, refused, budget_of(hardware), given)
+    return Offer(wanted, options, refused, budget_of(hardware, limits), given)
+
+
+def _formats(index: Index, offer: Offer) -> set[str]:
+    """Return the formats of the variants of every model that the roles name, and of the bases of adapters."""
+    named = [model for model in index.models if model.id in offer.options]
+    ids = {id_ for model in named for id_ in (model.id, model.adapts)}
+    return {variant.format for variant in index.variants if variant.model in ids}
 
 
 # --- which model fills which role -----------------------------------------------------------------------------------
@@ -130,10 +143,17 @@ def _most_filled(offer: Offer) -> tuple[int, int]:
 def _upgraded(offer: Offer, floor: Floor, assignment: Assignment, *, most_slots: int, grow_context: bool) -> Decision:
     """Return the decision: every model in use with as much as fits beside the others, and its device."""
     sized = {model_id: assignment.smallest[model_id] for model_id in dict.fromkeys(assignment.models.values())}
+    turns = [model_id for model_id in sized if model_id not in assignment.resident]
+    offer = replace(offer, options={**offer.options, **{id_: _ranked_in_turn(offer.options[id_]) for id_ in turns}})
+    sized |= {id_: replace(sized[id_], option=in_turn(sized[id_].option)) for id_ in turns}
     longest = {id_: _longest(each.option) for id_, each in sized.items()} if grow_context else {}
     sized = grow(sized, offer.options, assignment.resident, offer.budget, most_slots, longest)
     devices = pack(sized, assignment.resident, offer.budget) or {}
     return Decision(offer, floor, assignment, sized, devices, most_slots)
+
+
+def _ranked_in_turn(options: Iterable[Option]) -> list[Option]:
+    return sorted(map(in_turn, options), key=lambda option: option.rank, reverse=True)
 
 
 def _longest(option: Option) -> int:
@@ -144,11 +164,11 @@ def _longest(option: Option) -> int:
 # --- the plan -------------------------------------------------------------------------------------------------------
 
 
-def _plan_of(decision: Decision, hardware: Hardware) -> Plan:
-    placements = tuple(_placement(decision, model_id, hardware.threads) for model_id in decision.sized)
+def _plan_of(decision: Decision, hardware: Hardware, *, warnings: tuple[str, ...]) -> Plan:
+    placements = tuple(_placement(decision, model_id, hardware) for model_id in decision.sized)
     return Plan(
         placements=placements,
-        notes=explain.notes(decision, hardware.problems),
+        notes=explain.notes(decision, (*warnings, *hardware.problems)),
         passed_over=explain.passed_over(decision),
         unfilled=explain.unfilled(decision),
         devices=tuple(_with_used(device, placements) for device in decision.offer.budget.devices),
@@ -156,20 +176,22 @@ def _plan_of(decision: Decision, hardware: Hardware) -> Plan:
     )
 
 
-def _placement(decision: Decision, model_id: str, threads: int) -> Placement:
+def _placement(decision: Decision, model_id: str, hardware: Hardware) -> Placement:
     """Return the placement of a model in use, with its fallbacks. They have the same roles and residency."""
     assignment = decision.assignment
     roles = tuple(role for role, id_ in assignment.models.items() if id_ == model_id)
     resident = model_id in assignment.resident
-    made = _placed(decision.sized[model_id], decision.devices[model_id], roles, threads, resident=resident)
+    made = _placed(decision.sized[model_id], decision.devices[model_id], roles, hardware, resident=resident)
     fallbacks = tuple(
-        _placed(fallback.sized, fallback.device, roles, threads, resident=resident)
+        _placed(fallback.sized, fallback.device, roles, hardware, resident=resident)
         for fallback in fallbacks_of(decision, model_id)
     )
     return replace(made, fallbacks=fallbacks)
 
 
-def _placed(sized: SizedOption, device: str, roles: tuple[str, ...], threads: int, *, resident: bool) -> Placement:
+def _placed(
+    sized: SizedOption, device: str, roles: tuple[str, ...], hardware: Hardware, *, resident: bool
+) -> Placement:
     option = sized.option
     shares = [] if sized.gpu_layers.is_none else [(device, sized.gpu)]
     shares.append((CPU, sized.ram))
@@ -180,10 +202,11 @@ def _placed(sized: SizedOption, device: str, roles: tuple[str, ...], threads: in
         path=option.path,
         slots=sized.slots,
         context=sized.context,
-        threads=threads,
+        threads=hardware.threads,
         gpu_layers=sized.gpu_layers,
         cache_type=sized.cache_type,
         lora=option.lora,
+        capability=next((gpu.capability for gpu in hardware.gpus if gpu.id == device and gpu.runtime == "cuda"), None),
     )
     return Placement(
         roles=roles,

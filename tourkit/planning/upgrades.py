@@ -27,8 +27,10 @@ def grow(
 ) -> dict[str, SizedOption]:
     """Return the models with as much more as fits, in this order of steps.
 
-    Slots up to `most_slots`, layers on the GPU, bits per weight, a finer cache, contexts up to `longest` tokens. All
-    mappings are by model id; `options` are sorted best first. A model that is not in `longest` keeps its context.
+    Slots up to `most_slots`, layers on the GPU, a finer cache on the GPU, bits per weight, a finer cache elsewhere,
+    contexts up to `longest` tokens. On a GPU a quantised cache costs time and extra memory at every step, so a finer one
+    comes before bits. All mappings are by model id; `options` are sorted best first. A model that is not in `longest`
+    keeps its context.
     """
 
     def fits(tried: dict[str, SizedOption]) -> bool:
@@ -39,12 +41,24 @@ def grow(
         sized = _first_that(fits, sized, model_id, more)
     for model_id, now in sized.items():
         sized = _first_that(fits, sized, model_id, _with_layers(now, options[model_id]))
+    for model_id, now in sized.items():
+        if now.option.on_gpu:
+            sized = _first_that(fits, sized, model_id, [_finest_cache(now)])
     for most_bits in (_LOSSLESS_BITS, _ALL_BITS):
         sized = _in_turn(fits, sized, lambda now: now.option.rank.bits, _better(options, most_bits))
     for model_id, now in sized.items():
-        finer = replace(now, cache_type=now.option.cache_types[-1])
-        sized = _first_that(fits, sized, model_id, [finer])
+        sized = _first_that(fits, sized, model_id, [_finest_cache(now)])
     return _in_turn(fits, sized, lambda now: now.context, _doubled(longest))
+
+
+def with_option(now: SizedOption, option: Option) -> SizedOption:
+    """Return another option of the same model on the same kind of device. On a GPU it keeps the cache type."""
+    keeps = option.on_gpu and now.cache_type in option.cache_types
+    return replace(now, option=option, cache_type=now.cache_type if keeps else option.cache_types[0])
+
+
+def _finest_cache(now: SizedOption) -> SizedOption:
+    return replace(now, cache_type=now.option.cache_types[-1])
 
 
 def _first_that(
@@ -99,7 +113,7 @@ def _better(options: Mapping[str, list[Option]], most_bits: int) -> Callable[[Si
             for option in reversed(options[used.model])
             if option.rank > used.rank and option.rank.bits <= most_bits and option.on_gpu is used.on_gpu
         ]
-        return [replace(now, option=option, cache_type=option.cache_types[0]) for option in above]
+        return [with_option(now, option) for option in above]
 
     return better
 
