@@ -89,10 +89,11 @@ format: $(DEV)/ready ## rewrite the code in the project's format
 	$(DEV)/bin/ruff format .
 	$(DEV)/bin/ruff check --fix .
 
-docs: $(DEV)/ready ## write docs/cli.md from --help, docs/catalogue.md from manifests/, the table of families in docs/backends.md
+docs: $(DEV)/ready ## write docs/cli.md from --help, docs/catalogue.md from manifests/, the tables in docs/backends.md and docs/plan.md
 	$(DEV)/bin/python tools/cli_reference.py docs/cli.md
 	$(DEV)/bin/python tools/catalogue_page.py docs/catalogue.md
 	$(DEV)/bin/python -m tools.arch.table write
+	$(DEV)/bin/python tools/gpu_table.py docs/plan.md
 
 bench: $(DEV)/ready ## tourkit beside its peers, as ratios of interleaved runs
 	$(DEV)/bin/python bench/prefetch_vs_hf.py

@@ -41,7 +41,7 @@ def with_gpus(*vram: float, stacks: tuple[InstalledStack, ...] = (LLAMA_CPP,), r
     gpus = tuple(
         Gpu(f"GPU-{i}", f"A100 {i}", "cuda", int(size * GIB), int(size * GIB), (8, 0)) for i, size in enumerate(vram)
     )
-    return Hardware(4, int(ram * GIB), gpus=gpus, stacks=stacks)
+    return Hardware(4, int(ram * GIB), gpus=gpus, stacks=stacks, driver="13.0", compiler="cc", python_headers=True)
 
 
 def index(roles: dict[str, tuple[str, ...]], sizes: dict[str, dict[str, float]], context: int = 8192) -> Index:
@@ -137,7 +137,7 @@ def test_a_rank_is_by_bits_then_by_the_stack_then_by_size() -> None:
     ranks = [Rank(8, -1, 1), Rank(4, -1, 9), Rank(4, -1, 8), Rank(4, -2, 99), Rank(0, -1, 999)]
 
     assert sorted(ranks, reverse=True) == ranks
-    assert [rank.is_slow_on_cpu for rank in ranks] == [False, False, False, False, True]
+    assert [rank.is_last for rank in ranks] == [False, False, False, False, True]
 
 
 def test_the_most_bits_that_leave_room_for_all_roles_are_taken() -> None:
@@ -370,7 +370,6 @@ def test_a_variant_goes_to_a_stack_that_loads_it() -> None:
 REFUSED = {
     "not installed": ("FP8", (LLAMA_CPP,), 20, "needs vllm; not installed"),
     "of no format that is installed": ("ONNX-INT4", (LLAMA_CPP,), 20, "needs onnx; not installed"),
-    "made for newer GPUs": ("NVFP4", ALL_STACKS, 20, "compute capability 10.0"),
     "without bitsandbytes": ("bnb-4bit", (InstalledStack("transformers", gpu="cuda"),), 20, "bitsandbytes"),
     "for a GPU that is not there": ("FP8", ALL_STACKS, 0, "needs a GPU"),
     "quantised, with transformers alone": (
@@ -464,13 +463,13 @@ def test_what_is_to_be_started_carries_device_cache_and_chain(tmp_path: Path) ->
     brain, _ = placements_at(tmp_path.joinpath, made)
 
     assert (brain.device, brain.resident) == ("GPU-0", False)
-    assert (brain.launch.stack, brain.launch.gpu_layers, brain.launch.cache_type) == ("vllm", ALL_LAYERS, "f16")
-    assert brain.launch.path == str(tmp_path / "models/m/FP8")
+    assert (brain.launch.stack, brain.launch.gpu_layers, brain.launch.cache_type) == ("llama_cpp", ALL_LAYERS, "f16")
+    assert brain.launch.path == str(tmp_path / "models/m/Q8_0/m.gguf")
     assert [(each.launch.stack, each.device, each.launch.gpu_layers) for each in brain.fallbacks] == [
-        ("llama_cpp", "GPU-0", ALL_LAYERS),
+        ("vllm", "GPU-0", ALL_LAYERS),
         ("llama_cpp", "cpu", NO_LAYERS),
     ]
-    assert brain.fallbacks[0].launch.path == str(tmp_path / "models/m/Q8_0/m.gguf")
+    assert brain.fallbacks[0].launch.path == str(tmp_path / "models/m/FP8")
 
 
 def test_a_chat_template_of_the_manifest_goes_with_every_form_of_its_model(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ class Launch:
 
     `flash_attention`: None for yes if the device can. `lora`: adapter files to apply. `deterministic`: the same request
     gets the same text, whatever other requests run. `prefix_cache`: folder that keeps shared prompts for the next
-    start, "" for none. `chat_template`: Jinja source for weights that have none, "" for none. `capability`: CUDA compute
-    capability of the GPU that it is placed on, None if it is on no CUDA GPU.
+    start, "" for none. `chat_template`: Jinja source for weights that have none, "" for none. `capability`: the CUDA
+    compute capability of its GPU, None if it is on no CUDA GPU.
     """
 
     model: str

@@ -25,6 +25,7 @@ class Stack:
     gpu_process_bytes: int
     # RAM that a worker on a GPU takes besides: the GPU's libraries and pinned buffers. Not measured.
     gpu_process_ram: int = 400 * MIB
+    gpu_build: str = ""  # how to get a build of it for CUDA
 
     separate_cpu_build: bool = False  # one build of it is for GPUs or for CPUs, not for both
     quantised: tuple[str, ...] = ()  # kinds of quantised safetensors that it loads, named as in planning/options.py
@@ -56,6 +57,7 @@ STACKS = {
         cpu_preference=1,
         process_bytes=80 * MIB,
         gpu_process_bytes=600 * MIB,
+        gpu_build="install a CUDA wheel of llama-cpp-python (docs/gpu-wheels.md)",
         embeds=True,
         adapters=True,
         deterministic=True,
@@ -74,6 +76,7 @@ STACKS = {
         process_bytes=1000 * MIB,
         gpu_process_bytes=2000 * MIB,
         gpu_process_ram=3096 * MIB,  # on a GPU it runs two processes, which take 4 GiB together
+        gpu_build="install the package vllm, which is built for CUDA",
         separate_cpu_build=True,
         quantised=("mxfp4", "nvfp4", "fp8", "packed"),
         compiles_on_gpu=True,
@@ -89,6 +92,7 @@ STACKS = {
         cpu_preference=4,
         process_bytes=400 * MIB,
         gpu_process_bytes=1000 * MIB,
+        gpu_build="install a torch that is built for CUDA",
         quantised=("bnb",),
         embeds=True,
         widens_above=0,

@@ -38,6 +38,29 @@ def bundle_option(command: _Command) -> _Command:
     return option(command)
 
 
+def gpu_options(command: _Command) -> _Command:
+    """Add --machine FILE, --reserve SIZE and --gpu ID: the machine to plan for, and what to use of its GPUs."""
+    for option in (
+        click.option("--gpu", default="", metavar="ID", help="Use only this GPU: its number from 0, or its id."),
+        click.option(
+            "--reserve",
+            type=SIZE,
+            default=0,
+            metavar="SIZE",
+            help="Keep this much GPU memory free for your own program; RAM if there is no GPU.",
+        ),
+        click.option(
+            "--machine",
+            "machine_path",
+            type=click.Path(path_type=Path, dir_okay=False),
+            metavar="FILE",
+            help="Plan for the machine in this JSON file, which `tourkit plan --json` writes on it.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def is_given(option: str) -> bool:
     """Whether the option of the running command is on the command line, and not a default."""
     return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE

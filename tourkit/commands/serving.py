@@ -8,11 +8,25 @@ from typing import TYPE_CHECKING
 import click
 
 from tourkit.commands import planning as tables
-from tourkit.commands.output import SIZE, bundle_option, is_given, json_option, note, print_json, roles_option
+from tourkit.commands.output import (
+    SIZE,
+    bundle_option,
+    gpu_options,
+    is_given,
+    json_option,
+    note,
+    print_json,
+    roles_option,
+)
 from tourkit.errors import NotSo, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tourkit.bundle.index import Index
+    from tourkit.manifest.models import VariantId
     from tourkit.net import Urls
+    from tourkit.planning.model_shape import Shape
     from tourkit.planning.plan import Plan
 
 
@@ -20,8 +34,12 @@ if TYPE_CHECKING:
 @click.argument("manifest_ref", metavar="[MANIFEST]", required=False)
 @bundle_option
 @roles_option
+@gpu_options
 @click.option(
-    "--vram", type=SIZE, metavar="SIZE", help="Plan for a GPU of this size instead, such as 20GiB; 0 for none."
+    "--vram",
+    type=SIZE,
+    metavar="SIZE",
+    help="Use at most this much of each GPU; more than it has stands for another GPU of this size; 0 for no GPU.",
 )
 @click.option("--ram", type=SIZE, metavar="SIZE", help="Plan for this much RAM instead.")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Plan for this many threads instead.")
@@ -33,6 +51,9 @@ def plan(
     manifest_ref: str | None,
     bundle: Path,
     roles: tuple[str, ...],
+    machine_path: Path | None,
+    reserve: int,
+    gpu: str,
     vram: int | None,
     ram: int | None,
     threads: int | None,
@@ -44,44 +65,57 @@ def plan(
     """Show which variant each role gets here, its memory, and why others were passed over.
 
     Plans for a bundle, or for a MANIFEST (a TOML file, or the name of a built-in set) with its lock, before anything is
-    fetched. --vram, --ram, --threads and --stack (which may be repeated) stand for another machine.
+    fetched. --vram, --ram, --threads and --stack (which may be repeated) stand for another machine, and so does
+    --machine, which takes what `tourkit plan --json` printed there.
 
     \b
     Example: tourkit plan --bundle /media/usb/bundle
              tourkit plan tour-20gb --vram 20GiB --ram 32GiB
+             tourkit plan tour-20gb --machine venue.json --reserve 2GiB
     """
-    from dataclasses import asdict
-
-    from tourkit.bundle import index as bundles
-    from tourkit.hardware import probe
-    from tourkit.manifest import lock as locks
-    from tourkit.manifest import manifest as manifests
+    from tourkit.hardware import machine_file, probe
     from tourkit.planning import planner as planning
-    from tourkit.planning import sources
+    from tourkit.planning.limits import Limits
     from tourkit.stacks import STACKS
 
     for stack in stacks:
         if stack not in STACKS:
             raise UsageError(f"--stack {stack!r}: choose one of {', '.join(STACKS)}")
-    if manifest_ref is None:
-        given = "the bundle"
-        index = bundles.read_index(bundle)
-        shapes = sources.shapes_of_bundle(bundle, index)
-    else:
-        given = f"the manifest {manifest_ref}"
-        manifest = manifests.load(manifest_ref)
-        index = sources.index_of(manifest, locks.read(locks.path_of(manifest.path)))
-        shapes = sources.shapes_of_manifest(manifest)
-    machine = probe.imagined(probe.probe(), vram=vram, ram=ram, threads=threads, stacks=stacks)
-    made = planning.plan(index, machine, roles=roles, context=context, slots=slots, shapes=shapes, given=given)
+    index, shapes, given = _of_bundle(bundle) if manifest_ref is None else _of_manifest(manifest_ref)
+    here = probe.probe() if machine_path is None else machine_file.read_machine(machine_path)
+    is_limit = vram is not None and 0 < vram <= max((each.total for each in here.gpus), default=0)
+    machine = probe.imagined(here, vram=None if is_limit else vram, ram=ram, threads=threads, stacks=stacks)
+    limits = Limits(vram if is_limit else None, reserve, gpu)
+    made = planning.plan(
+        index, machine, roles=roles, context=context, slots=slots, shapes=shapes, limits=limits, given=given
+    )
     if as_json:
-        print_json({"machine": asdict(machine)} | tables.plan_json(made))
+        print_json({"machine": machine_file.machine_json(machine)} | tables.plan_json(made))
     else:
         click.echo(tables.machine(machine) + "\n")
         for line in tables.lines(made):
             click.echo(line)
     if made.unfilled:
         raise NotSo("; ".join(made.unfilled))
+
+
+def _of_bundle(bundle: Path) -> tuple[Index, Mapping[VariantId, Shape], str]:
+    """Return the index of a bundle, the shapes of its models, and how messages name it."""
+    from tourkit.bundle.index import read_index
+    from tourkit.planning.sources import shapes_of_bundle
+
+    index = read_index(bundle)
+    return index, shapes_of_bundle(bundle, index), "the bundle"
+
+
+def _of_manifest(reference: str) -> tuple[Index, Mapping[VariantId, Shape], str]:
+    """Return the same for a manifest and its lock."""
+    from tourkit.manifest import lock, manifest
+    from tourkit.planning.sources import index_of, shapes_of_manifest
+
+    found = manifest.load(reference)
+    index = index_of(found, lock.read(lock.path_of(found.path)))
+    return index, shapes_of_manifest(found), f"the manifest {reference}"
 
 
 @click.command()
@@ -91,6 +125,8 @@ def plan(
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port; 0 takes a free one.")
 @roles_option
+@gpu_options
+@click.option("--vram", type=SIZE, metavar="SIZE", help="Use at most this much of each GPU; 0 for no GPU.")
 @click.option("--context", type=click.IntRange(64), metavar="N", help="Tokens a sequence.")
 @click.option("--slots", type=click.IntRange(1, 256), metavar="N", help="Sequences at once in each worker.")
 @click.option("--api-key", envvar="TOURKIT_API_KEY", metavar="K", help="Ask clients for this key.")
@@ -109,6 +145,10 @@ def serve(
     host: str,
     port: int,
     roles: tuple[str, ...],
+    machine_path: Path | None,
+    reserve: int,
+    gpu: str,
+    vram: int | None,
     context: int | None,
     slots: int | None,
     api_key: str | None,
@@ -124,6 +164,7 @@ def serve(
     \b
     Example: tourkit serve model.gguf
              tourkit serve --bundle /media/usb/bundle --offline
+             tourkit serve --bundle /media/usb/bundle --gpu 1 --vram 16GiB
              curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
                -d '{"model": "tool", "messages": [{"role": "user", "content": "Hello"}]}'
     """
@@ -135,6 +176,7 @@ def serve(
         from tourkit import offline as guard
 
         guard.engage()
+    from tourkit.planning.limits import Limits
     from tourkit.server.gateway.app import GatewayOptions
     from tourkit.server.gateway.launch import ServeOptions, serve_bundle, serve_weights
 
@@ -142,7 +184,8 @@ def serve(
         for line in tables.serving(urls, made, offline=offline):
             click.echo(line)
 
-    options = ServeOptions(roles, context, slots, deterministic, prefix_cache, host, port)
+    limits = Limits(vram, reserve, gpu)
+    options = ServeOptions(roles, context, slots, deterministic, prefix_cache, host, port, machine_path, limits)
     gateway = GatewayOptions(offline=offline, api_key=api_key, say=note, log=log)
     if file is None:
         serve_bundle(bundle, options, gateway, ready)

@@ -1,4 +1,4 @@
-"""Whether a stack can use the GPUs of a machine, and why not, with the fix. Pure: it reads the machine's description."""
+"""Whether a stack can use the GPUs of a described machine, and if not, why and with which fix. Pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
 from tourkit.stacks import STACKS
 
 _RELEASES = {12: "R525", 13: "R580"}  # by CUDA's major version: the first driver that runs all its minor versions
-_GPU_BUILDS = {  # how to get a build for CUDA
-    "llama_cpp": "install a CUDA wheel of llama-cpp-python (docs/gpu-wheels.md)",
-    "vllm": "install the package vllm, which is built for CUDA",
-    "transformers": "install a torch that is built for CUDA",
-}
 
 
 def usable_gpus(stack: InstalledStack, hardware: Hardware) -> tuple[Gpu, ...]:
@@ -44,8 +39,8 @@ def unused_gpus(hardware: Hardware, formats: Iterable[str]) -> Iterator[str]:
 def _not_built_for(stack: InstalledStack, runtime: str) -> str:
     named = f"{stack.name} {stack.version}".rstrip()
     built = f"for {stack.gpu}" if stack.gpu else "for the CPU only"
-    fix = _GPU_BUILDS.get(stack.name, "") if runtime == "cuda" else ""
-    return f"{named} is built {built}: {fix or f'install a build for {runtime}'}"
+    fix = STACKS[stack.name].gpu_build if runtime == "cuda" else f"install a build for {runtime}"
+    return f"{named} is built {built}: {fix}"
 
 
 def _old_driver(stack: InstalledStack, hardware: Hardware) -> str:
@@ -78,4 +73,5 @@ def _cannot_compile(stack: InstalledStack, hardware: Hardware) -> str:
     fixes = [fix for _, fix, is_missing in parts if is_missing]
     if not lacking:
         return ""
-    return f"{stack.name} compiles code for the GPU and finds no {' and no '.join(lacking)}: install {' and '.join(fixes)}"
+    found = f"{stack.name} compiles code for the GPU and finds no {' and no '.join(lacking)}"
+    return f"{found}: install {' and '.join(fixes)}"

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from tourkit.launch import NO_LAYERS, GpuLayers
 from tourkit.planning.model_shape import Shape
 from tourkit.stacks import STACKS, Stack
-from tourkit.units import MIB
 
 CACHE_BYTES = {"f16": 2.0, "q8_0": 34 / 32}  # per value; q8_0: 32 one-byte values and a 2-byte scale
 _WHOLE_BYTES = 4.0  # per value if a stack computes in 32 bits: ONNX Runtime; transformers and vLLM on a CPU

@@ -6,7 +6,7 @@ planner.py decides whether an option fits beside others.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -180,6 +180,11 @@ def _adapter(index: Index, model: BundleModel) -> tuple[str, int] | None:
 def _rank(bits: int, stack: str, size: int, *, on_gpu: bool) -> Rank:
     preference = STACKS[stack].gpu_preference if on_gpu else STACKS[stack].cpu_preference
     return Rank(_LAST if bits > 8 and not on_gpu else bits, -preference, size)
+
+
+def starts_fast(options: Iterable[Option]) -> bool:
+    """Return whether one of the options is on a GPU with a stack that starts in seconds."""
+    return any(option.on_gpu and not STACKS[option.stack].starts_slowly for option in options)
 
 
 def in_turn(option: Option) -> Option:

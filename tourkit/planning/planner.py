@@ -21,7 +21,7 @@ from tourkit.planning.fallbacks import fallbacks_of
 from tourkit.planning.gpu_stacks import unused_gpus
 from tourkit.planning.limits import UNLIMITED, Limits, allowed
 from tourkit.planning.model_shape import Shape
-from tourkit.planning.options import Option, PassedOver, in_turn, options_of
+from tourkit.planning.options import Option, PassedOver, in_turn, options_of, starts_fast
 from tourkit.planning.packing import Assignment, Budget, SizedOption, assign, at_smallest, budget_of, fits_alone, pack
 from tourkit.planning.plan import CPU, Device, Memory, Placement, Plan
 from tourkit.planning.upgrades import grow
@@ -143,17 +143,14 @@ def _most_filled(offer: Offer) -> tuple[int, int]:
 def _upgraded(offer: Offer, floor: Floor, assignment: Assignment, *, most_slots: int, grow_context: bool) -> Decision:
     """Return the decision: every model in use with as much as fits beside the others, and its device."""
     sized = {model_id: assignment.smallest[model_id] for model_id in dict.fromkeys(assignment.models.values())}
-    turns = [model_id for model_id in sized if model_id not in assignment.resident]
-    offer = replace(offer, options={**offer.options, **{id_: _ranked_in_turn(offer.options[id_]) for id_ in turns}})
-    sized |= {id_: replace(sized[id_], option=in_turn(sized[id_].option)) for id_ in turns}
+    for id_ in (id_ for id_ in sized if id_ not in assignment.resident and starts_fast(offer.options[id_])):
+        ranked = sorted(map(in_turn, offer.options[id_]), key=lambda option: option.rank, reverse=True)
+        offer = replace(offer, options={**offer.options, id_: ranked})
+        sized[id_] = replace(sized[id_], option=in_turn(sized[id_].option))
     longest = {id_: _longest(each.option) for id_, each in sized.items()} if grow_context else {}
     sized = grow(sized, offer.options, assignment.resident, offer.budget, most_slots, longest)
     devices = pack(sized, assignment.resident, offer.budget) or {}
     return Decision(offer, floor, assignment, sized, devices, most_slots)
-
-
-def _ranked_in_turn(options: Iterable[Option]) -> list[Option]:
-    return sorted(map(in_turn, options), key=lambda option: option.rank, reverse=True)
 
 
 def _longest(option: Option) -> int:

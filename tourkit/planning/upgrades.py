@@ -28,9 +28,9 @@ def grow(
     """Return the models with as much more as fits, in this order of steps.
 
     Slots up to `most_slots`, layers on the GPU, a finer cache on the GPU, bits per weight, a finer cache elsewhere,
-    contexts up to `longest` tokens. On a GPU a quantised cache costs time and extra memory at every step, so a finer one
-    comes before bits. All mappings are by model id; `options` are sorted best first. A model that is not in `longest`
-    keeps its context.
+    contexts up to `longest` tokens. On a GPU a quantised cache costs time at every step, so a finer one comes before
+    bits. All mappings are by model id; `options` are sorted best first. A model that is not in `longest` keeps its
+    context.
     """
 
     def fits(tried: dict[str, SizedOption]) -> bool:

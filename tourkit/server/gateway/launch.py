@@ -9,10 +9,12 @@ from types import MappingProxyType
 
 from tourkit import net
 from tourkit.bundle.index import Index, read_index
-from tourkit.hardware import probe
+from tourkit.hardware import machine_file, probe
+from tourkit.hardware.machine import Hardware
 from tourkit.manifest.models import VariantId
 from tourkit.net import Urls
 from tourkit.planning import planner, sources
+from tourkit.planning.limits import UNLIMITED, Limits
 from tourkit.planning.model_shape import Shape
 from tourkit.planning.plan import Placement, Plan
 from tourkit.planning.weights import read_weights
@@ -25,7 +27,8 @@ class ServeOptions:
     """What to serve, where and how. `roles` () means all of them.
 
     `context` in tokens a sequence and `slots` in sequences at once; None leaves them to the plan. `deterministic` and
-    `prefix_cache` are those of Launch; they exclude each other. `port` 0 takes a free one.
+    `prefix_cache` are those of Launch; they exclude each other. `port` 0 takes a free one. `machine`: the JSON file of
+    the machine to plan for, None for the machine it runs on. `limits`: what the plan may use of it.
     """
 
     roles: tuple[str, ...] = ()
@@ -35,6 +38,8 @@ class ServeOptions:
     prefix_cache: Path | None = None
     host: str = "127.0.0.1"
     port: int = 0
+    machine: Path | None = None
+    limits: Limits = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,8 @@ def serve_bundle(
     """Plan for this machine, and serve the plan until interrupted.
 
     `on_ready` gets the URLs and the plan once requests are accepted; `gateway.say` gets the notes of the plan.
-    Raises UsageError, NotSo (no bundle, or it fills no role here) and LocalError (the address is not available).
+    Raises UsageError (a wrong role, GPU or machine file), NotSo (no bundle, or it fills no role here) and LocalError
+    (the address is not available).
     """
     index = read_index(bundle)
     shapes = sources.shapes_of_bundle(bundle, index)
@@ -77,11 +83,12 @@ def _serve(
 ) -> None:
     made = planner.plan(
         source.index,
-        probe.probe(),
+        _hardware(options),
         roles=options.roles,
         context=options.context,
         slots=options.slots,
         shapes=source.shapes,
+        limits=options.limits,
         given=source.name,
     )
     for line in (*made.notes, *made.unfilled):
@@ -96,6 +103,10 @@ def _serve(
         chat_templates={model.id: model.chat_template for model in source.index.models if model.chat_template},
     )
     app.serve(placements, gateway, net.listen(options.host, options.port), lambda urls: on_ready(urls, made))
+
+
+def _hardware(options: ServeOptions) -> Hardware:
+    return probe.probe() if options.machine is None else machine_file.read_machine(options.machine)
 
 
 def placements_at(
