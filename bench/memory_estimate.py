@@ -98,7 +98,9 @@ def row(path: Path, context: int, slots: int, cache_type: str, options: argparse
     layers = ALL_LAYERS if options.gpu else NO_LAYERS
     size = path.stat().st_size
     context = min(context, shape.context or context)
-    estimate = memory.estimate(memory.Sizing("llama_cpp", size, shape, context, slots, cache_type, layers))
+    runtime = "cuda" if options.gpu else ""
+    sizing = memory.Sizing("llama_cpp", size, shape, context, slots, cache_type, layers, runtime=runtime)
+    estimate = memory.estimate(sizing)
     spec = {"model": path.stem, "stack": "llama_cpp", "path": str(path), "slots": slots, "context": context}
     spec |= {"threads": options.threads, "gpu_layers": asdict(layers), "cache_type": cache_type}
     measured = measure(spec, on_gpu=options.gpu)

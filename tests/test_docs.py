@@ -20,7 +20,7 @@ import click
 import page_runner
 import pytest
 
-from tools import cli_reference
+from tools import cli_reference, gpu_table
 from tools.tiny import package
 from tourkit import __version__
 from tourkit.cli import cli
@@ -141,6 +141,14 @@ def leaf_commands(command: click.Command, path: str = "tourkit") -> list[tuple[s
 def test_the_command_reference_is_what_help_prints() -> None:
     """When this fails: `make docs`."""
     assert text_of(ROOT / "docs" / "cli.md") == cli_reference.render()
+
+
+def test_the_table_of_what_fits_which_gpu_is_what_the_planner_says() -> None:
+    """When this fails: `make docs`."""
+    page = text_of(ROOT / "docs" / "plan.md")
+
+    assert page == gpu_table.page(page)
+    assert all(f"| {card.sold_as} | {card.gib} GiB" in page for card in gpu_table.CARDS)
 
 
 @pytest.mark.parametrize(

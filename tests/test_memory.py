@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -21,7 +22,7 @@ from tourkit.planning.memory import Share, Sizing, cache_size, estimate
 from tourkit.planning.model_shape import Shape, of_arch, of_file, of_size
 
 ROOT = Path(__file__).parent.parent
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
 
 
 def shape(*, layers: int = 4, kv: int = 512, window: int = 0, head: int = 64) -> Shape:
@@ -219,6 +220,77 @@ def test_a_sliding_window_saves_memory_where_the_stack_uses_it() -> None:
 
     assert cache(narrow, "vllm") < cache(wide, "vllm")
     assert cache(narrow, "llama_cpp") == cache(wide, "llama_cpp")
+
+
+def vllm(shape: Shape, context: int) -> Sizing:
+    return Sizing("vllm", 0, shape, context, slots=1, gpu_layers=ALL_LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("windows", "heads", "size"),
+    [((4096, 0) * 21, 8, 256), (((1024,) * 5 + (0,)) * 5 + (1024,) * 4, 4, 256), ((128, 0) * 12, 8, 64)],
+    ids=["Gemma 2", "Gemma 3", "gpt-oss"],
+)
+@pytest.mark.parametrize("context", [2048, 8192, 32_768])
+def test_with_windows_vllm_gets_no_less_than_one_sequence_needs(
+    windows: tuple[int, ...], heads: int, size: int, context: int
+) -> None:
+    """The rule of vLLM 0.32 for one sequence, in blocks of 16 tokens; each group of layers has a block table."""
+    kv = 2 * heads * size
+    counts = [windows.count(0), len(windows) - windows.count(0)]
+    group = min(counts)  # layers
+    whole, windowed = (-(-count // group) for count in counts)  # groups
+    kept = min(max(windows) - 1 + 2 * 2048, context)
+    blocks = whole * (context // 16) + windowed * (-(-kept // 16) + 1)
+
+    found = cache_size(vllm(Shape((kv,) * len(windows), windows, 1, 1, 1, context, "here"), context))
+
+    needed = blocks * group * kv * 16 * 2
+    assert needed <= found <= 1.1 * needed
+
+
+def test_a_window_wider_than_the_context_saves_nothing_in_vllm() -> None:
+    """Gemma 2 with 8192 tokens: all tokens in flight and the window are more than the context."""
+    plain, gemma = shape(layers=2), Shape((512,) * 2, (4096, 0), 1024, 4096, 32_000, 8192, "here", head=64)
+    block = 128 * 512 * 2  # bytes: vLLM adds one because a window may begin inside a block
+
+    assert cache_size(vllm(gemma, 8192)) == cache_size(vllm(plain, 8192)) + block
+
+
+COPIES = {"Llama 3.1 8B at 4 x 4096": ("llama-3.1-8b-instruct", 4096, 64)}
+COPIES["Llama 3.1 8B at 4 x 32768"] = ("llama-3.1-8b-instruct", 32_768, 512)
+COPIES["Phi-3 at 4 x 4096"] = ("phi-3-mini-4k-instruct", 4096, 192)
+
+
+@pytest.mark.parametrize("case", COPIES)
+def test_a_quantised_cache_on_a_cuda_gpu_takes_f16_copies_of_one_layer_besides(case: str) -> None:
+    """The figures come from llama.cpp's source (ggml_cuda_flash_attn_ext_get_alloc_size)."""
+    model, context, copies = COPIES[case]
+    arch = manifest.catalogue()[model].arch
+    assert arch is not None
+
+    def overhead(cache_type: str, runtime: str) -> int:
+        found = of_arch(arch, context)
+        return estimate(Sizing("llama_cpp", 0, found, context, 4, cache_type, ALL_LAYERS, 4, runtime)).gpu.overhead
+
+    assert overhead("q8_0", "cuda") - overhead("f16", "cuda") == copies * MIB
+    assert overhead("q8_0", "rocm") == overhead("q8_0", "cuda")
+    assert overhead("q8_0", "metal") == overhead("f16", "cuda")
+
+
+def test_no_copies_are_counted_on_a_cpu() -> None:
+    on_cpu = replace(load(shape(), cache_type="q8_0"), runtime="cuda")
+
+    assert estimate(on_cpu) == estimate(load(shape(), cache_type="q8_0"))
+
+
+def test_vllm_on_a_gpu_takes_the_ram_of_two_processes() -> None:
+    on_gpu = estimate(load(shape(), stack="vllm", gpu_layers=ALL_LAYERS))
+    on_cpu = estimate(load(shape(), stack="vllm"))
+
+    assert 4 * GIB <= on_gpu.ram.overhead < 4.1 * GIB
+    assert on_cpu.ram.overhead < 1.3 * GIB
+    assert on_gpu.gpu.overhead >= 2000 * MIB
 
 
 def test_transformers_computes_in_32_bits_on_a_cpu_and_in_the_weights_own_on_a_gpu() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from described_index import index
 from serving import make_bundle, serving
 
 from tourkit.bundle.build import build_index
@@ -18,7 +19,7 @@ from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
 from tourkit.hardware.probe import imagined
 from tourkit.launch import ALL_LAYERS, NO_LAYERS
 from tourkit.manifest import lock, manifest, models
-from tourkit.manifest.models import PinnedFile, Source, VariantId
+from tourkit.manifest.models import VariantId
 from tourkit.planning import sources
 from tourkit.planning.memory import Sizing, cache_size
 from tourkit.planning.model_shape import Shape
@@ -42,19 +43,6 @@ def with_gpus(*vram: float, stacks: tuple[InstalledStack, ...] = (LLAMA_CPP,), r
         Gpu(f"GPU-{i}", f"A100 {i}", "cuda", int(size * GIB), int(size * GIB), (8, 0)) for i, size in enumerate(vram)
     )
     return Hardware(4, int(ram * GIB), gpus=gpus, stacks=stacks, driver="13.0", compiler="cc", python_headers=True)
-
-
-def index(roles: dict[str, tuple[str, ...]], sizes: dict[str, dict[str, float]], context: int = 8192) -> Index:
-    """Return a bundle index. Weight sizes, by model and quant, in GiB. A quant has the format of its usual stack."""
-    variants, files = [], []
-    for model, quants in sizes.items():
-        for quant, size in quants.items():
-            fmt = "onnx" if "ONNX" in quant else "gguf" if quant[0] == "Q" or quant == "F16" else "safetensors"
-            variants.append(BundleVariant(model, quant, fmt, f"me/{model}", "main", "1" * 40))
-            path = f"{VariantId(model, quant).folder}/{model}.{fmt}"
-            files.append(PinnedFile(path, int(size * GIB), "0" * 64, Source(f"me/{model}", "1" * 40, path)))
-    models = tuple(BundleModel(model, f"me/{model}", "mit", context, None, False) for model in sizes)
-    return Index("set", "", "", roles, models, tuple(variants), tuple(files))
 
 
 def planned(bundle: Index, hardware: Hardware, shape: Shape = SMALL, **options: int) -> Plan:

@@ -38,9 +38,8 @@ def unused_gpus(hardware: Hardware, formats: Iterable[str]) -> Iterator[str]:
 
 def _not_built_for(stack: InstalledStack, runtime: str) -> str:
     named = f"{stack.name} {stack.version}".rstrip()
-    built = f"for {stack.gpu}" if stack.gpu else "for the CPU only"
     fix = STACKS[stack.name].gpu_build if runtime == "cuda" else f"install a build for {runtime}"
-    return f"{named} is built {built}: {fix}"
+    return f"{named} is built for {stack.gpu}: {fix}" if stack.gpu else f"{named} is built for the CPU only: {fix}"
 
 
 def _old_driver(stack: InstalledStack, hardware: Hardware) -> str:
