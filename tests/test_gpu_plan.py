@@ -124,6 +124,19 @@ def test_with_compiler_and_new_driver_each_quant_goes_to_a_stack_that_loads_it(q
     assert warnings(made) == []
 
 
+def test_of_all_of_them_vllm_gets_the_best_that_fits_and_bitsandbytes_is_a_fallback_on_transformers() -> None:
+    made = one({"AWQ-INT4": 5, "FP8": 8, "BF16": 18.5, "bnb-4bit": 5.5}, machine("a100-slice-cuda13"))
+
+    [placement] = made.placements
+    assert (placement.launch.quant, placement.launch.stack) == ("FP8", "vllm")
+    assert [(each.launch.quant, each.launch.stack) for each in placement.fallbacks][:2] == [
+        ("bnb-4bit", "transformers"),
+        ("AWQ-INT4", "vllm"),
+    ]
+    assert all(each.launch.capability == (8, 0) for each in placement.fallbacks[:2])
+    assert "not enough memory" in reason(made, "BF16")
+
+
 def test_a_bitsandbytes_variant_is_never_given_to_vllm() -> None:
     bare = replace(machine("a100-slice-cuda13"), stacks=(LLAMA, VLLM))
 

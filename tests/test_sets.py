@@ -86,6 +86,13 @@ def test_a_gpu_holds_all_layers_of_what_it_needs_and_a_stack_without_gpu_needs_n
     assert onnx.vram is None
 
 
+def test_every_stack_that_uses_gpus_has_a_need_of_gpu_memory() -> None:
+    needs = {on.stack: on.vram for on in facts("tiny").stacks if STACKS[on.stack].uses_gpu}
+
+    assert {"llama_cpp", "vllm"} <= needs.keys()
+    assert all(need is not None and need.at_once is not None for need in needs.values())
+
+
 def test_roles_that_no_pinned_variant_fills_are_named_and_left_out() -> None:
     [on] = facts("chinese").stacks
 

@@ -151,8 +151,12 @@ def _need(index: Index, shapes: dict[VariantId, Shape], stack: str, *, on_gpu: b
 
 
 def _machine(size: int, stack: str, *, on_gpu: bool) -> Hardware:
-    """A machine with `size` bytes of RAM and no GPU, or with RAM_BESIDE_GPU and one GPU of `size` bytes."""
+    """A machine with `size` bytes of RAM and no GPU, or with RAM_BESIDE_GPU and one GPU of `size` bytes.
+
+    Nothing keeps the stack from using the GPU.
+    """
     if not on_gpu:
         return Hardware(_THREADS, size, stacks=(InstalledStack(stack),))
     gpu = Gpu("0", "GPU", "cuda", size, size)
-    return Hardware(_THREADS, RAM_BESIDE_GPU, gpus=(gpu,), stacks=(InstalledStack(stack, gpu="cuda"),))
+    stacks = (InstalledStack(stack, gpu="cuda"),)
+    return Hardware(_THREADS, RAM_BESIDE_GPU, gpus=(gpu,), stacks=stacks, compiler="cc", python_headers=True)
