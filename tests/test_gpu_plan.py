@@ -130,8 +130,8 @@ def test_of_all_of_them_vllm_gets_the_best_that_fits_and_bitsandbytes_is_a_fallb
     [placement] = made.placements
     assert (placement.launch.quant, placement.launch.stack) == ("FP8", "vllm")
     assert [(each.launch.quant, each.launch.stack) for each in placement.fallbacks][:2] == [
-        ("bnb-4bit", "transformers"),
         ("AWQ-INT4", "vllm"),
+        ("bnb-4bit", "transformers"),
     ]
     assert all(each.launch.capability == (8, 0) for each in placement.fallbacks[:2])
     assert "not enough memory" in reason(made, "BF16")
