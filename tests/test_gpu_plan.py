@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from described_index import index
@@ -182,8 +183,8 @@ def test_the_major_versions_of_driver_and_build_decide(driver: str, built: str, 
         ({"python_headers": False}, "finds no Python.h: install the package python3-dev"),
     ],
 )
-def test_vllm_without_compiler_or_headers_is_refused_in_one_line(lacks: dict[str, object], line: str) -> None:
-    bare = replace(ready(VLLM, HF, on=gpu(20)), **lacks)  # type: ignore[arg-type]
+def test_vllm_without_compiler_or_headers_is_refused_in_one_line(lacks: dict[str, Any], line: str) -> None:
+    bare = replace(ready(VLLM, HF, on=gpu(20)), **lacks)
 
     made = one({"FP8": 8, "BF16": 8}, bare)
 
@@ -201,8 +202,9 @@ def test_the_problem_of_a_stack_is_the_reason_with_its_own_words() -> None:
     assert made.notes[0].endswith(broken.problem)
 
 
-def test_a_stack_of_which_nothing_is_known_but_its_problem_is_not_used_at_all() -> None:
-    broken = InstalledStack("llama_cpp", problem="cannot be imported: reinstall it")
+@pytest.mark.parametrize("built", [{}, {"gpu": "cuda 12", "cpu": False}], ids=["for nothing", "for a GPU only"])
+def test_a_stack_with_a_problem_and_no_use_of_the_cpu_is_not_used_at_all(built: dict[str, Any]) -> None:
+    broken = InstalledStack("llama_cpp", problem="cannot be imported: reinstall it", **built)
 
     with pytest.raises(NotSo, match="cannot be imported: reinstall it"):
         one({"Q8_0": 8}, Hardware(4, 64 * GIB, stacks=(broken,)))
@@ -356,9 +358,9 @@ def test_a_gpu_that_is_not_there_is_refused_with_those_that_are() -> None:
 # --- the commands ---------------------------------------------------------------------------------------------------
 
 
-def planned(*arguments: str, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+def planned(*arguments: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     assert main(["plan", "tour-20gb", "--json", *arguments]) == 0
-    made: dict[str, object] = json.loads(capsys.readouterr().out)
+    made: dict[str, Any] = json.loads(capsys.readouterr().out)
     return made
 
 
@@ -373,8 +375,8 @@ def test_what_plan_json_prints_can_be_given_as_a_machine(tmp_path: Path, capsys:
     assert again == first
 
 
-def usable_of(made: dict[str, object]) -> list[tuple[str, int]]:
-    return [(device["name"], device["usable"]) for device in made["devices"]]  # type: ignore[attr-defined]
+def usable_of(made: dict[str, Any]) -> list[tuple[str, int]]:
+    return [(device["name"], device["usable"]) for device in made["devices"]]
 
 
 def test_plan_takes_vram_as_a_limit_of_the_machines_gpu(capsys: pytest.CaptureFixture[str]) -> None:
@@ -394,7 +396,7 @@ def test_more_vram_than_the_machine_has_stands_for_another_gpu_that_its_stacks_c
     made = planned("--machine", str(tmp_path / "here.json"), "--vram", "48GiB", capsys=capsys)
 
     assert [name for name, _ in usable_of(made)] == ["requested GPU", "RAM"]
-    assert not any("WARNING" in note for note in made["notes"])  # type: ignore[attr-defined]
+    assert not any("WARNING" in note for note in made["notes"])
 
 
 def test_no_vram_stands_for_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:

@@ -259,7 +259,7 @@ def _capability(gpu: Gpu) -> tuple[int, int]:
 
 
 def _cpu_refusal(kind: _Kind, stack: InstalledStack) -> str:
-    if stack.problem and not stack.runtime:
+    if stack.problem and not (stack.cpu and stack.runtime):  # what is built for a GPU may still run on the CPU
         return stack.problem
     if not stack.cpu:
         return f"needs a GPU: this {stack.name} is not built for CPUs"
