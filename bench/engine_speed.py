@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from work import documents
+from prompts import documents
 
 from tourkit.backends.llama_cpp.runner import LlamaRunner
 from tourkit.backends.runner_engine import RunnerEngine

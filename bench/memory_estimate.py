@@ -17,6 +17,7 @@ import queue
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,7 @@ from tourkit.server.gateway.process import tuned  # noqa: E402
 from tourkit.units import size_text  # noqa: E402
 
 PROMPT = 700  # tokens: more than one call of the model can take
+ANSWER = 16  # tokens
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 WITHIN = (0.05, 300 << 20)  # tolerance: this share of the measured bytes, or these bytes
 
@@ -103,7 +105,7 @@ def row(path: Path, context: int, slots: int, cache_type: str, options: argparse
     estimate = memory.estimate(sizing)
     spec = {"model": path.stem, "stack": "llama_cpp", "path": str(path), "slots": slots, "context": context}
     spec |= {"threads": options.threads, "gpu_layers": asdict(layers), "cache_type": cache_type}
-    measured = measure(spec, on_gpu=options.gpu)
+    measured = measure(spec, free_on_gpu if options.gpu else None)
     predicted = estimate.gpu.total if options.gpu else estimate.ram.total
     off = predicted - measured
     good = abs(off) <= max(WITHIN[0] * measured, WITHIN[1])
@@ -122,9 +124,13 @@ def row(path: Path, context: int, slots: int, cache_type: str, options: argparse
     return f"| {' | '.join(cells)} |"
 
 
-def measure(spec: dict[str, Any], *, on_gpu: bool) -> int:
-    """Return the bytes of RAM or of the GPU that a process takes after it loaded the model and answered."""
-    free_before = free_on_gpu() if on_gpu else 0
+def measure(spec: dict[str, Any], free: Callable[[], int] | None) -> int:
+    """Return the bytes that a process takes after it loaded the model and answered.
+
+    `spec`: the fields of Launch, and perhaps `prompt` and `answer`, the tokens of each sequence. `free`: returns the
+    free bytes of the GPU; None measures RAM.
+    """
+    free_before = free() if free is not None else 0
     command = [sys.executable, "-W", "ignore", __file__, "--child", json.dumps(spec)]
     environment = tuned("llama_cpp")
     with subprocess.Popen(
@@ -132,7 +138,7 @@ def measure(spec: dict[str, Any], *, on_gpu: bool) -> int:
     ) as process:
         if process.stdout is None or process.stdin is None or not (line := process.stdout.readline()):
             sys.exit(f"{spec['path']}: the process that should load it exited with {process.wait()}")
-        taken = free_before - free_on_gpu() if on_gpu else int(line)
+        taken = free_before - free() if free is not None else int(line)
         process.stdin.close()  # the process ends now
     return taken
 
@@ -144,13 +150,14 @@ def child(spec: dict[str, Any]) -> None:
     from tourkit.generation import Constraint, Delta, Request, SamplingParams
 
     layers = GpuLayers(**spec["gpu_layers"])
+    prompt_tokens, answer_tokens = spec.pop("prompt", PROMPT), spec.pop("answer", ANSWER)
     engine = backends.load(Launch(**spec | {"gpu_layers": layers}))
     deltas: queue.SimpleQueue[Delta] = queue.SimpleQueue()
-    length = min(PROMPT, spec["context"] - 64)
+    length = min(prompt_tokens, spec["context"] - answer_tokens - 48)
     for slot in range(spec["slots"]):
         prompt = engine.detokenize([5 + (slot * 37 + i * 7) % 200 for i in range(length)])
         ids = engine.tokenize(prompt, add_special=False)[: length + 1]
-        params = SamplingParams(max_tokens=16, temperature=0)
+        params = SamplingParams(max_tokens=answer_tokens, temperature=0)
         constraint = Constraint.json_schema(SCHEMA)
         engine.submit(Request(prompt=engine.detokenize(ids[:length]), params=params, constraint=constraint), deltas.put)
     ended = 0

@@ -26,8 +26,9 @@ from pathlib import Path
 
 import build_llama_cpp
 import shapes
+from prompts import documents, words
 from servers import Limits, Server, llama_cpp_server, llama_server, tourkit
-from work import documents, extraction, free_text, voting, words
+from work import extraction, free_text, voting
 
 from tourkit.hardware.probe import probe
 from tourkit.server.gateway.process import tuned

@@ -11,9 +11,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
-import numpy as np
-
 from tools.random_gguf import add_tokenizer
 from tourkit.backends.vocabulary import byte_alphabet
 
@@ -38,6 +35,8 @@ TEMPLATE = (
 
 def vocabulary() -> tuple[list[str], list[int], list[str]]:
     """Return tokens, types and merges: bytes, then syllables, syllables after a space, and pairs of syllables."""
+    import gguf
+
     alphabet = byte_alphabet()
     tokens = ["<|begin|>", "<|start|>", "<|end|>"]
     types = [gguf.TokenType.CONTROL] * 3
@@ -73,6 +72,9 @@ def vocabulary() -> tuple[list[str], list[int], list[str]]:
 
 def write(shape: Shape, path: Path, seed: int = 0) -> int:
     """Write the model. Return its number of parameters."""
+    import gguf
+    import numpy as np
+
     rng = np.random.default_rng(seed)
     tokens, types, merges = vocabulary()
     writer = gguf.GGUFWriter(str(path), "llama")

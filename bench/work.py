@@ -1,14 +1,14 @@
-"""The work that bench/serving.py gives to each server: prompts, a schema, and the timing of each kind."""
+"""The work that bench/serving.py gives to each server: a schema, and the timing of each kind."""
 
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from prompts import documents
 from servers import RefusedError, Server
 
 SCHEMA: dict[str, Any] = {
@@ -24,19 +24,6 @@ SCHEMA: dict[str, Any] = {
     "required": ["title", "kind", "total", "date", "people", "urgent"],
     "additionalProperties": False,
 }
-
-
-def words(count: int, seed: int) -> str:
-    """Return about `count` tokens of text: each word is one token of the made-up vocabulary."""
-    rng = random.Random(seed)
-    consonants, vowels = "bcdfghjklmnprstvwz", "aeiouy"
-    return " ".join("".join(rng.choice(consonants) + rng.choice(vowels) for _ in range(2)) for _ in range(count))
-
-
-def documents(count: int, shared: int, own: int, seed: int) -> list[str]:
-    """Return prompts with the same first `shared` tokens, followed by `own` tokens that differ."""
-    head = words(shared, 10_000 + shared + seed)
-    return [f"{head}\n{words(own, seed * 1000 + i)}" for i in range(count)]
 
 
 def by_schema(server: Server, schema: Any, *, strict: bool) -> dict[str, Any]:
