@@ -137,8 +137,11 @@ case ${1:-start} in
   status) status ;;
   stop)
     runs || { echo "it does not run" && exit; }
-    # The build is a session of its own, so its process group has the compilers too.
-    kill -TERM -- "-$(ps -o pgid= -p "$(cat "$PID")" | tr -d ' ')"
+    # In the background the build is a session of its own, so its process group has the compilers and nothing else.
+    if [ "$(ps -o pgid= -p "$(cat "$PID")" | tr -d ' ')" != "$(cat "$PID")" ]; then
+      echo "it runs in the foreground: press Ctrl-C there" >&2 && exit 1
+    fi
+    kill -TERM -- "-$(cat "$PID")"
     echo "stopped: tools/gpu/build.sh goes on from here"
     ;;
   *) echo "usage: tools/gpu/build.sh [start|run|status|stop]" >&2 && exit 2 ;;

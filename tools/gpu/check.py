@@ -18,19 +18,18 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+_ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(_ROOT), str(_ROOT / "bench")]
 
-from tools.gpu.place import BUILD, Place, carried, environment, unpack_llama  # noqa: E402 - below the path
+from tools.gpu.place import BUILD, Place, environment, unpack  # noqa: E402 - below the path
 
-sys.path += carried()
+if TYPE_CHECKING:
+    from tools.gpu.run import Record
 
-from tools.gpu.run import Record, run_step  # noqa: E402 - below the carried packages
-from tools.gpu.steps import ALL, BY_NAME  # noqa: E402
-from tourkit.hardware import gpu_probe  # noqa: E402
-
+_GPU_PROBE = _ROOT / "tourkit" / "hardware" / "gpu_probe.py"  # imports nothing of tourkit
+_DRY_TIMES = 5  # the machine of a dry run may be slow and busy
 _SECONDS = 570.0  # of a whole run
 _LEAST = 5.0  # seconds: no step is started with less
 
@@ -40,12 +39,8 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="start nothing on a GPU")
     parser.add_argument("--out", type=Path, default=BUILD / "runs", help="folder of the JSON file")
     parser.add_argument("--seconds", type=float, default=_SECONDS, help="limit of the whole run")
-    parser.add_argument("--only", nargs="+", metavar="STEP", choices=list(BY_NAME), help="run these steps alone")
-    parser.add_argument("--list", action="store_true", help="list the steps and their limits in seconds")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="run these steps alone")
     given = parser.parse_args()
-    if given.list:
-        print("\n".join(f"{step.limit:4.0f}  {step.name}" for step in ALL))
-        return 0
     gpu = {} if given.dry_run else _first_gpu()
     if not gpu and not given.dry_run:
         print("no GPU answers here: run with --dry-run to try the steps without one", file=sys.stderr)
@@ -53,30 +48,42 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the models are removed
     in_memory = not given.dry_run and os.access("/dev/shm", os.W_OK)
     with tempfile.TemporaryDirectory(prefix="tourkit-gpu-", dir="/dev/shm" if in_memory else None) as work:
-        llama, built = (None, {}) if given.dry_run else unpack_llama(Path(work) / "llama")
-        place = Place(work, str(llama or ""), bool(built.get("flash_attention")), gpu.get("id", ""))
-        record = Record(given.out / f"run-{datetime.now(UTC):%Y%m%d-%H%M%S}.json", _about(gpu, built))
-        _run_all(given.only or list(BY_NAME), place, record, given.seconds)
+        site, llama, built = unpack(Path(work))
+        if given.dry_run:
+            llama = ""  # it may be unable to load without CUDA's libraries
+        place = Place(work, site, llama, bool(built.get("flash_attention")), gpu.get("id", ""))
+        if site:
+            sys.path.append(site)
+        path = given.out / f"run-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
+        record = _run_all(given.only, place, path, _about(gpu, built), given.seconds)
     print(f"\n{record.summary()}\n{record.path}")
     return 1 if record.has_failed else 0
 
 
-def _run_all(names: list[str], place: Place, record: Record, seconds: float) -> None:
-    """Run steps in their order, until the time is over."""
+def _run_all(only: list[str] | None, place: Place, path: Path, about: dict[str, Any], seconds: float) -> Record:
+    """Run steps in their order, until the time is over. The steps import the carried packages."""
+    from tools.gpu.run import Record, run_step
+    from tools.gpu.steps import ALL, BY_NAME
+
+    if unknown := set(only or ()) - set(BY_NAME):
+        sys.exit(f"no such step: {', '.join(sorted(unknown))}: choose from {', '.join(BY_NAME)}")
+    record = Record(path, about)
     end = time.monotonic() + seconds
     for step in ALL:
         left = end - time.monotonic()
-        if step.name not in names:
+        if only and step.name not in only:
             continue
         if left < _LEAST:
             record.left_out(step.name, "no time is left")
             continue
-        run_step(step, place, environment(place), min(step.limit, left), record)
+        limit = step.limit * (_DRY_TIMES if place.dry else 1)
+        run_step(step, place, environment(place), min(limit, left), record)
+    return record
 
 
 def _first_gpu() -> dict[str, Any]:
     """Return the first GPU as the probe's process prints it; empty if there is none."""
-    command = [sys.executable, "-P", gpu_probe.__file__, "devices"]
+    command = [sys.executable, "-P", str(_GPU_PROBE), "devices"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: list[dict[str, Any]] = json.loads(done.stdout)["devices"]
     return found[0] if found else {}

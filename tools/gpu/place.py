@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "gpu"
 ARCHIVES = (BUILD / "llama-flash.tar.xz", BUILD / "llama-plain.tar.xz")  # the better one first
-SITE = BUILD / "site"  # the Python packages that pack.sh carries
+SITE = BUILD / "site.tar.xz"  # the Python packages that pack.sh collects
 FOR_PYTHON = (3, 12)  # the version that these packages are made for
 NO_GPU = "a dry run starts nothing on a GPU"
 
@@ -23,10 +23,12 @@ NO_GPU = "a dry run starts nothing on a GPU"
 class Place:
     """`work`: the folder of the models. `llama`: the folder of the CUDA build, "" if there is none.
 
-    `flash`: whether that build has FlashAttention. `gpu`: the id of the GPU, "" in a dry run.
+    `site`: the folder of the carried packages, "" if there are none. `flash`: whether that build has FlashAttention.
+    `gpu`: the id of the GPU, "" in a dry run.
     """
 
     work: str
+    site: str = ""
     llama: str = ""
     flash: bool = False
     gpu: str = ""
@@ -50,21 +52,24 @@ class Place:
         return Place(**json.loads(text))
 
 
-def unpack_llama(folder: Path) -> tuple[Path | None, dict[str, Any]]:
-    """Unpack the best archive that build.sh made. Return its folder and its built.json; None and {} without one."""
-    archive = next((path for path in ARCHIVES if path.is_file()), None)
-    if archive is None:
-        return None, {}
+def unpack(work: Path) -> tuple[str, str, dict[str, Any]]:
+    """Unpack what was carried. Return the folders of packages and of llama.cpp, and what its built.json says.
+
+    A folder is "" if there is no archive for it. pack.sh takes the packages for one version of Python only.
+    """
+    site = _unpacked(SITE, work / "site") if sys.version_info[:2] == FOR_PYTHON else ""
+    archive = next((path for path in ARCHIVES if path.is_file()), ARCHIVES[-1])
+    llama = _unpacked(archive, work / "llama")
+    built: dict[str, Any] = json.loads(Path(llama, "built.json").read_text()) if llama else {}
+    return site, llama, built
+
+
+def _unpacked(archive: Path, folder: Path) -> str:
+    if not archive.is_file():
+        return ""
     with tarfile.open(archive) as packed:
         packed.extractall(folder, filter="data")
-    built: dict[str, Any] = json.loads((folder / "built.json").read_text())
-    return folder, built
-
-
-def carried() -> list[str]:
-    """Return the folder of the packages that pack.sh collected, if it is there and made for this Python."""
-    fits = sys.version_info[:2] == FOR_PYTHON and sys.platform == "linux"
-    return [str(SITE)] if fits and SITE.is_dir() else []
+    return str(folder)
 
 
 def environment(place: Place) -> dict[str, str]:
@@ -72,7 +77,7 @@ def environment(place: Place) -> dict[str, str]:
 
     The CUDA build of llama.cpp and the carried packages are found first. A dry run hides every GPU.
     """
-    folders = [place.llama, str(ROOT), str(ROOT / "bench"), *carried(), os.environ.get("PYTHONPATH", "")]
+    folders = [place.llama, str(ROOT), str(ROOT / "bench"), place.site, os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(folder for folder in folders if folder)
     return os.environ | {"PYTHONPATH": path} | ({"CUDA_VISIBLE_DEVICES": ""} if place.dry else {})
 

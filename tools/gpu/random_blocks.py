@@ -93,7 +93,7 @@ def _add_header(writer: Any, shape: shapes.Shape, file_type: int) -> None:
 
 
 def _add_vocabulary(writer: Any, size: int) -> None:
-    """Add the vocabulary of the benchmarks: its first `size` tokens, or more with fillers that no text is split into."""
+    """Add the first `size` tokens of the benchmarks' vocabulary; if it has fewer, fillers that are in no text too."""
     import gguf
 
     tokens, types, merges = _vocabulary()
