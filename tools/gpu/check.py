@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 _ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(_ROOT), str(_ROOT / "bench")]
+sys.path[:0] = [str(_ROOT)]
 
 from tools.gpu.place import BUILD, Place, environment, unpack  # noqa: E402 - below the path
 

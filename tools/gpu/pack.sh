@@ -99,6 +99,8 @@ list() {
 }
 
 mkdir -p "$WORK"
+exec 9>"$WORK/pack.lock"
+flock -n 9 || { echo "pack.sh runs already: end that one first" >&2 && exit 1; }
 restore
 site
 carried
@@ -108,7 +110,7 @@ trap 'exit 143' TERM HUP
 aside
 list
 if [ $# -gt 0 ]; then
-  "$@" &
+  "$@" 9>&- &
   CHILD=$!
   code=0
   wait "$CHILD" || code=$?

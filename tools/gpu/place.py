@@ -77,7 +77,7 @@ def environment(place: Place) -> dict[str, str]:
 
     The CUDA build of llama.cpp and the carried packages are found first. A dry run hides every GPU.
     """
-    folders = [place.llama, str(ROOT), str(ROOT / "bench"), place.site, os.environ.get("PYTHONPATH", "")]
+    folders = [place.llama, str(ROOT), place.site, os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(folder for folder in folders if folder)
     return os.environ | {"PYTHONPATH": path} | ({"CUDA_VISIBLE_DEVICES": ""} if place.dry else {})
 

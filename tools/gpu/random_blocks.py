@@ -11,8 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import shapes
-
+from bench import shapes
 from tools.random_gguf import add_tokenizer
 
 if TYPE_CHECKING:

@@ -66,7 +66,7 @@ def compare(case: Case, place: Place) -> Iterator[Finding]:
 
     A dry run predicts for the tiny file, and loads it on the CPU once.
     """
-    import memory_estimate
+    from bench import memory_estimate
 
     path = place.model(case.model)
     title = f"{case.model}, {case.cache_type} KV cache, {case.slots} x {case.context}"

@@ -13,11 +13,9 @@ from tools.gpu.place import NO_GPU, Place, is_installed
 from tourkit.errors import one_line
 from tourkit.hardware.probe import probe
 
-_NEAR = 64 << 20  # bytes: two readings of the free memory may differ by this
+_NEAR = 256 << 20  # bytes: two readings of the free memory may differ by this
 _IMPORT = "import llama_cpp; print(llama_cpp.llama_supports_gpu_offload())"
-_OUR_IMPORT = (
-    "from tourkit.backends.llama_cpp.model import import_llama; print(import_llama().llama_supports_gpu_offload())"
-)
+_OUR_IMPORT = "from tourkit.backends.llama_cpp import model; print(model.import_llama().llama_supports_gpu_offload())"
 
 
 def devices(place: Place) -> Iterator[Finding]:

@@ -19,8 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prompts import documents
-
+from bench.prompts import documents
 from tools.gpu.findings import SPEED, Finding, check, measured, skipped
 from tools.gpu.place import NO_GPU, ROOT, Place, cuda_libraries, is_installed
 

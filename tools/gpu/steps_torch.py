@@ -23,8 +23,7 @@ from tourkit.launch import ALL_LAYERS, NO_LAYERS, GpuLayers, Launch
 from tourkit.planning import memory, model_shape
 
 if TYPE_CHECKING:
-    import shapes
-
+    from bench import shapes
     from tourkit.backends.base import Engine
 
 TINY = ROOT / "weights" / "tiny" / "safetensors"
@@ -126,7 +125,7 @@ def bitsandbytes(place: Place) -> Iterator[Finding]:
     wanted = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     model = AutoModelForCausalLM.from_pretrained(source, quantization_config=wanted, device_map={"": "cuda"})
     model.save_pretrained(target)
-    shutil.copy(TINY / "tokenizer.json", target)
+    _copy_tokenizer(target)
     tokens = torch.tensor([[(37 * i + 11) % 1000 for i in range(24)]], device="cuda")
     with torch.inference_mode():
         first = model(tokens).logits[0, -1].float()
@@ -158,8 +157,7 @@ def write_folder(shape: shapes.Shape, folder: Path) -> None:
     numbers |= {"num_key_value_heads": shape.kv_heads, "intermediate_size": shape.feed_forward}
     numbers |= {"vocab_size": _vocab(shape), "max_position_embeddings": 8192}
     (folder / "config.json").write_text(json.dumps(config | numbers | {"tie_word_embeddings": False}))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TINY / name, folder)
+    _copy_tokenizer(folder)
     header, at = {}, 0
     for name, (rows, columns) in _matrices(shape).items():
         size = 2 * rows * columns
@@ -177,6 +175,11 @@ def write_folder(shape: shapes.Shape, folder: Path) -> None:
                 values = np.ones(columns, dtype=np.float32) if rows == 1 else normal * np.float32(columns**-0.5)
                 patterns[key] = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()  # bf16: the upper half
             _write_repeated(out, patterns[key], 2 * rows * columns)
+
+
+def _copy_tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, folder)
 
 
 def _write_repeated(out: Any, pattern: bytes, size: int) -> None:
