@@ -17,7 +17,7 @@ export CMAKE_ARGS += -DCMAKE_C_FLAGS="$(NO_AMX)" -DCMAKE_CXX_FLAGS="$(NO_AMX)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo picture test test-quick test-full test-documents test-stacks test-transformers test-onnx test-vllm test-arch test-arch-sample arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench wheel clean
+.PHONY: help install demo picture test test-quick test-full test-documents test-stacks test-transformers test-onnx test-vllm test-arch test-arch-sample arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench gpu-check-dry wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +106,9 @@ bench: $(DEV)/ready ## tourkit beside its peers, as ratios of interleaved runs
 	$(DEV)/bin/python -m pip install -q "llama-cpp-python[server]"
 	$(DEV)/bin/python bench/structured_http.py --peers
 	$(DEV)/bin/python bench/serving.py
+
+gpu-check-dry: $(DEV)/ready ## the check for a machine with a GPU, up to the GPU (tools/gpu/README.md)
+	$(DEV)/bin/python tools/gpu/check.py --dry-run
 
 tiny-model: $(TINY)/ready ## train the tiny model from its seeds, export and score it: an hour or more on two cores
 	$(TINY)/bin/python -m tools.tiny.make --out build/tiny-model
