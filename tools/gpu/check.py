@@ -48,9 +48,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the models are removed
     in_memory = not given.dry_run and os.access("/dev/shm", os.W_OK)
     with tempfile.TemporaryDirectory(prefix="tourkit-gpu-", dir="/dev/shm" if in_memory else None) as work:
-        site, llama, built = unpack(Path(work))
-        if given.dry_run:
-            llama = ""  # it may be unable to load without CUDA's libraries
+        site, llama, built = unpack(Path(work), dry=given.dry_run)
         place = Place(work, site, llama, bool(built.get("flash_attention")), gpu.get("id", ""))
         if site:
             sys.path.append(site)

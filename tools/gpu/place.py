@@ -52,14 +52,15 @@ class Place:
         return Place(**json.loads(text))
 
 
-def unpack(work: Path) -> tuple[str, str, dict[str, Any]]:
+def unpack(work: Path, *, dry: bool) -> tuple[str, str, dict[str, Any]]:
     """Unpack what was carried. Return the folders of packages and of llama.cpp, and what its built.json says.
 
-    A folder is "" if there is no archive for it. pack.sh takes the packages for one version of Python only.
+    A folder is "" if there is no archive for it. pack.sh takes the packages for one version of Python only. A dry run
+    uses the llama_cpp that is installed, because the CUDA build needs CUDA's libraries.
     """
     site = _unpacked(SITE, work / "site") if sys.version_info[:2] == FOR_PYTHON else ""
     archive = next((path for path in ARCHIVES if path.is_file()), ARCHIVES[-1])
-    llama = _unpacked(archive, work / "llama")
+    llama = "" if dry else _unpacked(archive, work / "llama")
     built: dict[str, Any] = json.loads(Path(llama, "built.json").read_text()) if llama else {}
     return site, llama, built
 
