@@ -70,6 +70,8 @@ def compare(case: Case, place: Place) -> Iterator[Finding]:
 
     path = place.model(case.model)
     title = f"{case.model}, {case.cache_type} KV cache, {case.slots} x {case.context}"
+    if not place.dry and not place.flash:
+        title += ", without FlashAttention"
     reason = _obstacle(case, place, path)
     if reason:
         yield skipped(title, reason)
