@@ -214,11 +214,15 @@ def test_the_report_shows_ratios_to_the_peers_with_as_many_sequences() -> None:
 
 def test_the_report_names_what_failed_and_what_was_skipped() -> None:
     broken = step("serving", check("three `roles` answer", False, "['fast']"), state=FAILED, why="a check failed")
+    broken["stderr"] = ["Traceback", "OSError: no room"]
     late = step("packed-8b", state=SKIPPED, why="no time is left")
 
     page = report.render([run_of(broken, late, step("probe", skipped("torch", "not installed")))])
 
-    assert "## What failed\n\n- step serving: a check failed\n- three 'roles' answer: ['fast']\n" in page
+    assert (
+        "## What failed\n\n- step serving: a check failed (OSError: no room)\n- three 'roles' answer: ['fast']\n"
+        in page
+    )
     assert "## What was skipped\n\n- step packed-8b: no time is left\n- torch: not installed\n" in page
 
 

@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="start nothing on a GPU")
     parser.add_argument("--out", type=Path, default=BUILD / "runs", help="folder of the JSON file")
     parser.add_argument("--seconds", type=float, default=_SECONDS, help="limit of the whole run")
-    parser.add_argument("--only", nargs="+", metavar="STEP", help="run these steps alone")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="run these steps, and those that write their models")
     given = parser.parse_args()
     gpu = {} if given.dry_run else _first_gpu()
     if not gpu and not given.dry_run:
@@ -65,11 +65,12 @@ def _run_all(only: list[str] | None, place: Place, path: Path, about: dict[str, 
 
     if unknown := set(only or ()) - set(BY_NAME):
         sys.exit(f"no such step: {', '.join(sorted(unknown))}: choose from {', '.join(BY_NAME)}")
+    names = {name for each in only or BY_NAME for name in (each, BY_NAME[each].after)}
     record = Record(path, about)
     end = time.monotonic() + seconds
     for step in ALL:
         left = end - time.monotonic()
-        if only and step.name not in only:
+        if step.name not in names:
             continue
         if left < _LEAST:
             record.left_out(step.name, "no time is left")

@@ -19,6 +19,7 @@ sys.path[:0] = [str(_ROOT)]
 from tools.gpu.findings import FAILED, MEASURED, MEMORY, OK, SKIPPED, SPEED  # noqa: E402 - below the path
 
 _MIB = 1 << 20
+_MOST = 300  # characters of a line of stderr
 _PEERS = ("llama-server", "llama-batched-bench")
 _NOT_PROVEN = (
     "MIG: the GPU was whole. The probe's answer for a slice, and how CUDA_VISIBLE_DEVICES takes its id, are not tried.",
@@ -131,7 +132,8 @@ def _ratio(mine: dict[str, Any], peer: str, found: list[dict[str, Any]]) -> str:
 def _failures(steps: list[dict[str, Any]]) -> Iterator[str]:
     for step in steps:
         if step["state"] not in (OK, SKIPPED):
-            yield f"step {step['name']}: {step['why'] or step['state']}"
+            last = next(iter(step.get("stderr", [])[-1:]), "")
+            yield f"step {step['name']}: {step['why'] or step['state']}" + (f" ({last[:_MOST]})" if last else "")
         for each in step["findings"]:
             if each["state"] == FAILED:
                 yield f"{each['what']}: {each['why']}{_figures(each)}"
