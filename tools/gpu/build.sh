@@ -71,6 +71,9 @@ toolkit() {
     FLAGS=("-DCUDAToolkit_ROOT=$cuda")
     if ! ls "$cuda"/lib64/libcublas.so >/dev/null 2>&1; then
       major=$("$NVCC" --version | sed -n 's/.*release \([0-9]*\.[0-9]*\).*/\1/p')
+      if [ "${major%%.*}" -lt 13 ]; then
+        echo "build.sh: CUDA $major in $cuda has no cuBLAS: install it there, or set TOOLKIT=index" >&2 && exit 1
+      fi
       from_index "$WORK/cublas" "nvidia-cublas==$major.*"
       cuda=$(ls -d "$WORK"/cublas/nvidia/cu*)
       FLAGS+=("-DCUDA_cublas_LIBRARY=$cuda/lib/libcublas.so" "-DCUDA_cublasLt_LIBRARY=$cuda/lib/libcublasLt.so")
