@@ -117,8 +117,8 @@ build() {
   echo $BASHPID >"$PID"
   sources
   toolkit
-  if [ ! -f "$WORK/llama-plain.tar.xz" ]; then compile plain OFF && pack plain false; fi
-  if [ ! -f "$WORK/llama-flash.tar.xz" ]; then compile flash ON && pack flash true; fi
+  if [ ! -f "$WORK/llama-plain.tar.xz" ]; then compile plain OFF; pack plain false; fi
+  if [ ! -f "$WORK/llama-flash.tar.xz" ]; then compile flash ON; pack flash true; fi
   say "ready"
 }
 
