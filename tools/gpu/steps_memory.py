@@ -81,7 +81,10 @@ def compare(case: Case, place: Place) -> Iterator[Finding]:
         raise RuntimeError(f"{path}: its header has no shape")
     layers = NO_LAYERS if place.dry else ALL_LAYERS
     context, prompt, answer = (256, 64, 8) if place.dry else (case.context, case.prompt, 256)
-    sizing = memory.Sizing("llama_cpp", path.stat().st_size, shape, context, case.slots, case.cache_type, layers)
+    sizing = memory.Sizing(
+        *("llama_cpp", path.stat().st_size, shape, context, case.slots, case.cache_type, layers),
+        runtime="" if place.dry else "cuda",
+    )
     spec: dict[str, Any] = {"model": case.model, "stack": "llama_cpp", "path": str(path), "slots": case.slots}
     spec |= {"context": context, "threads": os.cpu_count() or 1, "gpu_layers": asdict(layers)}
     spec |= {"cache_type": case.cache_type, "prompt": prompt, "answer": answer}
