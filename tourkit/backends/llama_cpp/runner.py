@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tourkit.backends.llama_cpp.model import LAST_POOLING, LlamaModel, reason
+from tourkit.backends.llama_cpp.library import reason
+from tourkit.backends.llama_cpp.model import LAST_POOLING, LlamaModel
 from tourkit.backends.llama_cpp.sampling import LlamaSampler
 from tourkit.engine.sampling import NumpySampler
 from tourkit.errors import EngineError, LocalError, UsageError
