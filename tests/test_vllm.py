@@ -11,6 +11,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -49,6 +51,17 @@ needs_vllm = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 QUESTION = [{"role": "user", "content": "Anna Petrova paid 1200 rubles on 2025-03-14. Write what happened, in words."}]
 CONFIG = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "vocab_size": 299}
 AWQ = {"quantization_config": {"quant_method": "awq"}}
+# How checkpoints ask for an FP8 KV cache: ModelOpt in config.json, and llm-compressor. Made by hand after such files.
+FP8_CACHE = {"num_bits": 8, "type": "float", "dynamic": False}
+MODELOPT = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": FP8_CACHE}
+COMPRESSED = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float"}}},
+}
+COMPRESSED_INT4 = COMPRESSED | {"config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}}}
+# A100, RTX 30, RTX 40, H100, B200, RTX 50
+AMPERE, CONSUMER_AMPERE, ADA, HOPPER, BLACKWELL, CONSUMER_BLACKWELL = (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)
 # No grammar can express that all items of a list differ.
 UNIQUE = {
     "type": "object",
@@ -144,9 +157,11 @@ def options(arguments: list[str]) -> dict[str, str | None]:
     }
 
 
-def started(folder: Path, *roles: str, cpu: bool = True, **config: Any) -> dict[str, str | None]:
+def started(
+    folder: Path, *roles: str, cpu: bool = True, capability: tuple[int, int] | None = None, **config: Any
+) -> dict[str, str | None]:
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
-    spec = launch(path=folder).launch
+    spec = launch(path=folder, capability=capability).launch
     return options(
         serve_arguments(spec, folder, weights.shape_of(folder), "unix:/s", roles, middleware="a.Front", cpu=cpu)
     )
@@ -188,6 +203,97 @@ def test_it_is_told_to_stay_offline_whether_or_not_the_gateway_is() -> None:
     assert given["HF_HUB_OFFLINE"] == given["VLLM_NO_USAGE_STATS"] == given["DO_NOT_TRACK"] == "1"
     assert given["VLLM_HOST_IP"] == "127.0.0.1"  # without it vLLM uses the network to find its own address
     assert given["OMP_NUM_THREADS"] == "1"
+
+
+# --- how it is started on a GPU -------------------------------------------------------------------------------------
+
+
+def on_gpu(folder: Path, capability: tuple[int, int] | None, **config: Any) -> dict[str, str | None]:
+    return started(folder, "tool", cpu=False, capability=capability, **config)
+
+
+def test_the_sampler_that_is_compiled_on_the_machine_is_off_on_a_gpu() -> None:
+    assert environment(launch().launch, cpu=False)["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+    assert "VLLM_USE_FLASHINFER_SAMPLER" not in environment(launch().launch, cpu=True)
+
+
+@pytest.mark.parametrize("packed", [MODELOPT, COMPRESSED | {"kv_cache_scheme": FP8_CACHE}])
+@pytest.mark.parametrize(
+    ("capability", "cache"),
+    [
+        ((7, 5), "float16"),  # no bfloat16 there
+        (AMPERE, "bfloat16"),
+        (CONSUMER_AMPERE, "bfloat16"),
+        (ADA, "bfloat16"),  # FlashAttention refuses FP8 there too, and FlashInfer needs nvcc
+        (HOPPER, None),
+        (BLACKWELL, None),
+        (CONSUMER_BLACKWELL, "bfloat16"),
+        (None, None),
+    ],
+)
+def test_an_fp8_cache_is_used_only_where_it_needs_no_nvcc(
+    packed: dict[str, Any], capability: tuple[int, int] | None, cache: str | None, tmp_path: Path
+) -> None:
+    assert on_gpu(tmp_path, capability, quantization_config=packed).get("--kv-cache-dtype") == cache
+
+
+def test_the_cache_has_the_type_of_a_model_in_float16(tmp_path: Path) -> None:
+    given = on_gpu(tmp_path, AMPERE, quantization_config=MODELOPT, torch_dtype="float16")
+
+    assert given["--kv-cache-dtype"] == "float16"
+
+
+def test_the_wish_for_an_fp8_cache_may_stand_in_a_file_of_its_own(tmp_path: Path) -> None:
+    """ModelOpt up to 0.29 writes hf_quant_config.json beside config.json, and vLLM reads it."""
+    quantization = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": quantization}))
+
+    assert on_gpu(tmp_path, AMPERE)["--kv-cache-dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("packed", [{}, AWQ, {"quantization_config": COMPRESSED}])
+def test_a_checkpoint_that_asks_for_no_fp8_cache_keeps_the_usual_one(packed: dict[str, Any], tmp_path: Path) -> None:
+    assert "--kv-cache-dtype" not in on_gpu(tmp_path, AMPERE, **packed)
+
+
+@pytest.mark.parametrize(
+    ("packed", "capability", "backend"),
+    [
+        (COMPRESSED, (7, 5), "marlin"),
+        (COMPRESSED, AMPERE, "marlin"),
+        (COMPRESSED, ADA, None),
+        (COMPRESSED, None, None),
+        (COMPRESSED_INT4, AMPERE, None),
+        (MODELOPT, AMPERE, None),
+    ],
+)
+def test_compressed_fp8_weights_take_the_kernels_that_are_in_the_wheel(
+    packed: dict[str, Any], capability: tuple[int, int] | None, backend: str | None, tmp_path: Path
+) -> None:
+    assert on_gpu(tmp_path, capability, quantization_config=packed).get("--linear-backend") == backend
+
+
+def test_the_bytes_of_the_cache_are_those_of_16_bits_with_an_fp8_checkpoint(tmp_path: Path) -> None:
+    plain, packed = on_gpu(tmp_path, AMPERE), on_gpu(tmp_path, AMPERE, quantization_config=MODELOPT)
+
+    assert (
+        packed["--kv-cache-memory-bytes"] == plain["--kv-cache-memory-bytes"] == str(2 * 2 * 64 * 2 * (4 * 2048 + 128))
+    )
+
+
+@needs_vllm
+def test_this_vllm_knows_the_options_for_a_gpu() -> None:
+    code = (
+        "from typing import get_args\n"
+        "from vllm import envs\n"
+        "from vllm.config.cache import CacheDType\n"
+        "from vllm.config.kernel import LinearBackend\n"
+        "assert {'float16', 'bfloat16'} <= {*get_args(CacheDType)}\n"
+        "assert 'marlin' in get_args(LinearBackend)\n"
+        "assert 'VLLM_USE_FLASHINFER_SAMPLER' in envs.environment_variables\n"
+    )
+
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

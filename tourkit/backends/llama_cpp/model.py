@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tourkit.backends.llama_cpp.library import import_llama, reason
+from tourkit.backends.out_of_memory import is_out_of_memory
 from tourkit.errors import EngineDead, LocalError
 from tourkit.headers import gguf_parts
 from tourkit.launch import ALL_LAYERS, GpuLayers
@@ -70,8 +71,10 @@ class LlamaModel:
         first, *_ = weight_files(path)  # llama.cpp finds the other parts in the same folder
         model = lib.llama_model_load_from_file(str(first).encode(), params)
         if not model:
-            check = "compare its SHA-256 with the source (for a bundle: `tourkit verify`), or choose another model"
-            raise LocalError(f"{path}: llama.cpp cannot load it ({reason()}): {check}")
+            why, fix = reason(), "free some memory, or choose a smaller quant"
+            if not is_out_of_memory(why):
+                fix = "compare its SHA-256 with the source (for a bundle: `tourkit verify`), or choose another model"
+            raise LocalError(f"{path}: llama.cpp cannot load it ({why}): {fix}")
         return model
 
     def _adapter(self, path: Path) -> Any:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 from tourkit import net
 from tourkit.bundle.index import Index, read_index
+from tourkit.errors import NotSo
 from tourkit.hardware import machine_file, probe
 from tourkit.hardware.machine import Hardware
 from tourkit.manifest.models import VariantId
@@ -16,7 +19,7 @@ from tourkit.net import Urls
 from tourkit.planning import planner, sources
 from tourkit.planning.limits import UNLIMITED, Limits
 from tourkit.planning.model_shape import Shape
-from tourkit.planning.plan import Placement, Plan
+from tourkit.planning.plan import CPU, Placement, Plan
 from tourkit.planning.weights import read_weights
 from tourkit.server.gateway import app
 from tourkit.server.gateway.app import GatewayOptions
@@ -43,7 +46,7 @@ class ServeOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class Source:
     """What to serve. `locate` gives the file or folder for a path of the index. `name`: how messages name it."""
 
     index: Index
@@ -63,7 +66,7 @@ def serve_bundle(
     """
     index = read_index(bundle)
     shapes = sources.shapes_of_bundle(bundle, index)
-    _serve(_Source(index, shapes, bundle.joinpath, "the bundle"), options, gateway, on_ready)
+    _serve(Source(index, shapes, bundle.joinpath, "the bundle"), options, gateway, on_ready)
 
 
 def serve_weights(
@@ -74,35 +77,77 @@ def serve_weights(
     Raises what `serve_bundle` raises; and LocalError when the model cannot be loaded, with the reason.
     """
     weights = read_weights(path)
-    source = _Source(weights.index, weights.shapes, lambda _: weights.path, str(path))
+    source = Source(weights.index, weights.shapes, lambda _: weights.path, str(path))
     _serve(source, options, replace(gateway, ends_unloaded=True), on_ready)
 
 
 def _serve(
-    source: _Source, options: ServeOptions, gateway: GatewayOptions, on_ready: Callable[[Urls, Plan], None]
+    source: Source, options: ServeOptions, gateway: GatewayOptions, on_ready: Callable[[Urls, Plan], None]
 ) -> None:
-    made = planner.plan(
+    machine = _hardware(options)
+    made = _plan(source, options, machine, options.roles)
+    for line in (*made.notes, *made.unfilled):
+        gateway.say(line)
+    if options.deterministic and any(not placement.launch.gpu_layers.is_none for placement in made.placements):
+        gateway.say("--deterministic holds on a CPU only: on a GPU a near-tie may still fall either way")
+    gateway = replace(
+        gateway,
+        only_gpu=len(machine.gpus) == 1 and not machine.problems,  # a GPU that does not answer is visible too
+        plan_again=partial(plan_again, source, options),
+    )
+    placements = _located(source, options, made)
+    app.serve(placements, gateway, net.listen(options.host, options.port), lambda urls: on_ready(urls, made))
+
+
+def plan_again(
+    source: Source, options: ServeOptions, failed: Placement, coming: Iterable[Placement]
+) -> Placement | None:
+    """Measure this machine again, and return a placement of the same model that fits; None if no other one does.
+
+    `failed` found too little memory. `coming`: placements for which memory must stay free. The workers that are loaded
+    already have theirs, so it is not measured as free.
+    """
+    index = replace(source.index, roles=dict.fromkeys(failed.roles, (failed.launch.model,)))
+    try:
+        made = _plan(replace(source, index=index), options, without(probe.probe(), coming), failed.roles)
+    except NotSo:
+        return None  # the fallbacks of the first plan are next
+    [placement] = _located(source, options, made)
+    is_same = (placement.launch, placement.device) == (failed.launch, failed.device)
+    return None if is_same else replace(placement, resident=failed.resident)
+
+
+def without(machine: Hardware, coming: Iterable[Placement]) -> Hardware:
+    """Return the machine with the memory of these placements no longer free."""
+    taken: Counter[str] = Counter()
+    for memory in (memory for placement in coming for memory in placement.memory):
+        taken[memory.device] += memory.total
+    gpus = tuple(replace(gpu, free=max(0, gpu.free - taken[gpu.id])) for gpu in machine.gpus)
+    free = machine.ram if machine.ram_free is None else machine.ram_free
+    return replace(machine, gpus=gpus, ram_free=max(0, free - taken[CPU]))
+
+
+def _plan(source: Source, options: ServeOptions, machine: Hardware, roles: tuple[str, ...]) -> Plan:
+    return planner.plan(
         source.index,
-        _hardware(options),
-        roles=options.roles,
+        machine,
+        roles=roles,
         context=options.context,
         slots=options.slots,
         shapes=source.shapes,
         limits=options.limits,
         given=source.name,
     )
-    for line in (*made.notes, *made.unfilled):
-        gateway.say(line)
-    if options.deterministic and any(not placement.launch.gpu_layers.is_none for placement in made.placements):
-        gateway.say("--deterministic holds on a CPU only: on a GPU a near-tie may still fall either way")
-    placements = placements_at(
+
+
+def _located(source: Source, options: ServeOptions, plan: Plan) -> tuple[Placement, ...]:
+    return placements_at(
         source.locate,
-        made,
+        plan,
         deterministic=options.deterministic,
         prefix_cache=options.prefix_cache,
         chat_templates={model.id: model.chat_template for model in source.index.models if model.chat_template},
     )
-    app.serve(placements, gateway, net.listen(options.host, options.port), lambda urls: on_ready(urls, made))
 
 
 def _hardware(options: ServeOptions) -> Hardware:
