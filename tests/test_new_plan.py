@@ -1,0 +1,249 @@
+"""Memory that other programs took after the plan: one new plan for the model, then its fallbacks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tourkit.bundle.index import BundleModel, BundleVariant, Index
+from tourkit.hardware import probe
+from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
+from tourkit.launch import Launch
+from tourkit.manifest.models import PinnedFile, Source, VariantId
+from tourkit.planning.model_shape import Shape
+from tourkit.planning.plan import CPU, Memory, Placement
+from tourkit.server.gateway import app, process
+from tourkit.server.gateway import launch as serving
+from tourkit.server.gateway.app import Gateway, GatewayOptions
+from tourkit.server.gateway.launch import ServeOptions, plan_again, without
+from tourkit.server.gateway.supervisor import State, Worker
+
+GIB = 2**30
+SMALL = Shape((512,) * 8, (0,) * 8, 512, 2048, 1000, 8192, "a test", head=64)  # 8 KiB per token
+OFFLINE: Any = {"uds": "", "offline": True}
+GPU = Gpu("GPU-0", "A100", "cuda", 20 * GIB, 20 * GIB, (8, 0))
+
+
+def machine(free: float) -> Hardware:
+    """Return a machine with a GPU that has this many GiB free. Made by hand: such a machine cannot exist here."""
+    gpus = (replace(GPU, free=int(free * GIB)),)
+    return Hardware(4, 64 * GIB, ram_free=60 * GIB, gpus=gpus, stacks=(InstalledStack("llama_cpp", gpu="cuda 12"),))
+
+
+def index(**sizes: float) -> Index:
+    """Return an index with two models, `brain` and `other`; brain has a variant of each size, in GiB."""
+    variants = [VariantId("brain", quant) for quant in sizes] + [VariantId("other", "Q8_0")]
+    files = tuple(
+        PinnedFile(f"{id_.folder}/m.gguf", int(sizes.get(id_.quant, 1) * GIB), "0" * 64, Source("me/m", "1" * 40, "m"))
+        for id_ in variants
+    )
+    models = tuple(BundleModel(model, "me/m", "mit", 8192, None, False) for model in ("brain", "other"))
+    made = tuple(BundleVariant(id_.model, id_.quant, "gguf", "me/m", "main", "1" * 40) for id_ in variants)
+    return Index("set", "", "", {"brain": ("brain", "other"), "tool": ("other",)}, models, made, files)
+
+
+def source(**sizes: float) -> serving.Source:
+    made = index(**sizes)
+    return serving.Source(made, {variant.id: SMALL for variant in made.variants}, Path("/bundle").joinpath, "a test")
+
+
+def first_plan(given: serving.Source, free: float) -> Placement:
+    """Return the placement of brain by the first plan."""
+    made = serving._located(given, ServeOptions(), serving._plan(given, ServeOptions(), machine(free), ("brain",)))
+    return made[0]
+
+
+# --- the new plan ---------------------------------------------------------------------------------------------------
+
+
+def test_the_new_plan_takes_a_variant_of_the_same_model_that_fits_what_is_free_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = source(Q8_0=9, Q4_K_M=5)
+    failed = first_plan(given, free=20)
+    monkeypatch.setattr(probe, "probe", lambda: machine(free=7))
+
+    made = plan_again(given, ServeOptions(), failed, ())
+
+    assert (failed.launch.quant, failed.device) == ("Q8_0", "GPU-0")
+    assert made is not None
+    assert (made.launch.model, made.launch.quant, made.device) == ("brain", "Q4_K_M", "GPU-0")
+    assert made.launch.path == "/bundle/models/brain/Q4_K_M/m.gguf"
+    assert made.roles == failed.roles
+
+
+def test_memory_that_other_placements_still_need_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = source(Q8_0=9, Q4_K_M=5)
+    failed = first_plan(given, free=20)
+    monkeypatch.setattr(probe, "probe", lambda: machine(free=12))
+    coming = Placement(("tool",), failed.launch, "GPU-0", memory=(Memory("GPU-0", 5 * GIB, 0, 0, 5 * GIB),))
+
+    made = plan_again(given, ServeOptions(), failed, (coming,))
+
+    assert made is not None
+    assert made.launch.quant == "Q4_K_M"
+
+
+def test_a_model_in_turn_stays_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = source(Q8_0=9, Q4_K_M=5)
+    monkeypatch.setattr(probe, "probe", lambda: machine(free=7))
+
+    made = plan_again(given, ServeOptions(), replace(first_plan(given, free=20), resident=False), ())
+
+    assert made is not None
+    assert not made.resident
+
+
+def test_there_is_no_new_plan_if_the_same_one_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = source(Q8_0=9)
+    failed = first_plan(given, free=20)
+    monkeypatch.setattr(probe, "probe", lambda: machine(free=20))
+
+    assert plan_again(given, ServeOptions(), failed, ()) is None
+
+
+def test_there_is_no_new_plan_if_nothing_fits_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = source(Q8_0=9)
+    failed = first_plan(given, free=20)
+    monkeypatch.setattr(probe, "probe", lambda: replace(machine(free=0), ram_free=GIB))
+
+    assert plan_again(given, ServeOptions(), failed, ()) is None
+
+
+def test_memory_for_other_placements_is_taken_from_its_device() -> None:
+    coming = Placement(
+        ("tool",),
+        Launch("m", "llama_cpp", "m", 1, 64, 1),
+        memory=(Memory("GPU-0", 0, 0, 0, 3 * GIB), Memory(CPU, 0, 0, 0, GIB)),
+    )
+
+    left = without(machine(free=10), [coming, coming])
+
+    assert (left.gpus[0].free, left.ram_free) == (4 * GIB, 58 * GIB)
+    assert without(machine(free=1), [coming]).gpus[0].free == 0
+
+
+def test_memory_stays_free_for_the_largest_of_those_that_take_turns() -> None:
+    """A model that takes turns itself is not loaded beside them."""
+    turns = [
+        Worker(replace(placement("Full", 64), resident=False, memory=(Memory(CPU, size, 0, 0, size),)), **OFFLINE)
+        for size in (1, 3, 2)
+    ]
+    resident, in_turn = Worker(placement("Full"), **OFFLINE), turns[0]
+
+    assert app._still_to_come(resident, turns) == (turns[1].placement,)
+    assert app._still_to_come(in_turn, [resident, *turns[1:]]) == ()
+
+
+# --- when it is asked for -------------------------------------------------------------------------------------------
+
+
+def placement(model: str, context: int = 2048, *fallbacks: Placement) -> Placement:
+    launch = Launch(model, "llama_cpp", f"{model}.gguf", 1, context, 1, quant=f"F{context}")
+    return Placement(("tool",), launch, fallbacks=fallbacks)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are processes with the fake engine that the model names."""
+    monkeypatch.setattr(process, "_OUR_ENGINE", process.Program("fake_worker"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
+
+
+def run(planned: Placement, make: Callable[[Placement], Placement | None]) -> tuple[Worker, list[str], list[Placement]]:
+    """Start a worker, and stop it when it has loaded or failed. Return it, what it said, and what was planned again."""
+    said: list[str] = []
+    asked: list[Placement] = []
+
+    async def again(worker: Worker) -> Placement | None:
+        asked.append(worker.placement)
+        return make(worker.placement)
+
+    async def serve() -> Worker:
+        worker = Worker(planned, uds="", offline=False, say=said.append, plan_again=again)
+        worker.start()
+        await worker.settled()
+        loaded = worker.state is State.READY
+        await worker.stop()
+        assert loaded is (worker.error is None)
+        return worker
+
+    return asyncio.run(serve()), said, asked
+
+
+@pytest.mark.starts
+@pytest.mark.usefixtures("fake")
+def test_a_model_without_memory_is_loaded_by_its_new_plan_and_one_line_says_so() -> None:
+    worker, said, asked = run(placement("Full"), lambda _: placement("Full", 512))
+
+    assert worker.answering.launch.context == 512
+    assert len(asked) == 1
+    assert said == [
+        "tool: Full F2048 on llama_cpp: m.gguf: llama.cpp cannot load it (cudaMalloc failed: out of memory);"
+        " planned again for the memory that is free now: Full F512 llama_cpp, 512 tokens a sequence"
+    ]
+
+
+@pytest.mark.starts
+@pytest.mark.usefixtures("fake")
+def test_the_fallbacks_come_after_a_new_plan_that_fails_too() -> None:
+    planned = placement("Full", 4096, placement("Full", 64))
+
+    worker, said, asked = run(planned, lambda _: placement("Full", 2048))
+
+    assert worker.answering.launch.context == 64
+    assert len(asked) == 1
+    assert [line.partition("; ")[2] for line in said] == [
+        "planned again for the memory that is free now: Full F2048 llama_cpp, 2048 tokens a sequence",
+        "falling back to Full F64 llama_cpp",
+    ]
+
+
+@pytest.mark.starts
+@pytest.mark.usefixtures("fake")
+def test_the_fallbacks_come_at_once_if_no_new_plan_is_found() -> None:
+    worker, said, asked = run(placement("Full", 4096, placement("Full", 64)), lambda _: None)
+
+    assert worker.answering.launch.context == 64
+    assert len(asked) == 1
+    assert said[0].endswith("falling back to Full F64 llama_cpp")
+
+
+@pytest.mark.starts
+@pytest.mark.usefixtures("fake")
+def test_another_failure_leads_to_no_new_plan() -> None:
+    worker, _, asked = run(placement("Damaged"), lambda _: placement("Full", 64))
+
+    assert asked == []
+    assert worker.state is State.STOPPED
+    assert worker.error == "Damaged F2048 on llama_cpp: m.gguf: not a GGUF file"
+
+
+@pytest.mark.starts
+@pytest.mark.usefixtures("fake")
+def test_two_models_without_memory_are_planned_one_after_the_other() -> None:
+    """The first gets a plan beside the second, which waits; the second beside the first, which is loaded then."""
+    coming: list[tuple[str, list[str]]] = []
+    one, two = (replace(placement("Full"), roles=(role,)) for role in ("brain", "tool"))
+    two = replace(two, launch=replace(two.launch, quant="other"))
+
+    def make(failed: Placement, others: tuple[Placement, ...]) -> Placement:
+        coming.append((failed.launch.quant, [other.launch.quant for other in others]))
+        return replace(failed, launch=replace(failed.launch, context=64))
+
+    async def serve() -> list[State]:
+        gateway = Gateway((one, two), GatewayOptions(unix=False, plan_again=make))
+        async with gateway._lifespan(None):  # type: ignore[arg-type]
+            workers = gateway._distinct()
+            for worker in workers:
+                await worker.settled()
+            return [worker.state for worker in workers]
+
+    assert asyncio.run(serve()) == [State.READY, State.READY]
+    assert len(coming) == 2
+    assert coming[1][1] == []
