@@ -519,50 +519,123 @@ def alive(pid: int) -> bool:
         return False
 
 
+# A plugin that vLLM loads in each of its processes. It tries to reach the network and writes down what came of it.
+PLUGIN = """
+import os, pathlib, socket
+
+def knock():
+    try:
+        socket.create_connection(("192.0.2.1", 9), timeout=1)
+        said = "connected"
+    except Exception as exc:
+        said = type(exc).__name__
+    pathlib.Path(os.environ["KNOCKED"], str(os.getpid())).write_text(said)
+"""
+
+
+def with_plugin(folder: Path) -> dict[str, str]:
+    """Install the plugin in a folder. Return the environment in which vLLM loads it."""
+    site, knocked = folder / "site", folder / "knocked"
+    info = site / "knocking-1.dist-info"
+    info.mkdir(parents=True)
+    knocked.mkdir()
+    (site / "knocking.py").write_text(PLUGIN)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: knocking\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[vllm.general_plugins]\nknocking = knocking:knock\n")
+    return {"PYTHONPATH": str(site), "KNOCKED": str(knocked)}
+
+
+# The processes of vLLM. On a GPU they are the server and its engine. On a CPU vLLM puts the model into a third process
+# unless this variable is 0.
+LAYOUTS = {"server and engine": "0", "server, engine and worker": "1"}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The environment for one layout of vLLM's processes."""
+    return {"VLLM_ENABLE_V1_MULTIPROCESSING": LAYOUTS[request.param]}
+
+
 @contextmanager
-def serving_alone(temporary: Path) -> Iterator[tuple[LaunchServer, list[int]]]:
+def serving_alone(temporary: Path, environment: dict[str, str]) -> Iterator[tuple[LaunchServer, list[int]]]:
     """Run a server with its temporary files in `temporary`. Yield it and its processes after its first answer."""
     with launch_server(
-        launch("tool"), log=temporary.with_suffix(".log"), environment={"TMPDIR": str(temporary)}
+        launch("tool"), log=temporary.with_suffix(".log"), environment={"TMPDIR": str(temporary)} | environment
     ) as running:
         assert ask(running).status == 200
         yield running, family(running.process.pid)
 
 
-@pytest.fixture
-def temporary() -> Iterator[Path]:
+@contextmanager
+def short_folder() -> Iterator[Path]:
     """An empty folder with a short path, because the path of a socket has at most about a hundred characters."""
     with tempfile.TemporaryDirectory(prefix="vllm-") as folder:
         (Path(folder) / "t").mkdir()
         yield Path(folder) / "t"
 
 
+@dataclass(frozen=True)
+class Life:
+    """What was seen of one server from its start to its end. Its engine was killed once."""
+
+    of_vllm: list[int]  # its server, its engine, and what they started
+    reached: dict[int, str]  # what came of the attempts to reach the network, by process
+    after_kill: Answer  # the first answer after the engine was killed
+    left_of_first: list[int]  # processes of the killed engine's server at that time
+    left: list[int]  # processes after the end
+    files: list[Path]  # temporary files after the end
+
+
+@pytest.fixture(scope="module")
+def life(layout: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Life:
+    folder = tmp_path_factory.mktemp("life")
+    with short_folder() as temporary:
+        with serving_alone(temporary, layout | with_plugin(folder)) as (running, processes):
+            reached = {int(path.name): path.read_text() for path in (folder / "knocked").iterdir()}
+            os.kill(engine_of(processes[1]), signal.SIGKILL)
+            while (answer := ask(running)).status != 200:
+                assert answer.status in (500, 503)
+            left_of_first = [pid for pid in processes[1:] if alive(pid)]
+            second = family(running.process.pid)
+        left = [pid for pid in (*processes, *second) if alive(pid)]
+        return Life(processes[1:], reached, answer, left_of_first, left, list(temporary.iterdir()))
+
+
+def engine_of(server: int) -> int:
+    """Return the process of vLLM's engine: the last child of its server. Before it comes Python's resource tracker."""
+    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    return int(children[-1])
+
+
 @needs_vllm
-def test_it_leaves_no_process_and_no_file_behind(temporary: Path) -> None:
-    with serving_alone(temporary) as (_, processes):
-        assert len(processes) >= 3  # gateway, vLLM's server, vLLM's engine
+def test_every_process_of_vllm_refuses_the_network(life: Life, layout: dict[str, str]) -> None:
+    several = {"0": 2, "1": 3}[layout["VLLM_ENABLE_V1_MULTIPROCESSING"]]
 
-    assert not any(map(alive, processes))
-    assert list(temporary.iterdir()) == []
+    assert len(life.reached) == several
+    assert life.reached.keys() <= set(life.of_vllm)
+    assert set(life.reached.values()) == {"OfflineError"}
 
 
 @needs_vllm
-def test_it_ends_with_a_gateway_that_is_killed(temporary: Path) -> None:
-    with serving_alone(temporary) as (running, processes):
+def test_an_engine_that_dies_is_started_again(life: Life) -> None:
+    assert life.after_kill.headers["x-tourkit-model"] == "tiny F16 vllm"
+    assert life.left_of_first == []
+
+
+@needs_vllm
+def test_it_leaves_no_process_and_no_file_behind(life: Life) -> None:
+    assert len(life.of_vllm) >= 2  # vLLM's server, vLLM's engine
+    assert life.left == []
+    assert life.files == []
+
+
+@needs_vllm
+def test_it_ends_with_a_gateway_that_is_killed(layout: dict[str, str]) -> None:
+    with short_folder() as temporary, serving_alone(temporary, layout) as (running, processes):
         running.process.send_signal(signal.SIGKILL)
         running.process.wait()
         while any(map(alive, processes)):
             pass
-
-
-@needs_vllm
-def test_an_engine_that_dies_is_started_again(temporary: Path) -> None:
-    with serving_alone(temporary) as (running, processes):
-        os.kill(processes[-1], signal.SIGKILL)
-        while (answer := ask(running)).status != 200:
-            assert answer.status in (500, 503)
-
-    assert answer.headers["x-tourkit-model"] == "tiny F16 vllm"
 
 
 @needs_vllm
