@@ -140,6 +140,15 @@ def test_memory_stays_free_for_the_largest_of_those_that_take_turns() -> None:
     assert app._still_to_come(in_turn, [resident, *turns[1:]]) == ()
 
 
+def test_a_gpu_is_the_only_one_if_no_other_failed_to_answer() -> None:
+    one = machine(free=20)
+
+    assert serving.has_one_gpu(one)
+    assert not serving.has_one_gpu(replace(one, gpus=(GPU, replace(GPU, id="GPU-1"))))
+    assert not serving.has_one_gpu(replace(one, problems=("CUDA device 1: cuDevicePrimaryCtxRetain failed",)))
+    assert not serving.has_one_gpu(replace(one, gpus=()))
+
+
 # --- when it is asked for -------------------------------------------------------------------------------------------
 
 

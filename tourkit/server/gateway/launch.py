@@ -90,11 +90,7 @@ def _serve(
         gateway.say(line)
     if options.deterministic and any(not placement.launch.gpu_layers.is_none for placement in made.placements):
         gateway.say("--deterministic holds on a CPU only: on a GPU a near-tie may still fall either way")
-    gateway = replace(
-        gateway,
-        only_gpu=len(machine.gpus) == 1 and not machine.problems,  # a GPU that does not answer is visible too
-        plan_again=partial(plan_again, source, options),
-    )
+    gateway = replace(gateway, only_gpu=has_one_gpu(machine), plan_again=partial(plan_again, source, options))
     placements = _located(source, options, made)
     app.serve(placements, gateway, net.listen(options.host, options.port), lambda urls: on_ready(urls, made))
 
@@ -115,6 +111,11 @@ def plan_again(
     [placement] = _located(source, options, made)
     is_same = (placement.launch, placement.device) == (failed.launch, failed.device)
     return None if is_same else replace(placement, resident=failed.resident)
+
+
+def has_one_gpu(machine: Hardware) -> bool:
+    """Whether exactly one GPU is visible. One that did not answer is visible too, so after a problem it is not sure."""
+    return len(machine.gpus) == 1 and not machine.problems
 
 
 def without(machine: Hardware, coming: Iterable[Placement]) -> Hardware:
