@@ -15,12 +15,13 @@ from tourkit.hardware import probe
 from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
 from tourkit.launch import Launch
 from tourkit.manifest.models import PinnedFile, Source, VariantId
+from tourkit.planning.limits import UNLIMITED, Limits
 from tourkit.planning.model_shape import Shape
 from tourkit.planning.plan import CPU, Memory, Placement
 from tourkit.server.gateway import app, process
 from tourkit.server.gateway import launch as serving
 from tourkit.server.gateway.app import Gateway, GatewayOptions
-from tourkit.server.gateway.launch import ServeOptions, plan_again, without
+from tourkit.server.gateway.launch import ServeOptions, left_beside, plan_again
 from tourkit.server.gateway.supervisor import State, Worker
 
 GIB = 2**30
@@ -68,7 +69,7 @@ def test_the_new_plan_takes_a_variant_of_the_same_model_that_fits_what_is_free_n
     failed = first_plan(given, free=20)
     monkeypatch.setattr(probe, "probe", lambda: machine(free=7))
 
-    made = plan_again(given, ServeOptions(), failed, ())
+    made = plan_again(given, ServeOptions(), failed, (), ())
 
     assert (failed.launch.quant, failed.device) == ("Q8_0", "GPU-0")
     assert made is not None
@@ -83,7 +84,7 @@ def test_memory_that_other_placements_still_need_is_not_used(monkeypatch: pytest
     monkeypatch.setattr(probe, "probe", lambda: machine(free=12))
     coming = Placement(("tool",), failed.launch, "GPU-0", memory=(Memory("GPU-0", 5 * GIB, 0, 0, 5 * GIB),))
 
-    made = plan_again(given, ServeOptions(), failed, (coming,))
+    made = plan_again(given, ServeOptions(), failed, (), (coming,))
 
     assert made is not None
     assert made.launch.quant == "Q4_K_M"
@@ -93,7 +94,7 @@ def test_a_model_in_turn_stays_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     given = source(Q8_0=9, Q4_K_M=5)
     monkeypatch.setattr(probe, "probe", lambda: machine(free=7))
 
-    made = plan_again(given, ServeOptions(), replace(first_plan(given, free=20), resident=False), ())
+    made = plan_again(given, ServeOptions(), replace(first_plan(given, free=20), resident=False), (), ())
 
     assert made is not None
     assert not made.resident
@@ -104,7 +105,7 @@ def test_there_is_no_new_plan_if_the_same_one_comes_out(monkeypatch: pytest.Monk
     failed = first_plan(given, free=20)
     monkeypatch.setattr(probe, "probe", lambda: machine(free=20))
 
-    assert plan_again(given, ServeOptions(), failed, ()) is None
+    assert plan_again(given, ServeOptions(), failed, (), ()) is None
 
 
 def test_there_is_no_new_plan_if_nothing_fits_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,20 +113,29 @@ def test_there_is_no_new_plan_if_nothing_fits_any_more(monkeypatch: pytest.Monke
     failed = first_plan(given, free=20)
     monkeypatch.setattr(probe, "probe", lambda: replace(machine(free=0), ram_free=GIB))
 
-    assert plan_again(given, ServeOptions(), failed, ()) is None
+    assert plan_again(given, ServeOptions(), failed, (), ()) is None
 
 
-def test_memory_for_other_placements_is_taken_from_its_device() -> None:
-    coming = Placement(
-        ("tool",),
-        Launch("m", "llama_cpp", "m", 1, 64, 1),
-        memory=(Memory("GPU-0", 0, 0, 0, 3 * GIB), Memory(CPU, 0, 0, 0, GIB)),
-    )
+OTHER = Placement(
+    ("tool",),
+    Launch("m", "llama_cpp", "m", 1, 64, 1),
+    memory=(Memory("GPU-0", 0, 0, 0, 3 * GIB), Memory(CPU, 0, 0, 0, GIB)),
+)
 
-    left = without(machine(free=10), [coming, coming])
+
+def test_memory_for_placements_to_come_is_taken_from_its_device() -> None:
+    left = left_beside(machine(free=10), UNLIMITED, (), [OTHER, OTHER])
 
     assert (left.gpus[0].free, left.ram_free) == (4 * GIB, 58 * GIB)
-    assert without(machine(free=1), [coming]).gpus[0].free == 0
+    assert left_beside(machine(free=1), UNLIMITED, (), [OTHER]).gpus[0].free == 0
+
+
+def test_memory_that_loaded_placements_hold_is_already_missing_and_counts_for_the_limit_only() -> None:
+    free = left_beside(machine(free=10), UNLIMITED, [OTHER], ())
+    limited = left_beside(machine(free=10), Limits(vram=8 * GIB), [OTHER], [OTHER])
+
+    assert (free.gpus[0].free, free.ram_free) == (10 * GIB, 60 * GIB)
+    assert limited.gpus[0].free == 2 * GIB
 
 
 def test_memory_stays_free_for_the_largest_of_those_that_take_turns() -> None:
@@ -237,12 +247,12 @@ def test_another_failure_leads_to_no_new_plan() -> None:
 @pytest.mark.usefixtures("fake")
 def test_two_models_without_memory_are_planned_one_after_the_other() -> None:
     """The first gets a plan beside the second, which waits; the second beside the first, which is loaded then."""
-    coming: list[tuple[str, list[str]]] = []
+    beside: list[tuple[list[int], list[int]]] = []
     one, two = (replace(placement("Full"), roles=(role,)) for role in ("brain", "tool"))
     two = replace(two, launch=replace(two.launch, quant="other"))
 
-    def make(failed: Placement, others: tuple[Placement, ...]) -> Placement:
-        coming.append((failed.launch.quant, [other.launch.quant for other in others]))
+    def make(failed: Placement, loaded: tuple[Placement, ...], others: tuple[Placement, ...]) -> Placement:
+        beside.append(([other.launch.context for other in loaded], [other.launch.context for other in others]))
         return replace(failed, launch=replace(failed.launch, context=64))
 
     async def serve() -> list[State]:
@@ -254,5 +264,5 @@ def test_two_models_without_memory_are_planned_one_after_the_other() -> None:
             return [worker.state for worker in workers]
 
     assert asyncio.run(serve()) == [State.READY, State.READY]
-    assert len(coming) == 2
-    assert coming[1][1] == []
+    assert len(beside) == 2
+    assert beside[1] == ([64], [])

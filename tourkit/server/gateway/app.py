@@ -53,8 +53,8 @@ class GatewayOptions:
 
     `log`: `say` gets a line for each request too. `ends_unloaded`: the server ends when none of its workers can be
     loaded from the start. `only_gpu`: this process sees one GPU alone. `plan_again`: returns a new placement for one
-    that found too little memory, None if nothing else fits; its second argument are placements for which memory must
-    stay free. It may take seconds.
+    that found too little memory, None if nothing else fits. Its other arguments are the placements that are loaded, and
+    those for which memory must stay free. It may take seconds.
     """
 
     offline: bool = False
@@ -64,7 +64,7 @@ class GatewayOptions:
     log: bool = False
     ends_unloaded: bool = False
     only_gpu: bool = False
-    plan_again: Callable[[Placement, tuple[Placement, ...]], Placement | None] | None = None
+    plan_again: Callable[[Placement, tuple[Placement, ...], tuple[Placement, ...]], Placement | None] | None = None
 
 
 class Gateway:
@@ -176,7 +176,8 @@ class Gateway:
             others = [each for each in self._distinct() if each is not worker]
             for other in others:
                 await other.quiet()
-            return await asyncio.to_thread(make, worker.placement, _still_to_come(worker, others))
+            loaded = tuple(each.current for each in others if each.state is State.READY and each.stand_in is None)
+            return await asyncio.to_thread(make, worker.placement, loaded, _still_to_come(worker, others))
 
     def _distinct(self) -> list[Worker]:
         return list({id(worker): worker for worker in self._workers.values()}.values())

@@ -13,7 +13,7 @@ from tourkit import net
 from tourkit.bundle.index import Index, read_index
 from tourkit.errors import NotSo
 from tourkit.hardware import machine_file, probe
-from tourkit.hardware.machine import Hardware
+from tourkit.hardware.machine import Gpu, Hardware
 from tourkit.manifest.models import VariantId
 from tourkit.net import Urls
 from tourkit.planning import planner, sources
@@ -96,16 +96,17 @@ def _serve(
 
 
 def plan_again(
-    source: Source, options: ServeOptions, failed: Placement, coming: Iterable[Placement]
+    source: Source, options: ServeOptions, failed: Placement, loaded: Iterable[Placement], coming: Iterable[Placement]
 ) -> Placement | None:
     """Measure this machine again, and return a placement of the same model that fits; None if no other one does.
 
-    `failed` found too little memory. `coming`: placements for which memory must stay free. The workers that are loaded
-    already have theirs, so it is not measured as free.
+    `failed` found too little memory. `loaded`: placements of other workers that have their memory already, so it is not
+    measured as free. `coming`: placements for which memory must stay free.
     """
     index = replace(source.index, roles=dict.fromkeys(failed.roles, (failed.launch.model,)))
+    machine = left_beside(probe.probe(), options.limits, loaded, coming)
     try:
-        made = _plan(replace(source, index=index), options, without(probe.probe(), coming), failed.roles)
+        made = _plan(replace(source, index=index), options, machine, failed.roles)
     except NotSo:
         return None  # the fallbacks of the first plan are next
     [placement] = _located(source, options, made)
@@ -118,14 +119,29 @@ def has_one_gpu(machine: Hardware) -> bool:
     return len(machine.gpus) == 1 and not machine.problems
 
 
-def without(machine: Hardware, coming: Iterable[Placement]) -> Hardware:
-    """Return the machine with the memory of these placements no longer free."""
+def left_beside(
+    machine: Hardware, limits: Limits, loaded: Iterable[Placement], coming: Iterable[Placement]
+) -> Hardware:
+    """Return the machine with the free memory that is left beside other placements.
+
+    Both kinds of placements are those of `plan_again`. The limit on a GPU's memory counts for all workers together.
+    """
+    held, needed = _taken(loaded), _taken(coming)
+
+    def left(gpu: Gpu) -> Gpu:
+        free = gpu.free if limits.vram is None else min(gpu.free, limits.vram - held[gpu.id])
+        return replace(gpu, free=max(0, free - needed[gpu.id]))
+
+    ram = machine.ram if machine.ram_free is None else machine.ram_free
+    return replace(machine, gpus=tuple(map(left, machine.gpus)), ram_free=max(0, ram - needed[CPU]))
+
+
+def _taken(placements: Iterable[Placement]) -> Counter[str]:
+    """Return the bytes that placements take together, by device."""
     taken: Counter[str] = Counter()
-    for memory in (memory for placement in coming for memory in placement.memory):
+    for memory in (memory for placement in placements for memory in placement.memory):
         taken[memory.device] += memory.total
-    gpus = tuple(replace(gpu, free=max(0, gpu.free - taken[gpu.id])) for gpu in machine.gpus)
-    free = machine.ram if machine.ram_free is None else machine.ram_free
-    return replace(machine, gpus=gpus, ram_free=max(0, free - taken[CPU]))
+    return taken
 
 
 def _plan(source: Source, options: ServeOptions, machine: Hardware, roles: tuple[str, ...]) -> Plan:
