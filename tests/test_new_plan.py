@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from described_index import index
 
-from tourkit.bundle.index import BundleModel, BundleVariant, Index
 from tourkit.hardware import probe
 from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
 from tourkit.launch import Launch
-from tourkit.manifest.models import PinnedFile, Source, VariantId
 from tourkit.planning.limits import UNLIMITED, Limits
 from tourkit.planning.model_shape import Shape
 from tourkit.planning.plan import CPU, Memory, Placement
@@ -23,8 +22,8 @@ from tourkit.server.gateway import launch as serving
 from tourkit.server.gateway.app import Gateway, GatewayOptions
 from tourkit.server.gateway.launch import ServeOptions, left_beside, plan_again
 from tourkit.server.gateway.supervisor import State, Worker
+from tourkit.units import GIB
 
-GIB = 2**30
 SMALL = Shape((512,) * 8, (0,) * 8, 512, 2048, 1000, 8192, "a test", head=64)  # 8 KiB per token
 OFFLINE: Any = {"uds": "", "offline": True}
 GPU = Gpu("GPU-0", "A100", "cuda", 20 * GIB, 20 * GIB, (8, 0))
@@ -36,20 +35,9 @@ def machine(free: float) -> Hardware:
     return Hardware(4, 64 * GIB, ram_free=60 * GIB, gpus=gpus, stacks=(InstalledStack("llama_cpp", gpu="cuda 12"),))
 
 
-def index(**sizes: float) -> Index:
-    """Return an index with two models, `brain` and `other`; brain has a variant of each size, in GiB."""
-    variants = [VariantId("brain", quant) for quant in sizes] + [VariantId("other", "Q8_0")]
-    files = tuple(
-        PinnedFile(f"{id_.folder}/m.gguf", int(sizes.get(id_.quant, 1) * GIB), "0" * 64, Source("me/m", "1" * 40, "m"))
-        for id_ in variants
-    )
-    models = tuple(BundleModel(model, "me/m", "mit", 8192, None, False) for model in ("brain", "other"))
-    made = tuple(BundleVariant(id_.model, id_.quant, "gguf", "me/m", "main", "1" * 40) for id_ in variants)
-    return Index("set", "", "", {"brain": ("brain", "other"), "tool": ("other",)}, models, made, files)
-
-
 def source(**sizes: float) -> serving.Source:
-    made = index(**sizes)
+    """Return a bundle with two models: `brain` with a variant of each size, in GiB, and `other`."""
+    made = index({"brain": ("brain", "other"), "tool": ("other",)}, {"brain": sizes, "other": {"Q8_0": 1}})
     return serving.Source(made, {variant.id: SMALL for variant in made.variants}, Path("/bundle").joinpath, "a test")
 
 
@@ -74,7 +62,7 @@ def test_the_new_plan_takes_a_variant_of_the_same_model_that_fits_what_is_free_n
     assert (failed.launch.quant, failed.device) == ("Q8_0", "GPU-0")
     assert made is not None
     assert (made.launch.model, made.launch.quant, made.device) == ("brain", "Q4_K_M", "GPU-0")
-    assert made.launch.path == "/bundle/models/brain/Q4_K_M/m.gguf"
+    assert made.launch.path == "/bundle/models/brain/Q4_K_M/brain.gguf"
     assert made.roles == failed.roles
 
 
