@@ -96,6 +96,24 @@ def test_there_is_no_new_plan_if_the_same_one_comes_out(monkeypatch: pytest.Monk
     assert plan_again(given, ServeOptions(), failed, (), ()) is None
 
 
+def test_there_is_no_new_plan_that_takes_more_than_the_failed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The estimate was too low then: more memory would fail too."""
+    given = source(Q8_0=9, Q4_K_M=5)
+    failed = first_plan(given, free=7)
+    monkeypatch.setattr(probe, "probe", lambda: machine(free=20))
+
+    assert failed.launch.quant == "Q4_K_M"
+    assert plan_again(given, ServeOptions(), failed, (), ()) is None
+
+
+def test_there_is_no_new_plan_if_the_gpu_that_was_named_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, options = source(Q8_0=9, Q4_K_M=5), ServeOptions(limits=Limits(gpu="GPU-0"))
+    failed = first_plan(given, free=20)
+    monkeypatch.setattr(probe, "probe", lambda: replace(machine(free=20), gpus=()))
+
+    assert plan_again(given, options, failed, (), ()) is None
+
+
 def test_there_is_no_new_plan_if_nothing_fits_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     given = source(Q8_0=9)
     failed = first_plan(given, free=20)

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from tourkit import net
 from tourkit.bundle.index import Index, read_index
-from tourkit.errors import NotSo
+from tourkit.errors import NotSo, UsageError
 from tourkit.hardware import machine_file, probe
 from tourkit.hardware.machine import Gpu, Hardware
 from tourkit.manifest.models import VariantId
@@ -98,7 +98,7 @@ def _serve(
 def plan_again(
     source: Source, options: ServeOptions, failed: Placement, loaded: Iterable[Placement], coming: Iterable[Placement]
 ) -> Placement | None:
-    """Measure this machine again, and return a placement of the same model that fits; None if no other one does.
+    """Measure this machine again, and return a smaller placement of the same model; None if none fits.
 
     `failed` found too little memory. `loaded`: placements of other workers that have their memory already, so it is not
     measured as free. `coming`: placements for which memory must stay free.
@@ -107,11 +107,13 @@ def plan_again(
     machine = left_beside(probe.probe(), options.limits, loaded, coming)
     try:
         made = _plan(replace(source, index=index), options, machine, failed.roles)
-    except NotSo:
-        return None  # the fallbacks of the first plan are next
+    except (NotSo, UsageError):  # nothing fits, or the GPU that --gpu names has gone: the fallbacks are next
+        return None
     [placement] = _located(source, options, made)
-    is_same = (placement.launch, placement.device) == (failed.launch, failed.device)
-    return None if is_same else replace(placement, resident=failed.resident)
+    device = failed.device
+    if placement.device == device and _taken([placement])[device] >= _taken([failed])[device]:
+        return None  # it would fail in the same way
+    return replace(placement, resident=failed.resident)
 
 
 def has_one_gpu(machine: Hardware) -> bool:
