@@ -1,6 +1,6 @@
 """A worker with a fake engine: a real process on a loopback port, started as the gateway does it.
 
-Usage: `python fake_worker.py ENGINE SPEC`. ENGINE is the name of a class in this file.
+Usage: `python fake_worker.py ENGINE SPEC`. ENGINE is the name of a class in this file; without it, the model's name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tourkit.errors import EngineDead
+from tourkit.errors import EngineDead, LocalError
 from tourkit.generation import EngineInfo
 from tourkit.launch import Launch
 from tourkit.server.contract import Greeting, WorkerSpec
@@ -78,12 +78,31 @@ class Looking:
     def close(self) -> None: ...
 
 
+class Full:
+    """An engine on a device with memory for 1024 tokens. The message is that of llama.cpp on a GPU."""
+
+    def __init__(self, launch: Launch) -> None:
+        if launch.context > 1024:
+            raise LocalError("m.gguf: llama.cpp cannot load it (cudaMalloc failed: out of memory)")
+        self.info = EngineInfo("llama_cpp", launch.context, 1, 300)
+
+    def close(self) -> None: ...
+
+
+class Damaged:
+    """An engine whose file cannot be read."""
+
+    def __init__(self, launch: Launch) -> None:
+        raise LocalError("m.gguf: not a GGUF file")
+
+
 def main() -> int:
     from tourkit import backends
     from tourkit.server.worker import process
 
-    engine = {"Dead": Dead, "Looking": Looking}[sys.argv.pop(1)]
-    backends.load = lambda launch: engine()
+    named = sys.argv.pop(1) if len(sys.argv) > 2 else ""
+    engines = {"Dead": lambda _: Dead(), "Looking": lambda _: Looking(), "Full": Full, "Damaged": Damaged}
+    backends.load = lambda launch: engines[named or launch.model](launch)
     return process.main()
 
 

@@ -145,6 +145,71 @@ def test_padding_of_the_vocabulary_is_never_likeliest(tmp_path: Path) -> None:
     assert np.isneginf(runner.logits(row)[256:]).all()
 
 
+# --- out of memory, as torch reports it on a GPU ---------------------------------------------------------------------
+
+OUT_OF_MEMORY = {
+    "a GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 MiB."),
+    "a MIG slice": RuntimeError('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "CUDACachingAllocator.cpp":983, please'),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+}
+
+
+@pytest.mark.parametrize("source", OUT_OF_MEMORY)
+def test_weights_without_memory_are_refused_in_one_line(
+    source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise OUT_OF_MEMORY[source]
+
+    folder = made(tmp_path, "Llama", GROUPED)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
+
+    with pytest.raises(LocalError) as error:
+        TransformersRunner(folder, slots=1, context=64, threads=1)
+
+    assert str(error.value) == f"{folder}: no memory for the weights: free some memory, or choose a smaller quant"
+
+
+@pytest.mark.parametrize("source", OUT_OF_MEMORY)
+def test_slots_without_memory_are_refused_with_what_to_lower(
+    source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise OUT_OF_MEMORY[source]
+
+    folder = made(tmp_path, "Llama", GROUPED)
+    monkeypatch.setattr(PackedPass, "__call__", fail)
+
+    with pytest.raises(LocalError, match="no memory for 4 slots of 64 tokens: lower --slots or --context"):
+        TransformersRunner(folder, slots=4, context=64, threads=1)
+
+
+@pytest.mark.parametrize("source", OUT_OF_MEMORY)
+def test_a_batch_without_memory_is_given_back_to_the_engine(
+    source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise OUT_OF_MEMORY[source]
+
+    runner = TransformersRunner(made(tmp_path, "Llama", GROUPED), slots=1, context=64, threads=1)
+    feed(runner, 0, TOKENS, 0, 5)
+    monkeypatch.setattr(PackedPass, "__call__", fail)
+
+    assert not runner.decode()
+
+
+def test_another_error_of_torch_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    runner = TransformersRunner(made(tmp_path, "Llama", GROUPED), slots=1, context=64, threads=1)
+    feed(runner, 0, TOKENS, 0, 5)
+    monkeypatch.setattr(PackedPass, "__call__", fail)
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        runner.decode()
+
+
 def test_a_recurrent_model_is_refused(tmp_path: Path) -> None:
     fields = {"vocab_size": N_VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
 

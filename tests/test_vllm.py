@@ -11,6 +11,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -49,6 +51,17 @@ needs_vllm = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 QUESTION = [{"role": "user", "content": "Anna Petrova paid 1200 rubles on 2025-03-14. Write what happened, in words."}]
 CONFIG = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "vocab_size": 299}
 AWQ = {"quantization_config": {"quant_method": "awq"}}
+# How checkpoints ask for an FP8 KV cache: ModelOpt in config.json, and llm-compressor. Made by hand after such files.
+FP8_CACHE = {"num_bits": 8, "type": "float", "dynamic": False}
+MODELOPT = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": FP8_CACHE}
+COMPRESSED = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float"}}},
+}
+COMPRESSED_INT4 = COMPRESSED | {"config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}}}
+# A100, RTX 30, RTX 40, H100, B200, RTX 50
+AMPERE, CONSUMER_AMPERE, ADA, HOPPER, BLACKWELL, CONSUMER_BLACKWELL = (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)
 # No grammar can express that all items of a list differ.
 UNIQUE = {
     "type": "object",
@@ -144,9 +157,11 @@ def options(arguments: list[str]) -> dict[str, str | None]:
     }
 
 
-def started(folder: Path, *roles: str, cpu: bool = True, **config: Any) -> dict[str, str | None]:
+def started(
+    folder: Path, *roles: str, cpu: bool = True, capability: tuple[int, int] | None = None, **config: Any
+) -> dict[str, str | None]:
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
-    spec = launch(path=folder).launch
+    spec = launch(path=folder, capability=capability).launch
     return options(
         serve_arguments(spec, folder, weights.shape_of(folder), "unix:/s", roles, middleware="a.Front", cpu=cpu)
     )
@@ -188,6 +203,97 @@ def test_it_is_told_to_stay_offline_whether_or_not_the_gateway_is() -> None:
     assert given["HF_HUB_OFFLINE"] == given["VLLM_NO_USAGE_STATS"] == given["DO_NOT_TRACK"] == "1"
     assert given["VLLM_HOST_IP"] == "127.0.0.1"  # without it vLLM uses the network to find its own address
     assert given["OMP_NUM_THREADS"] == "1"
+
+
+# --- how it is started on a GPU -------------------------------------------------------------------------------------
+
+
+def on_gpu(folder: Path, capability: tuple[int, int] | None, **config: Any) -> dict[str, str | None]:
+    return started(folder, "tool", cpu=False, capability=capability, **config)
+
+
+def test_the_sampler_that_is_compiled_on_the_machine_is_off_on_a_gpu() -> None:
+    assert environment(launch().launch, cpu=False)["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+    assert "VLLM_USE_FLASHINFER_SAMPLER" not in environment(launch().launch, cpu=True)
+
+
+@pytest.mark.parametrize("packed", [MODELOPT, COMPRESSED | {"kv_cache_scheme": FP8_CACHE}])
+@pytest.mark.parametrize(
+    ("capability", "cache"),
+    [
+        ((7, 5), "float16"),  # no bfloat16 there
+        (AMPERE, "bfloat16"),
+        (CONSUMER_AMPERE, "bfloat16"),
+        (ADA, "bfloat16"),  # FlashAttention refuses FP8 there too, and FlashInfer needs nvcc
+        (HOPPER, None),
+        (BLACKWELL, None),
+        (CONSUMER_BLACKWELL, "bfloat16"),
+        (None, None),
+    ],
+)
+def test_an_fp8_cache_is_used_only_where_it_needs_no_nvcc(
+    packed: dict[str, Any], capability: tuple[int, int] | None, cache: str | None, tmp_path: Path
+) -> None:
+    assert on_gpu(tmp_path, capability, quantization_config=packed).get("--kv-cache-dtype") == cache
+
+
+def test_the_cache_has_the_type_of_a_model_in_float16(tmp_path: Path) -> None:
+    given = on_gpu(tmp_path, AMPERE, quantization_config=MODELOPT, torch_dtype="float16")
+
+    assert given["--kv-cache-dtype"] == "float16"
+
+
+def test_the_wish_for_an_fp8_cache_may_stand_in_a_file_of_its_own(tmp_path: Path) -> None:
+    """ModelOpt up to 0.29 writes hf_quant_config.json beside config.json, and vLLM reads it."""
+    quantization = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": quantization}))
+
+    assert on_gpu(tmp_path, AMPERE)["--kv-cache-dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("packed", [{}, AWQ, {"quantization_config": COMPRESSED}])
+def test_a_checkpoint_that_asks_for_no_fp8_cache_keeps_the_usual_one(packed: dict[str, Any], tmp_path: Path) -> None:
+    assert "--kv-cache-dtype" not in on_gpu(tmp_path, AMPERE, **packed)
+
+
+@pytest.mark.parametrize(
+    ("packed", "capability", "backend"),
+    [
+        (COMPRESSED, (7, 5), "marlin"),
+        (COMPRESSED, AMPERE, "marlin"),
+        (COMPRESSED, ADA, None),
+        (COMPRESSED, None, None),
+        (COMPRESSED_INT4, AMPERE, None),
+        (MODELOPT, AMPERE, None),
+    ],
+)
+def test_compressed_fp8_weights_take_the_kernels_that_are_in_the_wheel(
+    packed: dict[str, Any], capability: tuple[int, int] | None, backend: str | None, tmp_path: Path
+) -> None:
+    assert on_gpu(tmp_path, capability, quantization_config=packed).get("--linear-backend") == backend
+
+
+def test_the_bytes_of_the_cache_are_those_of_16_bits_with_an_fp8_checkpoint(tmp_path: Path) -> None:
+    plain, packed = on_gpu(tmp_path, AMPERE), on_gpu(tmp_path, AMPERE, quantization_config=MODELOPT)
+
+    assert (
+        packed["--kv-cache-memory-bytes"] == plain["--kv-cache-memory-bytes"] == str(2 * 2 * 64 * 2 * (4 * 2048 + 128))
+    )
+
+
+@needs_vllm
+def test_this_vllm_knows_the_options_for_a_gpu() -> None:
+    code = (
+        "from typing import get_args\n"
+        "from vllm import envs\n"
+        "from vllm.config.cache import CacheDType\n"
+        "from vllm.config.kernel import LinearBackend\n"
+        "assert {'float16', 'bfloat16'} <= {*get_args(CacheDType)}\n"
+        "assert 'marlin' in get_args(LinearBackend)\n"
+        "assert 'VLLM_USE_FLASHINFER_SAMPLER' in envs.environment_variables\n"
+    )
+
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(
@@ -413,50 +519,123 @@ def alive(pid: int) -> bool:
         return False
 
 
+# A plugin that vLLM loads in each of its processes. It tries to reach the network and writes down what came of it.
+PLUGIN = """
+import os, pathlib, socket
+
+def knock():
+    try:
+        socket.create_connection(("192.0.2.1", 9), timeout=1)
+        said = "connected"
+    except Exception as exc:
+        said = type(exc).__name__
+    pathlib.Path(os.environ["KNOCKED"], str(os.getpid())).write_text(said)
+"""
+
+
+def with_plugin(folder: Path) -> dict[str, str]:
+    """Install the plugin in a folder. Return the environment in which vLLM loads it."""
+    site, knocked = folder / "site", folder / "knocked"
+    info = site / "knocking-1.dist-info"
+    info.mkdir(parents=True)
+    knocked.mkdir()
+    (site / "knocking.py").write_text(PLUGIN)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: knocking\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[vllm.general_plugins]\nknocking = knocking:knock\n")
+    return {"PYTHONPATH": str(site), "KNOCKED": str(knocked)}
+
+
+# The processes of vLLM. On a GPU they are the server and its engine. On a CPU vLLM puts the model into a third process
+# unless this variable is 0.
+LAYOUTS = {"server and engine": "0", "server, engine and worker": "1"}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The environment for one layout of vLLM's processes."""
+    return {"VLLM_ENABLE_V1_MULTIPROCESSING": LAYOUTS[request.param]}
+
+
 @contextmanager
-def serving_alone(temporary: Path) -> Iterator[tuple[LaunchServer, list[int]]]:
+def serving_alone(temporary: Path, environment: dict[str, str]) -> Iterator[tuple[LaunchServer, list[int]]]:
     """Run a server with its temporary files in `temporary`. Yield it and its processes after its first answer."""
     with launch_server(
-        launch("tool"), log=temporary.with_suffix(".log"), environment={"TMPDIR": str(temporary)}
+        launch("tool"), log=temporary.with_suffix(".log"), environment={"TMPDIR": str(temporary)} | environment
     ) as running:
         assert ask(running).status == 200
         yield running, family(running.process.pid)
 
 
-@pytest.fixture
-def temporary() -> Iterator[Path]:
+@contextmanager
+def short_folder() -> Iterator[Path]:
     """An empty folder with a short path, because the path of a socket has at most about a hundred characters."""
     with tempfile.TemporaryDirectory(prefix="vllm-") as folder:
         (Path(folder) / "t").mkdir()
         yield Path(folder) / "t"
 
 
+@dataclass(frozen=True)
+class Life:
+    """What was seen of one server from its start to its end. Its engine was killed once."""
+
+    of_vllm: list[int]  # its server, its engine, and what they started
+    reached: dict[int, str]  # what came of the attempts to reach the network, by process
+    after_kill: Answer  # the first answer after the engine was killed
+    left_of_first: list[int]  # processes of the killed engine's server at that time
+    left: list[int]  # processes after the end
+    files: list[Path]  # temporary files after the end
+
+
+@pytest.fixture(scope="module")
+def life(layout: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Life:
+    folder = tmp_path_factory.mktemp("life")
+    with short_folder() as temporary:
+        with serving_alone(temporary, layout | with_plugin(folder)) as (running, processes):
+            reached = {int(path.name): path.read_text() for path in (folder / "knocked").iterdir()}
+            os.kill(engine_of(processes[1]), signal.SIGKILL)
+            while (answer := ask(running)).status != 200:
+                assert answer.status in (500, 503)
+            left_of_first = [pid for pid in processes[1:] if alive(pid)]
+            second = family(running.process.pid)
+        left = [pid for pid in (*processes, *second) if alive(pid)]
+        return Life(processes[1:], reached, answer, left_of_first, left, list(temporary.iterdir()))
+
+
+def engine_of(server: int) -> int:
+    """Return the process of vLLM's engine: the last child of its server. Before it comes Python's resource tracker."""
+    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    return int(children[-1])
+
+
 @needs_vllm
-def test_it_leaves_no_process_and_no_file_behind(temporary: Path) -> None:
-    with serving_alone(temporary) as (_, processes):
-        assert len(processes) >= 3  # gateway, vLLM's server, vLLM's engine
+def test_every_process_of_vllm_refuses_the_network(life: Life, layout: dict[str, str]) -> None:
+    several = {"0": 2, "1": 3}[layout["VLLM_ENABLE_V1_MULTIPROCESSING"]]
 
-    assert not any(map(alive, processes))
-    assert list(temporary.iterdir()) == []
+    assert len(life.reached) == several
+    assert life.reached.keys() <= set(life.of_vllm)
+    assert set(life.reached.values()) == {"OfflineError"}
 
 
 @needs_vllm
-def test_it_ends_with_a_gateway_that_is_killed(temporary: Path) -> None:
-    with serving_alone(temporary) as (running, processes):
+def test_an_engine_that_dies_is_started_again(life: Life) -> None:
+    assert life.after_kill.headers["x-tourkit-model"] == "tiny F16 vllm"
+    assert life.left_of_first == []
+
+
+@needs_vllm
+def test_it_leaves_no_process_and_no_file_behind(life: Life) -> None:
+    assert len(life.of_vllm) >= 2  # vLLM's server, vLLM's engine
+    assert life.left == []
+    assert life.files == []
+
+
+@needs_vllm
+def test_it_ends_with_a_gateway_that_is_killed(layout: dict[str, str]) -> None:
+    with short_folder() as temporary, serving_alone(temporary, layout) as (running, processes):
         running.process.send_signal(signal.SIGKILL)
         running.process.wait()
         while any(map(alive, processes)):
             pass
-
-
-@needs_vllm
-def test_an_engine_that_dies_is_started_again(temporary: Path) -> None:
-    with serving_alone(temporary) as (running, processes):
-        os.kill(processes[-1], signal.SIGKILL)
-        while (answer := ask(running)).status != 200:
-            assert answer.status in (500, 503)
-
-    assert answer.headers["x-tourkit-model"] == "tiny F16 vllm"
 
 
 @needs_vllm

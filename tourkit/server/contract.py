@@ -39,7 +39,8 @@ class WorkerSpec:
 def launch_of(fields: dict[str, Any]) -> Launch:
     """Make a launch from the dictionary that `dataclasses.asdict` made of it."""
     layers = GpuLayers(fields["gpu_layers"]["count"])
-    return Launch(**fields | {"gpu_layers": layers, "lora": tuple(fields["lora"])})
+    capability = fields["capability"] and tuple(fields["capability"])
+    return Launch(**fields | {"gpu_layers": layers, "lora": tuple(fields["lora"]), "capability": capability})
 
 
 @dataclass(frozen=True, slots=True)

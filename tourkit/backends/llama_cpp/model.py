@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import warnings
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tourkit.backends.llama_cpp.library import import_llama, reason
+from tourkit.backends.out_of_memory import is_out_of_memory
 from tourkit.errors import EngineDead, LocalError
 from tourkit.headers import gguf_parts
 from tourkit.launch import ALL_LAYERS, GpuLayers
@@ -19,40 +20,6 @@ from tourkit.launch import ALL_LAYERS, GpuLayers
 _SPM_VOCAB = 1  # LLAMA_VOCAB_TYPE_SPM: SentencePiece, whose texts normally start with a space
 _NO_POOLING = (-1, 0)  # LLAMA_POOLING_TYPE_UNSPECIFIED and _NONE: a model that writes text
 LAST_POOLING, _RANK_POOLING = 3, 4
-
-_NO_REASON = "failed to load model"  # the last line of llama.cpp's log of a failed load; the line before it says why
-
-_log_tail: deque[str] = deque(maxlen=20)
-_log_callback: Any = None
-
-
-def import_llama() -> Any:
-    """Import the low-level module. Keep llama.cpp's log in memory, not on stderr. Raises LocalError."""
-    global _log_callback
-    try:
-        import llama_cpp
-    except (ImportError, OSError, RuntimeError) as exc:
-        raise LocalError(
-            f"llama-cpp-python cannot be imported ({exc}): install tourkit[llama], or run the bundle's install.sh"
-        ) from exc
-    if _log_callback is None:
-
-        def keep(_level: int, text: bytes, _data: object) -> None:
-            _log_tail.append(text.decode(errors="replace").rstrip())
-
-        _log_callback = llama_cpp.llama_log_callback(keep)
-        llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-    return llama_cpp
-
-
-def reason() -> str:
-    """Return the last line of llama.cpp's log that says what went wrong."""
-    lines = [line for line in _log_tail if line and line != "."]
-    words = ("error", "fail", "invalid", "does not", "requires")
-    said = [line for line in lines if not line.endswith(_NO_REASON)]
-    wrong = [line for line in said if any(word in line.lower() for word in words)]
-    return (wrong or lines or ["llama.cpp gave no reason"])[-1]
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -104,8 +71,10 @@ class LlamaModel:
         first, *_ = weight_files(path)  # llama.cpp finds the other parts in the same folder
         model = lib.llama_model_load_from_file(str(first).encode(), params)
         if not model:
-            check = "compare its SHA-256 with the source (for a bundle: `tourkit verify`), or choose another model"
-            raise LocalError(f"{path}: llama.cpp cannot load it ({reason()}): {check}")
+            why, fix = reason(), "free some memory, or choose a smaller quant"
+            if not is_out_of_memory(why):
+                fix = "compare its SHA-256 with the source (for a bundle: `tourkit verify`), or choose another model"
+            raise LocalError(f"{path}: llama.cpp cannot load it ({why}): {fix}")
         return model
 
     def _adapter(self, path: Path) -> Any:

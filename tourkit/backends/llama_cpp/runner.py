@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tourkit.backends.llama_cpp.model import LAST_POOLING, LlamaModel, reason
+from tourkit.backends.llama_cpp.library import reason
+from tourkit.backends.llama_cpp.model import LAST_POOLING, LlamaModel
 from tourkit.backends.llama_cpp.sampling import LlamaSampler
+from tourkit.backends.out_of_memory import is_out_of_memory
 from tourkit.engine.sampling import NumpySampler
 from tourkit.errors import EngineError, LocalError, UsageError
 from tourkit.launch import ALL_LAYERS, GpuLayers
@@ -104,7 +106,9 @@ class LlamaRunner(LlamaModel):
         if not context:
             why = reason()
             self._free()
-            fix = "lower --context" if self.cache_type == "f16" else "use the f16 cache"
+            fix = "use the f16 cache"
+            if self.cache_type == "f16" or is_out_of_memory(why):
+                fix = "lower --context"
             raise LocalError(
                 f"{self.path}: cannot make a context of {n_ctx} tokens with a {self.cache_type} cache ({why}): {fix}"
             )

@@ -85,7 +85,9 @@ class EncoderRunner:
                 weights = mask[:, :, None].float()
                 pooled = states[:, 0] if self._pooling == "cls" else (states * weights).sum(1) / weights.sum(1)
                 found: np.ndarray = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
-        except torch.OutOfMemoryError as exc:
+        except RuntimeError as exc:
+            if not loading.ran_out_of_memory(exc):
+                raise
             raise EngineError(f"no memory for {len(texts)} texts of {longest} tokens: send shorter texts") from exc
         return found
 

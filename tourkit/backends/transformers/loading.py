@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tourkit.backends.out_of_memory import is_out_of_memory
 from tourkit.backends.vocabulary import read_json
 from tourkit.errors import LocalError, one_line
 from tourkit.launch import GpuLayers
@@ -58,7 +59,7 @@ def language_model(folder: Path, device: str) -> Any:
             **_HERE,
         )
     except Exception as exc:  # a damaged file or an unknown architecture: each library raises its own exceptions
-        raise LocalError(f"{folder}: transformers cannot load it: {one_line(str(exc))}") from exc
+        raise _failure(folder, exc) from exc
     if getattr(model, "_is_stateful", False):
         raise LocalError(f"{folder}: this stack does not support recurrent models: use the GGUF of this model")
     return model.eval()
@@ -70,10 +71,23 @@ def encoder(folder: Path, device: str) -> Any:
 
     dtype = "float32" if device == "cpu" else "auto"
     try:
-        model = AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, **_HERE)
+        return AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, **_HERE).to(device).eval()
     except Exception as exc:  # a damaged file or an unknown architecture: each library raises its own exceptions
-        raise LocalError(f"{folder}: transformers cannot load it: {one_line(str(exc))}") from exc
-    return model.to(device).eval()
+        raise _failure(folder, exc) from exc
+
+
+def ran_out_of_memory(exc: Exception) -> bool:
+    """Whether an exception of torch means that memory ran out. On a MIG slice it can be a plain RuntimeError."""
+    import torch
+
+    return isinstance(exc, torch.OutOfMemoryError | MemoryError) or is_out_of_memory(str(exc))
+
+
+def _failure(folder: Path, exc: Exception) -> LocalError:
+    """Return the error for weights that cannot be loaded."""
+    if ran_out_of_memory(exc):  # torch's text is not quoted: on a MIG slice it asks to report a bug
+        return LocalError(f"{folder}: no memory for the weights: free some memory, or choose a smaller quant")
+    return LocalError(f"{folder}: transformers cannot load it: {one_line(str(exc))}")
 
 
 def converted_tokenizer(folder: Path) -> str:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tourkit.backends.slot_runner import Part, SlotRunner
 from tourkit.backends.transformers import packed
-from tourkit.backends.transformers.loading import converted_tokenizer, device_of, import_torch, language_model
+from tourkit.backends.transformers.loading import (
+    converted_tokenizer,
+    device_of,
+    import_torch,
+    language_model,
+    ran_out_of_memory,
+)
 from tourkit.backends.vocabulary import Vocabulary
 from tourkit.errors import LocalError, one_line
 from tourkit.launch import ALL_LAYERS, GpuLayers
@@ -103,7 +109,9 @@ class TransformersRunner(SlotRunner):
         try:
             self._pass = _choose_pass(self._model, config, folder, slots, context, pack)
             n_vocab = int(self._pass([Part(0, 0, [1], [0])]).shape[-1])
-        except torch.OutOfMemoryError as exc:
+        except RuntimeError as exc:
+            if not ran_out_of_memory(exc):
+                raise
             raise LocalError(
                 f"{folder}: no memory for {slots} slots of {context} tokens: lower --slots or --context"
             ) from exc
@@ -124,7 +132,9 @@ class TransformersRunner(SlotRunner):
         batches = [[part] for part in parts] if self._alone else [parts]
         try:
             found = [self._pass(batch).float().cpu().numpy() for batch in batches]
-        except self._torch.OutOfMemoryError:
+        except RuntimeError as exc:
+            if not ran_out_of_memory(exc):
+                raise
             self._torch.cuda.empty_cache()
             return None
         rows: np.ndarray = np.concatenate(found) if len(found) > 1 else found[0]
@@ -196,9 +206,7 @@ def _fault(run: Pass, tokens: list[int], expected: Any, slots: int) -> str:
         run.drop(0, 0)
         run.drop(other, 0)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as exc:
-        import torch
-
-        if isinstance(exc, torch.OutOfMemoryError):
+        if ran_out_of_memory(exc):
             raise
         return one_line(str(exc)) or type(exc).__name__
     right = _close(first[0], expected[half - 1]) and all(_close(each, expected[-1]) for each in found)

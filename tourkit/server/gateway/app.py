@@ -52,7 +52,9 @@ class GatewayOptions:
     """`api_key` None: no key is needed. `unix` False: workers listen on loopback. `say` gets lines about workers.
 
     `log`: `say` gets a line for each request too. `ends_unloaded`: the server ends when none of its workers can be
-    loaded from the start.
+    loaded from the start. `only_gpu`: this process sees one GPU alone. `plan_again`: returns a new placement for one
+    that found too little memory, None if nothing else fits. Its other arguments are the placements that are loaded, and
+    those for which memory must stay free. It may take seconds.
     """
 
     offline: bool = False
@@ -61,6 +63,8 @@ class GatewayOptions:
     say: Callable[[str], None] = lambda text: None
     log: bool = False
     ends_unloaded: bool = False
+    only_gpu: bool = False
+    plan_again: Callable[[Placement, tuple[Placement, ...], tuple[Placement, ...]], Placement | None] | None = None
 
 
 class Gateway:
@@ -78,6 +82,7 @@ class Gateway:
         self._swapper = Swapper(())
         self._upstream = Upstream()
         self._folder = ""
+        self._planning = asyncio.Lock()
 
     def app(self) -> ASGIApp:
         about = Starlette(
@@ -108,7 +113,13 @@ class Gateway:
             for i, placement in enumerate(self._placements):
                 uds = f"{self._folder}/{i}.sock" if self._options.unix else ""
                 worker = Worker(
-                    placement, uds=uds, offline=self._options.offline, say=self._options.say, others=self._holder
+                    placement,
+                    uds=uds,
+                    offline=self._options.offline,
+                    say=self._options.say,
+                    others=self._holder,
+                    plan_again=self._plan_again if self._options.plan_again is not None else None,
+                    only_gpu=self._options.only_gpu,
                 )
                 announcements.append(asyncio.create_task(self._announce(worker)))
                 for name in (placement.launch.model, *placement.roles):
@@ -153,6 +164,20 @@ class Gateway:
         """Return the worker that was planned with the same variant as `placement`, unless it fell back."""
         same = [worker for worker in self._distinct() if worker.placement.launch.title == placement.launch.title]
         return next((worker for worker in same if not worker.passed_over), None)
+
+    async def _plan_again(self, worker: Worker) -> Placement | None:
+        """Return a new placement for a worker that found too little memory. One worker after the other is planned.
+
+        The other workers finish loading first, because only then the memory that is left can be measured.
+        """
+        make = self._options.plan_again
+        assert make is not None
+        async with self._planning:
+            others = [each for each in self._distinct() if each is not worker]
+            for other in others:
+                await other.quiet()
+            loaded = tuple(each.current for each in others if each.state is State.READY and each.stand_in is None)
+            return await asyncio.to_thread(make, worker.placement, loaded, _still_to_come(worker, others))
 
     def _distinct(self) -> list[Worker]:
         return list({id(worker): worker for worker in self._workers.values()}.values())
@@ -257,6 +282,18 @@ class Gateway:
         given = (header or "").removeprefix("Bearer ")
         if key is not None and not hmac.compare_digest(given.encode(), key.encode()):
             raise RequestError("the API key is missing or wrong", code="invalid_api_key", status=401)
+
+
+def _still_to_come(worker: Worker, others: list[Worker]) -> tuple[Placement, ...]:
+    """Return the placements of other workers for which memory must stay free beside `worker`.
+
+    These are the placements that wait for a new plan too, and the largest of those that take turns if none is loaded.
+    """
+    waiting = [other.placement for other in others if other.waits_for_plan]
+    in_turn = [other for other in others if not other.placement.resident and other.stand_in is None]
+    if worker.placement.resident and in_turn and all(other.state is State.UNLOADED for other in in_turn):
+        waiting.append(max((other.current for other in in_turn), key=lambda each: sum(m.total for m in each.memory)))
+    return tuple(waiting)
 
 
 async def _read_body(request: Request) -> bytes:

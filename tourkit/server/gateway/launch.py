@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 from tourkit import net
 from tourkit.bundle.index import Index, read_index
+from tourkit.errors import NotSo, UsageError
 from tourkit.hardware import machine_file, probe
-from tourkit.hardware.machine import Hardware
+from tourkit.hardware.machine import Gpu, Hardware
 from tourkit.manifest.models import VariantId
 from tourkit.net import Urls
 from tourkit.planning import planner, sources
 from tourkit.planning.limits import UNLIMITED, Limits
 from tourkit.planning.model_shape import Shape
-from tourkit.planning.plan import Placement, Plan
+from tourkit.planning.plan import CPU, Placement, Plan
 from tourkit.planning.weights import read_weights
 from tourkit.server.gateway import app
 from tourkit.server.gateway.app import GatewayOptions
@@ -43,7 +46,7 @@ class ServeOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class Source:
     """What to serve. `locate` gives the file or folder for a path of the index. `name`: how messages name it."""
 
     index: Index
@@ -63,7 +66,7 @@ def serve_bundle(
     """
     index = read_index(bundle)
     shapes = sources.shapes_of_bundle(bundle, index)
-    _serve(_Source(index, shapes, bundle.joinpath, "the bundle"), options, gateway, on_ready)
+    _serve(Source(index, shapes, bundle.joinpath, "the bundle"), options, gateway, on_ready)
 
 
 def serve_weights(
@@ -74,35 +77,96 @@ def serve_weights(
     Raises what `serve_bundle` raises; and LocalError when the model cannot be loaded, with the reason.
     """
     weights = read_weights(path)
-    source = _Source(weights.index, weights.shapes, lambda _: weights.path, str(path))
+    source = Source(weights.index, weights.shapes, lambda _: weights.path, str(path))
     _serve(source, options, replace(gateway, ends_unloaded=True), on_ready)
 
 
 def _serve(
-    source: _Source, options: ServeOptions, gateway: GatewayOptions, on_ready: Callable[[Urls, Plan], None]
+    source: Source, options: ServeOptions, gateway: GatewayOptions, on_ready: Callable[[Urls, Plan], None]
 ) -> None:
-    made = planner.plan(
+    machine = _hardware(options)
+    made = _plan(source, options, machine, options.roles)
+    for line in (*made.notes, *made.unfilled):
+        gateway.say(line)
+    if options.deterministic and any(not placement.launch.gpu_layers.is_none for placement in made.placements):
+        gateway.say("--deterministic holds on a CPU only: on a GPU a near-tie may still fall either way")
+    gateway = replace(gateway, only_gpu=has_one_gpu(machine), plan_again=partial(plan_again, source, options))
+    placements = _located(source, options, made)
+    app.serve(placements, gateway, net.listen(options.host, options.port), lambda urls: on_ready(urls, made))
+
+
+def plan_again(
+    source: Source, options: ServeOptions, failed: Placement, loaded: Iterable[Placement], coming: Iterable[Placement]
+) -> Placement | None:
+    """Measure this machine again, and return a smaller placement of the same model; None if none fits.
+
+    `failed` found too little memory. `loaded`: placements of other workers that have their memory already, so it is not
+    measured as free. `coming`: placements for which memory must stay free.
+    """
+    index = replace(source.index, roles=dict.fromkeys(failed.roles, (failed.launch.model,)))
+    machine = left_beside(probe.probe(), options.limits, loaded, coming)
+    try:
+        made = _plan(replace(source, index=index), options, machine, failed.roles)
+    except (NotSo, UsageError):  # nothing fits, or the GPU that --gpu names has gone: the fallbacks are next
+        return None
+    [placement] = _located(source, options, made)
+    device = failed.device
+    if placement.device == device and _taken([placement])[device] >= _taken([failed])[device]:
+        return None  # it would fail in the same way
+    return replace(placement, resident=failed.resident)
+
+
+def has_one_gpu(machine: Hardware) -> bool:
+    """Whether exactly one GPU is visible. One that did not answer is visible too, so after a problem it is not sure."""
+    return len(machine.gpus) == 1 and not machine.problems
+
+
+def left_beside(
+    machine: Hardware, limits: Limits, loaded: Iterable[Placement], coming: Iterable[Placement]
+) -> Hardware:
+    """Return the machine with the free memory that is left beside other placements.
+
+    Both kinds of placements are those of `plan_again`. The limit on a GPU's memory counts for all workers together.
+    """
+    held, needed = _taken(loaded), _taken(coming)
+
+    def left(gpu: Gpu) -> Gpu:
+        free = gpu.free if limits.vram is None else min(gpu.free, limits.vram - held[gpu.id])
+        return replace(gpu, free=max(0, free - needed[gpu.id]))
+
+    ram = machine.ram if machine.ram_free is None else machine.ram_free
+    return replace(machine, gpus=tuple(map(left, machine.gpus)), ram_free=max(0, ram - needed[CPU]))
+
+
+def _taken(placements: Iterable[Placement]) -> Counter[str]:
+    """Return the bytes that placements take together, by device."""
+    taken: Counter[str] = Counter()
+    for memory in (memory for placement in placements for memory in placement.memory):
+        taken[memory.device] += memory.total
+    return taken
+
+
+def _plan(source: Source, options: ServeOptions, machine: Hardware, roles: tuple[str, ...]) -> Plan:
+    return planner.plan(
         source.index,
-        _hardware(options),
-        roles=options.roles,
+        machine,
+        roles=roles,
         context=options.context,
         slots=options.slots,
         shapes=source.shapes,
         limits=options.limits,
         given=source.name,
     )
-    for line in (*made.notes, *made.unfilled):
-        gateway.say(line)
-    if options.deterministic and any(not placement.launch.gpu_layers.is_none for placement in made.placements):
-        gateway.say("--deterministic holds on a CPU only: on a GPU a near-tie may still fall either way")
-    placements = placements_at(
+
+
+def _located(source: Source, options: ServeOptions, plan: Plan) -> tuple[Placement, ...]:
+    return placements_at(
         source.locate,
-        made,
+        plan,
         deterministic=options.deterministic,
         prefix_cache=options.prefix_cache,
         chat_templates={model.id: model.chat_template for model in source.index.models if model.chat_template},
     )
-    app.serve(placements, gateway, net.listen(options.host, options.port), lambda urls: on_ready(urls, made))
 
 
 def _hardware(options: ServeOptions) -> Hardware:

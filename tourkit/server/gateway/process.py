@@ -78,9 +78,11 @@ class Ending:
 class WorkerProcess:
     """A process that loads `spec` on `device`: "cpu" or the id of a GPU. It runs once."""
 
-    def __init__(self, spec: WorkerSpec, device: str) -> None:
+    def __init__(self, spec: WorkerSpec, device: str, *, only_gpu: bool = False) -> None:
+        """`only_gpu`: this process sees one GPU alone, so a worker on it keeps our CUDA_VISIBLE_DEVICES."""
         self._spec = spec
         self._device = device
+        self._only_gpu = only_gpu
         self._program = program_of(spec.launch.stack)
         self._process: asyncio.subprocess.Process | None = None
         self._end_requested = False
@@ -135,10 +137,11 @@ class WorkerProcess:
     def _environment(self, scratch: str) -> dict[str, str]:
         launch = self._spec.launch
         found = tuned(launch.stack) | {"TMPDIR": scratch}
-        if self._device != CPU:
+        if self._device == CPU:
+            if launch.gpu_layers.is_none:
+                found["CUDA_VISIBLE_DEVICES"] = ""  # even an unused GPU costs memory there
+        elif not self._only_gpu:  # vLLM finds the wrong device by the id of a MIG slice, and none by an id without NVML
             found["CUDA_VISIBLE_DEVICES"] = self._device  # ROCm reads it too
-        elif launch.gpu_layers.is_none:
-            found["CUDA_VISIBLE_DEVICES"] = ""  # even an unused GPU costs memory there
         return found
 
     async def _follow(
