@@ -15,7 +15,9 @@ from tourkit.hardware.probe import probe
 
 _NEAR = 256 << 20  # bytes: two readings of the free memory may differ by this
 _IMPORT = "import llama_cpp; print(llama_cpp.llama_supports_gpu_offload())"
-_OUR_IMPORT = "from tourkit.backends.llama_cpp import library; print(library.import_llama().llama_supports_gpu_offload())"
+_OUR_IMPORT = (
+    "from tourkit.backends.llama_cpp import library; print(library.import_llama().llama_supports_gpu_offload())"
+)
 
 
 def devices(place: Place) -> Iterator[Finding]:
