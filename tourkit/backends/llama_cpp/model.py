@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tourkit.errors import EngineDead, LocalError
+from tourkit.hardware.llama_library import load_backends
 from tourkit.headers import gguf_parts
 from tourkit.launch import ALL_LAYERS, GpuLayers
 
@@ -31,19 +32,21 @@ def import_llama() -> Any:
     global _log_callback
     try:
         import llama_cpp
+
+        if _log_callback is None:
+            _log_callback = llama_cpp.llama_log_callback(_keep)
+            llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
+        load_backends(llama_cpp)
+        llama_cpp.llama_backend_init()  # every call after the first does nothing
     except (ImportError, OSError, RuntimeError) as exc:
         raise LocalError(
             f"llama-cpp-python cannot be imported ({exc}): install tourkit[llama], or run the bundle's install.sh"
         ) from exc
-    if _log_callback is None:
-
-        def keep(_level: int, text: bytes, _data: object) -> None:
-            _log_tail.append(text.decode(errors="replace").rstrip())
-
-        _log_callback = llama_cpp.llama_log_callback(keep)
-        llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
     return llama_cpp
+
+
+def _keep(_level: int, text: bytes, _data: object) -> None:
+    _log_tail.append(text.decode(errors="replace").rstrip())
 
 
 def reason() -> str:
