@@ -70,7 +70,7 @@ def portable_wheel(target: Target, out_folder: Path | None, say: Say) -> Path:
     """
     if not target.platform.endswith("_x86_64") or target.glibc is None:
         raise UsageError(
-            f"{target.machine}: llama.cpp is built for Linux on x86-64 only: give a wheel with --wheel FILE"
+            f"{target.machine}: llama.cpp is built for Linux on x86-64 only: give a wheel by --wheel FILE"
         )
     if found := built_wheel(target, out_folder):
         return found
