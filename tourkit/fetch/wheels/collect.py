@@ -230,11 +230,13 @@ def _indexed(root: Path, files: Iterable[_File]) -> Index:
 
 
 def _check_untagged(choices: Iterable[Choice], root: Path) -> None:
-    """Look into wheels from an index that promise no glibc (`linux_x86_64`), as upstream's CUDA wheels do."""
+    """Look into the wheels that promise no glibc (`linux_x86_64`), as upstream's CUDA wheels do."""
     for choice in choices:
         for wheel in choice.wheels:
-            if wheel.url and "-linux_" in wheel.file and (why := refusal(root / POOL / wheel.file, choice.target)):
-                (root / POOL / wheel.file).unlink()
+            path = root / POOL / wheel.file
+            if "-linux_" in wheel.file and (why := refusal(path, choice.target)):
+                if wheel.url:
+                    path.unlink()
                 raise NotSo(f"{choice.target}: {why}")
 
 

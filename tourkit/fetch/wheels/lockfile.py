@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 from tourkit.errors import NotSo, UsageError
 from tourkit.fetch.wheels.pip_settings import without_credentials
@@ -87,7 +88,7 @@ def _wheel(name: str, version: str, raw: dict[str, Any]) -> Wheel:
     file = raw.get("name") or unquote(parts.path).rpartition("/")[2]
     sha256 = raw.get("hashes", {}).get("sha256", "")
     if parts.scheme == "file":
-        path = Path(unquote(parts.path))
+        path = Path(url2pathname(parts.path))
         return Wheel(name, version, file, path.stat().st_size if path.is_file() else raw.get("size"), sha256, path=path)
     return Wheel(name, version, file, raw.get("size"), sha256, url=place)
 
