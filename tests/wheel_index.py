@@ -54,9 +54,9 @@ class WheelHandler(Handler):
     def do_GET(self) -> None:  # noqa: N802 - http.server's name
         index = self.server.hub
         assert isinstance(index, WheelIndex)
-        path = urllib.parse.unquote(self.path)
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         with index.gate:
-            index.paths.append(path)
+            index.paths.append(self.path)
             index.passwords.append(self.headers.get("Authorization"))
         if index.password is not None and self.headers.get("Authorization") != basic(*index.password):
             return self.plain(401, b"", {"WWW-Authenticate": 'Basic realm="index"'})

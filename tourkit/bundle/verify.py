@@ -183,7 +183,8 @@ def _origin(path: str) -> str:
     """Say where an unlisted file may come from, so that the reader knows if it can be deleted."""
     name = path.rpartition("/")[2]
     if name.endswith(".part") or name == ".prefetch.lock":
-        return "left by an interrupted download; `tourkit prefetch` resumes it"
+        command = "tourkit wheels" if path.startswith("wheels/") else "tourkit prefetch"
+        return f"left by an interrupted download; `{command}` resumes it"
     if name.endswith(".bad"):
         return "set aside because its bytes were wrong; safe to delete"
     if name.endswith(".whl"):
