@@ -289,6 +289,20 @@ def test_a_wheel_that_fits_no_target_is_refused_with_the_reason(
     refused(capsys, 1, ended, Path(stranger).name, LINUX)
 
 
+def test_a_model_that_the_carried_llama_cpp_does_not_know_is_named_at_home(
+    index: WheelIndex, ours: list[str], tmp_path: Path, capsys
+) -> None:
+    """The bundle is written all the same: its other models run."""
+    root = tmp_path / "with-models"
+    small_bundle.make_bundle(root)
+
+    ended = main(["wheels", LINUX, "--bundle", str(root), *ours])
+
+    refused(capsys, 1, ended, "the wheels are there, but not every model runs", LLAMA)
+    assert verify.verify(root).ok
+    assert "openai==3.1" in listed(root)
+
+
 # ---- transfers ---------------------------------------------------------------------------------------
 
 
