@@ -380,6 +380,7 @@ def test_wheels_of_another_folder_are_copied_and_a_target_gets_its_list_without_
     assert listed(bundle)["tourkit==9.0"] == sha256(OURS[0][1])
     assert listed(bundle)["big==1.0"] == sha256(WHEELS[BIG])
     assert len(list((tmp_path / "brought").iterdir())) == len(brought), "the folder stays as it is"
+    assert not list((bundle / "wheels").glob("pylock.*")), "a lock names addresses, and these wheels have none"
     assert verify.verify(bundle).ok
 
 

@@ -15,7 +15,7 @@ from tourkit.fetch.wheels.own_wheel import own_wheel
 from tourkit.fetch.wheels.package_index import PackageIndex
 from tourkit.fetch.wheels.pip_settings import IndexSettings
 from tourkit.fetch.wheels.resolve import CUDA_LLAMA, LLAMA, asked, local_wheel, resolve, uv_program
-from tourkit.fetch.wheels.target import Target
+from tourkit.fetch.wheels.target import Target, fits
 from tourkit.manifest.models import Link
 
 
@@ -32,7 +32,10 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The wheels of one target, sorted by name. `lock`: the text to store; `reused`: it was stored before."""
+    """The wheels of one target, sorted by name.
+
+    `lock`: the text to store, empty if all wheels are files of the user. `reused`: it was stored before.
+    """
 
     target: Target
     wheels: tuple[Wheel, ...]
@@ -56,16 +59,16 @@ def lock_name(target: Target) -> str:
 def choose(order: Order, root: Path, folder: Path, say: Callable[[str], None], *, build: bool = True) -> list[Choice]:
     """Return the wheels of every target of an order for the bundle at `root`. Nothing of the bundle is changed.
 
-    `folder` gets tourkit's own wheel; it must live until the wheels are copied. `build`: whether the
-    wheel of llama.cpp is built if it is needed; else it is left out. `say` gets a line for each thing left out.
+    `folder` gets tourkit's own wheel; it must live until the wheels are copied. `build`: whether the wheel of llama.cpp
+    is built if it is needed; else it is left out. `say` gets a line for each thing left out.
 
-    Raises LocalError without uv, NotSo if no versions fit together or a wheel cannot run on its target, UsageError for
-    a wheel that fits no target, HubError if the index cannot be asked.
+    Raises LocalError without uv, NotSo if no versions fit together or a wheel cannot run on its target, HubError if the
+    index cannot be asked.
     """
     uv_program()
     for path in order.given:
-        reasons = [refusal(path, target) for target in order.targets]
-        if why := next((why for why in reasons if why), None) if all(reasons) else None:
+        fitting = [target for target in order.targets if fits(path.name, target)] or order.targets
+        if why := next((why for target in fitting if (why := refusal(path, target))), None):
             raise NotSo(why)
     files = [local_wheel(path) for path in order.given]
     if not any(wheel.name == "tourkit" for wheel in files):
@@ -88,7 +91,7 @@ class _Llama:
 def _choice(
     order: Order, target: Target, root: Path, files: Sequence[Wheel], llama: _Llama, index: PackageIndex
 ) -> Choice:
-    local = [wheel for wheel in files if wheel.path is not None and refusal(wheel.path, target) is None]
+    local = [wheel for wheel in files if fits(wheel.file, target)]
     excluded: tuple[str, ...] = ()
     if "llama" in target.extras and not order.own_index and LLAMA not in {wheel.name for wheel in local}:
         found = _llama_wheel(target, root, llama)
@@ -96,12 +99,12 @@ def _choice(
         excluded = () if found else (LLAMA,)
     here = frozenset(wheel.name for wheel in local)
     wanted = asked(target, local, excluded)
-    lock = _stored_lock(order, target, root, wanted)
+    lock = None if order.settings.no_index else _stored_lock(order, target, root, wanted)
     text = lock or stored(resolve(target, local, order.settings, excluded=excluded), wanted, here)
     chosen = wheels_of(text, lock_name(target), target)
     sized = [replace(w, size=index.size(Link(w.url))) if w.size is None and w.url else w for w in chosen]
     wheels = sorted([*sized, *local], key=lambda wheel: wheel.name)
-    return Choice(target, tuple(wheels), text, reused=lock is not None)
+    return Choice(target, tuple(wheels), "" if order.settings.no_index else text, reused=lock is not None)
 
 
 def _stored_lock(order: Order, target: Target, root: Path, wanted: list[str]) -> str | None:

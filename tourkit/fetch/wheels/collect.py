@@ -191,12 +191,13 @@ def _clear_leftovers(root: Path, wheels: dict[str, Wheel]) -> None:
 
 def _write_locks(order: Order, choices: Iterable[Choice], root: Path) -> list[_File]:
     """Write the locks before any wheel, so that an interrupted run goes on with the same wheels."""
-    for choice in choices:
+    locked = [choice for choice in choices if choice.lock]
+    for choice in locked:
         if order.locks is not None:
             with contextlib.suppress(OSError):  # a read-only folder: the bundle alone has them
                 order.locks.mkdir(exist_ok=True)
                 write_atomic(order.locks / choice.lock_name, choice.lock.encode())
-    return [_put(root, f"{FOLDER}/{choice.lock_name}", choice.lock.encode()) for choice in choices]
+    return [_put(root, f"{FOLDER}/{choice.lock_name}", choice.lock.encode()) for choice in locked]
 
 
 def _write_lists(choices: Iterable[Choice], root: Path, before: Index) -> list[_File]:
