@@ -128,11 +128,11 @@ def _llama_wheel(target: Target, root: Path, llama: _Llama) -> Wheel | None:
     Raises UsageError for a set with CUDA: the user must give that wheel.
     """
     if CUDA_LLAMA in target.sets:
-        fix = "give it with --wheel FILE, or its index with --extra-index URL"
+        fix = "give it to `tourkit wheels` with --wheel FILE, or its index with --extra-index URL"
         raise UsageError(f"{target}: the package index has no wheel of llama.cpp with CUDA: {fix}")
     if kept := llama_of_cpu(root, target, VERSION):
         return local_wheel(kept)
-    without = "GGUF files do not run there: give a wheel with --wheel FILE"
+    without = "GGUF files do not run there: give `tourkit wheels` one with --wheel FILE"
     if target.glibc is None or not target.platform.endswith("_x86_64"):
         llama.say(f"{target}: without llama.cpp, the package index has no wheel of it for this system; {without}")
         return None

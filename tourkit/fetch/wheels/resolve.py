@@ -109,11 +109,12 @@ def _located(requirement: str, sources: dict[str, str]) -> str:
 def _options(target: Target, settings: IndexSettings) -> list[str]:
     """Return uv's options. uv is always given platform and version; else it would resolve for this machine.
 
-    pip takes the best version of all indexes, whichever index has it; uv does so with `unsafe-best-match`.
+    pip takes the best version of all indexes, whichever index has it; uv does so with `unsafe-best-match`. pip and
+    tourkit trust the certificates of the system; uv does so with `--system-certs`.
     """
     version = ".".join(map(str, target.version))
     options = ["--format", "pylock.toml", "--python-platform", uv_platform(target)[0], "--python-version", version]
-    options += ["--only-binary", ":all:", "--index-strategy", "unsafe-best-match"]
+    options += ["--only-binary", ":all:", "--index-strategy", "unsafe-best-match", "--system-certs"]
     # Nothing is built, so this Python serves. Without --python uv would try every interpreter on PATH, for seconds.
     options += ["--python", sys.executable, "--no-python-downloads", "--no-config", "--no-header", "--quiet"]
     return [*options, "--no-index"] if settings.no_index else options
