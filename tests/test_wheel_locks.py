@@ -12,7 +12,8 @@ from packaging.tags import Tag, compatible_tags, cpython_tags, mac_platforms
 from packaging.utils import parse_wheel_filename
 
 from tools.wheel_locks import RECORDED, real_lock
-from tourkit.fetch.wheels.lockfile import Wheel, wheels_of
+from tourkit.errors import TourkitError, UsageError
+from tourkit.fetch.wheels.lockfile import Wheel, asked_for, stored, wheels_of
 from tourkit.fetch.wheels.target import Target, parse_target
 from tourkit.units import GIB
 
@@ -100,3 +101,51 @@ def test_of_several_wheels_the_best_one_is_taken(wheels, name: str) -> None:
 
     assert "manylinux" in by_name["aiohttp"]
     assert "manylinux" in by_name["yarl"]
+
+
+LOCK = """\
+lock-version = "1.0"
+[[packages]]
+name = "a"
+version = "1"
+wheels = [{{ url = "https://me:secret@index.invalid/{file}", size = 1, hashes = {{ sha256 = "{sha256}" }} }}]
+"""
+PLAIN = {"file": "a-1-py3-none-any.whl", "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"file": "a-1-py3-none-any.%5C..%5Cx.whl"}, "not the name of a wheel|Windows refuses"),
+        ({"file": "a-1-py3-none-win32.whl"}, "a 1 has no wheel for cp312-win_amd64"),
+        ({"file": "a-1.tar.gz"}, "not the name of a wheel"),
+        ({"sha256": ""}, "states no SHA-256"),
+        ({"sha256": "../x"}, "states no SHA-256"),
+    ],
+)
+def test_a_lock_with_a_bad_wheel_is_one_line(changed: dict[str, str], words: str) -> None:
+    with pytest.raises(TourkitError, match=words) as error:
+        wheels_of(LOCK.format(**(PLAIN | changed)), "pylock.x.toml", parse_target("cp312-win_amd64"))
+
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[[packages", "[[packages]]\nversion = 1", "[[packages]]\nname = 1\nwheels = [3]"])
+def test_a_damaged_lock_says_to_delete_it(text: str) -> None:
+    with pytest.raises(UsageError, match="delete it, then run the command again"):
+        wheels_of(text, "pylock.x.toml", parse_target("cp312-win_amd64"))
+
+
+def test_a_stored_lock_has_no_password_and_no_file_of_the_user() -> None:
+    lock = (
+        LOCK.format(**PLAIN) + '\n[[packages]]\nname = "own"\narchive = { path = "/home/me/own-1-py3-none-any.whl" }\n'
+    )
+
+    text = stored(lock, ["a>=1"], frozenset({"own"}))
+
+    assert "secret" not in text
+    assert "/home/me" not in text
+    assert asked_for(text, "pylock.x.toml") == ["a>=1"]
+    assert [wheel.url for wheel in wheels_of(text, "x", parse_target("cp312-win_amd64"))] == [
+        "https://index.invalid/a-1-py3-none-any.whl"
+    ]

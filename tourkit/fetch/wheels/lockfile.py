@@ -6,6 +6,7 @@ tourkit adds its own table to the lock: what was asked for. A lock is used again
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from urllib.request import url2pathname
 from tourkit.errors import NotSo, UsageError
 from tourkit.fetch.wheels.pip_settings import without_credentials
 from tourkit.fetch.wheels.target import Target, rank
+from tourkit.manifest.paths import check_path
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _PACKAGE = "[[packages]]\n"
 _ASKED = "\n[tool.tourkit]\nrequirements = "
 
@@ -77,7 +80,8 @@ def _best(package: dict[str, Any], where: str, target: Target) -> Wheel:
     if not ranked:
         raise NotSo(f"{where}: {name} {version} has no wheel for {target.machine}: choose another target")
     best = min(ranked, key=lambda each: (each[0], each[1].file))[1]
-    if not best.sha256:
+    check_path(best.file, where)  # a lock may come from a stranger
+    if not _SHA256.fullmatch(best.sha256):
         raise UsageError(f"{where}: the index states no SHA-256 for {best.file}: use an index that does")
     return best
 
@@ -85,7 +89,7 @@ def _best(package: dict[str, Any], where: str, target: Target) -> Wheel:
 def _wheel(name: str, version: str, raw: dict[str, Any]) -> Wheel:
     place = raw.get("url") or Path(raw["path"]).absolute().as_uri()
     parts = urlsplit(place)
-    file = raw.get("name") or unquote(parts.path).rpartition("/")[2]
+    file = unquote(parts.path).rpartition("/")[2]
     sha256 = raw.get("hashes", {}).get("sha256", "")
     if parts.scheme == "file":
         path = Path(url2pathname(parts.path))
