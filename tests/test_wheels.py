@@ -228,6 +228,22 @@ def test_an_extra_index_can_have_the_llama_wheel(index: WheelIndex, bundle: Path
     assert listed(bundle)["llama-cpp-python==0.3.99"] == sha256(OURS[1][1])
 
 
+def test_a_wheel_of_an_extra_index_that_cannot_run_is_refused_with_the_reason(
+    index: WheelIndex, bundle: Path, ours: list[str], capsys
+) -> None:
+    """Upstream's wheels for CUDA promise no glibc: their tag is linux_x86_64."""
+    name, content = make_wheel(
+        "llama-cpp-python", "0.3.99", tag="py3-none-linux_x86_64", library=b"\x7fELF and no more"
+    )
+    with WheelIndex({name: content}) as upstream:
+        extra = ["--extra-index", upstream.simple]
+        ended = main(["wheels", LINUX, "--bundle", str(bundle), *ours[:2], *extra])
+
+    refused(capsys, 1, ended, LINUX, name, "cannot be read as a wheel")
+    assert not (bundle / "wheels" / "files" / name).exists()
+    assert not (bundle / "wheels" / f"{LINUX}-cpu.txt").exists()
+
+
 # ---- the index ---------------------------------------------------------------------------------------
 
 

@@ -27,8 +27,12 @@ def make_wheel(
     extras: Iterable[str] = (),
     tag: str = "py3-none-any",
     payload: int = 10,
+    library: bytes = b"",
 ) -> tuple[str, bytes]:
-    """Return the file name and the bytes of a wheel. `payload`: random bytes in its only module."""
+    """Return the file name and the bytes of a wheel. `payload`: random bytes in its only module.
+
+    `library`: the bytes of a shared library in it.
+    """
     distribution = f"{name.replace('-', '_')}-{version}"
     info = f"{distribution}.dist-info"
     lines = [f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}"]
@@ -38,6 +42,7 @@ def make_wheel(
         f"{info}/METADATA": "\n".join([*lines, ""]).encode(),
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n".encode(),
     }
+    files |= {"lib.so": library} if library else {}
     record = ""
     for path, content in files.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()

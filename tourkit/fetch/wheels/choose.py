@@ -10,7 +10,7 @@ from tourkit.errors import NotSo, UsageError
 from tourkit.fetch.wheels.lists import POOL, llama_of_cpu
 from tourkit.fetch.wheels.llama import VERSION, built_wheel, portable_wheel
 from tourkit.fetch.wheels.lockfile import Wheel, asked_for, stored, wheels_of
-from tourkit.fetch.wheels.looking import refusal
+from tourkit.fetch.wheels.looking import refusal, remarks
 from tourkit.fetch.wheels.own_wheel import own_wheel
 from tourkit.fetch.wheels.package_index import PackageIndex
 from tourkit.fetch.wheels.pip_settings import IndexSettings
@@ -60,7 +60,8 @@ def choose(order: Order, root: Path, folder: Path, say: Callable[[str], None], *
     """Return the wheels of every target of an order for the bundle at `root`. Nothing of the bundle is changed.
 
     `folder` gets tourkit's own wheel; it must live until the wheels are copied. `build`: whether the wheel of llama.cpp
-    is built if it is needed; else it is left out. `say` gets a line for each thing left out.
+    is built if it is needed; else it is left out. `say` gets a line for each thing left out, and for what the owner of a
+    given wheel should know.
 
     Raises LocalError without uv, NotSo if no versions fit together or a wheel cannot run on its target, HubError if the
     index cannot be asked.
@@ -70,6 +71,8 @@ def choose(order: Order, root: Path, folder: Path, say: Callable[[str], None], *
         fitting = [target for target in order.targets if fits(path.name, target)] or order.targets
         if why := next((why for target in fitting if (why := refusal(path, target))), None):
             raise NotSo(why)
+        for line in remarks(path):
+            say(line)
     files = [local_wheel(path) for path in order.given]
     if not any(wheel.name == "tourkit" for wheel in files):
         files.append(local_wheel(own_wheel(folder)))
