@@ -60,8 +60,8 @@ def choose(order: Order, root: Path, folder: Path, say: Callable[[str], None], *
     """Return the wheels of every target of an order for the bundle at `root`. Nothing of the bundle is changed.
 
     `folder` gets tourkit's own wheel; it must live until the wheels are copied. `build`: whether the wheel of llama.cpp
-    is built if it is needed; else it is left out. `say` gets a line for each thing left out, and for what the owner of a
-    given wheel should know.
+    is built if it is needed; else it is left out. `say` gets a line for each thing that is left out, and for what the
+    owner of a given wheel should know.
 
     Raises LocalError without uv, NotSo if no versions fit together or a wheel cannot run on its target, HubError if the
     index cannot be asked.
