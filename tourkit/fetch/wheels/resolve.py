@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import os
 import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
