@@ -17,7 +17,7 @@ export CMAKE_ARGS += -DCMAKE_C_FLAGS="$(NO_AMX)" -DCMAKE_CXX_FLAGS="$(NO_AMX)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo picture test test-quick test-full test-stacks test-transformers test-onnx test-vllm test-arch test-arch-sample arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench wheel clean
+.PHONY: help install demo picture test test-quick test-full test-stacks test-transformers test-onnx test-vllm test-wheels test-arch test-arch-sample arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,7 +44,10 @@ test-stacks: $(TINY)/ready ## the stacks transformers and onnx, in the environme
 	$(TINY)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_encoder.py tests/test_vocabulary.py \
 		-k "not [llama_cpp"
 
-test-full: check test-stacks test-transformers test-onnx test-vllm test-arch tiny-quick ## everything, each stack in its own environment: an hour or more
+test-full: check test-wheels test-stacks test-transformers test-onnx test-vllm test-arch tiny-quick ## everything, each stack in its own environment: an hour or more
+
+test-wheels: $(DEV)/ready ## resolve the wheels of every target with the real package index; downloads none of them
+	TOURKIT_REAL_INDEX=1 PIP_CONFIG_FILE=/dev/null $(DEV)/bin/python -m pytest tests/test_wheel_locks.py
 
 test-transformers: $(HF)/ready ## the stack transformers, on weights/tiny and on tiny random models of many families
 	$(HF)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_encoder.py tests/test_vocabulary.py

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 import zipfile
+from dataclasses import replace
 from importlib.metadata import Distribution
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from tourkit.fetch.wheels.pip_settings import (
     without_credentials,
 )
 from tourkit.fetch.wheels.target import SETS, Target, fits, parse_target, rank, target_of, uv_platform
+from tourkit.hardware.machine import Hardware
+from tourkit.units import GIB
 
 LINUX = "cp312-manylinux_2_31_x86_64"
 
@@ -73,6 +76,19 @@ def test_a_machine_is_a_target_by_what_its_python_says() -> None:
     assert target_of("cp313", "Windows", "AMD64", ("cpu",)).machine == "cp313-win_amd64"
     with pytest.raises(UsageError, match="musl"):
         target_of("cp312", "Linux", "x86_64", ("cpu",))
+
+
+def test_here_is_the_machine_of_a_file() -> None:
+    venue = Hardware(8, 32 * GIB, glibc="2.35", system="linux", arch="x86_64", python="3.12")
+
+    assert parse_target("here:cuda-vllm", venue).name == "cp312-manylinux_2_35_x86_64-cuda-vllm"
+    assert parse_target(LINUX, venue).machine == LINUX
+    mac = replace(venue, system="darwin", arch="arm64", glibc="")
+    assert parse_target("here", mac).machine == "cp312-macosx_14_0_arm64"
+    with pytest.raises(UsageError, match=r"glibc 2\.28 is too old"):
+        parse_target("here", replace(venue, glibc="2.28"))
+    with pytest.raises(UsageError, match="names no python, system and arch"):
+        parse_target("here", replace(venue, python=""))
 
 
 def test_uv_gets_the_platform_in_its_own_words() -> None:

@@ -22,6 +22,8 @@ from tourkit.bundle import verify
 from tourkit.bundle.index import read_index, write_index
 from tourkit.cli import main
 from tourkit.fetch.download import BLOCK
+from tourkit.hardware.machine import Hardware
+from tourkit.hardware.machine_file import machine_json
 
 pytestmark = pytest.mark.starts
 
@@ -195,6 +197,16 @@ def test_dry_run_prints_packages_and_bytes_and_writes_nothing(
     (row,) = json.loads(capsys.readouterr().out)["targets"]
     assert row["total_bytes"] == sum(package["size"] for package in row["packages"])
     assert index.log == []
+
+
+def test_a_machine_file_names_the_target(index: WheelIndex, bundle: Path, ours: list[str], tmp_path: Path) -> None:
+    venue = Hardware(8, 1 << 35, glibc="2.31", system="linux", arch="x86_64", python="3.12")
+    (tmp_path / "venue.json").write_text(json.dumps({"machine": machine_json(venue)}))
+
+    given = ["--machine", str(tmp_path / "venue.json"), *ours]
+    assert main(["wheels", "--bundle", str(bundle), *given]) == 0
+
+    assert "big==1.0" in listed(bundle)
 
 
 def test_a_system_without_a_llama_wheel_is_resolved_without_it_and_says_so(

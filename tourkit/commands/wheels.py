@@ -61,12 +61,14 @@ def chosen(
     given: Sequence[Path] = (),
     indexes: Sequence[str] = (),
     brought: Path | None = None,
+    machine: Path | None = None,
     build: bool = True,
 ) -> Iterator[Chosen]:
     """Choose the wheels of the targets for the bundle at `root`. They can be collected while the context is open.
 
     `locks`: the manifest that the locks are kept beside. `given`: wheels that are files. `indexes`: addresses of more
-    indexes. `brought`: a folder that all wheels must come from. `build`: whether llama.cpp's wheel may be built now.
+    indexes. `brought`: a folder that all wheels must come from. `machine`: the file of the machine that `here` names.
+    `build`: whether llama.cpp's wheel may be built now.
     """
     if not targets:
         yield Chosen(None)
@@ -74,8 +76,10 @@ def chosen(
     from tourkit.fetch.wheels.choose import Order, choose
     from tourkit.fetch.wheels.pip_settings import IndexSettings, read_settings
     from tourkit.fetch.wheels.target import parse_target
+    from tourkit.hardware.machine_file import read_machine
 
-    parsed = tuple(dict.fromkeys(parse_target(text) for text in targets))
+    known = read_machine(machine) if machine is not None else None
+    parsed = tuple(dict.fromkeys(parse_target(text, known) for text in targets))
     if brought is not None:
         settings = IndexSettings(no_index=True, find_links=(str(brought.resolve()),))
     else:
@@ -115,6 +119,11 @@ def chosen(
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Index the wheels of this folder; asks no network.",
 )
+@click.option(
+    "--machine",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="`here` is the machine of this file, which `tourkit plan --json` wrote there.",
+)
 @click.option("--jobs", type=click.IntRange(1, 64), default=4, show_default=True, help="Files to fetch at once.")
 @click.option("--dry-run", is_flag=True, help="Print packages and bytes, and fetch nothing.")
 @json_option
@@ -124,6 +133,7 @@ def wheels(
     given: tuple[Path, ...],
     indexes: tuple[str, ...],
     brought: Path | None,
+    machine: Path | None,
     jobs: int,
     dry_run: bool,
     as_json: bool,
@@ -143,8 +153,10 @@ def wheels(
     \b
     Examples: tourkit wheels cp312-manylinux_2_31_x86_64 cp312-win_amd64 --bundle /media/usb/bundle
               tourkit wheels cp312-manylinux_2_31_x86_64:cuda-vllm --bundle /media/usb/bundle --dry-run
+              tourkit wheels here:cuda-vllm --machine venue.json --bundle /media/usb/bundle
               tourkit wheels --add ~/wheels --bundle /media/usb/bundle
     """
+    targets = targets or (("here",) if machine is not None else ())
     if brought is None and not targets:
         raise UsageError("no TARGET: name one, such as cp312-manylinux_2_31_x86_64 or here, or give --add DIR")
     if brought is not None:
@@ -157,7 +169,8 @@ def wheels(
     source = bundle / "wheels" / "files" if brought is not None and not dry_run else brought
     if source is not None:
         given = tuple(sorted(source.glob("tourkit-*.whl"))[-1:])  # else tourkit's own wheel is made
-    with chosen(targets, bundle, given=given, indexes=indexes, brought=source, build=not dry_run) as found:
+    build = not dry_run
+    with chosen(targets, bundle, given=given, indexes=indexes, brought=source, machine=machine, build=build) as found:
         if dry_run:
             shown = _shown(found.choices, bundle)
             _print(shown, as_json)

@@ -46,7 +46,8 @@ def requirements(target: Target, local: Sequence[Wheel]) -> list[str]:
     """
     pins = {wheel.name: wheel.version for wheel in local}
     wanted = [f"tourkit[{','.join(target.extras)}]=={pins['tourkit']}", *_ALWAYS]
-    wanted += _CUDA_LIBRARIES if CUDA_LLAMA in target.sets else ()
+    brings_cuda = any(name.startswith("nvidia-") for name in pins)  # the libraries of another CUDA
+    wanted += _CUDA_LIBRARIES if CUDA_LLAMA in target.sets and not brings_cuda else ()
     return wanted + [f"{name}=={version}" for name, version in sorted(pins.items()) if name != "tourkit"]
 
 

@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from tourkit.errors import UsageError
+from tourkit.hardware.machine import Hardware
 from tourkit.manifest.validation import did_you_mean
 from tourkit.stacks import STACKS
 
@@ -26,6 +27,7 @@ _PYTHON = re.compile(r"cp3(\d{1,2})")
 _LINUX = re.compile(r"manylinux_(\d+)_(\d+)_(x86_64|aarch64)")
 _MACOS = re.compile(r"macosx_(\d+)_(\d+)_(arm64|x86_64)")
 _WINDOWS = re.compile(r"win_(amd64|arm64)")
+_MACOS_OF_FILES = "14.0"  # a machine file does not have the version of macOS
 DEFAULT_SET = "cpu"
 
 # A set of packages and the stack that it installs.
@@ -68,15 +70,16 @@ class Target:
         return f"{self.machine}:{'+'.join(self.sets)}"
 
 
-def parse_target(text: str) -> Target:
+def parse_target(text: str, machine_file: Hardware | None = None) -> Target:
     """Return the target that a text such as "cp312-win_amd64:cpu+onnx" or "here" names.
 
-    Raises UsageError for a text that names none, and for a machine or a set that has no wheels.
+    `machine_file`: the machine that "here" names instead of this one. Raises UsageError for a text that names none, and
+    for a machine or a set that has no wheels.
     """
     machine, _, named = text.partition(":")
     sets = sets_of(text, named or DEFAULT_SET)
     if machine == "here":
-        return here(sets)
+        return here(sets) if machine_file is None else of_machine(machine_file, sets)
     python, _, system = machine.partition("-")
     for legacy, (major, minor) in _LEGACY.items():
         system = system.replace(f"{legacy}_", f"manylinux_{major}_{minor}_")
@@ -97,6 +100,16 @@ def here(sets: tuple[str, ...]) -> Target:
     python = f"cp{sys.version_info[0]}{sys.version_info[1]}"
     glibc = platform.libc_ver()[1] if platform.libc_ver()[0] == "glibc" else None
     return target_of(python, platform.system(), platform.machine(), sets, glibc=glibc, macos=platform.mac_ver()[0])
+
+
+def of_machine(machine: Hardware, sets: tuple[str, ...]) -> Target:
+    """Return the target of a machine that a file describes. Raises UsageError if the file does not say enough."""
+    if not (machine.python and machine.system and machine.arch):
+        fix = "make the file with `tourkit plan --json` on that machine"
+        raise UsageError(f"the machine file names no python, system and arch: {fix}")
+    python = f"cp{machine.python.replace('.', '')}"
+    system = {"linux": "Linux", "darwin": "Darwin"}.get(machine.system, machine.system)
+    return target_of(python, system, machine.arch, sets, glibc=machine.glibc or None, macos=_MACOS_OF_FILES)
 
 
 def target_of(
