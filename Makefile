@@ -20,7 +20,7 @@ export CMAKE_ARGS += -DCMAKE_C_FLAGS="$(NO_AMX)" -DCMAKE_CXX_FLAGS="$(NO_AMX)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo picture test test-quick test-full test-documents test-stacks test-transformers test-onnx test-vllm test-arch test-arch-sample arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench wheel portable-wheel test-portable clean
+.PHONY: help install demo picture test test-quick test-full test-documents test-stacks test-transformers test-onnx test-vllm test-wheels test-arch test-arch-sample arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench wheel portable-wheel test-portable clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,10 +47,13 @@ test-stacks: $(TINY)/ready ## the stacks transformers and onnx, in the environme
 	$(TINY)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_encoder.py tests/test_vocabulary.py \
 		-k "not [llama_cpp"
 
-test-full: check test-documents test-stacks test-transformers test-onnx test-vllm test-arch test-portable tiny-quick ## everything, each stack in its own environment: an hour or more
+test-full: check test-documents test-wheels test-stacks test-transformers test-onnx test-vllm test-arch test-portable tiny-quick ## everything, each stack in its own environment: an hour or more
 
 test-documents: $(DEV)/ready ## every sample document of every template, on a model with random weights
 	TOURKIT_EVERY_DOCUMENT=1 $(DEV)/bin/python -m pytest tests/test_e2e.py
+
+test-wheels: $(DEV)/ready ## resolve the wheels of every target with the real package index; downloads none of them
+	TOURKIT_REAL_INDEX=1 $(DEV)/bin/python -m pytest tests/test_wheel_locks.py
 
 test-transformers: $(HF)/ready ## the stack transformers, on weights/tiny and on tiny random models of many families
 	$(HF)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_encoder.py tests/test_vocabulary.py
