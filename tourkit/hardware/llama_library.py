@@ -7,24 +7,27 @@ where anybody may have put a file of that name. So they are loaded here, by path
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
-from typing import Any
+
+_LIBRARIES = ("libllama.so", "libllama.dylib")
 
 
-def load_backends(llama_cpp: Any) -> None:
-    """Load the backends beside libllama if none is built into it. Call it after the import, before other functions.
+def load_backends(folder: Path) -> None:
+    """Load the backends in llama.cpp's folder if none is built into it.
 
-    `llama_cpp`: the imported module. A second call does nothing. Raises OSError if no backend runs on this processor.
+    Call it after the import of llama_cpp and before any other function. `folder`: where llama_cpp loaded libllama from.
+    A second call does nothing. Raises OSError if no backend runs on this processor.
     """
-    # ctypes finds the functions of libggml through libllama, so this is the libggml that libllama uses. A copy of that
-    # file under another name would be a second libggml, with a list of backends of its own.
-    library = llama_cpp.llama_cpp._lib
-    if not hasattr(library, "ggml_backend_load_all_from_path"):
-        return  # Windows, or an old release: the backends are built in
-    if library.ggml_backend_reg_count():
+    path = next((path for name in _LIBRARIES if (path := folder.resolve() / name).is_file()), None)
+    if path is None:
+        return  # Windows: the backends are built in
+    # libllama is loaded already, so this is the same one. ctypes finds the functions of libggml through it, so this is
+    # the libggml that it uses. A copy of libggml under another name would be a second one, with its own backends.
+    library = ctypes.CDLL(str(path))
+    if not hasattr(library, "ggml_backend_load_all_from_path") or library.ggml_backend_reg_count():
         return
-    folder = Path(library._name).resolve().parent
-    library.ggml_backend_load_all_from_path(os.fsencode(folder))
+    library.ggml_backend_load_all_from_path(os.fsencode(path.parent))
     if not library.ggml_backend_reg_count():
-        raise OSError(f"{folder}: none of its CPU libraries runs on this processor")
+        raise OSError(f"{path.parent}: none of its CPU libraries runs on this processor")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tourkit.errors import EngineDead, LocalError
+from tourkit.hardware.llama_cuda import llama_folder
 from tourkit.hardware.llama_library import load_backends
 from tourkit.headers import gguf_parts
 from tourkit.launch import ALL_LAYERS, GpuLayers
@@ -36,7 +37,7 @@ def import_llama() -> Any:
         if _log_callback is None:
             _log_callback = llama_cpp.llama_log_callback(_keep)
             llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
-        load_backends(llama_cpp)
+        load_backends(llama_folder())
         llama_cpp.llama_backend_init()  # every call after the first does nothing
     except (ImportError, OSError, RuntimeError) as exc:
         raise LocalError(

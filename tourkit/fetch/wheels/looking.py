@@ -33,7 +33,10 @@ _SYSTEM = re.compile(
 )
 # Not in the manylinux policy, but present almost everywhere. Without it the wheel does not load.
 _USUAL = {"libgomp.so.1": "the package libgomp1 (Debian) or libgomp (Red Hat)"}
-_CUDA = re.compile(r"lib(cuda|cudart|cublas|cublasLt|nccl|nvrtc|cudnn|nvidia-ml)\.so\.\d+")
+_CUDA = re.compile(
+    r"lib(cuda|cudart|cublas|cublasLt|cudnn\w*|cufft|cufile|cupti|curand|cusolver|cusparse|cusparseLt|nccl|nvrtc|nvJitLink"
+    r"|nvToolsExt|nvidia-ml|nvshmem_host)\.so(\.\d+)*"
+)
 # ggml's functions that say what a CPU library was compiled for, with the names of /proc/cpuinfo.
 _INSTRUCTIONS = {
     "ggml_cpu_has_sse3": "pni",
