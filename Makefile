@@ -1,14 +1,17 @@
 # Needs: Python 3.11 or newer with venv, a C and C++ compiler, and the Python package index.
 PYTHON ?= python3
-LLAMA  := llama-cpp-python==0.3.36
+LLAMA  := llama-cpp-python==$(shell sed -n 's/^VERSION = "\(.*\)".*/\1/p' tourkit/fetch/wheels/llama.py)
 RUN    := .venv
 DEV    := .venv-dev
 TINY   := .venv-tiny
 HF     := .venv-transformers
 ORT    := .venv-onnx
 VLLM   := .venv-vllm
-# llama-cpp-python comes as source: built once, about three minutes on two cores, and used by both environments.
+# llama-cpp-python comes as source: built once, about three minutes on two cores, and used by both environments. Only what
+# tourkit uses is built: no images and no tools of llama.cpp.
 WHEELS := .wheels
+LEAN   := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE='$(CURDIR)/tourkit/fetch/wheels/llama.cmake'
+PORTABLE := $(WHEELS)/portable
 # GCC's intrinsic for the tile configuration tells the compiler that only its first 8 bytes are read, and the rest is
 # optimised away: where the processor has AMX, llama.cpp built so crashes on every quantised model.
 ifeq ($(shell printf '%s\n' '\#if defined(__x86_64__) && __GNUC__ > 10 && !defined(__clang__)' gcc '\#endif' | $(CC) -E -P - | grep -c gcc),1)
@@ -17,7 +20,7 @@ export CMAKE_ARGS += -DCMAKE_C_FLAGS="$(NO_AMX)" -DCMAKE_CXX_FLAGS="$(NO_AMX)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo picture test test-quick test-full test-documents test-stacks test-transformers test-onnx test-vllm test-arch test-arch-sample arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench gpu-check-dry wheel clean
+.PHONY: help install demo picture test test-quick test-full test-documents test-stacks test-transformers test-onnx test-vllm test-wheels test-arch test-arch-sample arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench gpu-check-dry wheel portable-wheel test-portable clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,10 +47,13 @@ test-stacks: $(TINY)/ready ## the stacks transformers and onnx, in the environme
 	$(TINY)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_encoder.py tests/test_vocabulary.py \
 		-k "not [llama_cpp"
 
-test-full: check test-documents test-stacks test-transformers test-onnx test-vllm test-arch tiny-quick ## everything, each stack in its own environment: an hour or more
+test-full: check test-documents test-wheels test-stacks test-transformers test-onnx test-vllm test-arch test-portable tiny-quick ## everything, each stack in its own environment: an hour or more
 
 test-documents: $(DEV)/ready ## every sample document of every template, on a model with random weights
 	TOURKIT_EVERY_DOCUMENT=1 $(DEV)/bin/python -m pytest tests/test_e2e.py
+
+test-wheels: $(DEV)/ready ## resolve the wheels of every target with the real package index; downloads none of them
+	TOURKIT_REAL_INDEX=1 $(DEV)/bin/python -m pytest tests/test_wheel_locks.py
 
 test-transformers: $(HF)/ready ## the stack transformers, on weights/tiny and on tiny random models of many families
 	$(HF)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_encoder.py tests/test_vocabulary.py
@@ -124,6 +130,12 @@ tiny-eval: $(TINY)/ready ## score weights/tiny on held-out documents and write t
 wheel: $(DEV)/ready ## build the wheel into dist/
 	$(DEV)/bin/pip wheel -q --no-deps -w dist .
 
+portable-wheel: $(DEV)/ready ## llama.cpp for every x86-64 Linux from glibc 2.31 on, into .wheels/portable: ten minutes on two cores
+	$(DEV)/bin/python -m tools.portable_wheel $(PORTABLE)
+
+test-portable: portable-wheel ## that wheel, on emulated older processors: needs qemu-x86_64 (Debian: qemu-user)
+	TOURKIT_PORTABLE_WHEELS=$(PORTABLE) $(DEV)/bin/python -m pytest tests/test_portable_wheel.py
+
 clean: ## remove what the targets made, but not the wheel cache
 	rm -rf $(RUN) $(DEV) $(TINY) $(HF) $(ORT) $(VLLM) dist build .pytest_cache .mypy_cache .ruff_cache
 
@@ -133,7 +145,8 @@ $(ARCH)/ready: $(TINY)/ready $(wildcard tools/arch/*.py)
 	touch $@
 
 $(WHEELS)/ready:
-	$(PYTHON) -m pip wheel --no-cache-dir --no-deps -w $(WHEELS) "$(LLAMA)"
+	CMAKE_ARGS="$$CMAKE_ARGS $(LEAN)" SKBUILD_WHEEL_EXCLUDE="/include/;/lib/" \
+		$(PYTHON) -m pip wheel --no-cache-dir --no-deps -w $(WHEELS) "$(LLAMA)"
 	touch $@
 
 $(RUN)/ready: pyproject.toml $(WHEELS)/ready

@@ -31,7 +31,7 @@ def noise(size: int, seed: int) -> bytes:
 class Fault:
     """A fault of one file. `times`: how often it happens, None for always. The other fields say what happens."""
 
-    kind: str  # see _Handler._body and _Handler._resolve
+    kind: str  # see Handler._body and Handler._resolve
     times: int | None = None
     at: int = 0  # byte of the body at which the fault happens
     status: int = 500
@@ -54,6 +54,8 @@ class Sent:
 class FaultyHub:
     """Serve `files` (path: content) as repository `repo` at `commit`; the names in `lfs` are LFS files."""
 
+    handler: type[BaseHTTPRequestHandler]  # Handler, unless another server is made of this one
+
     def __init__(self, files: dict[str, bytes], *, repo: str = REPO, commit: str = COMMIT) -> None:
         self.repo, self.commit, self.files = repo, commit, dict(files)
         self.lfs = {path for path in files if path.endswith((".gguf", ".safetensors"))}
@@ -73,7 +75,7 @@ class FaultyHub:
         self.on_sent: Callable[[int], None] = lambda total: None
         self.sent_bytes = 0
         self.gate = threading.Lock()
-        self.server = _Server(("127.0.0.1", 0), _Handler)
+        self.server = _Server(("127.0.0.1", 0), self.handler)
         self.server.hub = self
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.thread.start()
@@ -167,7 +169,7 @@ class _Server(ThreadingHTTPServer):
         """Ignore clients that hang up: the tests do this on purpose."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
 
@@ -188,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
         before = f"/{hub.repo}/resolve/{hub.commit}/"
         if path.startswith(before):
             return self._resolve(hub, path.removeprefix(before))
-        return self._plain(404, b"", {"X-Error-Code": "RepoNotFound"})
+        return self.plain(404, b"", {"X-Error-Code": "RepoNotFound"})
 
     def _api(self, hub: FaultyHub, path: str) -> None:
         with hub.gate:
@@ -200,26 +202,26 @@ class _Handler(BaseHTTPRequestHandler):
             if fault.kind == "stall":
                 hub.release.wait()
                 return self._reset()
-            return self._plain(fault.status, fault.body, fault.headers)
+            return self.plain(fault.status, fault.body, fault.headers)
         if not path.startswith(hub.repo):
-            return self._plain(401, b"", {"X-Error-Code": "RepoNotFound"})
+            return self.plain(401, b"", {"X-Error-Code": "RepoNotFound"})
         rest = path.removeprefix(hub.repo)
         if rest in ("", "/revision/main", f"/revision/{hub.commit}"):
             info = {"id": hub.repo, "sha": hub.commit, "gated": "manual" if hub.gated else False}
-            return self._json(info | {"tags": ["gguf", "license:apache-2.0"], "private": False})
+            return self.json(info | {"tags": ["gguf", "license:apache-2.0"], "private": False})
         if rest == f"/tree/{hub.commit}":
-            return self._json(hub.tree())
-        return self._plain(404, b"", {"X-Error-Code": "RevisionNotFound"})
+            return self.json(hub.tree())
+        return self.plain(404, b"", {"X-Error-Code": "RevisionNotFound"})
 
     def _resolve(self, hub: FaultyHub, path: str) -> None:
         if hub.refuse is not None:
-            return self._plain(hub.refuse[0], b"", hub.refuse[1])
+            return self.plain(hub.refuse[0], b"", hub.refuse[1])
         if hub.gated is not None and self.headers.get("Authorization") != f"Bearer {hub.gated}":
-            return self._plain(403, b"", {"X-Error-Code": "GatedRepo"})
+            return self.plain(403, b"", {"X-Error-Code": "GatedRepo"})
         if path not in hub.files:
-            return self._plain(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return self.plain(404, b"", {"X-Error-Code": "EntryNotFound"})
         if hub.cdn is None or path not in hub.lfs:
-            return self._send_file(hub, path)
+            return self.send_file(hub, path)
         location = hub.cdn.new_link(path)
         headers = {
             "Location": location if hub.relative else hub.cdn.url + location,
@@ -227,14 +229,14 @@ class _Handler(BaseHTTPRequestHandler):
             "X-Linked-Size": str(len(hub.files[path])),
             "X-Linked-Etag": f'"{hashlib.sha256(hub.files[path]).hexdigest()}"',
         }
-        return self._plain(302, b"Found. Redirecting", headers)
+        return self.plain(302, b"Found. Redirecting", headers)
 
     def _cdn(self, hub: FaultyHub, path: str, token: str) -> None:
         if not hub.use_link(token):
-            return self._plain(403, b"<Error>Request has expired</Error>", {})
-        return self._send_file(hub, path)
+            return self.plain(403, b"<Error>Request has expired</Error>", {})
+        return self.send_file(hub, path)
 
-    def _send_file(self, hub: FaultyHub, path: str) -> None:
+    def send_file(self, hub: FaultyHub, path: str) -> None:
         content = hub.files[path]
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
         entry = Sent(path, start, 206 if start else 200, authorization=self.headers.get("Authorization"))
@@ -244,10 +246,10 @@ class _Handler(BaseHTTPRequestHandler):
         kind = fault.kind if fault else ""
         if fault and kind == "status":
             entry.status = fault.status
-            return self._plain(fault.status, fault.body, fault.headers)
+            return self.plain(fault.status, fault.body, fault.headers)
         if start >= len(content) and start:
             entry.status = 416
-            return self._plain(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+            return self.plain(416, b"", {"Content-Range": f"bytes */{len(content)}"})
         if kind == "ignore range":
             start, entry.status = 0, 200
         self._head(entry, start, len(content), kind)
@@ -296,16 +298,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
-    def _json(self, value: Any) -> None:
-        self._plain(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def json(self, value: Any) -> None:
+        self.plain(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-    def _plain(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+    def plain(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+FaultyHub.handler = Handler
 
 
 def manifest_toml(repo: str, roles: dict[str, str], variants: dict[str, list[str]]) -> str:

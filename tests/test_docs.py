@@ -43,6 +43,7 @@ TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
 # Commands in blocks that are not run, by page: how they begin, and why they cannot run here.
 SYNOPSIS = "a synopsis"
 NEEDS_INDEX = "installs from the package index"
+FROM_INDEX = "collects from the package index; tests/test_wheels.py runs it with an index of its own"
 TRAVELS = "for another machine, where BUNDLE is a folder; tests/test_install.py runs the installer"
 DOCUMENTS = "the reader's documents; tests/test_e2e.py and tests/test_templates.py run the template"
 NOT_RUN = {
@@ -53,6 +54,7 @@ NOT_RUN = {
     "docs/http-api.md": {"tourkit serve": "a synopsis, and a model of the reader's"},
     "docs/install.md": {"pip": NEEDS_INDEX, "CMAKE_ARGS=": NEEDS_INDEX, "WHEELS=": TRAVELS},
     "docs/mirror.md": {"export HF_ENDPOINT": "names another machine", "hf download": "asks another machine"},
+    "docs/wheels.md": {"tourkit wheels": FROM_INDEX, "tourkit prefetch": FROM_INDEX, "pip": NEEDS_INDEX},
     "templates/graph_extraction/README.md": {"tourkit run": DOCUMENTS, "python": DOCUMENTS},
     "templates/json_extraction/README.md": {"tourkit run": DOCUMENTS, "python": DOCUMENTS},
     "templates/self_consistency/README.md": {"tourkit run": DOCUMENTS, "python": DOCUMENTS},

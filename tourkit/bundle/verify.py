@@ -183,9 +183,12 @@ def _origin(path: str) -> str:
     """Say where an unlisted file may come from, so that the reader knows if it can be deleted."""
     name = path.rpartition("/")[2]
     if name.endswith(".part") or name == ".prefetch.lock":
-        return "left by an interrupted download; `tourkit prefetch` resumes it"
+        command = "tourkit wheels" if path.startswith("wheels/") else "tourkit prefetch"
+        return f"left by an interrupted download; `{command}` resumes it"
     if name.endswith(".bad"):
         return "set aside because its bytes were wrong; safe to delete"
+    if name.endswith(".whl"):
+        return "a wheel that is not in the index; `tourkit wheels --add DIR` indexes it"
     if name == ".DS_Store" or name.startswith("._") or path.startswith((".Trashes/", ".Spotlight-V100/")):
         return "written by macOS; safe to delete"
     if name in ("Thumbs.db", "desktop.ini") or path.startswith(("System Volume Information/", "$RECYCLE.BIN/")):

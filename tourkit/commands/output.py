@@ -13,7 +13,8 @@ import click
 from click.core import ParameterSource
 
 from tourkit.errors import Interrupted
-from tourkit.units import parse_size
+from tourkit.progress import Progress
+from tourkit.units import parse_size, size_text
 
 if TYPE_CHECKING:
     _IntParam = click.ParamType[int]
@@ -82,6 +83,26 @@ def resumable(again: str) -> Iterator[None]:
 
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+class BarListener:
+    """A FetchListener that shows a progress bar."""
+
+    def __init__(self, label: str = "prefetch") -> None:
+        self.bar = Progress(label)
+
+    def on_start(self, total_bytes: int, to_fetch: int) -> None:
+        self.bar.begin(total_bytes)
+        self.bar.note(f"{size_text(total_bytes)} in all, {size_text(to_fetch)} to fetch")
+
+    def on_bytes(self, n: int, kind: str) -> None:
+        self.bar.advance(n)
+
+    def on_again(self, n: int) -> None:
+        self.bar.advance(-n)
+
+    def on_note(self, text: str) -> None:
+        self.bar.note(text)
 
 
 class SizeType(_IntParam):

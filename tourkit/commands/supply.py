@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tourkit.commands.output import SIZE, json_option, note, print_json, resumable, roles_option
+from tourkit.commands import wheels as wheel_commands
+from tourkit.commands.output import SIZE, BarListener, json_option, note, print_json, resumable, roles_option
 from tourkit.errors import HubError, NotSo, TourkitError, UsageError
 from tourkit.progress import Progress
 from tourkit.units import counted, size_text
@@ -147,6 +148,9 @@ def _load_locked(manifest_ref: str) -> tuple[Manifest, Lock]:
 )
 @roles_option
 @_stacks_option
+@click.option(
+    "--wheels", "targets", multiple=True, metavar="TARGET", help="Python wheels for this machine too; may be repeated."
+)
 @click.option("--jobs", type=click.IntRange(1, 64), default=4, show_default=True, help="Files to fetch at once.")
 @click.option("--dry-run", is_flag=True, help="Show what would be fetched, and fetch nothing.")
 @click.option("--yes", is_flag=True, help="Create the folder above DIR without a question if it does not exist.")
@@ -156,6 +160,7 @@ def prefetch(
     root: Path,
     roles: tuple[str, ...],
     stacks: tuple[str, ...],
+    targets: tuple[str, ...],
     jobs: int,
     dry_run: bool,
     yes: bool,
@@ -168,8 +173,12 @@ def prefetch(
     Before it starts it prints the drive and its free space. If the folder above DIR does not exist (a drive that is
     not mounted, a typing error), it asks on a terminal, and ends with exit code 2 elsewhere, unless --yes is given.
 
+    With --wheels it also collects Python wheels, as `tourkit wheels` does. Their locks are kept beside the manifest in
+    NAME.wheels/ and in the bundle.
+
     \b
     Examples: tourkit prefetch tour-20gb --to /media/usb/bundle --stack llama_cpp
+              tourkit prefetch tour-20gb --to /media/usb/bundle --wheels cp312-manylinux_2_31_x86_64
               tourkit prefetch tour-20gb --to /media/usb/bundle --dry-run
     """
     from tourkit.bundle.index import size_of
@@ -178,15 +187,18 @@ def prefetch(
 
     manifest, locked = _load_locked(manifest_ref)
     plan = fetching.fetch_plan(manifest, locked, root, roles=roles, stacks=stacks)
-    if dry_run:
-        _show_fetch_plan(plan, as_json)
-        return
-    _check_target(root, yes=yes)
-    listener = _BarListener()
-    with resumable("run the same command again, it resumes"), listener.bar:
-        index = fetching.prefetch(
-            manifest, locked, root, Hub(), roles=roles, stacks=stacks, jobs=jobs, listener=listener
-        )
+    if not dry_run:
+        _check_target(root, yes=yes)
+    with wheel_commands.chosen(targets, root, locks=manifest.path, build=not dry_run) as chosen:
+        if dry_run:
+            _show_fetch_plan(plan, chosen.shown(root), as_json)
+            return
+        listener = BarListener()
+        with resumable("run the same command again, it resumes"), listener.bar:
+            index = fetching.prefetch(
+                manifest, locked, root, Hub(), roles=roles, stacks=stacks, jobs=jobs, listener=listener
+            )
+        index = chosen.collect(root, jobs) or index
     files, size = size_of(root, index)
     if as_json:
         print_json({"root": str(root), "files": files, "bytes": size})
@@ -210,38 +222,21 @@ def _check_target(root: Path, *, yes: bool) -> None:
         raise UsageError(f"{root}: nothing was written: mount the drive, or name another folder with --to")
 
 
-class _BarListener:
-    """A FetchListener that shows a progress bar."""
-
-    def __init__(self) -> None:
-        self.bar = Progress("prefetch")
-
-    def on_start(self, total_bytes: int, to_fetch: int) -> None:
-        self.bar.begin(total_bytes)
-        self.bar.note(f"{size_text(total_bytes)} in all, {size_text(to_fetch)} to fetch")
-
-    def on_bytes(self, n: int, kind: str) -> None:
-        self.bar.advance(n)
-
-    def on_again(self, n: int) -> None:
-        self.bar.advance(-n)
-
-    def on_note(self, text: str) -> None:
-        self.bar.note(text)
-
-
-def _show_fetch_plan(plan: FetchPlan, as_json: bool) -> None:
+def _show_fetch_plan(plan: FetchPlan, wheels: wheel_commands.Shown | None, as_json: bool) -> None:
     files = [planned.file for planned in plan.files]
     rows = [
         {"path": file.path, "repo": file.source.repo, "commit": file.source.commit, "size": file.size} for file in files
     ]
     if as_json:
-        print_json({"files": rows, "total_bytes": plan.total_bytes, "to_fetch_bytes": plan.to_fetch_bytes})
+        own = {"files": rows, "total_bytes": plan.total_bytes, "to_fetch_bytes": plan.to_fetch_bytes}
+        print_json(own if wheels is None else own | {"wheels": wheels.as_json})
         return
     for file in files:
         click.echo(f"{size_text(file.size):>10}  {file.path}")
     total = f"{size_text(plan.total_bytes)} in {counted(len(files), 'file')}"
     click.echo(f"{total}, {size_text(plan.to_fetch_bytes)} to fetch")
+    for line in wheels.lines if wheels is not None else ():
+        click.echo(line)
 
 
 @click.command()
@@ -270,11 +265,17 @@ def verify(root: Path, quick: bool, as_json: bool) -> None:
             click.echo(f"{problem.kind}: {problem.path}" + (f" ({problem.detail})" if problem.detail else ""))
     if not report.ok:
         broken = report.missing or report.damaged
-        fix = "run `tourkit prefetch` again" if broken else "delete the extra files"
+        fix = "run `tourkit prefetch` again" if broken else _fix_for_extra(root, report.extra)
         raise NotSo(f"{root}: {counted(len(report.problems), 'file is', 'files are')} not as indexed: {fix}")
     if not as_json:
         how = "present, of the right size" if quick else f"right, {size_text(report.checked_bytes)} read"
         click.echo(f"{root}: {counted(report.checked_files, 'file')} {how}")
+
+
+def _fix_for_extra(root: Path, extra: tuple[str, ...]) -> str:
+    if all(path.endswith(".whl") for path in extra):
+        return f"index the wheels with `tourkit wheels --add {root / 'wheels'} --bundle {root}`, or delete them"
+    return "delete the extra files"
 
 
 def _indexed_bytes(root: Path) -> int:

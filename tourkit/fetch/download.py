@@ -10,15 +10,16 @@ import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from tourkit.errors import LocalError, WrongContent
-from tourkit.fetch.hub import Hub, PassingError, RangeRefusedError, Stream
+from tourkit.fetch.stream import PassingError, RangeRefusedError, Server, Stream
 from tourkit.files import fsync_dir, sha256_of
-from tourkit.manifest.models import PinnedFile, Source
+from tourkit.manifest.models import Link, PinnedFile, Source
 
 BLOCK = 1 << 20  # bytes: the most that is in memory only, and lost if the process is killed
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_From = TypeVar("_From", Source, Link)
 
 
 class StoppedError(Exception):
@@ -57,7 +58,7 @@ class SilentListener:
         pass
 
 
-def part_path(file: PinnedFile[Source], root: Path) -> Path:
+def part_path(file: PinnedFile[Source | Link], root: Path) -> Path:
     """Return the part file of `file` below the bundle `root`. It holds the bytes downloaded so far.
 
     Its name contains the hash, so that a part of another version is never resumed.
@@ -89,13 +90,13 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Download:
+class _Download(Generic[_From]):
     """One download: the bytes go into `part`, which is then renamed to `dest`."""
 
-    file: PinnedFile[Source]
+    file: PinnedFile[_From]
     dest: Path
     part: Path
-    hub: Hub
+    server: Server[_From]
     listener: FetchListener
     stop: threading.Event
 
@@ -113,13 +114,15 @@ class _Download:
         self.check_stop()
 
 
-def download(file: PinnedFile[Source], root: Path, hub: Hub, listener: FetchListener, stop: threading.Event) -> None:
+def download(
+    file: PinnedFile[_From], root: Path, server: Server[_From], listener: FetchListener, stop: threading.Event
+) -> None:
     """Bring `file` to its place in the bundle `root`: check what is there, else resume its part file.
 
     Raises HubError, WrongContent (the bytes are set aside as `<name>.<hash>.bad`), LocalError, and StoppedError
     soon after `stop` is set.
     """
-    job = _Download(file, root / file.path, part_path(file, root), hub, listener, stop)
+    job = _Download(file, root / file.path, part_path(file, root), server, listener, stop)
     try:
         job.check_stop()
         if _is_whole(job):
@@ -153,7 +156,7 @@ def local_error(exc: OSError, path: Path, size: int = 0) -> LocalError:
     return LocalError(f"{path}: {exc.strerror or exc}: check the folder and the drive {again}")
 
 
-def _is_whole(job: _Download) -> bool:
+def _is_whole(job: _Download[_From]) -> bool:
     """Return True if the right bytes are already in place. The size is a hint, the hash decides."""
     if not job.dest.is_file() or job.dest.stat().st_size != job.file.size:
         return False
@@ -163,7 +166,7 @@ def _is_whole(job: _Download) -> bool:
     return False
 
 
-def _fetch(job: _Download) -> None:
+def _fetch(job: _Download[_From]) -> None:
     """Fetch the file and move it to its place. Wrong bytes are fetched once more from 0.
 
     One wrong hash can be an accident: a power cut can leave zeros in a part file, or a bit flips. Two are an error.
@@ -177,15 +180,13 @@ def _fetch(job: _Download) -> None:
     if found != job.file.sha256:
         bad = job.dest.with_name(f"{job.dest.name}.{found[:12]}.bad")
         job.part.replace(bad)
-        fix = "try another network or endpoint; `tourkit lock` if the lock is not from this hub"
-        raise WrongContent(
-            f"{job.dest}: sha256 is {found[:12]}…, the lock says {job.file.sha256[:12]}… (kept as {bad.name}): {fix}"
-        )
+        what = f"sha256 is {found[:12]}…, the lock says {job.file.sha256[:12]}… (kept as {bad.name})"
+        raise WrongContent(f"{job.dest}: {what}: {job.server.words.wrong_bytes}")
     job.part.replace(job.dest)
     fsync_dir(job.dest.parent)
 
 
-def _receive(job: _Download) -> str:
+def _receive(job: _Download[_From]) -> str:
     """Fill the part file up to the size in the lock, sync it to disk, and return the SHA-256 of its bytes."""
     fd = os.open(job.part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     with io.FileIO(fd, "r+") as file:
@@ -196,7 +197,7 @@ def _receive(job: _Download) -> str:
         return part.digest.hexdigest()
 
 
-def _take_over(job: _Download, part: _Part) -> None:
+def _take_over(job: _Download[_From], part: _Part) -> None:
     """Hash the bytes that an earlier run left, so that the download can continue after them."""
     length = os.fstat(part.file.fileno()).st_size
     if length > job.file.size:  # tourkit did not write this
@@ -209,9 +210,9 @@ def _take_over(job: _Download, part: _Part) -> None:
         job.checked(got)
 
 
-def _fill(job: _Download, part: _Part) -> None:
+def _fill(job: _Download[_From], part: _Part) -> None:
     """Request bytes until the part file is full. Only failures in a row without a new byte count."""
-    patience = job.hub.patience
+    patience = job.server.patience
     block = memoryview(bytearray(min(BLOCK, job.file.size)))
     failures, furthest = 0, part.size
     while part.size < job.file.size:
@@ -229,18 +230,18 @@ def _fill(job: _Download, part: _Part) -> None:
             failures, furthest = 0, part.size
         failures += 1
         if failures >= patience.attempts:
-            raise job.hub.given_up(_name(job.file), problem) from problem
+            raise job.server.given_up(job.server.name(job.file.source), problem) from problem
         pause_s = patience.pause_s(failures, problem.wait_s)
         job.listener.on_note(f"{job.dest.name}: {problem}; retry in {pause_s:.0f} s")
         job.stop.wait(pause_s)
         job.check_stop()
 
 
-def _stream(job: _Download, part: _Part, block: memoryview) -> None:
+def _stream(job: _Download[_From], part: _Part, block: memoryview) -> None:
     """Send one GET, from the end of the part file to the end of the file."""
-    file, source = job.file, job.file.source
-    with job.hub.open(source.repo, source.commit, source.path, start=part.size) as stream:
-        _check_announced(file, stream)
+    file = job.file
+    with job.server.open(file.source, start=part.size) as stream:
+        _check_announced(job, stream)
         if stream.start != part.size:  # the server cannot resume
             job.restart(part)
         while part.size < file.size:
@@ -251,24 +252,21 @@ def _stream(job: _Download, part: _Part, block: memoryview) -> None:
             part.append(block[:got])
             job.listener.on_bytes(got, "fetched")
         if stream.total is None and stream.readinto(block[:1]):
-            raise WrongContent(_wrong(file, f"more than the {file.size} bytes that the lock says"))
+            raise _wrong(job, f"more than the {file.size} bytes that the lock says")
 
 
-def _check_announced(file: PinnedFile[Source], stream: Stream) -> None:
+def _check_announced(job: _Download[_From], stream: Stream) -> None:
     """Refuse the answer before its first byte if its headers show that it is another file."""
-    if stream.is_html and not file.source.path.endswith((".html", ".htm")):
-        fix = "log in to the network if it shows a login page, or correct HF_ENDPOINT"
-        raise WrongContent(f"{_name(file)}: a web page came instead of the file: {fix}")
+    file = job.file
+    if stream.is_html and not file.path.endswith((".html", ".htm")):
+        name = job.server.name(file.source)
+        raise WrongContent(f"{name}: a web page came instead of the file: {job.server.words.web_page}")
     if stream.total is not None and stream.total != file.size:
-        raise WrongContent(_wrong(file, f"{stream.total} bytes, the lock says {file.size}"))
+        raise _wrong(job, f"{stream.total} bytes, the lock says {file.size}")
     if stream.sha256 is not None and stream.sha256 != file.sha256:
-        raise WrongContent(_wrong(file, f"sha256 {stream.sha256[:12]}…, the lock says {file.sha256[:12]}…"))
+        raise _wrong(job, f"sha256 {stream.sha256[:12]}…, the lock says {file.sha256[:12]}…")
 
 
-def _wrong(file: PinnedFile[Source], what: str) -> str:
-    where = f"{_name(file)} at {file.source.commit[:12]}"
-    return f"{where}: the hub offers {what}: check HF_ENDPOINT; `tourkit lock` if the lock is not from this hub"
-
-
-def _name(file: PinnedFile[Source]) -> str:
-    return f"{file.source.repo}/{file.source.path}"
+def _wrong(job: _Download[_From], what: str) -> WrongContent:
+    where, words = job.server.pinned_name(job.file.source), job.server.words
+    return WrongContent(f"{where}: the {words.server} offers {what}: {words.other_file}")

@@ -1,7 +1,7 @@
 """One GET at a time over http.client: connections kept open per thread, TLS, proxies, reads into a given buffer.
 
-This module knows nothing about hubs: no redirects, no retries, no tokens. Only tourkit/fetch/hub.py uses it. urllib3
-was tried instead: it copies what it reads, a prefetch took a tenth more CPU time, and only a few lines were saved.
+This module knows nothing about hubs and indexes: no redirects, no retries, no tokens. urllib3 was tried instead: it
+copies what it reads, a prefetch took a tenth more CPU time, and only a few lines were saved.
 """
 
 import base64
@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.request
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.message import Message
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -59,14 +60,20 @@ class Patience:
 
 
 class Connections:
-    """Connections kept open for the next GET of the same thread to the same origin."""
+    """Connections kept open for the next GET of the same thread to the same origin.
 
-    def __init__(self, stall_s: float) -> None:
+    `tls` gives the TLS settings for a URL (default: the system's). `proxy`: an address to use instead of those of the
+    environment.
+    """
+
+    def __init__(self, stall_s: float, *, tls: Callable[[str], ssl.SSLContext] | None = None, proxy: str = "") -> None:
         self._stall_s = stall_s
+        self._tls_for = tls or (lambda url: ssl.create_default_context())
+        self._proxy = proxy
         self._mine = threading.local()
         self._open: set[_Link] = set()
         self._gate = threading.Lock()
-        self._tls: ssl.SSLContext | None = None
+        self._tls: dict[str, ssl.SSLContext] = {}  # by origin
         weakref.finalize(self, _close_all, self._open)
 
     def get(self, url: str, headers: dict[str, str]) -> "Answer":
@@ -128,11 +135,11 @@ class Connections:
 
     def _link(self, parts: SplitResult, key: str) -> _Link:
         host, port, secure = parts.hostname or "", parts.port, parts.scheme == "https"
-        proxy = proxy_for(parts)
+        proxy = proxy_for(parts, self._proxy)
         if proxy is None:
-            link = _Link(self._new(secure, host, port), key)
+            link = _Link(self._new(secure, host, port, key), key)
         else:
-            link = _Link(self._new(secure, proxy.hostname or "", proxy.port or 80), key)
+            link = _Link(self._new(secure, proxy.hostname or "", proxy.port or 80, key), key)
             if secure:
                 link.http.set_tunnel(host, port or 443, _credentials(proxy))
             else:
@@ -141,13 +148,13 @@ class Connections:
             self._open.add(link)
         return link
 
-    def _new(self, secure: bool, host: str, port: int | None) -> http.client.HTTPConnection:
+    def _new(self, secure: bool, host: str, port: int | None, key: str) -> http.client.HTTPConnection:
         if not secure:
             return http.client.HTTPConnection(host, port, timeout=self._stall_s)
         with self._gate:
-            if self._tls is None:
-                self._tls = ssl.create_default_context()
-        return http.client.HTTPSConnection(host, port, timeout=self._stall_s, context=self._tls)
+            if key not in self._tls:
+                self._tls[key] = self._tls_for(key)
+        return http.client.HTTPSConnection(host, port, timeout=self._stall_s, context=self._tls[key])
 
 
 class Answer:
@@ -226,14 +233,16 @@ def origin(url: str) -> str:
     return f"{parts.scheme}://{parts.hostname}:{port}"
 
 
-def proxy_for(parts: SplitResult) -> SplitResult | None:
+def proxy_for(parts: SplitResult, given: str = "") -> SplitResult | None:
     """Return the proxy that HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY set for this URL; None for loopback.
+
+    A `given` proxy replaces those of the first three.
 
     Raises HubError for a proxy that is not an http:// one, such as a SOCKS proxy.
     """
     host = parts.hostname or ""
     proxies = urllib.request.getproxies()
-    named = proxies.get(parts.scheme) or proxies.get("all")
+    named = given or proxies.get(parts.scheme) or proxies.get("all")
     if not named or is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
     proxy = urlsplit(named if "://" in named else f"http://{named}")

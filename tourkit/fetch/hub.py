@@ -16,39 +16,32 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.message import Message
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlsplit
 
 from tourkit import __version__
 from tourkit.errors import HubError, Unreachable, WrongContent
 from tourkit.fetch import hub_client
 from tourkit.fetch.http import Answer, Connections, Patience, is_unknown_host, origin, proxy_for, reason, retry_after
-from tourkit.manifest.models import HubFile
+from tourkit.fetch.stream import (
+    MOST_REDIRECTS,
+    REDIRECTS,
+    NoAnswerError,
+    PassingError,
+    RangeRefusedError,
+    ServerWords,
+    Stream,
+    extent,
+    redirected,
+)
+from tourkit.manifest.models import HubFile, Source
 from tourkit.net import is_loopback
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
-_MOST_REDIRECTS = 5
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 T = TypeVar("T")
-
-
-class PassingError(HubError):
-    """A failure that may pass: try again, after `wait_s` seconds if the server states them."""
-
-    def __init__(self, message: str, wait_s: float | None = None) -> None:
-        super().__init__(message)
-        self.wait_s = wait_s
-
-
-class NoAnswerError(PassingError):
-    """The endpoint did not answer: no other repository would fare better."""
-
-
-class RangeRefusedError(HubError):
-    """HTTP 416: the file on the hub is shorter than the part that we have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +54,18 @@ class RepoInfo:
     license: str | None
 
 
-class Stream:
-    """The bytes of one file from `start`. `total` (bytes of the whole file) and `sha256` are None if not stated."""
-
-    def __init__(self, answer: Answer, start: int, total: int | None, sha256: str | None) -> None:
-        self.start = start
-        self.total = total
-        self.sha256 = sha256
-        self.is_html = answer.headers.get_content_type() == "text/html"
-        self._answer = answer
-
-    def readinto(self, view: memoryview) -> int:
-        """Read into `view` and return the number of bytes, 0 at the end. Raises PassingError on a broken connection."""
-        try:
-            return self._answer.readinto(view)
-        except (OSError, http.client.HTTPException) as exc:
-            raise PassingError(reason(exc)) from exc
-
-
 class Hub:
     """A client of the hub at `endpoint` (default: HF_ENDPOINT) with `token` (default: HF_TOKEN, then the stored one).
 
     Several threads may use it. `note` gets a line for every repeated attempt. Call `close` at the end.
     """
+
+    words = ServerWords(
+        server="hub",
+        wrong_bytes="try another network or endpoint; `tourkit lock` if the lock is not from this hub",
+        web_page="log in to the network if it shows a login page, or correct HF_ENDPOINT",
+        other_file="check HF_ENDPOINT; `tourkit lock` if the lock is not from this hub",
+    )
 
     def __init__(
         self,
@@ -154,7 +136,7 @@ class Hub:
         def fetch() -> bytes:
             data = bytearray(file.size + 1)  # one byte more, to notice a body that is too long
             filled = 0
-            with self.open(repo, commit, file.path) as stream:
+            with self.open(Source(repo, commit, file.path)) as stream:
                 while got := stream.readinto(memoryview(data)[filled:]):
                     filled += got
             if filled < file.size and not stream.is_html:
@@ -166,32 +148,40 @@ class Hub:
 
     # ---- bytes --------------------------------------------------------------------------------------
 
+    def name(self, source: Source) -> str:
+        """Return what messages call the file."""
+        return f"{source.repo}/{source.path}"
+
+    def pinned_name(self, source: Source) -> str:
+        """Return the file's name with its commit."""
+        return f"{self.name(source)} at {source.commit[:12]}"
+
     @contextlib.contextmanager
-    def open(self, repo: str, commit: str, path: str, *, start: int = 0) -> Iterator[Stream]:
+    def open(self, source: Source, *, start: int = 0) -> Iterator[Stream]:
         """Open the bytes of a file from `start` on. `Stream.start` is 0 if the server cannot resume.
 
         Raises PassingError for a failure that may pass, RangeRefusedError, and HubError for one that will not.
         """
         self._refuse_offline()
-        where = f"{repo}/{path}"
+        repo, where = source.repo, self.name(source)
         headers = {"User-Agent": f"tourkit/{__version__}", "Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
-        url = f"{self.endpoint}/{quote(repo)}/resolve/{quote(commit, safe='')}/{quote(path)}"
+        url = f"{self.endpoint}/{quote(repo)}/resolve/{quote(source.commit, safe='')}/{quote(source.path)}"
         announced = None
-        for hops in range(_MOST_REDIRECTS + 1):  # noqa: B007 - used after the loop
+        for hops in range(MOST_REDIRECTS + 1):  # noqa: B007 - used after the loop
             answer = self._get(url, headers)
             announced = announced or _announced_sha256(answer.headers)
-            if answer.status not in (301, 302, 303, 307, 308):
+            if answer.status not in REDIRECTS:
                 break
             location = answer.headers.get("Location", "")
             answer.discard()
-            url = _redirected(url, location, where)
+            url = redirected(url, location, where, server="hub", fix="check HF_ENDPOINT")
         else:
-            raise HubError(f"{where}: more than {_MOST_REDIRECTS} redirects: check {self.endpoint}")
+            raise HubError(f"{where}: more than {MOST_REDIRECTS} redirects: check {self.endpoint}")
         try:
             self._check_status(answer, repo, where, redirected=hops > 0)
-            begin, total = _extent(answer, start)
+            begin, total = extent(answer, start)
             yield Stream(answer, begin, total, announced)
         finally:
             answer.close()
@@ -354,26 +344,6 @@ def _announced_sha256(headers: Message) -> str | None:
     """Return the SHA-256 that a hub states in its redirect for LFS files."""
     etag = headers.get("X-Linked-Etag", "").strip('"')
     return etag if _SHA256.fullmatch(etag) else None
-
-
-def _redirected(url: str, location: str, where: str) -> str:
-    target = urljoin(url, location)
-    parts = urlsplit(target)
-    if not location or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise HubError(f"{where}: the hub redirects to an invalid address: check HF_ENDPOINT")
-    if urlsplit(url).scheme == "https" and parts.scheme == "http":
-        raise HubError(f"{where}: the hub redirects from https to http, which is not encrypted: check HF_ENDPOINT")
-    return target
-
-
-def _extent(answer: Answer, asked: int) -> tuple[int, int | None]:
-    """Return the first byte and the size of the whole file by the answer. Raises PassingError for another range."""
-    if answer.status == 200:
-        return 0, answer.length
-    match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
-    if match is None or int(match[1]) != asked:
-        raise PassingError("the server sent another range than the requested one")
-    return asked, None if match[3] == "*" else int(match[3])
 
 
 def _root_cause(exc: BaseException) -> BaseException:

@@ -177,6 +177,7 @@ def _llama() -> dict[str, str]:
     try:
         import llama_cpp
 
+        runpy.run_path(str(Path(__file__).with_name("llama_library.py")))["load_backends"](folder)
         sees_gpu = bool(llama_cpp.llama_supports_gpu_offload())
     except Exception as exc:  # noqa: BLE001 - a broken library may raise any error
         why = " ".join(str(exc).split()) or type(exc).__name__

@@ -49,14 +49,22 @@ class Source:
     path: str
 
 
-From = TypeVar("From", bound=Source | None, covariant=True)
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Where a wheel comes from: its address. It never holds a user name or a password."""
+
+    url: str
+
+
+From = TypeVar("From", bound=Source | Link | None, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
 class PinnedFile(Generic[From]):
     """One file whose size and hash are known. `path` is relative to the bundle, `size` is in bytes.
 
-    A PinnedFile[Source] comes from a hub. A PinnedFile[None] was written by tourkit (templates, START_HERE.md, …).
+    A PinnedFile[Source] comes from a hub, a PinnedFile[Link] from a package index. A PinnedFile[None] was written by
+    tourkit (templates, START_HERE.md, …).
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""Import llama-cpp-python: first the CUDA libraries that it needs. Keep llama.cpp's log in memory, not on stderr."""
+"""Import llama-cpp-python: before it the CUDA libraries that it needs, after it the CPU library for this processor."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from tourkit.errors import LocalError
 from tourkit.hardware import llama_cuda
+from tourkit.hardware.llama_library import load_backends
 
 _NO_REASON = "failed to load model"  # the last line of llama.cpp's log of a failed load; the line before it says why
 
@@ -30,6 +31,7 @@ def import_llama() -> Any:
         if _log_callback is None:
             _log_callback = llama_cpp.llama_log_callback(_keep)
             llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
+        load_backends(folder)
         llama_cpp.llama_backend_init()  # every call after the first does nothing
     except (ImportError, OSError, RuntimeError) as exc:
         raise LocalError(f"llama-cpp-python cannot be imported ({exc}): {fix}") from exc

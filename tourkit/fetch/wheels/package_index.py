@@ -1,0 +1,154 @@
+"""The files of package indexes: the bytes of one wheel from any start, with pip's proxy, certificates and passwords.
+
+uv asks the index which wheels there are. tourkit/fetch/download.py decides where the bytes are written.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import ssl
+import time
+from collections.abc import Iterator
+from urllib.parse import unquote, urlsplit
+
+from tourkit import __version__
+from tourkit.errors import HubError, LocalError, Unreachable
+from tourkit.fetch.http import Answer, Connections, Patience, is_unknown_host, origin, reason, retry_after
+from tourkit.fetch.stream import (
+    MOST_REDIRECTS,
+    REDIRECTS,
+    NoAnswerError,
+    PassingError,
+    RangeRefusedError,
+    ServerWords,
+    Stream,
+    extent,
+    redirected,
+)
+from tourkit.fetch.wheels.pip_settings import IndexSettings, credentials_for
+from tourkit.manifest.models import Link
+
+_RELOCK = "delete the lock (pylock.*.toml) and run the command again if the index has changed"
+_SETTINGS = "pip's settings (PIP_INDEX_URL, PIP_PROXY, PIP_CERT, pip.conf)"
+
+
+class PackageIndex:
+    """A client of the package indexes of `settings`. Several threads may use it. Call `close` at the end."""
+
+    words = ServerWords(
+        server="index",
+        wrong_bytes=f"try another network or index; {_RELOCK}",
+        web_page=f"log in to the network if it shows a login page, or correct {_SETTINGS}",
+        other_file=_RELOCK,
+    )
+
+    def __init__(self, settings: IndexSettings, patience: Patience | None = None) -> None:
+        self.patience = patience or Patience(stall_s=settings.timeout_s or Patience().stall_s)
+        self._settings = settings
+        self._connections = Connections(self.patience.stall_s, tls=self._tls, proxy=settings.proxy)
+
+    def name(self, source: Link) -> str:
+        """Return the file name of a wheel. Its address may be signed, so no message shows it."""
+        return unquote(urlsplit(source.url).path).rpartition("/")[2]
+
+    def pinned_name(self, source: Link) -> str:
+        """Return its file name, which has the version."""
+        return self.name(source)
+
+    @contextlib.contextmanager
+    def open(self, source: Link, *, start: int = 0) -> Iterator[Stream]:
+        """Open the bytes of a wheel from `start` on. `Stream.start` is 0 if the server cannot resume.
+
+        Raises PassingError for a failure that may pass, RangeRefusedError, and HubError for one that will not.
+        """
+        where, url = self.name(source), source.url
+        headers = {"User-Agent": f"tourkit/{__version__}", "Accept-Encoding": "identity"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        for _ in range(MOST_REDIRECTS + 1):
+            answer = self._get(url, headers)
+            if answer.status not in REDIRECTS:
+                break
+            location = answer.headers.get("Location", "")
+            answer.discard()
+            url = redirected(url, location, where, server="index", fix=f"check {_SETTINGS}")
+        else:
+            raise HubError(f"{where}: more than {MOST_REDIRECTS} redirects: check {_SETTINGS}")
+        try:
+            self._check_status(answer, where)
+            begin, total = extent(answer, start)
+            yield Stream(answer, begin, total, None)
+        finally:
+            answer.close()
+
+    def size(self, source: Link) -> int:
+        """Return the bytes of a wheel, for an index that does not state them. Raises HubError."""
+        for failures in range(1, self.patience.attempts + 1):
+            try:
+                with self.open(source) as stream:
+                    if stream.total is None:
+                        raise HubError(f"{self.name(source)}: the index states no size: use another index")
+                    return stream.total
+            except PassingError as exc:
+                if failures == self.patience.attempts:
+                    raise self.given_up(self.name(source), exc) from exc
+                time.sleep(self.patience.pause_s(failures, exc.wait_s))
+        raise HubError(f"{self.name(source)}: not asked: `attempts` must be at least 1")
+
+    def given_up(self, where: str, last: PassingError) -> HubError:
+        """Return the error to raise when a failure did not pass."""
+        kind = Unreachable if isinstance(last, NoAnswerError) else HubError
+        fix = f"check the network and {_SETTINGS}, then run it again"
+        return kind(f"{where}: {last}, it still fails after several attempts: {fix}")
+
+    def interrupt(self) -> None:
+        """Wake the threads that wait for bytes; they get PassingError."""
+        self._connections.interrupt()
+
+    def close(self) -> None:
+        """Close the open connections. The index can still be used: it opens new ones."""
+        self._connections.close()
+
+    def _get(self, url: str, headers: dict[str, str]) -> Answer:
+        host = urlsplit(url).hostname
+        if found := credentials_for(url, self._settings):
+            pair = base64.b64encode(":".join(found).encode()).decode()
+            headers = headers | {"Authorization": f"Basic {pair}"}
+        try:
+            return self._connections.get(url, headers)
+        except ssl.SSLCertVerificationError as exc:
+            fix = "set PIP_CERT to your network's certificates, or log in to the network"
+            raise HubError(f"{host}: its certificate is not trusted ({exc.verify_message}): {fix}") from exc
+        except (OSError, http.client.HTTPException) as exc:
+            if is_unknown_host(exc):
+                raise Unreachable(f"there is no host {host!r}: check the network and {_SETTINGS}") from exc
+            raise PassingError(f"{host}: {reason(exc)}") from exc
+
+    def _check_status(self, answer: Answer, where: str) -> None:
+        status = answer.status
+        if status in (200, 206):
+            return
+        if status == 416:
+            raise RangeRefusedError(f"{where}: HTTP 416")
+        if status in (408, 429) or status >= 500:
+            raise PassingError(f"HTTP {status}", retry_after(answer.headers.get("Retry-After", "")))
+        if status in (401, 403, 407):
+            fix = "put user name and password into PIP_INDEX_URL, pip.conf or .netrc"
+            raise HubError(f"{where}: the index refused the request (HTTP {status}): {fix}")
+        raise HubError(f"{where}: HTTP {status} from the index: {_RELOCK}")
+
+    def _tls(self, url: str) -> ssl.SSLContext:
+        """Return how the connection to an address is encrypted and checked: by pip's certificates."""
+        settings = self._settings
+        try:
+            context = ssl.create_default_context(cafile=settings.certificates or None)
+            if settings.client_certificate:
+                context.load_cert_chain(settings.client_certificate)
+        except OSError as exc:
+            raise LocalError(f"pip's certificates cannot be read ({exc}): correct PIP_CERT or PIP_CLIENT_CERT") from exc
+        parts = urlsplit(url)
+        if {parts.hostname, f"{parts.hostname}:{urlsplit(origin(url)).port}"} & set(settings.trusted_hosts):
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
