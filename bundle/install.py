@@ -59,8 +59,8 @@ def wheel_list(path: Path) -> WheelList | None:
     python, system, version, arch, chosen = named.groups()
     cuda = 0
     if "cuda" in chosen:
-        found = _CUDA_RUNTIME.search(path.read_text(encoding="utf-8"))
-        cuda = int(found.group(1) or found.group(2)) if found else 12
+        found = _CUDA_RUNTIME.findall(path.read_text(encoding="utf-8"))
+        cuda = max((int(suffix or major) for suffix, major in found), default=12)
     return WheelList(path.name, python, _SYSTEMS.get(system, system), arch, _numbers(version), chosen, cuda)
 
 
@@ -143,13 +143,26 @@ def choose(lists: list[WheelList], machine: Machine, wanted: str) -> tuple[Wheel
         named = [each for each in fitting if each.set == wanted]
         sets = ", ".join(sorted({each.set for each in fitting}))
         return (named[0], "") if named else (None, f"no set {wanted} for it, only {sets}")
-    refused = [each for each in fitting if each.cuda and (machine.cuda is None or machine.cuda[0] < each.cuda)]
-    has = f"CUDA {_dotted(machine.cuda)}" if machine.cuda else "no NVIDIA driver or GPU"
-    notes = "; ".join(f"{each.set} needs a driver for CUDA {each.cuda}, here is {has}" for each in refused)
-    usable = [each for each in fitting if each not in refused]
+    usable = [each for each in fitting if not each.cuda or (machine.cuda and machine.cuda[0] >= each.cuda)]
+    notes = "; ".join(passed_over(lists, machine))
     if not usable:
-        return None, f"{notes} (SET={refused[0].set} installs it all the same)"
+        return None, f"{notes} (SET={fitting[0].set} installs it all the same)"
     return min(usable, key=lambda each: (not each.cuda, each.set != "cpu", each.set, each.name)), notes
+
+
+def passed_over(lists: list[WheelList], machine: Machine) -> list[str]:
+    """Return why each CUDA list for this kind of machine is not taken. One that does not fit counts only with a GPU."""
+    said = []
+    for each in lists:
+        found = misfit(each, machine)
+        if not each.cuda or (found and (not found[0] or machine.cuda is None)):
+            continue
+        has = f"CUDA {_dotted(machine.cuda)}" if machine.cuda else "no NVIDIA driver or GPU"
+        if found:
+            said.append(f"{each.set}: {found[1]}")
+        elif machine.cuda is None or machine.cuda[0] < each.cuda:
+            said.append(f"{each.set} needs a driver for CUDA {each.cuda}, here is {has}")
+    return said
 
 
 def carried_lists() -> list[WheelList]:

@@ -468,6 +468,18 @@ def test_a_cuda_set_is_taken_where_the_driver_can_run_it(tmp_path: Path) -> None
     assert "cuda-llama needs a driver for CUDA 12, here is no NVIDIA driver or GPU" in chosen(tmp_path, every, LINUX)[1]
 
 
+def test_a_cuda_set_for_another_python_or_a_newer_glibc_is_named_on_a_machine_with_a_gpu(tmp_path: Path) -> None:
+    newer, other = LLAMA.replace("2_31", "2_39"), LLAMA.replace("cp312", "cp313")
+    windows = "cp312-win_amd64-cuda-llama"
+
+    assert chosen(tmp_path, [CPU, newer, windows], GPU) == (
+        CPU,
+        "cuda-llama: wheels for glibc 2.39 or newer, this machine has 2.36",
+    )
+    assert chosen(tmp_path, [CPU, other], GPU) == (CPU, "cuda-llama: 3.13 wheels, this is 3.12")
+    assert chosen(tmp_path, [CPU, newer, other], LINUX) == (CPU, "")
+
+
 def test_a_text_file_of_another_kind_is_no_list(tmp_path: Path) -> None:
     assert INSTALL.wheel_list(tmp_path / "read-me-first.txt") is None
 
