@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tourkit.bundle.index import Index, read_index, write_index
-from tourkit.errors import UsageError, WrongContent
+from tourkit.errors import NotSo, UsageError
 from tourkit.fetch.download import FetchListener, local_error
 from tourkit.fetch.folder_lock import only_one
 from tourkit.fetch.transfer import check_space, transfer
@@ -41,7 +41,8 @@ class Archive:
 def parse_archive(text: str) -> Archive:
     """Return the archive that `text` names: FILE or URL, with #sha256=HEX behind it, which a URL needs.
 
-    Raises UsageError for a name that no installer finds, ManifestError for one that a drive cannot hold.
+    Raises UsageError for a name that no installer finds and for a file without a Python, ManifestError for a name that
+    a drive cannot hold.
     """
     where, _, sha256 = text.partition("#sha256=")
     remote = where.startswith(("http://", "https://"))
@@ -57,14 +58,16 @@ def parse_archive(text: str) -> Archive:
         raise UsageError("--python: the address has a user name: put name and password into .netrc")
     if not remote and not Path(where).is_file():
         raise UsageError(f"--python {where}: no such file: give a file or an address")
+    if not remote:
+        python_version(Path(where))
     return Archive(Link(where) if remote else Path(where), f"{FOLDER}/{name}", sha256)
 
 
 def carry(root: Path, archives: Sequence[Archive], listener: FetchListener) -> Index:
     """Bring the archives into the bundle at `root`, and return its index with them.
 
-    Raises UsageError for an archive without a Python, WrongContent for other bytes than the pinned ones, HubError, and
-    LocalError.
+    Raises UsageError for an archive without a Python, NotSo for a file with another hash than the given one, HubError
+    and WrongContent as a download does, and LocalError.
     """
     try:
         with only_one(root, listener):
@@ -79,24 +82,33 @@ def carry(root: Path, archives: Sequence[Archive], listener: FetchListener) -> I
 
 
 def _bring(root: Path, archive: Archive, listener: FetchListener) -> PinnedFile[None]:
+    """Bring one archive to its place, look into it, and return its entry of the index."""
     dest = root / archive.path
     if isinstance(archive.origin, Link):
-        _download(root, archive.origin, archive, listener)
         sha256 = archive.sha256
+        _download(root, archive.origin, archive, listener)
     else:
-        sha256 = sha256_of(archive.origin)
-        if archive.sha256 not in ("", sha256):
-            found = f"sha256 is {sha256[:12]}…, --python says {archive.sha256[:12]}…"
-            raise WrongContent(f"{archive.origin}: {found}: download it again")
-        python_version(archive.origin)
-        if not (dest.is_file() and sha256_of(dest) == sha256):
-            check_space(root, archive.origin.stat().st_size, "leave out --python")
-            dest.parent.mkdir(exist_ok=True)
-            write_atomic(dest, _blocks(archive.origin))
-    version = python_version(dest)
+        sha256 = _copy(archive.origin, dest, archive.sha256)
+    try:
+        version = python_version(dest)
+    except UsageError:
+        dest.unlink()
+        raise
     if not any((root / "wheels").glob(f"cp{version.replace('.', '')}-*.txt")):
         listener.on_note(f"{archive.path} is Python {version}; this bundle has no wheels for it: tourkit wheels --help")
     return PinnedFile(archive.path, dest.stat().st_size, sha256, None)
+
+
+def _copy(origin: Path, dest: Path, expected: str) -> str:
+    """Copy an archive to `dest` unless it is there, and return its SHA-256. `expected`: empty for any."""
+    sha256 = sha256_of(origin)
+    if expected not in ("", sha256):
+        raise NotSo(f"{origin}: sha256 is {sha256[:12]}…, --python says {expected[:12]}…: download it again")
+    if not (dest.is_file() and sha256_of(dest) == sha256):
+        check_space(dest.parent.parent, origin.stat().st_size, "leave out --python")
+        dest.parent.mkdir(exist_ok=True)
+        write_atomic(dest, _blocks(origin))
+    return sha256
 
 
 def _download(root: Path, link: Link, archive: Archive, listener: FetchListener) -> None:
