@@ -1,7 +1,7 @@
 """The promise of the bundle: on a machine with only Python, its own first page leads to answers.
 
-The bundle has the tiny model and real wheels for this machine, so this test asks the package index once. What the bundle
-does after that runs where there is no network, no compiler and an empty home, under the kernel's trace.
+The bundle has the tiny model and real wheels for this machine, so this test asks the package index once. What follows
+runs where there is no network, no compiler and an empty home, under the kernel's trace.
 """
 
 from __future__ import annotations
@@ -104,8 +104,10 @@ class Followed:
 
 
 def script(bundle: Path) -> str:
-    """The sh blocks of the page in its order. The server runs in the background, and then every taught template runs."""
-    blocks = [body for language, body in page_runner.BLOCK.findall(PAGE.read_text(encoding="utf-8")) if language == "sh"]
+    """The sh blocks of the page in its order. The server runs in the background, and at last every taught template."""
+    blocks = [
+        body for language, body in page_runner.BLOCK.findall(PAGE.read_text(encoding="utf-8")) if language == "sh"
+    ]
     serve = "tourkit serve --bundle "
     lines = ["set -e"]
     for line in "".join(blocks).splitlines():

@@ -37,6 +37,11 @@ class Archive:
     path: str  # in the bundle
     sha256: str
 
+    @property
+    def size(self) -> int | None:
+        """Bytes; None for an address, which is not asked before the download."""
+        return None if isinstance(self.origin, Link) else self.origin.stat().st_size
+
 
 def parse_archive(text: str) -> Archive:
     """Return the archive that `text` names: FILE or URL, with #sha256=HEX behind it, which a URL needs.
@@ -118,6 +123,7 @@ def _download(root: Path, link: Link, archive: Archive, listener: FetchListener)
     server = PackageIndex(read_settings())
     file = PinnedFile(archive.path, server.size(link), archive.sha256, link)
     check_space(root, file.size, "leave out --python")
+    listener.on_start(file.size, file.size)
     transfer([file], root, server, 1, listener)
 
 
