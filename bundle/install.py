@@ -255,11 +255,14 @@ def show_doctor(folder: Path) -> None:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     if subprocess.call([program, "doctor", "--help"], **quiet) != 0:
         return
-    said = subprocess.run([program, "doctor", "--bundle", str(BUNDLE)], stdout=subprocess.PIPE).stdout.strip()
+    command = [program, "doctor", "--bundle", str(BUNDLE)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    lines = done.stdout.strip().splitlines() or [b"no answer"]
     print("Doctor:  ", end="", flush=True)
-    # As bytes: the terminal may have another encoding.
-    sys.stdout.buffer.write((said.splitlines()[-1] if said else b"no answer") + b"\n")
+    sys.stdout.buffer.write(lines[-1] + b"\n")  # as bytes: the terminal may have another encoding
     sys.stdout.buffer.flush()
+    if done.returncode:
+        print(f'         to see what is wrong: tourkit doctor --bundle "{BUNDLE}"')
 
 
 def show_next(folder: Path) -> None:

@@ -388,19 +388,24 @@ def test_a_damaged_python_of_the_bundle_is_not_unpacked(bundle: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("commands", "said"),
     [
-        ('--help) ;; *) echo first; echo "$1 $2: 1 failure"; exit 1', "Doctor:  doctor --bundle: 1 failure\n"),
-        ("--help) echo no such command >&2; exit 2", ""),
+        ('--help) ;; *) echo first; echo "$1 $2: all ok"', ["Doctor:  doctor --bundle: all ok"]),
+        (
+            "--help) ;; *) echo 1 failure; echo not ready >&2; exit 1",
+            ["Doctor:  1 failure", f'         to see what is wrong: tourkit doctor --bundle "{BUNDLE_SKELETON}"'],
+        ),
+        ("--help) echo no such command >&2; exit 2", []),
     ],
 )
 def test_the_last_line_of_the_doctor_is_shown_if_this_tourkit_has_one(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], commands: str, said: str
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], commands: str, said: list[str]
 ) -> None:
     """What the doctor finds does not undo the installation."""
     program(tmp_path / "bin" / "tourkit", f"case $2 in {commands} ;; esac")
 
     INSTALL.show_doctor(tmp_path)
 
-    assert capfd.readouterr() == (said, "")
+    printed = capfd.readouterr()
+    assert (printed.out.splitlines(), printed.err) == (said, "")
 
 
 # --- choosing the wheels ---------------------------------------------------------------------------------------------
