@@ -46,10 +46,11 @@ def tourkit(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
     return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[str]:
     """The address of a hub that has the tiny model."""
-    folder = tmp_path_factory.mktemp("hub")
+    folder = tmp_path / "hub"
+    folder.mkdir()
     package.upstream(ROOT / "weights" / "tiny", folder / "upstream")
     command = [sys.executable, "-m", "tourkit", "mirror", "upstream", "--host", "127.0.0.1", "--port", "0"]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -71,8 +72,8 @@ class WithoutDoubles(PathDistribution):
         return [file for file in super().files or [] if file.parts[0] not in ("lib", "include")]
 
 
-@pytest.fixture(scope="module")
-def bundle(hub: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def bundle(hub: str, tmp_path: Path) -> Path:
     """A bundle of the tiny model with wheels for this machine. It was moved: nothing in it may know its path.
 
     llama.cpp's wheel is the one that is installed here, packed again.
@@ -80,7 +81,8 @@ def bundle(hub: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("uv", reason="the extra `supply` is not installed: no wheels can be chosen")
     from tourkit.fetch.wheels.own_wheel import pack
 
-    work = tmp_path_factory.mktemp("made")
+    work = tmp_path / "made"
+    work.mkdir()
     (work / "tiny.toml").write_bytes((ROOT / "manifests" / "tiny.toml").read_bytes())
     (work / "tiny.lock.json").write_bytes((ROOT / "manifests" / "tiny.lock.json").read_bytes())
     installed = distribution("llama-cpp-python")
@@ -91,7 +93,7 @@ def bundle(hub: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if collected.returncode == 3 and not os.environ.get("CI"):
         pytest.skip(f"the package index cannot be asked: {collected.stderr.strip()}")
     assert (fetched.returncode, collected.returncode) == (0, 0), fetched.stderr + collected.stderr
-    return (work / "bundle").rename(tmp_path_factory.mktemp("media") / "usb drive")
+    return (work / "bundle").rename(tmp_path / "usb drive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +126,8 @@ def script(bundle: Path) -> str:
     return "\n".join([*lines, "kill $!", "wait", ""])
 
 
-@pytest.fixture(scope="module")
-def followed(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Followed:
-    folder = tmp_path_factory.mktemp("machine")
+def follow(bundle: Path, folder: Path) -> Followed:
+    """Follow the page on a machine whose home is `folder`/home and whose programs are Python and TOOLS."""
     home, programs = folder / "home", folder / "bin"
     home.mkdir()
     programs.mkdir()
@@ -156,40 +157,38 @@ def answers(text: str) -> Iterator[dict[str, Any]]:
         text = text[end:].lstrip()
 
 
-def test_every_command_of_the_first_page_leads_to_an_answer(followed: Followed, bundle: Path) -> None:
+def check_answers(followed: Followed, bundle: Path) -> None:
+    """Every command of the page did what the page says, and every taught template gave a right record."""
     lines = followed.printed.splitlines()
     printed = list(answers(followed.printed[followed.printed.index('{"object"') :]))
-
     assert f'  tourkit serve --bundle "{bundle}" --offline' in lines
     assert any(re.fullmatch(rf"{re.escape(str(bundle))}: \d+ files right, .* read", line) for line in lines)
     assert {"brain", "fast", "tool", "graph"} <= {each["id"] for each in printed[0]["data"]}
     assert isinstance(printed[1]["choices"][0]["message"]["content"], str)
     assert list(printed[2]) == ["colours"]
     assert len((followed.home / "out.jsonl").read_text().splitlines()) == 3
+    for name in TAUGHT:
+        records = [json.loads(line) for line in (followed.home / f"{name}.out.jsonl").read_text().splitlines()]
+        assert [record["ok"] for record in records] == [True], records
 
 
-@pytest.mark.parametrize("name", TAUGHT)
-def test_every_template_that_the_model_has_learnt_gives_a_right_record(followed: Followed, name: str) -> None:
-    records = [json.loads(line) for line in (followed.home / f"{name}.out.jsonl").read_text().splitlines()]
-
-    assert [record["ok"] for record in records] == [True], records
-
-
-def test_no_packet_was_meant_for_another_machine(followed: Followed) -> None:
-    """No process asked for an address outside the machine, not even the resolver of names."""
-    addresses = re.findall(r'sin6?_addr=inet_[a-z]+\([^"]*"([^"]+)"', followed.trace)
-    addresses += re.findall(r'inet_addr\("([^"]+)"', followed.trace)
-
+def check_trace(trace: str) -> None:
+    """No process asked for an address outside the machine, and no compiler was called."""
+    addresses = re.findall(r'sin6?_addr=inet_[a-z]+\([^"]*"([^"]+)"', trace)
+    addresses += re.findall(r'inet_addr\("([^"]+)"', trace)
+    started = re.findall(r'execve\("([^"]+)"', trace)
     assert addresses, "the requests to the server are in the trace"
     assert [address for address in addresses if not is_loopback(address)] == []
-
-
-def test_no_compiler_was_called(followed: Followed) -> None:
-    started = re.findall(r'execve\("([^"]+)"', followed.trace)
-
     assert any(path.endswith("/python3") for path in started)
     assert [path for path in started if COMPILERS.search(path)] == []
 
 
-def test_the_bundle_is_as_it_was(followed: Followed, bundle: Path) -> None:
-    assert tourkit("verify", str(bundle), cwd=bundle.parent).returncode == 0
+def test_the_first_page_of_a_bundle_leads_to_answers_without_a_packet_and_without_a_compiler(
+    bundle: Path, tmp_path: Path
+) -> None:
+    """One test, since each step needs the one before it. The bundle stays as it was."""
+    followed = follow(bundle, tmp_path)
+
+    check_answers(followed, bundle)
+    check_trace(followed.trace)
+    assert tourkit("verify", str(bundle), cwd=tmp_path).returncode == 0
