@@ -257,12 +257,12 @@ def show_doctor(folder: Path) -> None:
         return
     command = [program, "doctor", "--bundle", str(BUNDLE)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    lines = done.stdout.strip().splitlines() or [b"no answer"]
-    print("Doctor:  ", end="", flush=True)
+    lines = done.stdout.strip().splitlines() or [b"doctor: no answer"]
+    sys.stdout.flush()
     sys.stdout.buffer.write(lines[-1] + b"\n")  # as bytes: the terminal may have another encoding
     sys.stdout.buffer.flush()
     if done.returncode:
-        print(f'         to see what is wrong: tourkit doctor --bundle "{BUNDLE}"')
+        print(f'To see what is wrong: tourkit doctor --bundle "{BUNDLE}"')
 
 
 def show_next(folder: Path) -> None:

@@ -388,10 +388,10 @@ def test_a_damaged_python_of_the_bundle_is_not_unpacked(bundle: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("commands", "said"),
     [
-        ('--help) ;; *) echo first; echo "$1 $2: all ok"', ["Doctor:  doctor --bundle: all ok"]),
+        ('--help) ;; *) echo first; echo "$1 $2: all ok"', ["doctor --bundle: all ok"]),
         (
             "--help) ;; *) echo 1 failure; echo not ready >&2; exit 1",
-            ["Doctor:  1 failure", f'         to see what is wrong: tourkit doctor --bundle "{BUNDLE_SKELETON}"'],
+            ["1 failure", f'To see what is wrong: tourkit doctor --bundle "{BUNDLE_SKELETON}"'],
         ),
         ("--help) echo no such command >&2; exit 2", []),
     ],
