@@ -44,9 +44,9 @@ TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
 # Commands in blocks that are not run, by page: how they begin, and why they cannot run here.
 SYNOPSIS = "a synopsis"
 NEEDS_INDEX = "installs from the package index"
-FROM_INDEX = "collects from the package index; tests/test_wheels.py runs it with an index of its own"
+FROM_INDEX = "collects from the package index; tests/test_gpu_page.py and tests/test_wheels.py have one of their own"
 TRAVELS = "for another machine, where BUNDLE is a folder; tests/test_install.py runs the installer"
-FROM_INDEX = "collects from the package index; tests/test_wheels.py runs it with an index of its own"
+FROM_INDEX = "collects from the package index; tests/test_gpu_page.py and tests/test_wheels.py have one of their own"
 FOLLOWED = "tests/test_bundle_installs.py follows the page with a bundle of the tiny model"
 CUDA = "CUDA's packages have gigabytes, and the build takes hours"
 DOCUMENTS = "the reader's documents; tests/test_e2e.py and tests/test_templates.py run the template"
