@@ -181,7 +181,8 @@ def test_an_installed_wheel_is_complete_outside_a_checkout(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert "tourkit/_data/manifests/tour-20gb.lock.json" in names
     assert {f"tourkit/_data/templates/{name}/{name}.py" for name in NAMES} <= set(names)
-    assert "tourkit/_data/bundle/START_HERE.md" in names
+    skeleton = ("START_HERE.md", "START_HERE.ru.md", "install.sh", "install.ps1", "install.py")
+    assert {f"tourkit/_data/bundle/{name}" for name in skeleton} <= set(names)
     unwanted = ("__pycache__", ".gguf", ".safetensors", ".part")
     weights = [name for name in names if any(part in name for part in unwanted)]
     assert weights == ["tourkit/_data/weights/tiny/gguf/tiny-f16.gguf"]

@@ -28,7 +28,8 @@ from tourkit.cli import cli
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tourkit"
 PAGES = [
-    *(ROOT / name for name in ("README.md", "README.ru.md", "CONTRIBUTING.md", "CHANGELOG.md", "bundle/START_HERE.md")),
+    *(ROOT / name for name in ("README.md", "README.ru.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / "bundle" / name for name in ("START_HERE.md", "START_HERE.ru.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "templates").glob("*/README.md")),
 ]
@@ -43,16 +44,29 @@ TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
 # Commands in blocks that are not run, by page: how they begin, and why they cannot run here.
 SYNOPSIS = "a synopsis"
 NEEDS_INDEX = "installs from the package index"
-FROM_INDEX = "collects from the package index; tests/test_wheels.py runs it with an index of its own"
+FROM_INDEX = "collects from the package index; tests/test_gpu_page.py and tests/test_wheels.py have one of their own"
 TRAVELS = "for another machine, where BUNDLE is a folder; tests/test_install.py runs the installer"
+FROM_INDEX = "collects from the package index; tests/test_gpu_page.py and tests/test_wheels.py have one of their own"
+FOLLOWED = "tests/test_bundle_installs.py follows the page with a bundle of the tiny model"
+CUDA = "CUDA's packages have gigabytes, and the build takes hours"
 DOCUMENTS = "the reader's documents; tests/test_e2e.py and tests/test_templates.py run the template"
 NOT_RUN = {
     "README.md": {"git clone": "clones and builds"},
     "README.ru.md": {"git clone": "clones and builds"},
-    "bundle/START_HERE.md": {"cd": TRAVELS, "tourkit serve": TRAVELS, "curl": TRAVELS},
+    **{
+        f"bundle/{page}": dict.fromkeys(("cd", "tourkit", "curl", "python first.py"), FOLLOWED)
+        for page in ("START_HERE.md", "START_HERE.ru.md")
+    },
     "docs/batch.md": {"tourkit run NAME": SYNOPSIS},
+    "docs/gpu-wheels.md": {"tourkit wheels": FROM_INDEX, "pip": CUDA},
     "docs/http-api.md": {"tourkit serve": "a synopsis, and a model of the reader's"},
-    "docs/install.md": {"pip": NEEDS_INDEX, "CMAKE_ARGS=": NEEDS_INDEX, "WHEELS=": TRAVELS},
+    "docs/install.md": {
+        "pip": NEEDS_INDEX,
+        "CMAKE_ARGS=": NEEDS_INDEX,
+        "sh": TRAVELS,
+        "tourkit wheels": FROM_INDEX,
+        "tourkit prefetch": "an archive of the reader's; tests/test_python_archive.py carries one",
+    },
     "docs/mirror.md": {"export HF_ENDPOINT": "names another machine", "hf download": "asks another machine"},
     "docs/wheels.md": {"tourkit wheels": FROM_INDEX, "tourkit prefetch": FROM_INDEX, "pip": NEEDS_INDEX},
     "templates/graph_extraction/README.md": {"tourkit run": DOCUMENTS, "python": DOCUMENTS},
@@ -306,6 +320,14 @@ def test_a_command_in_a_block_that_is_not_run_has_a_reason(page: Path) -> None:
     assert [start for start in reasons if not any(line.startswith(start) for line in lines)] == []
 
 
+def test_the_first_page_has_the_same_commands_in_both_languages() -> None:
+    pages = [ROOT / "bundle" / name for name in ("START_HERE.md", "START_HERE.ru.md")]
+    english, russian = (FENCE.findall(text_of(page)) for page in pages)
+
+    assert len(english) > 10
+    assert russian == english
+
+
 @pytest.mark.parametrize(
     ("shown", "printed"),
     [
@@ -362,9 +384,12 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
 
 
 @EVERY_PAGE
-def test_every_python_file_that_is_named_without_a_folder_is_one_of_the_package_or_a_template(page: Path) -> None:
+def test_every_python_file_that_is_named_without_a_folder_is_there(page: Path) -> None:
+    """In the package, the bundle, or a template; or the page itself shows what it has."""
     named = {span for span in spans(page) if re.fullmatch(r"[a-z_]+\.py", span)}
     known = {path.name for path in (*PACKAGE.glob("*.py"), *(ROOT / "templates").glob("*/*.py"))}
+    known |= {path.name for path in (ROOT / "bundle").glob("*.py")}
+    known |= {step.name for step in page_runner.steps(text_of(page)) if isinstance(step, page_runner.File)}
 
     assert named - OF_OTHERS <= known
 
@@ -430,6 +455,7 @@ def test_every_message_on_the_page_about_trouble_is_one_of_the_program() -> None
     """The first column quotes it, with `…` for names and numbers."""
     said = [text for module in PACKAGE.rglob("*.py") for text in strings(module)]
     said.append(text_of(ROOT / "bundle" / "install.sh"))
+    said += strings(ROOT / "bundle" / "install.py")
     rows = re.findall(r"^\| (.*?) \| .*\|$", text_of(ROOT / "docs" / "troubleshooting.md"), flags=re.MULTILINE)
     quoted = [b or a for row in rows for a, b in re.findall(r"(?<!`)`([^`]+)`(?!`)|``(.+?)``", row)]
     parts = [(part.strip(), quote) for quote in quoted for part in quote.split("…") if part.strip()]

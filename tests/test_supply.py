@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,6 +140,28 @@ def test_progress_ends_at_exactly_100_percent_after_a_damaged_file(
 
     percents = [int(found) for found in re.findall(r"^prefetch +(\d+) %", capsys.readouterr().err, flags=re.MULTILINE)]
     assert percents[-1] == max(percents) == 100
+
+
+@pytest.mark.starts
+def test_prefetch_carries_a_python_that_is_named(
+    fetched: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It looks into the archive first; a dry run shows it; later runs without it leave it where it is."""
+    archive = tmp_path / "cpython-3.12.tar.gz"
+    with tarfile.open(archive, "w:gz") as made:
+        made.addfile(tarfile.TarInfo("python/lib/python3.12/os.py"))
+    (tmp_path / "other.tar.gz").write_bytes(b"no archive")
+    capsys.readouterr()
+    ended = [
+        main([*fetched, "--python", str(tmp_path / "other.tar.gz")]),
+        main([*fetched, "--python", str(archive), "--dry-run", "--json"]),
+    ]
+    shown = json.loads(capsys.readouterr().out)
+    ended += [main([*fetched, "--python", str(archive)]), main(fetched), main(["verify", fetched[3]])]
+
+    assert ended == [2, 0, 0, 0, 0]
+    assert shown["python"] == [{"path": "python/cpython-3.12.tar.gz", "size": archive.stat().st_size}]
+    assert (tmp_path / "bundle/python/cpython-3.12.tar.gz").read_bytes() == archive.read_bytes()
 
 
 @pytest.mark.starts

@@ -21,7 +21,7 @@ ARCH=${ARCH:-90}
 JOBS=${JOBS:-$(nproc)}
 PYTHON=${PYTHON:-python3}
 CUDA=13.0 # the release that the index's packages are taken from
-SPEC=$(sed -n 's/^LLAMA *:= *//p' Makefile)
+SPEC=llama-cpp-python==$(sed -n 's/^VERSION = "\(.*\)".*/\1/p' tourkit/fetch/wheels/llama.py)
 NAME=${SPEC/llama-cpp-python==/llama_cpp_python-}
 SOURCE=$WORK/$NAME
 

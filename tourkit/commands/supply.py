@@ -16,7 +16,9 @@ from tourkit.progress import Progress
 from tourkit.units import counted, size_text
 
 if TYPE_CHECKING:
+    from tourkit.bundle.index import Index
     from tourkit.fetch.prefetch import FetchPlan
+    from tourkit.fetch.python_archive import Archive
     from tourkit.manifest.lock import Lock
     from tourkit.manifest.models import Manifest
 
@@ -151,6 +153,13 @@ def _load_locked(manifest_ref: str) -> tuple[Manifest, Lock]:
 @click.option(
     "--wheels", "targets", multiple=True, metavar="TARGET", help="Python wheels for this machine too; may be repeated."
 )
+@click.option(
+    "--python",
+    "pythons",
+    multiple=True,
+    metavar="FILE|URL",
+    help="Carry a standalone CPython (.tar.gz), for machines where no Python fits; a URL ends with #sha256=HEX.",
+)
 @click.option("--jobs", type=click.IntRange(1, 64), default=4, show_default=True, help="Files to fetch at once.")
 @click.option("--dry-run", is_flag=True, help="Show what would be fetched, and fetch nothing.")
 @click.option("--yes", is_flag=True, help="Create the folder above DIR without a question if it does not exist.")
@@ -161,6 +170,7 @@ def prefetch(
     roles: tuple[str, ...],
     stacks: tuple[str, ...],
     targets: tuple[str, ...],
+    pythons: tuple[str, ...],
     jobs: int,
     dry_run: bool,
     yes: bool,
@@ -184,14 +194,16 @@ def prefetch(
     from tourkit.bundle.index import size_of
     from tourkit.fetch import prefetch as fetching
     from tourkit.fetch.hub import Hub
+    from tourkit.fetch.python_archive import parse_archive
 
+    archives = [parse_archive(text) for text in pythons]
     manifest, locked = _load_locked(manifest_ref)
     plan = fetching.fetch_plan(manifest, locked, root, roles=roles, stacks=stacks)
     if not dry_run:
         _check_target(root, yes=yes)
     with wheel_commands.chosen(targets, root, locks=manifest.path, build=not dry_run) as chosen:
         if dry_run:
-            _show_fetch_plan(plan, chosen.shown(root), as_json)
+            _show_fetch_plan(plan, chosen.shown(root), archives, as_json)
             return
         listener = BarListener()
         with resumable("run the same command again, it resumes"), listener.bar:
@@ -199,12 +211,22 @@ def prefetch(
                 manifest, locked, root, Hub(), roles=roles, stacks=stacks, jobs=jobs, listener=listener
             )
         index = chosen.collect(root, jobs) or index
+    if archives:
+        index = _carry(root, archives)
     files, size = size_of(root, index)
     if as_json:
         print_json({"root": str(root), "files": files, "bytes": size})
         return
     click.echo(f"{root}: whole: {counted(files, 'file')}, {size_text(size)}")
     click.echo(f"Check it again where it arrives: tourkit verify {root}")
+
+
+def _carry(root: Path, archives: list[Archive]) -> Index:
+    from tourkit.fetch.python_archive import carry
+
+    listener = BarListener("python")
+    with resumable("run the same command again, it resumes"), listener.bar:
+        return carry(root, archives, listener)
 
 
 def _check_target(root: Path, *, yes: bool) -> None:
@@ -222,19 +244,24 @@ def _check_target(root: Path, *, yes: bool) -> None:
         raise UsageError(f"{root}: nothing was written: mount the drive, or name another folder with --to")
 
 
-def _show_fetch_plan(plan: FetchPlan, wheels: wheel_commands.Shown | None, as_json: bool) -> None:
+def _show_fetch_plan(
+    plan: FetchPlan, wheels: wheel_commands.Shown | None, archives: list[Archive], as_json: bool
+) -> None:
     files = [planned.file for planned in plan.files]
     rows = [
         {"path": file.path, "repo": file.source.repo, "commit": file.source.commit, "size": file.size} for file in files
     ]
     if as_json:
         own = {"files": rows, "total_bytes": plan.total_bytes, "to_fetch_bytes": plan.to_fetch_bytes}
-        print_json(own if wheels is None else own | {"wheels": wheels.as_json})
+        beside = {"python": [{"path": each.path, "size": each.size} for each in archives]} if archives else {}
+        print_json(own | beside | ({} if wheels is None else {"wheels": wheels.as_json}))
         return
     for file in files:
         click.echo(f"{size_text(file.size):>10}  {file.path}")
     total = f"{size_text(plan.total_bytes)} in {counted(len(files), 'file')}"
     click.echo(f"{total}, {size_text(plan.to_fetch_bytes)} to fetch")
+    for archive in archives:
+        click.echo(f"{'?' if archive.size is None else size_text(archive.size):>10}  {archive.path}")
     for line in wheels.lines if wheels is not None else ():
         click.echo(line)
 

@@ -18,7 +18,7 @@ from tourkit.manifest.models import Manifest, Model, PinnedFile, Source
 
 _LICENCE = re.compile(r"(licen[cs]e|copying|notice|use_policy|acceptable_use)([._ -].*)?", re.IGNORECASE)
 _LEFTOVER = re.compile(r"(.+)\.[0-9a-f]{12}\.(part|bad)")
-_OURS = ("models/", "templates/", "licenses/", "START_HERE.md", "install.")  # what a prefetch writes
+_OURS = ("models/", "templates/", "licenses/", "START_HERE.", "install.")  # what a prefetch writes
 _File = PinnedFile[Source | None]
 
 
@@ -104,9 +104,9 @@ def _is_there(path: Path, size: int) -> bool:
 
 
 def _skeleton() -> Iterator[tuple[str, bytes]]:
-    """Yield START_HERE.md and the install scripts. In ./bundle of a checkout they are already there."""
+    """Yield START_HERE in each language and the install scripts. In ./bundle of a checkout they are already there."""
     for path in sorted(data.BUNDLE_SKELETON.glob("*")):
-        if path.is_file() and (path.name == "START_HERE.md" or path.name.startswith("install.")):
+        if path.is_file() and path.name.startswith(("START_HERE.", "install.")):
             yield path.name, path.read_bytes()
 
 
