@@ -13,7 +13,6 @@ from tourkit.units import counted, size_text
 _LOWEST_GLIBC = (2, 31)  # of llguidance's wheels, which every stack needs
 _OTHER_SYSTEM = "use a Linux with glibc 2.31 or newer (Ubuntu 20.04, Debian 11 or later), or a container of one"
 _GPU_WHEELS = "install a wheel set with CUDA from the bundle (`cuda-llama` or `cuda-vllm`)"
-_LOOK_AT_DRIVER = "run `nvidia-smi` in this shell; in a container, start it with the GPU (`--gpus all`)"
 
 
 def hardware_findings(hardware: Hardware) -> Iterator[Finding]:
@@ -26,8 +25,7 @@ def hardware_findings(hardware: Hardware) -> Iterator[Finding]:
     for gpu in hardware.gpus:
         yield ok("GPU", _gpu(gpu, hardware.driver))
     for problem in hardware.problems:
-        found = of_message(Status.WARNING, "GPU", problem)
-        yield found if found.fix and " " in found.fix else warning("GPU", problem, _LOOK_AT_DRIVER)
+        yield of_message(Status.WARNING, "GPU", problem)
     if not hardware.gpus and not hardware.problems:
         yield ok("GPU", "none; models run on the CPU")
     yield _compiler(hardware)
@@ -80,9 +78,7 @@ def _compiler(hardware: Hardware) -> Finding:
 def _stack(stack: InstalledStack, hardware: Hardware, trial: Trial) -> Finding:
     what = f"stack {stack.name}"
     if trial.error:
-        package = STACKS[stack.name].distributions[0]
-        fix = f"install it again with `sh install.sh` of the bundle, or with pip; `pip uninstall {package}` hides it"
-        return failure(what, f"cannot be imported ({trial.error})", fix)
+        return of_message(Status.FAILURE, what, trial.error)
     if stack.problem:
         return of_message(Status.WARNING, what, f"{stack.version} {stack.problem}".strip())
     expects_gpu = hardware.gpus and STACKS[stack.name].uses_gpu

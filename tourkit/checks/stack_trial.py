@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from tourkit import offline
+from tourkit.backends.llama_cpp.model import import_llama
 from tourkit.checks import child
-from tourkit.errors import one_line
+from tourkit.errors import TourkitError, one_line
 from tourkit.stacks import STACKS
 
+_AGAIN = "install it again, with `sh install.sh` of the bundle or with pip"
 _ALL_NEED = ("llguidance", "jinja2", "numpy")  # for grammars and chat templates
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """`error`: why the stack cannot be imported, "" if it can. `finds_gpu`: None if it was not asked."""
+    """`error`: why the stack cannot be imported, with the fix; "" if it can. `finds_gpu`: None if it was not asked."""
 
     error: str = ""
     finds_gpu: bool | None = None
@@ -29,17 +31,26 @@ class Trial:
 def try_stack(name: str) -> Trial:
     """Import a stack in a new process."""
     answer = child.ask("tourkit.checks.stack_trial", name)
-    return Trial(answer.get("error", ""), answer.get("finds_gpu"))
+    if "error" in answer:  # it ended by a signal, or it hangs
+        return Trial(f"cannot be imported ({answer['error']}): {_AGAIN}")
+    return Trial(answer["problem"], answer["finds_gpu"])
 
 
 def imported(name: str) -> dict[str, Any]:
-    """Import a stack in this process. Return "finds_gpu", or the "error" of the import."""
+    """Import a stack in this process as its worker does. Return the fields of a trial."""
     try:
+        if name == "llama_cpp":
+            import_llama()  # first loads the libraries that it needs
         for module in (*STACKS[name].modules, *_ALL_NEED):
             importlib.import_module(module)
-        return {"finds_gpu": _finds_gpu(name)}
+        return {"problem": "", "finds_gpu": _finds_gpu(name)}
+    except TourkitError as exc:
+        return {"problem": str(exc), "finds_gpu": None}
     except Exception as exc:  # noqa: BLE001 - a broken package can raise anything, and its error is the answer
-        return {"error": one_line(f"{type(exc).__name__}: {exc}")}
+        return {
+            "problem": f"cannot be imported ({one_line(f'{type(exc).__name__}: {exc}')}): {_AGAIN}",
+            "finds_gpu": None,
+        }
 
 
 def _finds_gpu(name: str) -> bool | None:

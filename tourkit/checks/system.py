@@ -89,6 +89,8 @@ def exec_finding(what: str, folder: Path) -> Finding:
     """Return whether programs and libraries in a folder can run: its drive is not mounted with noexec."""
     drive = drive_of(folder)
     what = f"{what}, exec"
+    if drive.device is None:
+        return ok(what, f"{folder}: this system does not list how drives are mounted")
     if drive.noexec:
         fix = "make the virtual environment on another drive: `sh install.sh /other/place/tourkit-venv`"
         return warning(what, f"{folder}: mounted with noexec, so libraries in it cannot be loaded", fix)
