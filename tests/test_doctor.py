@@ -406,8 +406,8 @@ def test_a_broken_stack_and_a_full_drive_without_exec_are_named_on_a_machine_wit
     assert found["home"]["status"] == "failure"
     assert "No space left on device" in found["home"]["detail"]
     assert "free some space" in found["home"]["fix"]
-    assert found["home, exec"]["status"] == "warning"
-    assert "install.sh /other/place" in found["home, exec"]["fix"]
+    assert found["exec in home"]["status"] == "warning"
+    assert "install.sh /other/place" in found["exec in home"]["fix"]
 
 
 @pytest.mark.starts
@@ -419,5 +419,5 @@ def test_a_good_bundle_is_loaded_and_the_report_is_a_machine_file(tiny_gguf: Pat
 
     assert (code, errors) == (0, "")
     assert read_machine(tmp_path / "machine.json").threads > 0
-    assert found["load"] == found["bundle"] == found["bundle, files"] == found["plan"] == "ok"
+    assert found["load"] == found["bundle"] == found["bundle files"] == found["plan"] == "ok"
     assert "failure" not in found.values()

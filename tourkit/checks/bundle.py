@@ -46,12 +46,12 @@ def files_finding(root: Path) -> Finding:
     try:
         return files_of(root, verify(root, quick=True))
     except TourkitError as exc:
-        return of_message(Status.FAILURE, "bundle, files", str(exc))
+        return of_message(Status.FAILURE, "bundle files", str(exc))
 
 
 def files_of(root: Path, report: Report) -> Finding:
     """Return the finding for what `verify` found."""
-    what = "bundle, files"
+    what = "bundle files"
     if report.ok:
         return ok(what, f"{counted(report.checked_files, 'file')} present, of the right size")
     wrong = [problem for problem in report.problems if problem.kind != "extra"] or list(report.problems)

@@ -50,11 +50,12 @@ def report(hardware: Hardware, findings: list[Finding]) -> dict[str, Any]:
 def _of_bundle(hardware: Hardware, bundle: Path, index: Index, *, load: bool) -> Iterator[Finding]:
     yield bundles.files_finding(bundle)
     yield from wheels.findings(wheels.lists_of(file.path for file in index.files), hardware)
-    yield system.exec_finding("drive", bundle)
+    yield system.exec_finding("exec on drive", bundle)
     plan, found = bundles.plan_findings(bundle, index, hardware)
     yield from found
     sizes = {file.path: file.size for file in index.files if file.path.startswith("models/")}
-    largest = max(sizes, key=sizes.__getitem__, default=None)
+    there = [path for path in sizes if (bundle / path).is_file()]  # a missing file has a finding of its own
+    largest = max(there, key=sizes.__getitem__, default=None)
     if largest is not None:
         planned = sum(placement.size for placement in plan.placements) if plan is not None else sum(sizes.values())
         yield speed.measured(bundle / largest, planned)

@@ -11,7 +11,7 @@ from pathlib import Path
 from tourkit.checks.findings import Finding, failure, ok, warning
 from tourkit.units import MIB, size_text
 
-_WHAT = "drive, speed"
+_WHAT = "drive speed"
 _BLOCK = 4 * MIB
 _MOST_BYTES = 256 * MIB
 _MOST_SECONDS = 2.0

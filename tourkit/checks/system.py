@@ -55,7 +55,7 @@ def folder_findings() -> Iterator[Finding]:
         yield failure("home", "there is no home folder", "set HOME to a folder that can be written")
     else:
         yield space_finding("home", home, _LEAST_HOME)
-        yield exec_finding("home", home)
+        yield exec_finding("exec in home", home)
     wanted = os.environ.get("TMPDIR")
     try:
         used = Path(tempfile.gettempdir())
@@ -88,7 +88,6 @@ def space_finding(what: str, folder: Path, least: int) -> Finding:
 def exec_finding(what: str, folder: Path) -> Finding:
     """Return whether programs and libraries in a folder can run: its drive is not mounted with noexec."""
     drive = drive_of(folder)
-    what = f"{what}, exec"
     if drive.device is None:
         return ok(what, f"{folder}: this system does not list how drives are mounted")
     if drive.noexec:
