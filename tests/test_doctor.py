@@ -147,15 +147,18 @@ def test_a_stack_says_whether_it_uses_the_gpu() -> None:
         "used": stack(replace(VENUE, stacks=(on_gpu,)), Trial(finds_gpu=True)),
         "built for the CPU": stack(VENUE, Trial(finds_gpu=False)),
         "finds none": stack(replace(VENUE, stacks=(on_gpu,)), Trial(finds_gpu=False)),
-        "problem": stack(replace(VENUE, stacks=(replace(VLLM, problem="needs driver 580: update it"),))),
+        "problem": stack(replace(VENUE, stacks=(replace(VLLM, problem="needs libcublas: install it"),))),
+        "old driver": stack(replace(VENUE, stacks=(VLLM,), driver="12.4")),
     }
 
     assert found["no GPU"] == ok("stack llama_cpp", "0.3.36 on the CPU")
     assert found["used"] == ok("stack llama_cpp", "0.3.36 with cuda")
-    assert [found[name].status for name in ("built for the CPU", "finds none", "problem")] == ["warning"] * 3
-    assert "cuda-llama" in found["built for the CPU"].fix
+    wrong = ("built for the CPU", "finds none", "problem", "old driver")
+    assert [found[name].status for name in wrong] == ["warning"] * 4
+    assert "CUDA wheel" in found["built for the CPU"].fix
+    assert "R580" in found["old driver"].fix
     assert "nvidia-smi" in found["finds none"].fix
-    assert found["problem"] == warning("stack vllm", "0.32.0 needs driver 580", "update it")
+    assert found["problem"] == warning("stack vllm", "needs libcublas", "install it")
 
 
 def test_a_machine_without_a_stack_is_a_failure() -> None:
@@ -238,6 +241,17 @@ def test_a_bundle_that_fills_no_role_here_is_a_failure_with_the_reason(tmp_path:
 
     assert plan is None
     assert [finding.status for finding in found] == ["failure"]
+
+
+def test_a_gpu_that_a_stack_does_not_use_has_one_line_and_not_a_second_one_among_the_notes_of_the_plan(
+    tiny_gguf: Path, tmp_path: Path
+) -> None:
+    bundle = serving.make_bundle(tmp_path, tiny_gguf)
+    plan, found = bundles.plan_findings(bundle, read_index(bundle), VENUE)
+
+    assert plan is not None
+    assert any("does not use the GPU" in note for note in plan.notes)
+    assert not any("does not use the GPU" in finding.detail for finding in found)
 
 
 def test_what_a_stack_would_fetch_for_a_model_is_listed(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tourkit.checks.findings import Finding, Status, failure, of_message, ok, wa
 from tourkit.errors import TourkitError
 from tourkit.hardware.machine import Hardware
 from tourkit.planning import planner, sources
+from tourkit.planning.gpu_stacks import unused_gpus
 from tourkit.planning.plan import Plan
 from tourkit.stacks import for_format
 from tourkit.units import counted
@@ -78,7 +79,8 @@ def plan_findings(root: Path, index: Index, hardware: Hardware) -> tuple[Plan | 
         )
         for placement in plan.placements
     ]
-    known = hardware.problems  # each has a finding of its own
+    formats = {variant.format for variant in index.variants}
+    known = {*hardware.problems, *unused_gpus(hardware, formats)}  # each has a finding of its own
     found += [warning("plan", note, show) for note in plan.notes if note not in known]
     found += [failure("plan", line, show) for line in plan.unfilled]
     return plan, tuple(found)

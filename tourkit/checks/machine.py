@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from tourkit.checks.findings import Finding, Status, failure, of_message, ok, warning
 from tourkit.checks.stack_trial import Trial
 from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
+from tourkit.planning.gpu_stacks import gpu_refusal
 from tourkit.stacks import STACKS
 from tourkit.units import counted, size_text
 
 _LOWEST_GLIBC = (2, 31)  # of llguidance's wheels, which every stack needs
 _OTHER_SYSTEM = "use a Linux with glibc 2.31 or newer (Ubuntu 20.04, Debian 11 or later), or a container of one"
-_GPU_WHEELS = "install a wheel set with CUDA from the bundle (`cuda-llama` or `cuda-vllm`)"
 
 
 def hardware_findings(hardware: Hardware) -> Iterator[Finding]:
@@ -65,10 +65,10 @@ def _gpu(gpu: Gpu, driver: str) -> str:
 
 
 def _compiler(hardware: Hardware) -> Finding:
-    """Only vLLM on a GPU compiles: Triton builds a C helper at its first use."""
+    """Return a warning only if an installed stack compiles, which some do on a GPU."""
     said = hardware.compiler or "none"
     headers = "with Python.h" if hardware.python_headers else "no Python.h"
-    needs = [stack.name for stack in hardware.stacks if stack.gpu and STACKS[stack.name].separate_cpu_build]
+    needs = [stack.name for stack in hardware.stacks if stack.gpu and STACKS[stack.name].compiles_on_gpu]
     if not (needs and hardware.gpus) or (hardware.compiler and hardware.python_headers):
         return ok("compiler", f"{said}, {headers}" + ("" if needs else "; no installed stack needs one"))
     fix = "install gcc and the headers of this Python (Debian: `apt install gcc python3-dev`), or use llama_cpp"
@@ -79,12 +79,10 @@ def _stack(stack: InstalledStack, hardware: Hardware, trial: Trial) -> Finding:
     what = f"stack {stack.name}"
     if trial.error:
         return of_message(Status.FAILURE, what, trial.error)
-    if stack.problem:
-        return of_message(Status.WARNING, what, f"{stack.version} {stack.problem}".strip())
-    expects_gpu = hardware.gpus and STACKS[stack.name].uses_gpu
-    if expects_gpu and not stack.gpu:
-        return warning(what, f"{stack.version} is built for the CPU only, and there is a GPU".strip(), _GPU_WHEELS)
-    if expects_gpu and trial.finds_gpu is False:
+    uses_gpu = STACKS[stack.name].uses_gpu
+    if why := gpu_refusal(stack, hardware) if uses_gpu else stack.problem:
+        return of_message(Status.WARNING, what, why)
+    if hardware.gpus and uses_gpu and trial.finds_gpu is False:
         detail = f"{stack.version} is built for {stack.gpu} and finds no GPU".strip()
         return warning(what, detail, "compare the driver with the build; `nvidia-smi` shows the driver's CUDA version")
     where = f"with {stack.gpu}" if stack.gpu and hardware.gpus else "on the CPU"
