@@ -182,7 +182,8 @@ def lists(*names: str) -> tuple[wheels.WheelList, ...]:
         (HERE, "cp312-manylinux_2_31_aarch64-cpu", "this is linux x86_64"),
         (HERE, "cp312-macosx_14_0_arm64-cpu", "this is linux x86_64"),
         (replace(HERE, system="darwin", arch="arm64"), "cp312-macosx_14_0_arm64-cpu", ""),
-        (replace(HERE, system="windows", arch="AMD64"), "cp312-win_amd64-cpu", ""),
+        (replace(HERE, system="windows", arch="x86_64"), "cp312-win_amd64-cpu", ""),
+        (replace(HERE, arch="arm64"), "cp312-manylinux_2_31_aarch64-cpu", ""),
         (HERE, "cp312-win_amd64-cpu", "this is linux x86_64"),
     ],
 )

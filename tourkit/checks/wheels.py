@@ -13,6 +13,8 @@ _WHAT = "wheels"
 _LIST = re.compile(r"wheels/(?P<python>cp\d+)-(?P<platform>[^-/]+)-(?P<sets>[^/]+)\.txt")
 _MANYLINUX = re.compile(r"manylinux_(\d+)_(\d+)_(\w+)")
 _MACOS = re.compile(r"macosx_(\d+)_(\d+)_(\w+)")
+# Tags of wheels name the processor as the system does. A machine file has one name for each processor.
+_ARCHITECTURES = {("linux", "arm64"): "aarch64", ("windows", "x86_64"): "amd64"}
 _COLLECT = "on a connected machine run `tourkit wheels {} --bundle DIR`"
 
 
@@ -65,21 +67,21 @@ def refusal(wheels: WheelList, hardware: Hardware) -> str:
     if manylinux := _MANYLINUX.fullmatch(wheels.platform):
         return _linux_refusal((int(manylinux[1]), int(manylinux[2])), manylinux[3], hardware)
     if macos := _MACOS.fullmatch(wheels.platform):
-        same = hardware.system == "darwin" and macos[3] == hardware.arch
+        same = hardware.system == "darwin" and macos[3] == _arch(hardware)
         return "" if same else f"this is {_named(hardware)}"
-    is_windows = hardware.system == "windows" and wheels.platform.startswith("win")
+    is_windows = hardware.system == "windows" and wheels.platform == f"win_{_arch(hardware)}"
     return "" if is_windows else f"this is {_named(hardware)}"
 
 
 def wanted_target(hardware: Hardware) -> str:
     """Return the target of this machine as `tourkit wheels` takes it; "" if none is known for its system."""
     if hardware.system == "linux" and hardware.glibc and hardware.python:
-        return f"{_python(hardware)}-manylinux_2_31_{hardware.arch}"
+        return f"{_python(hardware)}-manylinux_2_31_{_arch(hardware)}"
     return ""
 
 
 def _linux_refusal(lowest: tuple[int, int], arch: str, hardware: Hardware) -> str:
-    if hardware.system != "linux" or arch != hardware.arch:
+    if hardware.system != "linux" or arch != _arch(hardware):
         return f"this is {_named(hardware)}"
     if not hardware.glibc:
         return "this system has no glibc"
@@ -90,6 +92,10 @@ def _linux_refusal(lowest: tuple[int, int], arch: str, hardware: Hardware) -> st
 
 def _python(hardware: Hardware) -> str:
     return "cp" + hardware.python.replace(".", "")
+
+
+def _arch(hardware: Hardware) -> str:
+    return _ARCHITECTURES.get((hardware.system, hardware.arch), hardware.arch)
 
 
 def _named(hardware: Hardware) -> str:
