@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tourkit import offline
-from tourkit.backends.llama_cpp.model import import_llama
+from tourkit.backends.llama_cpp.library import import_llama
 from tourkit.checks import child
 from tourkit.errors import TourkitError, one_line
 from tourkit.stacks import STACKS
