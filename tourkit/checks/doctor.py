@@ -61,12 +61,13 @@ def _of_bundle(hardware: Hardware, bundle: Path, index: Index, *, load: bool) ->
         yield speed.measured(bundle / largest, planned)
     yield from bundles.fetch_findings(bundle, index, os.environ)
     if load and plan is not None:
-        yield from _loads(bundle, index, plan)
+        yield from _loads(hardware, bundle, index, plan)
 
 
-def _loads(bundle: Path, index: Index, plan: Plan) -> Iterator[Finding]:
+def _loads(hardware: Hardware, bundle: Path, index: Index, plan: Plan) -> Iterator[Finding]:
     from tourkit.checks import loading
-    from tourkit.server.gateway.launch import placements_at
+    from tourkit.server.gateway.launch import has_one_gpu, placements_at
 
     templates = {model.id: model.chat_template for model in index.models if model.chat_template}
-    yield from loading.findings(placements_at(bundle.joinpath, plan, chat_templates=templates))
+    placements = placements_at(bundle.joinpath, plan, chat_templates=templates)
+    yield from loading.findings(placements, only_gpu=has_one_gpu(hardware))

@@ -58,12 +58,15 @@ def links(placements: tuple[Placement, ...]) -> tuple[Link, ...]:
     return tuple(reversed(distinct.values()))
 
 
-def findings(placements: tuple[Placement, ...]) -> Iterator[Finding]:
-    """Load one link after the other and yield the finding for each. `placements` have absolute paths."""
+def findings(placements: tuple[Placement, ...], *, only_gpu: bool = False) -> Iterator[Finding]:
+    """Load one link after the other and yield the finding for each.
+
+    `placements` have absolute paths. `only_gpu`: this process sees one GPU alone, as in WorkerProcess.
+    """
     with tempfile.TemporaryDirectory(prefix="tourkit-") as folder:
         for number, link in enumerate(links(placements)):
             uds = f"{folder}/{number}.sock" if hasattr(socket, "AF_UNIX") else ""
-            yield finding(link, asyncio.run(_load(link.placement, uds)))
+            yield finding(link, asyncio.run(_load(link.placement, uds, only_gpu=only_gpu)))
 
 
 def finding(link: Link, loaded: Loaded) -> Finding:
@@ -76,9 +79,9 @@ def finding(link: Link, loaded: Loaded) -> Finding:
     return ok(_WHAT, f"{about}: loaded in {loaded.loading:.1f} s, answered in {loaded.answering:.1f} s")
 
 
-async def _load(placement: Placement, uds: str) -> Loaded:
+async def _load(placement: Placement, uds: str, *, only_gpu: bool) -> Loaded:
     """Start a worker as the gateway does, ask it once, and end it."""
-    worker, upstream = Worker(placement, uds=uds, offline=True), Upstream()
+    worker, upstream = Worker(placement, uds=uds, offline=True, only_gpu=only_gpu), Upstream()
     start = time.perf_counter()
     worker.start()
     try:
