@@ -25,6 +25,7 @@ TABLE = """
 __main__
 cli
 commands
+checks
 server pipelines fetch mirror
 backends
 engine planning

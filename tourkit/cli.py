@@ -7,7 +7,7 @@ import sys
 import click
 
 from tourkit import __version__
-from tourkit.commands import pipelines, serving, sets, supply, wheels
+from tourkit.commands import checks, pipelines, serving, sets, supply, wheels
 from tourkit.commands.output import note, print_json
 from tourkit.errors import TourkitError
 
@@ -32,6 +32,7 @@ def cli() -> None:
 for command in (
     *(supply.models, sets.sets, supply.lock, supply.prefetch, wheels.wheels, supply.verify, supply.mirror),
     *(serving.plan, serving.serve, serving.demo),
+    checks.doctor,
     *(pipelines.templates, pipelines.run),
 ):
     cli.add_command(command)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Build llama.cpp with CUDA for the check on a machine with a GPU, from the sdist of llama-cpp-python that the Makefile
-# pins. No GPU is needed here. It takes about two hours on two cores.
+# Build llama.cpp with CUDA for the check on a machine with a GPU, from the sdist of llama-cpp-python whose version
+# tourkit/fetch/wheels/llama.py names. No GPU is needed here. It takes about two hours on two cores.
 #
 #   tools/gpu/build.sh           start in the background; if it was stopped, go on where it stopped
 #   tools/gpu/build.sh status    say how far it is

@@ -13,11 +13,15 @@ _NAMES = {"exfat": "exFAT", "vfat": "FAT32", "ntfs": "NTFS", "ntfs3": "NTFS", "f
 
 @dataclass(frozen=True, slots=True)
 class Drive:
-    """`device` and `filesystem` are None where the system does not list its mounts. `free`: bytes."""
+    """`device` and `filesystem` are None where the system does not list its mounts. `free`: bytes.
+
+    `noexec`: it is mounted so that no program or library in it can be run.
+    """
 
     device: str | None
     filesystem: str | None
     free: int
+    noexec: bool = False
 
     def __str__(self) -> str:
         free = f"{size_text(self.free)} free"
@@ -41,15 +45,15 @@ def drive_of(path: Path, mounts: Path = _MOUNTS) -> Drive:
         lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return Drive(None, None, free)
-    found: tuple[int, str, str] | None = None
+    found: tuple[int, str, str, bool] | None = None
     for line in lines:
-        device, point, filesystem = (_unescaped(part) for part in line.split(" ")[:3])
+        device, point, filesystem, options = (_unescaped(part) for part in line.split(" ")[:4])
         depth = len(Path(point).parts)
         if folder.is_relative_to(point) and (found is None or depth >= found[0]):  # the last of equals hides the others
-            found = depth, device, filesystem
+            found = depth, device, filesystem, "noexec" in options.split(",")
     if found is None:
         return Drive(None, None, free)
-    return Drive(found[1], _NAMES.get(found[2], found[2]), free)
+    return Drive(found[1], _NAMES.get(found[2], found[2]), free, found[3])
 
 
 def _unescaped(text: str) -> str:

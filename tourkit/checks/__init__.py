@@ -1,0 +1,1 @@
+"""Checks of this machine and a bundle before the day: `tourkit doctor`."""
