@@ -29,6 +29,7 @@ from tourkit.checks.findings import Finding, Status, failure, of_message, ok, su
 from tourkit.checks.machine import hardware_findings, stack_findings
 from tourkit.checks.speed import Reading
 from tourkit.checks.stack_trial import Trial
+from tourkit.fetch.wheels.target import Target
 from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
 from tourkit.hardware.machine_file import read_machine
 from tourkit.launch import Launch
@@ -168,8 +169,10 @@ def test_a_machine_without_a_stack_is_a_failure() -> None:
 # --- the bundle ------------------------------------------------------------------------------------------------------
 
 
-def lists(*names: str) -> tuple[wheels.WheelList, ...]:
-    return wheels.lists_of(["wheels/files/a-1-py3-none-any.whl", *(f"wheels/{name}.txt" for name in names)])
+def targets(*names: str) -> tuple[Target, ...]:
+    """Return the targets of the wheel lists with these names."""
+    pool = "wheels/files/a-1-py3-none-any.whl"
+    return tuple(wheels.targets_of([pool, *(f"wheels/{name}.txt" for name in names)]))
 
 
 @pytest.mark.parametrize(
@@ -188,14 +191,14 @@ def lists(*names: str) -> tuple[wheels.WheelList, ...]:
     ],
 )
 def test_wheels_fit_a_machine_or_the_reason_is_named(machine: Hardware, name: str, reason: str) -> None:
-    [found] = lists(name)
+    [found] = targets(name)
 
     assert wheels.refusal(found, machine) == reason
 
 
 def test_wheels_that_do_not_fit_are_a_failure_only_if_no_stack_is_installed_yet() -> None:
     bare = replace(HERE, stacks=())
-    other = lists("cp311-manylinux_2_31_x86_64-cpu")
+    other = targets("cp311-manylinux_2_31_x86_64-cpu")
     [missing], [wrong], [not_needed] = (
         list(wheels.findings(*each)) for each in (((), bare), (other, bare), (other, HERE))
     )
@@ -206,8 +209,8 @@ def test_wheels_that_do_not_fit_are_a_failure_only_if_no_stack_is_installed_yet(
 
 
 def test_wheels_without_cuda_beside_a_gpu_are_a_warning() -> None:
-    plain = list(wheels.findings(lists("cp312-manylinux_2_31_x86_64-cpu+onnx"), VENUE))
-    both = lists("cp312-manylinux_2_31_x86_64-cpu", "cp312-manylinux_2_31_x86_64-cuda-llama")
+    plain = list(wheels.findings(targets("cp312-manylinux_2_31_x86_64-cpu+onnx"), VENUE))
+    both = targets("cp312-manylinux_2_31_x86_64-cpu", "cp312-manylinux_2_31_x86_64-cuda-llama")
 
     assert [finding.status for finding in plain] == ["ok", "warning"]
     assert "cuda-llama" in plain[1].fix

@@ -49,7 +49,7 @@ def report(hardware: Hardware, findings: list[Finding]) -> dict[str, Any]:
 
 def _of_bundle(hardware: Hardware, bundle: Path, index: Index, *, load: bool) -> Iterator[Finding]:
     yield bundles.files_finding(bundle)
-    yield from wheels.findings(wheels.lists_of(file.path for file in index.files), hardware)
+    yield from wheels.findings(wheels.targets_of(file.path for file in index.files), hardware)
     yield system.exec_finding("exec on drive", bundle)
     plan, found = bundles.plan_findings(bundle, index, hardware)
     yield from found

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 
 from tourkit.checks.findings import Finding, Status, failure, of_message, ok, warning
 from tourkit.checks.stack_trial import Trial
+from tourkit.fetch.wheels.target import OLDEST_GLIBC
 from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
 from tourkit.planning.gpu_stacks import gpu_refusal
 from tourkit.stacks import STACKS
 from tourkit.units import counted, size_text
 
-_LOWEST_GLIBC = (2, 31)  # of llguidance's wheels, which every stack needs
 _OTHER_SYSTEM = "use a Linux with glibc 2.31 or newer (Ubuntu 20.04, Debian 11 or later), or a container of one"
 
 
@@ -48,7 +48,7 @@ def _system(hardware: Hardware) -> Finding:
     if not hardware.glibc:
         return warning("system", f"{names} without glibc (musl?){python}: few wheels can be installed", _OTHER_SYSTEM)
     said = f"{names}, glibc {hardware.glibc}{python}"
-    if tuple(map(int, hardware.glibc.split(".")[:2])) < _LOWEST_GLIBC:
+    if tuple(map(int, hardware.glibc.split(".")[:2])) < OLDEST_GLIBC:
         return warning("system", f"{said}: too old for the wheels of a bundle", _OTHER_SYSTEM)
     return ok("system", said)
 
