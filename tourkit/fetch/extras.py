@@ -41,7 +41,7 @@ def assemble(
     kept = _kept(old, lock, fetched, root)
     variants = sorted([*fetched, *kept], key=lambda variant: variant.id)
     files: dict[str, _File] = {file.path: file for variant in variants for file in variant.files}
-    pins = [*assets, *_kept_assets(old, lock, assets, root)]
+    pins = sorted([*assets, *_kept_assets(old, lock, assets, root)], key=lambda pin: pin.asset.path)
     for file in (pin.file for pin in pins if pin.file is not None):
         files[file.path] = PinnedFile(file.path, file.size, file.sha256, None)
     for path, content in [*_skeleton(), *_templates(), *_licences(manifest, variants, root)]:

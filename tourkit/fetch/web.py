@@ -10,7 +10,7 @@ import hashlib
 import http.client
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 from tourkit import __version__
@@ -33,7 +33,10 @@ _CHANGED = "the file has changed there: correct `url` or `sha256` in the manifes
 
 
 class WebServer:
-    """A client of any web server. Several threads may use it. Call `close` at the end."""
+    """A client of any web server. Several threads may use it. Call `close` at the end.
+
+    `note` gets a line for every repeated attempt of `measure`.
+    """
 
     words = ServerWords(
         server="server",
@@ -42,8 +45,9 @@ class WebServer:
         other_file=_CHANGED,
     )
 
-    def __init__(self, patience: Patience | None = None) -> None:
+    def __init__(self, patience: Patience | None = None, *, note: Callable[[str], None] = lambda line: None) -> None:
         self.patience = patience or Patience()
+        self._note = note
         self._connections = Connections(self.patience.stall_s)
 
     def name(self, source: Link) -> str:
@@ -81,7 +85,9 @@ class WebServer:
             except PassingError as exc:
                 if failures == self.patience.attempts:
                     raise self.given_up(where, exc) from exc
-                time.sleep(self.patience.pause_s(failures, exc.wait_s))
+                pause_s = self.patience.pause_s(failures, exc.wait_s)
+                self._note(f"{where}: {exc}; retry in {pause_s:.0f} s")
+            time.sleep(pause_s)
         raise HubError(f"{where}: not asked: `attempts` must be at least 1")
 
     def given_up(self, where: str, last: PassingError) -> HubError:
