@@ -20,11 +20,16 @@ from tourkit.fetch import prefetch
 from tourkit.fetch.http import Patience
 from tourkit.fetch.hub import Hub
 from tourkit.fetch.web import WebServer
+from tourkit.launch import Launch
 from tourkit.manifest import lock as locks
 from tourkit.manifest import manifest as manifests
 from tourkit.manifest.asset_pins import differences, pins_for
 from tourkit.manifest.models import Link, Manifest
 from tourkit.manifest.resolve import Resolution, resolve
+from tourkit.planning.plan import CPU, Placement, Plan
+from tourkit.server.contract import WorkerSpec
+from tourkit.server.gateway.launch import placements_at
+from tourkit.server.gateway.process import WorkerProcess
 
 QUICK = Patience(attempts=3, delay_s=0.01, longest_s=0.02, retry_after_s=1.0, stall_s=20.0)
 WEIGHTS, VOCABULARY, LICENCE = "tiny-Q4_K_M.gguf", "o200k_base.tiktoken", "LICENSE.txt"
@@ -405,6 +410,28 @@ def test_an_index_without_assets_has_no_such_key_and_a_wrong_entry_is_refused(tm
 
 
 # ---- the worker --------------------------------------------------------------------------------------
+
+
+def test_the_worker_of_each_stack_is_started_with_the_variables_of_the_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable that is set already is another folder, which may not have the file: the one of the bundle counts."""
+    monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", "/elsewhere")
+    on_gguf = Placement(("tool",), Launch("m", "llama_cpp", "models/m/Q4_K_M/m.gguf", 1, 64, 1))
+    on_vllm = replace(on_gguf, launch=replace(on_gguf.launch, stack="vllm"), fallbacks=(on_gguf,))
+    needs = BundleAsset(PLACE, URL, "TIKTOKEN_ENCODINGS_BASE", "folder", ("vllm",))
+
+    [placed] = placements_at(tmp_path.joinpath, Plan((on_vllm,), ()), assets=[needs])
+
+    seen = [started_with(each.launch)["TIKTOKEN_ENCODINGS_BASE"] for each in (placed, *placed.fallbacks)]
+    assert seen == [str(tmp_path / "assets/harmony"), "/elsewhere"]
+
+
+def started_with(launch: Launch) -> dict[str, str]:
+    """Return the environment of the process that loads `launch`, after the way over the command line."""
+    spec = WorkerSpec(launch, ("tool",), "", "secret", offline=True)
+    assert WorkerSpec.of_json(spec.to_json()) == spec
+    return WorkerProcess(spec, CPU)._environment("/tmp/scratch")
 
 
 def test_a_worker_gets_the_variables_of_its_stack_with_absolute_paths(
