@@ -15,7 +15,7 @@ from tourkit.bundle import verify
 from tourkit.bundle.environment import environment
 from tourkit.bundle.index import BundleAsset, Index, read_index, render_index, write_index
 from tourkit.cli import main
-from tourkit.errors import ManifestError, TourkitError, UsageError, WrongContent
+from tourkit.errors import ManifestError, TourkitError, Unreachable, UsageError, WrongContent
 from tourkit.fetch import prefetch
 from tourkit.fetch.http import Patience
 from tourkit.fetch.hub import Hub
@@ -24,7 +24,7 @@ from tourkit.launch import Launch
 from tourkit.manifest import lock as locks
 from tourkit.manifest import manifest as manifests
 from tourkit.manifest.asset_pins import differences, pins_for
-from tourkit.manifest.models import Link, Manifest
+from tourkit.manifest.models import Link, Manifest, PinnedFile
 from tourkit.manifest.resolve import Resolution, resolve
 from tourkit.planning.plan import CPU, Placement, Plan
 from tourkit.server.contract import WorkerSpec
@@ -77,6 +77,7 @@ def asset(**fields: object) -> str:
         (asset(url="https://example.org"), "assets[0].url", "names no file on a server: give the address"),
         (asset(url="https://example.org:port/x"), "assets[0].url", "is not a valid address: give the address"),
         (asset(url="https://me:secret@example.org/x"), "assets[0].url", "into the bundle: use an open address"),
+        (asset(url="http://example.org?key=secret"), "assets[0].url", "names no file on a server: give the address"),
         (asset(url="https://example.org/a b"), "assets[0].url", "has a character that an address cannot have: write"),
         (asset(url=None), "assets[0].url", "missing: give the http or https address"),
         (asset(sha256="abc"), "assets[0].sha256", "give the SHA-256 of the file as 64 lower-case hex digits"),
@@ -109,6 +110,7 @@ def test_a_wrong_asset_is_refused_in_one_line_with_its_key_and_the_fix(
     assert str(caught.value).startswith(f"{path}: {key}")
     assert fix in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_two_assets_may_set_one_variable_for_different_stacks_or_to_the_same_folder(tmp_path: Path) -> None:
@@ -309,6 +311,47 @@ def test_a_lock_whose_assets_do_not_fit_the_manifest_is_stale(tmp_path: Path) ->
         locks.check_current(mine, unlocked)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("url", "ftp://example.org/x", "assets[0].url: 'ftp://example.org/x' is not an http or https address"),
+        ("env", "PYTHONPATH", "assets[0].env: 'PYTHONPATH' is not a variable of a library's data"),
+        ("path", "../../x", "assets[0].path: '../../x' leaves its folder"),
+        ("size", -1, "assets[0].size: -1 is refused: a size is a whole number of bytes"),
+    ],
+)
+def test_a_lock_with_a_wrong_asset_is_refused(tmp_path: Path, key: str, value: object, problem: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(SET + asset())
+    mine = manifests.load(path)
+    pins, _ = pins_for(mine.assets, None, (), lambda line: None)
+    raw = json.loads(locks.render(locks.new("mine", mine.digest, [], pins)))
+    raw["assets"][0][key] = value
+    (tmp_path / "mine.lock.json").write_text(json.dumps(raw))
+
+    with pytest.raises(ManifestError) as caught:
+        locks.read(tmp_path / "mine.lock.json")
+
+    assert str(caught.value).startswith(f"{tmp_path / 'mine.lock.json'}: {problem}")
+
+
+def test_without_a_network_one_asset_is_asked_for_and_each_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(SET + asset() + asset(path="harmony/other"))
+    asked = []
+
+    class Nobody:
+        def measure(self, source: Link) -> tuple[int, str]:
+            asked.append(source.url)
+            raise Unreachable("nobody answers")
+
+    pins, failed = pins_for(manifests.load(path).assets, Nobody(), (), lambda line: None)
+
+    assert asked == [URL]
+    assert list(failed) == [PLACE, "assets/harmony/other"]
+    assert [pin.file for pin in pins] == [None, None]
+
+
 # ---- the bundle --------------------------------------------------------------------------------------
 
 
@@ -407,6 +450,9 @@ def test_an_index_without_assets_has_no_such_key_and_a_wrong_entry_is_refused(tm
     lost = BundleAsset(PLACE, URL, "", "folder", ())
     with pytest.raises(UsageError, match="is not a file of the index below assets/"):
         write_index(tmp_path, replace(empty, assets=(lost,)))
+    there = replace(empty, files=(PinnedFile(PLACE, 1, OTHER, None),), assets=(replace(lost, env="LD_PRELOAD"),))
+    with pytest.raises(UsageError, match="'LD_PRELOAD' is not a variable of a library's data"):
+        write_index(tmp_path, there)
 
 
 # ---- the worker --------------------------------------------------------------------------------------

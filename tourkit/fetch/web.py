@@ -25,6 +25,7 @@ from tourkit.fetch.stream import (
     extent,
     follow,
 )
+from tourkit.manifest.assets import shown
 from tourkit.manifest.models import Link
 
 _BLOCK = 1 << 20  # bytes of one read
@@ -52,7 +53,7 @@ class WebServer:
 
     def name(self, source: Link) -> str:
         """Return the address without its query, which may be signed."""
-        return urlsplit(source.url)._replace(query="", fragment="").geturl()
+        return shown(source.url)
 
     def pinned_name(self, source: Link) -> str:
         """Return the same as `name`: an address has no version."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from tourkit.errors import HubError, ManifestError, Unreachable, WrongContent
-from tourkit.manifest.assets import assets_of, env_problem, for_stacks, location, url_problem
+from tourkit.manifest.assets import assets_of, env_problem, for_stacks, location, shown, url_problem
 from tourkit.manifest.models import Asset, Link, PinnedFile
 from tourkit.manifest.paths import check_distinct, check_path
 from tourkit.units import size_text
@@ -60,9 +60,10 @@ def pins_of(raw: Sequence[dict[str, Any]], where: str) -> tuple[AssetPin, ...]:
     """Return the assets of a lock that its schema accepts. `where` begins the messages. Raises ManifestError."""
     for number, item in enumerate(raw):
         check_path(item["path"], f"{where}: assets[{number}].path")
-        for key, problem in (("url", url_problem(item["url"])), ("env", item["env"] and env_problem(item["env"]))):
-            if problem:
-                raise ManifestError(f"{where}: assets[{number}].{key}: {item[key]!r} {problem}")
+        if problem := url_problem(item["url"]):
+            raise ManifestError(f"{where}: assets[{number}].url: {shown(item['url'])!r} {problem}")
+        if item["env"] and (problem := env_problem(item["env"])):
+            raise ManifestError(f"{where}: assets[{number}].env: {item['env']!r} {problem}")
     check_distinct([item["path"] for item in raw], f"{where}: assets")
     return tuple(
         AssetPin(asset, None if item["size"] is None else int(item["size"]), item["sha256"])
@@ -110,7 +111,7 @@ def _measured(asset: Asset, web: Web) -> tuple[int, str]:
     size, sha256 = web.measure(Link(asset.url))
     if asset.sha256 not in (None, sha256):
         raise WrongContent(
-            f"{asset.url}: sha256 is {sha256[:12]}…, the manifest says {str(asset.sha256)[:12]}…:"
+            f"{shown(asset.url)}: sha256 is {sha256[:12]}…, the manifest says {str(asset.sha256)[:12]}…:"
             " correct `url` or `sha256` in the manifest"
         )
     return size, sha256

@@ -56,7 +56,7 @@ def problems(raw: Sequence[dict[str, Any]]) -> Iterator[str]:
     for number, item in enumerate(raw):
         where = f"assets[{number}]"
         if problem := url_problem(item["url"]):
-            yield f"{where}.url: {item['url']!r} {problem}"
+            yield f"{where}.url: {shown(item['url'])!r} {problem}"
         if problem := path_problem(item["path"]):
             yield f"{where}.path: {item['path']!r} {problem}"
         elif "/" not in item["path"]:
@@ -91,6 +91,11 @@ def url_problem(url: str) -> str | None:
     if "@" in parts.netloc:
         return "has a user name or a password, which would be written into the bundle: use an open address"
     return None
+
+
+def shown(url: str) -> str:
+    """Return an address for messages, without what may be secret: user name, password and query."""
+    return re.sub(r"//[^/?#]*@", "//…@", url).partition("?")[0]
 
 
 def env_problem(name: str) -> str | None:
