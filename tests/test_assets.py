@@ -12,7 +12,7 @@ import pytest
 from faulty_hub import COMMIT, Fault, FaultyHub, noise
 
 from tourkit.bundle import verify
-from tourkit.bundle.environment import environment
+from tourkit.bundle.environment import variables
 from tourkit.bundle.index import BundleAsset, Index, read_index, render_index, write_index
 from tourkit.cli import main
 from tourkit.errors import ManifestError, TourkitError, Unreachable, UsageError, WrongContent
@@ -490,8 +490,8 @@ def test_a_worker_gets_the_variables_of_its_stack_with_absolute_paths(
         BundleAsset("assets/licences/harmony.txt", URL, "", "folder", ()),
     )
 
-    assert environment(assets, "vllm", Path("bundle").joinpath) == (
+    assert variables(assets, "vllm", Path("bundle").joinpath) == (
         ("PUNKT", str(tmp_path / "bundle/assets/nltk/punkt.zip")),
         ("TIKTOKEN_ENCODINGS_BASE", str(tmp_path / "bundle/assets/harmony")),
     )
-    assert [name for name, _ in environment(assets, "llama_cpp", Path("bundle").joinpath)] == ["PUNKT"]
+    assert [name for name, _ in variables(assets, "llama_cpp", Path("bundle").joinpath)] == ["PUNKT"]

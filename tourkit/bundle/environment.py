@@ -9,9 +9,7 @@ from tourkit.bundle.index import BundleAsset
 from tourkit.manifest.assets import value_of
 
 
-def environment(
-    assets: Iterable[BundleAsset], stack: str, locate: Callable[[str], Path]
-) -> tuple[tuple[str, str], ...]:
+def variables(assets: Iterable[BundleAsset], stack: str, locate: Callable[[str], Path]) -> tuple[tuple[str, str], ...]:
     """Return name and value of each variable for a worker of `stack`, sorted by name. Values are absolute paths.
 
     `locate` gives the file or folder for a path of the index.

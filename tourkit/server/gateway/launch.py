@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tourkit import net
-from tourkit.bundle.environment import environment
+from tourkit.bundle.environment import variables
 from tourkit.bundle.index import BundleAsset, Index, read_index
 from tourkit.errors import NotSo, UsageError
 from tourkit.hardware import machine_file, probe
@@ -200,7 +200,7 @@ def placements_at(
             deterministic=deterministic,
             prefix_cache=kept,
             chat_template=chat_templates.get(placement.launch.model, ""),
-            environment=environment(assets, placement.launch.stack, locate),
+            environment=variables(assets, placement.launch.stack, locate),
         )
         return replace(placement, launch=launch, fallbacks=tuple(map(located, placement.fallbacks)))
 
