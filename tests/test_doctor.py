@@ -21,7 +21,7 @@ import pytest
 import serving
 import small_bundle
 
-from tourkit.bundle.index import read_index
+from tourkit.bundle.index import BundleAsset, read_index
 from tourkit.bundle.verify import verify
 from tourkit.checks import bundle as bundles
 from tourkit.checks import guard_trial, loading, speed, system, wheels
@@ -276,6 +276,24 @@ def test_what_a_stack_would_fetch_for_a_model_is_listed(tmp_path: Path) -> None:
     ]
     assert [each.owner for each in with_vocabulary] == ["old-2 BF16"]
     assert [each.status for each in bundles.fetch_findings(tmp_path, index, there)] == ["warning"]
+
+
+def test_a_vocabulary_among_the_side_assets_is_not_fetched(tmp_path: Path) -> None:
+    """It counts for the stack that needs it, and only while its file is there; a variable of the shell does not."""
+    place = "assets/harmony/o200k_base.tiktoken"
+    files = {"models/old/BF16/config.json": b'{"model_type": "gpt_oss"}', "models/old/BF16/tokenizer.json": b"{}"}
+    small_bundle.write_files(tmp_path, files | {place: b"", "models/old-2/BF16/tokenizer.json": b"{}"})
+    index = small_bundle.make_bundle(tmp_path)
+    vocabulary = BundleAsset(place, "https://example.org/x", "TIKTOKEN_ENCODINGS_BASE", "folder", ("vllm",))
+    elsewhere = {"TIKTOKEN_ENCODINGS_BASE": str(tmp_path)}
+
+    def owners(asset: BundleAsset) -> list[str]:
+        return [each.owner for each in bundles.would_fetch(tmp_path, replace(index, assets=(asset,)), elsewhere)]
+
+    assert owners(vocabulary) == []
+    assert owners(replace(vocabulary, stacks=("onnx",))) == ["old BF16"]
+    (tmp_path / place).unlink()
+    assert owners(vocabulary) == ["old BF16"]
 
 
 def test_a_drive_that_needs_minutes_for_the_models_is_a_warning() -> None:

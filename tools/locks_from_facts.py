@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tourkit.errors import ManifestError
-from tourkit.manifest import lock, manifest, models
+from tourkit.manifest import asset_pins, lock, manifest, models
 
 SETS = ("tour-20gb", "cpu-16gb")
 
@@ -50,7 +50,8 @@ def main(argv: list[str]) -> int:
 def lock_of(wanted: models.Manifest, facts: dict[str, dict[str, Any]]) -> lock.Lock:
     """Return the lock of a manifest, as far as `facts` (rows by repository) prove it."""
     variants = [entry_of(id_, variant, facts.get(variant.repo, {})) for id_, variant in wanted.variants.items()]
-    return lock.new(wanted.name, wanted.digest, variants)
+    pins, _ = asset_pins.pins_for(wanted.assets, None, (), print)
+    return lock.new(wanted.name, wanted.digest, variants, pins)
 
 
 def entry_of(id_: models.VariantId, variant: models.Variant, row: dict[str, Any]) -> lock.UnresolvedVariant:

@@ -39,7 +39,8 @@ class Launch:
     `flash_attention`: None for yes if the device can. `lora`: adapter files to apply. `deterministic`: the same request
     gets the same text, whatever other requests run. `prefix_cache`: folder that keeps shared prompts for the next
     start, "" for none. `chat_template`: Jinja source for weights that have none, "" for none. `capability`: the CUDA
-    compute capability of its GPU, None if it is on no CUDA GPU.
+    compute capability of its GPU, None if it is on no CUDA GPU. `environment`: name and value of each variable that
+    tells a library of the stack where a side asset is.
     """
 
     model: str
@@ -57,6 +58,7 @@ class Launch:
     prefix_cache: str = ""
     chat_template: str = ""
     capability: tuple[int, int] | None = None
+    environment: tuple[tuple[str, str], ...] = ()
 
     @property
     def title(self) -> str:

@@ -12,7 +12,8 @@ import orjson
 
 from tourkit.errors import NotSo, UsageError
 from tourkit.files import write_atomic
-from tourkit.manifest.models import Model, PinnedFile, Source, VariantId
+from tourkit.manifest.assets import FOLDER, env_problem, location
+from tourkit.manifest.models import Asset, Model, PinnedFile, Source, VariantId
 from tourkit.manifest.paths import check_distinct, check_path
 from tourkit.manifest.validation import raise_problems, schema_problems
 
@@ -60,6 +61,22 @@ class BundleVariant:
 
 
 @dataclass(frozen=True, slots=True)
+class BundleAsset:
+    """One side asset as bundle.json stores it. `path`: its file in the index. The others are those of Asset."""
+
+    path: str
+    url: str
+    env: str
+    env_value: str
+    stacks: tuple[str, ...]
+
+    @staticmethod
+    def of(asset: Asset) -> "BundleAsset":
+        """Return the bundle's entry for an asset of the manifest."""
+        return BundleAsset(location(asset), asset.url, asset.env, asset.env_value, asset.stacks)
+
+
+@dataclass(frozen=True, slots=True)
 class Index:
     """All that a bundle holds. The two digests are empty if there was no manifest or no lock."""
 
@@ -70,6 +87,7 @@ class Index:
     models: tuple[BundleModel, ...]
     variants: tuple[BundleVariant, ...]
     files: tuple[PinnedFile[Source | None], ...]
+    assets: tuple[BundleAsset, ...] = ()
 
 
 def variant_files(index: Index, variant: BundleVariant) -> tuple[PinnedFile[Source | None], ...]:
@@ -110,7 +128,7 @@ def write_index(root: Path, index: Index) -> None:
 
 def render_index(index: Index) -> bytes:
     """Return bundle.json: sorted keys and lists, indent of two spaces, one newline at the end, its own digest."""
-    raw = {
+    raw: dict[str, Any] = {
         "format": FORMAT,
         "name": index.name,
         "manifest_sha256": index.manifest_sha256,
@@ -120,6 +138,8 @@ def render_index(index: Index) -> bytes:
         "variants": [asdict(variant) for variant in sorted(index.variants, key=lambda variant: variant.id)],
         "files": [_raw_file(file) for file in sorted(index.files, key=lambda file: file.path)],
     }
+    if index.assets:  # a bundle without assets keeps the bytes that it had before there were any
+        raw["assets"] = [asdict(asset) for asset in sorted(index.assets, key=lambda asset: asset.path)]
     return _canonical(raw | {"digest": _digest(raw)})
 
 
@@ -173,6 +193,7 @@ def parse_index(data: bytes, where: str) -> Index:
         models=tuple(BundleModel(**model) for model in raw["models"]),
         variants=tuple(BundleVariant(**variant) for variant in raw["variants"]),
         files=tuple(_file(file, where) for file in raw["files"]),
+        assets=tuple(BundleAsset(**asset | {"stacks": tuple(asset["stacks"])}) for asset in raw.get("assets", ())),
     )
     _check_index(index, where)
     if render_index(index) != data:
@@ -222,3 +243,14 @@ def _check_index(index: Index, where: str) -> None:
         if file.source is not None:
             check_path(file.source.path, where)
     check_distinct([*OWN_FILES, *(file.path for file in index.files)], where)
+    _check_assets(index, where)
+
+
+def _check_assets(index: Index, where: str) -> None:
+    paths = {file.path for file in index.files}
+    check_distinct([asset.path for asset in index.assets], f"{where}: assets")
+    for asset in index.assets:
+        if not asset.path.startswith(f"{FOLDER}/") or asset.path not in paths:
+            raise UsageError(f"{where}: assets: {asset.path} is not a file of the index below {FOLDER}/")
+        if asset.env and (problem := env_problem(asset.env)):
+            raise UsageError(f"{where}: assets: {asset.path}: {asset.env!r} {problem}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tourkit.bundle.environment import variables
 from tourkit.bundle.index import Index, read_index, variant_files
 from tourkit.bundle.verify import Report, verify
 from tourkit.checks.findings import Finding, Status, failure, of_message, ok, warning
@@ -30,7 +31,8 @@ _TOKENIZERS = (
     "sentencepiece.bpe.model",
 )
 # gpt-oss: vLLM uses openai_harmony, which downloads this vocabulary unless the variable names a folder that has it.
-_HARMONY_TYPE, _HARMONY_FILE, _HARMONY_VARIABLE = "gpt_oss", "o200k_base.tiktoken", "TIKTOKEN_ENCODINGS_BASE"
+_HARMONY_STACK, _HARMONY_TYPE = "vllm", "gpt_oss"
+_HARMONY_FILE, _HARMONY_VARIABLE = "o200k_base.tiktoken", "TIKTOKEN_ENCODINGS_BASE"
 
 
 def index_finding(root: Path) -> tuple[Index | None, Finding]:
@@ -110,7 +112,12 @@ def fetch_findings(root: Path, index: Index, environment: Mapping[str, str]) -> 
 
 
 def would_fetch(root: Path, index: Index, environment: Mapping[str, str]) -> Iterator[Fetch]:
-    """Yield what the stacks would fetch. GGUF files hold their tokenizer, so llama.cpp fetches nothing."""
+    """Yield what the stacks would fetch. GGUF files hold their tokenizer, so llama.cpp fetches nothing.
+
+    `environment`: the variables of the gateway. Those of the bundle's side assets replace them in its workers.
+    """
+    found = {**environment, **dict(variables(index.assets, _HARMONY_STACK, root.joinpath))}.get(_HARMONY_VARIABLE, "")
+    has_vocabulary = found != "" and (Path(found) / _HARMONY_FILE).is_file()
     adapters = {model.id for model in index.models if model.adapts is not None}  # each uses its base's tokenizer
     for variant in index.variants:
         if variant.format == "gguf" or variant.model in adapters:
@@ -122,11 +129,13 @@ def would_fetch(root: Path, index: Index, environment: Mapping[str, str]) -> Ite
             fix = "name its tokenizer files in the manifest (`files`), then run `tourkit lock` and `tourkit prefetch`"
             yield Fetch(owner, "the tokenizer", stacks, fix)
         config = next((path for path in files if path.name == "config.json"), None)
-        if config is not None and _json(root / config).get("model_type") == _HARMONY_TYPE:
-            folder = environment.get(_HARMONY_VARIABLE, "")
-            if not folder or not (Path(folder) / _HARMONY_FILE).is_file():
-                fix = f"bring the file {_HARMONY_FILE}, and set {_HARMONY_VARIABLE} to its folder"
-                yield Fetch(owner, f"the vocabulary {_HARMONY_FILE}", ("vllm",), fix)
+        is_harmony = config is not None and _json(root / config).get("model_type") == _HARMONY_TYPE
+        if is_harmony and not has_vocabulary:
+            fix = (
+                f"name the file in the manifest ([[assets]] with env = {_HARMONY_VARIABLE!r}), then run "
+                f"`tourkit lock` and `tourkit prefetch`; or set {_HARMONY_VARIABLE} to a folder that has it"
+            )
+            yield Fetch(owner, f"the vocabulary {_HARMONY_FILE}", (_HARMONY_STACK,), fix)
 
 
 def _json(path: Path) -> dict[str, Any]:

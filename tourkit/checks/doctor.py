@@ -69,5 +69,5 @@ def _loads(hardware: Hardware, bundle: Path, index: Index, plan: Plan) -> Iterat
     from tourkit.server.gateway.launch import has_one_gpu, placements_at
 
     templates = {model.id: model.chat_template for model in index.models if model.chat_template}
-    placements = placements_at(bundle.joinpath, plan, chat_templates=templates)
+    placements = placements_at(bundle.joinpath, plan, chat_templates=templates, assets=index.assets)
     yield from loading.findings(placements, only_gpu=has_one_gpu(hardware))

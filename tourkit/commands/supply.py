@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from tourkit.fetch.prefetch import FetchPlan
     from tourkit.fetch.python_archive import Archive
     from tourkit.manifest.lock import Lock
-    from tourkit.manifest.models import Manifest
+    from tourkit.manifest.models import Link, Manifest, Source
 
 _stacks_option = click.option(
     "--stack", "stacks", multiple=True, metavar="S", help="Only variants for this stack; may be repeated."
@@ -84,11 +85,14 @@ def lock(manifest_ref: str, roles: tuple[str, ...], stacks: tuple[str, ...], as_
     With --role or --stack only those variants are asked for; the others stay as the lock has them. If the hub refuses
     a variant, the lock is written without it, the variant is named, and the exit code is 3.
 
+    Each side asset ([[assets]] of the manifest) is read once from its own address, for its size and SHA-256.
+
     \b
     Examples: tourkit lock manifests/tour-20gb.toml
               tourkit lock tour-20gb --role tool --stack llama_cpp
     """
     from tourkit.fetch.hub import Hub
+    from tourkit.fetch.web import WebServer
     from tourkit.manifest import lock as locks
     from tourkit.manifest import manifest as manifests
     from tourkit.manifest.choice import chosen
@@ -97,7 +101,9 @@ def lock(manifest_ref: str, roles: tuple[str, ...], stacks: tuple[str, ...], as_
     manifest = manifests.load(manifest_ref)
     path = locks.path_of(manifest.path)
     old = locks.read(path) if path.exists() else None
-    made = resolve(manifest, Hub(note=note), progress=note, known=old, only=chosen(manifest, roles, stacks))
+    only = chosen(manifest, roles, stacks)
+    with contextlib.closing(WebServer(note=note)) as web:
+        made = resolve(manifest, Hub(note=note), progress=note, known=old, only=only, web=web, stacks=stacks)
     locks.write(path, made.lock)
     changes = locks.changes(old, made.lock)
     if not as_json:
@@ -105,28 +111,38 @@ def lock(manifest_ref: str, roles: tuple[str, ...], stacks: tuple[str, ...], as_
             click.echo(line)
         click.echo(f"{path}: {_lock_text(made.lock)}")
     failed = tuple(f"{id_}: {error}" for id_, error in made.failed.items())
+    failed_assets = tuple(f"{path}: {error}" for path, error in made.failed_assets.items())
     if as_json:
-        print_json({"lock": str(path), "changes": changes} | _lock_json(made.lock) | {"failed": failed})
-    if failed:
-        few = f"{counted(len(failed), 'variant')} could not be resolved"
+        print_json({"lock": str(path), "changes": changes} | _lock_json(made.lock) | {"failed": failed + failed_assets})
+    if failed or failed_assets:
+        kinds = [(len(failed), "variant"), (len(failed_assets), "side asset")]
+        few = f"{' and '.join(counted(n, kind) for n, kind in kinds if n)} could not be resolved"
         again = "follow each fix, then run the same command again"
-        raise HubError(f"{path}: {few}, the rest is written: {again}", details=() if as_json else failed)
+        details = () if as_json else failed + failed_assets
+        raise HubError(f"{path}: {few}, the rest is written: {again}", details=details)
 
 
 def _lock_text(lock: Lock) -> str:
-    size = sum(file.size for variant in lock.resolved for file in variant.files)
     open_ = len(lock.variants) - len(lock.resolved)
     rest = f", {open_} of them not resolved" if open_ else ""
-    return f"{counted(len(lock.variants), 'variant')}{rest}, {size_text(size)}"
+    if lock.assets:
+        open_ = sum(pin.file is None for pin in lock.assets)
+        rest += f", {counted(len(lock.assets), 'side asset')}" + (f", {open_} of them not resolved" if open_ else "")
+    return f"{counted(len(lock.variants), 'variant')}{rest}, {size_text(_lock_bytes(lock))}"
+
+
+def _lock_bytes(lock: Lock) -> int:
+    files = [file for variant in lock.resolved for file in variant.files]
+    return sum(file.size for file in files) + sum(pin.file.size for pin in lock.assets if pin.file is not None)
 
 
 def _lock_json(lock: Lock) -> dict[str, Any]:
+    from tourkit.manifest.assets import location
+
     resolved = {variant.id for variant in lock.resolved}
-    return {
-        "variants": len(lock.variants),
-        "size": sum(file.size for variant in lock.resolved for file in variant.files),
-        "unresolved": [str(variant.id) for variant in lock.variants if variant.id not in resolved],
-    }
+    unresolved = [str(variant.id) for variant in lock.variants if variant.id not in resolved]
+    unresolved += [location(pin.asset) for pin in lock.assets if pin.file is None]
+    return {"variants": len(lock.variants), "size": _lock_bytes(lock), "unresolved": unresolved}
 
 
 def _load_locked(manifest_ref: str) -> tuple[Manifest, Lock]:
@@ -247,10 +263,8 @@ def _check_target(root: Path, *, yes: bool) -> None:
 def _show_fetch_plan(
     plan: FetchPlan, wheels: wheel_commands.Shown | None, archives: list[Archive], as_json: bool
 ) -> None:
-    files = [planned.file for planned in plan.files]
-    rows = [
-        {"path": file.path, "repo": file.source.repo, "commit": file.source.commit, "size": file.size} for file in files
-    ]
+    files = [planned.file for planned in plan.all_files]
+    rows = [{"path": file.path} | _origin(file.source) | {"size": file.size} for file in files]
     if as_json:
         own = {"files": rows, "total_bytes": plan.total_bytes, "to_fetch_bytes": plan.to_fetch_bytes}
         beside = {"python": [{"path": each.path, "size": each.size} for each in archives]} if archives else {}
@@ -264,6 +278,12 @@ def _show_fetch_plan(
         click.echo(f"{'?' if archive.size is None else size_text(archive.size):>10}  {archive.path}")
     for line in wheels.lines if wheels is not None else ():
         click.echo(line)
+
+
+def _origin(source: Source | Link) -> dict[str, str]:
+    from tourkit.manifest.models import Link
+
+    return {"url": source.url} if isinstance(source, Link) else {"repo": source.repo, "commit": source.commit}
 
 
 @click.command()

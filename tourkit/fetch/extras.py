@@ -5,55 +5,64 @@ This module writes small files only. The weights are complete before it is calle
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tourkit import data
-from tourkit.bundle.index import INDEX, BundleModel, BundleVariant, Index, read_index, variant_files
+from tourkit.bundle.index import INDEX, BundleAsset, BundleModel, BundleVariant, Index, read_index, variant_files
 from tourkit.errors import TourkitError
 from tourkit.fetch.download import FetchListener
 from tourkit.files import fsync_dir, write_atomic
+from tourkit.manifest.asset_pins import AssetPin
 from tourkit.manifest.lock import Lock, LockedVariant
-from tourkit.manifest.models import Manifest, Model, PinnedFile, Source
+from tourkit.manifest.models import Link, Manifest, Model, PinnedFile, Source
 
 _LICENCE = re.compile(r"(licen[cs]e|copying|notice|use_policy|acceptable_use)([._ -].*)?", re.IGNORECASE)
 _LEFTOVER = re.compile(r"(.+)\.[0-9a-f]{12}\.(part|bad)")
-_OURS = ("models/", "templates/", "licenses/", "START_HERE.", "install.")  # what a prefetch writes
+_OURS = ("models/", "assets/", "templates/", "licenses/", "START_HERE.", "install.")  # what a prefetch writes
 _File = PinnedFile[Source | None]
 
 
 def assemble(
-    manifest: Manifest, lock: Lock, fetched: Sequence[LockedVariant], root: Path, listener: FetchListener
+    manifest: Manifest,
+    lock: Lock,
+    fetched: Sequence[LockedVariant],
+    assets: Sequence[AssetPin],
+    root: Path,
+    listener: FetchListener,
 ) -> Index:
-    """Write all files that are not from the hub beside the `fetched` variants, and return the new index.
+    """Write all other files beside the `fetched` variants and their side `assets`, and return the new index.
 
-    Variants of an earlier run with other roles stay in the index if the lock still names the same files. The result
-    depends on the lock and on the variants that are there, never on order or time. Raises OSError.
+    Variants and assets of an earlier run with other roles or stacks stay in the index if the lock still names the same
+    files. The result depends on the lock and on the files that are there, never on order or time. Raises OSError.
     """
     old = _old_index(manifest, root, listener)
     kept = _kept(old, lock, fetched, root)
     variants = sorted([*fetched, *kept], key=lambda variant: variant.id)
     files: dict[str, _File] = {file.path: file for variant in variants for file in variant.files}
+    pins = sorted([*assets, *_kept_assets(old, lock, assets, root)], key=lambda pin: pin.asset.path)
+    for file in (pin.file for pin in pins if pin.file is not None):
+        files[file.path] = PinnedFile(file.path, file.size, file.sha256, None)
     for path, content in [*_skeleton(), *_templates(), *_licences(manifest, variants, root)]:
         files[path] = _put(root, path, content)
-    for file in old.files if old else ():
-        if file.path not in files and not file.path.startswith(_OURS) and (root / file.path).is_file():
-            files[file.path] = file  # wheels and other files that other commands put there
+    for other in old.files if old else ():
+        if other.path not in files and not other.path.startswith(_OURS) and (root / other.path).is_file():
+            files[other.path] = other  # wheels and other files that other commands put there
     _remove_ours(old, files, root)
     for folder in sorted({folder for path in files for folder in (root / path).parents if root in folder.parents}):
         fsync_dir(folder)
-    return _index(manifest, lock, variants, files)
+    return replace(_index(manifest, lock, variants, files), assets=tuple(BundleAsset.of(pin.asset) for pin in pins))
 
 
-def clear_leftovers(root: Path, variants: Sequence[LockedVariant]) -> None:
-    """Remove part files and wrong content (.bad) of files that are complete now, of every version."""
-    for variant in variants:
-        whole = {root / file.path for file in variant.files}
-        for parent in {path.parent for path in whole}:
-            for path in parent.iterdir():
-                match = _LEFTOVER.fullmatch(path.name)
-                if match and path.with_name(match[1]) in whole and path not in whole:
-                    path.unlink()
+def clear_leftovers(root: Path, files: Iterable[PinnedFile[Source | Link]]) -> None:
+    """Remove part files and wrong content (.bad) of `files`, which are complete now, of every version."""
+    whole = {root / file.path for file in files}
+    for parent in {path.parent for path in whole}:
+        for path in parent.iterdir():
+            match = _LEFTOVER.fullmatch(path.name)
+            if match and path.with_name(match[1]) in whole and path not in whole:
+                path.unlink()
 
 
 def _index(manifest: Manifest, lock: Lock, variants: Sequence[LockedVariant], files: dict[str, _File]) -> Index:
@@ -97,6 +106,17 @@ def _kept(old: Index | None, lock: Lock, fetched: Sequence[LockedVariant], root:
         there = all(_is_there(root / file.path, file.size) for file in variant.files)
         if there and variant.files and variant.files == variant_files(old, was):
             yield variant
+
+
+def _kept_assets(old: Index | None, lock: Lock, fetched: Sequence[AssetPin], root: Path) -> Iterator[AssetPin]:
+    """Yield the assets of the earlier index that the lock names with the same bytes and that are still there."""
+    before = {file.path: file.sha256 for file in old.files} if old is not None and old.name == lock.name else {}
+    for pin in lock.assets:
+        file = pin.file
+        if file is None or pin in fetched or before.get(file.path) != file.sha256:
+            continue
+        if _is_there(root / file.path, file.size):
+            yield pin
 
 
 def _is_there(path: Path, size: int) -> bool:
@@ -161,10 +181,10 @@ def _put(root: Path, path: str, content: bytes) -> PinnedFile[None]:
 
 
 def _remove_ours(old: Index | None, files: dict[str, _File], root: Path) -> None:
-    """Remove templates and licences that an earlier run wrote and this run does not. Other files stay."""
+    """Remove templates, licences and assets that an earlier run wrote and this run does not. Other files stay."""
     for file in old.files if old else ():
         path = root / file.path
-        if file.path in files or not file.path.startswith(("templates/", "licenses/")):
+        if file.path in files or not file.path.startswith(("templates/", "licenses/", "assets/")):
             continue
         if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256:
             path.unlink()

@@ -1,11 +1,13 @@
 """Fetching the files of a lock into a bundle folder, several files at once and one process at a time.
 
-download.py fetches one file, transfer.py several. extras.py writes the files beside the weights and makes the index.
+download.py fetches one file, transfer.py several. Weights come from the hub, side assets from other servers (web.py).
+extras.py writes the other files and makes the index.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from tourkit.bundle.index import Index, write_index
 from tourkit.errors import ManifestError
@@ -14,17 +16,22 @@ from tourkit.fetch.extras import assemble, clear_leftovers
 from tourkit.fetch.folder_lock import only_one
 from tourkit.fetch.hub import Hub
 from tourkit.fetch.transfer import JOBS, check_space, transfer
+from tourkit.fetch.web import WebServer
+from tourkit.manifest.asset_pins import AssetPin
+from tourkit.manifest.assets import for_stacks, location
 from tourkit.manifest.choice import chosen
 from tourkit.manifest.lock import Lock, LockedVariant, UnresolvedVariant, check_current, path_of
-from tourkit.manifest.models import Manifest, PinnedFile, Source
+from tourkit.manifest.models import Link, Manifest, PinnedFile, Source
 from tourkit.manifest.paths import check_path
+
+_From = TypeVar("_From", bound=Source | Link, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedFile:
+class PlannedFile(Generic[_From]):
     """One file of the lock and how much of it is on disk, judged by name and size. Nothing is hashed for it."""
 
-    file: PinnedFile[Source]
+    file: PinnedFile[_From]
     whole: bool  # a file of this size is at its place
     part_bytes: int  # bytes in the part file of an earlier run, 0 when whole
 
@@ -35,18 +42,24 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class FetchPlan:
-    """The files and variants of a prefetch. All sizes in bytes."""
+    """The files of the variants, and the side assets with their files. All sizes in bytes."""
 
-    files: tuple[PlannedFile, ...]
+    files: tuple[PlannedFile[Source], ...]
     variants: tuple[LockedVariant, ...]
+    asset_files: tuple[PlannedFile[Link], ...]
+    assets: tuple[AssetPin, ...]
+
+    @property
+    def all_files(self) -> tuple[PlannedFile[Source | Link], ...]:
+        return (*self.files, *self.asset_files)
 
     @property
     def total_bytes(self) -> int:
-        return sum(planned.file.size for planned in self.files)
+        return sum(planned.file.size for planned in self.all_files)
 
     @property
     def to_fetch_bytes(self) -> int:
-        return sum(planned.to_fetch_bytes for planned in self.files)
+        return sum(planned.to_fetch_bytes for planned in self.all_files)
 
 
 def fetch_plan(
@@ -59,12 +72,16 @@ def fetch_plan(
     """
     check_current(manifest, lock)
     wanted = chosen(manifest, roles, stacks)
-    unresolved = [v for v in lock.variants if v.id in wanted and isinstance(v, UnresolvedVariant)]
-    if unresolved:
-        raise _not_pinned(manifest, unresolved)
+    side_assets = {asset.path for asset in for_stacks(manifest.assets, stacks)}
+    pins = tuple(pin for pin in lock.assets if pin.asset.path in side_assets)
+    reasons = [f"{v.id}: {_missing(v)}" for v in lock.variants if v.id in wanted and isinstance(v, UnresolvedVariant)]
+    reasons += [f"{location(pin.asset)}: it is not pinned yet" for pin in pins if pin.file is None]
+    if reasons:
+        raise _not_pinned(manifest, reasons)
     variants = tuple(variant for variant in lock.resolved if variant.id in wanted)
     files = tuple(_planned(file, root) for variant in variants for file in variant.files)
-    return FetchPlan(files, variants)
+    asset_files = tuple(_planned(pin.file, root) for pin in pins if pin.file is not None)
+    return FetchPlan(files, variants, asset_files, pins)
 
 
 def prefetch(
@@ -80,8 +97,9 @@ def prefetch(
 ) -> Index:
     """Fetch everything that the lock names into `root`, then write the index. A second run resumes.
 
-    `jobs`: files that are downloaded at once. If one file fails, the others are still fetched. Raises what `fetch_plan`
-    raises, HubError, WrongContent and LocalError (a full drive, another prefetch into the same folder).
+    `jobs`: files that are downloaded at once. If one file fails, the others are still fetched; side assets are fetched
+    once all weights are there. Raises what `fetch_plan` raises, HubError, WrongContent and LocalError (a full drive,
+    another prefetch into the same folder).
     """
     listener = listener or SilentListener()
     fetch_plan(manifest, lock, root, roles=roles, stacks=stacks)  # refuse before the folder is created
@@ -92,21 +110,22 @@ def prefetch(
             check_space(root, todo.to_fetch_bytes, "fetch less with --role or --stack")
             listener.on_start(todo.total_bytes, todo.to_fetch_bytes)
             transfer([planned.file for planned in todo.files], root, hub, max(1, jobs), listener)
-            index = assemble(manifest, lock, todo.variants, root, listener)
-            clear_leftovers(root, todo.variants)
+            web = WebServer(hub.patience)
+            transfer([planned.file for planned in todo.asset_files], root, web, max(1, jobs), listener)
+            index = assemble(manifest, lock, todo.variants, todo.assets, root, listener)
+            clear_leftovers(root, [planned.file for planned in todo.all_files])
             write_index(root, index)
             return index
     except OSError as exc:
         raise local_error(exc, root) from exc
 
 
-def _not_pinned(manifest: Manifest, unresolved: Sequence[UnresolvedVariant]) -> ManifestError:
-    """The error for variants of which the lock does not know everything; each is named."""
-    reasons = tuple(f"{variant.id}: {_missing(variant)}" for variant in unresolved)
+def _not_pinned(manifest: Manifest, reasons: Sequence[str]) -> ManifestError:
+    """The error for variants and assets of which the lock does not know everything; each has a reason."""
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     fix = f"run `tourkit lock {manifest.path}`, or fetch a part with --role or --stack"
     line = f"{path_of(manifest.path)}: {reasons[0]}{more}: {fix}"
-    return ManifestError(line, details=reasons if more else ())
+    return ManifestError(line, details=tuple(reasons) if more else ())
 
 
 def _missing(variant: UnresolvedVariant) -> str:
@@ -116,8 +135,8 @@ def _missing(variant: UnresolvedVariant) -> str:
     return f"the files of {variant.repo} are not all pinned yet"
 
 
-def _planned(file: PinnedFile[Source], root: Path) -> PlannedFile:
-    check_path(file.path, file.source.repo)  # a program may have built the lock; only lock.read checks
+def _planned(file: PinnedFile[_From], root: Path) -> PlannedFile[_From]:
+    check_path(file.path, "the lock")  # a program may have built it; only lock.read checks
     whole = _size(root / file.path) == file.size
     left = 0 if whole else _size(part_path(file, root)) or 0
     return PlannedFile(file, whole, left if left <= file.size else 0)

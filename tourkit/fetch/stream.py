@@ -1,11 +1,13 @@
 """The bytes of one answer of a server, from any start; the failures that may pass; redirects and ranges.
 
-The hub (tourkit/fetch/hub.py) and a package index (tourkit/fetch/wheels/package_index.py) both give such streams.
+The hub (tourkit/fetch/hub.py), a package index (tourkit/fetch/wheels/package_index.py) and any other server
+(tourkit/fetch/web.py) give such streams.
 """
 
 import contextlib
 import http.client
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 from urllib.parse import urljoin, urlsplit
@@ -65,7 +67,7 @@ class ServerWords:
 
 
 class Server(Protocol[_Asked]):
-    """Where the bytes of a file come from: the hub or a package index."""
+    """Where the bytes of a file come from: the hub, a package index or another server."""
 
     patience: Patience
     words: ServerWords
@@ -101,6 +103,18 @@ def redirected(url: str, location: str, where: str, *, server: str, fix: str) ->
     if urlsplit(url).scheme == "https" and parts.scheme == "http":
         raise HubError(f"{where}: the {server} redirects from https to http, which is not encrypted: {fix}")
     return target
+
+
+def follow(url: str, where: str, get: Callable[[str], Answer], *, server: str, fix: str) -> Answer:
+    """Return the answer of `url` after its redirects. `server` and `fix` are words for the errors. Raises HubError."""
+    for _ in range(MOST_REDIRECTS + 1):
+        answer = get(url)
+        if answer.status not in REDIRECTS:
+            return answer
+        location = answer.headers.get("Location", "")
+        answer.discard()
+        url = redirected(url, location, where, server=server, fix=fix)
+    raise HubError(f"{where}: more than {MOST_REDIRECTS} redirects: {fix}")
 
 
 def extent(answer: Answer, asked: int) -> tuple[int, int | None]:

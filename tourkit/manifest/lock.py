@@ -11,6 +11,8 @@ from typing import Any
 
 from tourkit.errors import LocalError, ManifestError
 from tourkit.files import write_atomic
+from tourkit.manifest import asset_pins
+from tourkit.manifest.asset_pins import AssetPin
 from tourkit.manifest.models import Manifest, PinnedFile, Source, Variant, VariantId, pinned
 from tourkit.manifest.paths import check_distinct, check_path
 from tourkit.manifest.validation import raise_problems, schema_problems
@@ -82,6 +84,7 @@ class Lock:
     manifest_sha256: str
     variants: tuple[LockEntry, ...]
     sha256: str
+    assets: tuple[AssetPin, ...] = ()
 
     @property
     def resolved(self) -> tuple[LockedVariant, ...]:
@@ -94,14 +97,15 @@ def path_of(manifest_path: Path) -> Path:
     return manifest_path.with_name(f"{manifest_path.stem}.lock.json")
 
 
-def new(name: str, manifest_sha256: str, variants: Sequence[LockEntry]) -> Lock:
+def new(name: str, manifest_sha256: str, variants: Sequence[LockEntry], assets: Sequence[AssetPin] = ()) -> Lock:
     """Make a lock in canonical order, with the SHA-256 of its rendering.
 
     An UnresolvedVariant of which everything is known becomes a LockedVariant.
     """
     ordered = tuple(_in_order(variant) for variant in sorted(variants, key=lambda variant: variant.id))
-    digest = hashlib.sha256(render(Lock(name, manifest_sha256, ordered, ""))).hexdigest()
-    return Lock(name, manifest_sha256, ordered, digest)
+    pins = tuple(sorted(assets, key=lambda pin: pin.asset.path))
+    digest = hashlib.sha256(render(Lock(name, manifest_sha256, ordered, "", pins))).hexdigest()
+    return Lock(name, manifest_sha256, ordered, digest, pins)
 
 
 def render(lock: Lock) -> bytes:
@@ -119,12 +123,14 @@ def render(lock: Lock) -> bytes:
         }
         for v in lock.variants
     ]
-    content = {
+    content: dict[str, Any] = {
         "schema": 1,
         "name": lock.name,
         "manifest_sha256": lock.manifest_sha256,
         "variants": variants,
     }
+    if lock.assets:  # a set without assets keeps the lock that it had before there were any
+        content["assets"] = asset_pins.raw_pins(lock.assets)
     return (json.dumps(content, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -144,13 +150,14 @@ def read(path: Path) -> Lock:
         for number, file in enumerate(variant["files"]):
             check_path(file["path"], f"{where}.files[{number}].path")
         check_distinct([file["path"] for file in variant["files"]], f"{where}.files")
-    return new(raw["name"], raw["manifest_sha256"], [_entry(item) for item in raw["variants"]])
+    assets = asset_pins.pins_of(raw.get("assets", ()), str(path))
+    return new(raw["name"], raw["manifest_sha256"], [_entry(item) for item in raw["variants"]], assets)
 
 
 def write(path: Path, lock: Lock) -> None:
     """Write the lock. After a crash the file is the whole old one or the whole new one. Raises LocalError."""
     try:
-        write_atomic(path, render(new(lock.name, lock.manifest_sha256, lock.variants)))
+        write_atomic(path, render(new(lock.name, lock.manifest_sha256, lock.variants, lock.assets)))
     except OSError as exc:
         raise LocalError(f"{path}: cannot be written ({exc.strerror}): check the folder and the free space") from exc
 
@@ -178,7 +185,7 @@ def changes(old: Lock | None, new: Lock) -> list[str]:
             lines.append(f"{id_}: added at {_short(after[id_].commit)}, {counted(len(after[id_].files), 'file')}")
         else:
             lines.extend(f"{id_}: {line}" for line in _variant_changes(before[id_], after[id_]))
-    return lines
+    return [*lines, *asset_pins.changes(old.assets if old else (), new.assets)]
 
 
 def facts(variant: LockEntry) -> dict[str, tuple[int | None, str | None]]:
@@ -200,6 +207,7 @@ def _differences(manifest: Manifest, lock: Lock) -> Iterator[str]:
         yield f"it holds {id_}, which the manifest no longer names"
     for id_ in sorted(wanted.keys() & locked.keys()):
         yield from (f"{id_} {difference}" for difference in _variant_differences(wanted[id_], locked[id_]))
+    yield from asset_pins.differences(manifest.assets, lock.assets)
     if lock.manifest_sha256 != manifest.digest:
         yield "it was made from another version of the manifest"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tourkit import data
 from tourkit.errors import ManifestError
-from tourkit.manifest import adapters
+from tourkit.manifest import adapters, assets
 from tourkit.manifest.models import ROLES, Arch, Manifest, Model, Variant
 from tourkit.manifest.paths import path_problem
 from tourkit.manifest.validation import did_you_mean, dotted_step, raise_problems, schema_problems
@@ -38,6 +38,7 @@ def load(ref: str | Path) -> Manifest:
         models=models,
         path=path,
         sha256=hashlib.sha256(raw_bytes).hexdigest(),
+        assets=assets.assets_of(raw.get("assets", ())),
     )
     return _filtered(manifest, raw.get("formats"), raw.get("quants"))
 
@@ -102,6 +103,7 @@ def _set_problems(raw: dict[str, Any]) -> Iterator[str]:
         if id_ not in named:
             yield f"{where}: no role names this model: name it under [roles] or remove it"
         yield from (f"{where}.{problem}" for problem in _variant_problems(model))
+    yield from assets.problems(raw.get("assets", ()))
 
 
 def _id_problems(id_: str, where: str) -> Iterator[str]:

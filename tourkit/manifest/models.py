@@ -51,7 +51,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Where a wheel comes from: its address. It never holds a user name or a password."""
+    """Where a wheel or an asset comes from: its address. It never holds a user name or a password."""
 
     url: str
 
@@ -63,8 +63,8 @@ From = TypeVar("From", bound=Source | Link | None, covariant=True)
 class PinnedFile(Generic[From]):
     """One file whose size and hash are known. `path` is relative to the bundle, `size` is in bytes.
 
-    A PinnedFile[Source] comes from a hub, a PinnedFile[Link] from a package index. A PinnedFile[None] was written by
-    tourkit (templates, START_HERE.md, …).
+    A PinnedFile[Source] comes from a hub, a PinnedFile[Link] from a package index or another server. A PinnedFile[None]
+    was written by tourkit (templates, START_HERE.md, …).
     """
 
     path: str
@@ -136,6 +136,23 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Asset:
+    """A file beside the models: one that a library would fetch at run time (a vocabulary), a licence, a model card.
+
+    `path`: below `assets/` of the bundle. `sha256`: None if the manifest does not state it. `env`: the variable that
+    tells a library where it is, "" for none. `env_value`: what the variable holds, "folder" or "file". `stacks`: those
+    that need it, () for all.
+    """
+
+    path: str
+    url: str
+    sha256: str | None
+    env: str
+    env_value: str
+    stacks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """A role set after its models are looked up and its filters are applied: every model has a variant.
 
@@ -148,6 +165,7 @@ class Manifest:
     models: dict[str, Model]
     path: Path
     sha256: str
+    assets: tuple[Asset, ...] = ()
 
     @property
     def variants(self) -> dict[VariantId, Variant]:
@@ -156,9 +174,11 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the name, the roles and the variants. Comments, summaries and facts do not change it."""
+        """SHA-256 of name, roles, variants and assets. Comments, summaries and facts do not change it."""
         variants = {id_: [_lock_part(v) for v in model.variants] for id_, model in self.models.items()}
-        shape = {"name": self.name, "roles": self.roles, "models": variants}
+        shape: dict[str, Any] = {"name": self.name, "roles": self.roles, "models": variants}
+        if self.assets:  # a set without assets keeps the digest that older locks have
+            shape["assets"] = [asdict(asset) for asset in self.assets]
         text = json.dumps(shape, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tourkit.errors import HubError, ManifestError, Unreachable
+from tourkit.manifest.asset_pins import Web, pins_for
 from tourkit.manifest.lock import Lock, LockedVariant, LockEntry, UnresolvedVariant, facts, fits, new
 from tourkit.manifest.models import HubFile, Manifest, Source, Variant, VariantId, pinned
 from tourkit.manifest.paths import check_distinct, check_path
@@ -38,10 +39,14 @@ class HubLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """A new lock, and the hub's refusal for each variant that was asked for and could not be resolved."""
+    """A new lock, and the refusal for each variant and each asset that was asked for and could not be resolved.
+
+    `failed_assets`: by the path of the asset in a bundle.
+    """
 
     lock: Lock
     failed: dict[VariantId, HubError]
+    failed_assets: dict[str, HubError] = field(default_factory=dict)
 
 
 def resolve(
@@ -51,12 +56,17 @@ def resolve(
     *,
     known: Lock | None = None,
     only: Collection[VariantId] | None = None,
+    web: Web | None = None,
+    stacks: Collection[str] = (),
 ) -> Resolution:
     """Ask `hub` for the commit of every revision and the size and SHA-256 of every file it takes.
 
     `only`: the variants to ask for; None means all. The other variants, and those that the hub refuses, keep their
     entry of `known` (the earlier lock) if it still fits the manifest; if not, they are unresolved. A small git file is
     read once to hash it, unless `known` has it at the same commit. `progress` gets one line per repository.
+
+    `web` reads each asset that `stacks` need (none given: all) once, unless `known` has it at the same address. Without
+    `web` no asset is read.
 
     Raises ManifestError (a pattern that matches nothing, a file that no bundle may hold), and HubError if no variant
     could be resolved.
@@ -77,7 +87,9 @@ def resolve(
         raise _all_failed(failed)
     earlier = {variant.id: variant for variant in known.variants} if known else {}
     entries = [resolved.get(id_) or _kept(id_, variant, earlier) for id_, variant in manifest.variants.items()]
-    return Resolution(new(manifest.name, manifest.digest, entries), failed)
+    before = known.assets if known else ()
+    pins, failed_assets = pins_for(manifest.assets, web, before, progress, stacks=stacks)
+    return Resolution(new(manifest.name, manifest.digest, entries, pins), failed, failed_assets)
 
 
 def _all_failed(failed: dict[VariantId, HubError]) -> HubError:

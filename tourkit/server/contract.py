@@ -38,9 +38,13 @@ class WorkerSpec:
 
 def launch_of(fields: dict[str, Any]) -> Launch:
     """Make a launch from the dictionary that `dataclasses.asdict` made of it."""
-    layers = GpuLayers(fields["gpu_layers"]["count"])
-    capability = fields["capability"] and tuple(fields["capability"])
-    return Launch(**fields | {"gpu_layers": layers, "lora": tuple(fields["lora"]), "capability": capability})
+    made = {
+        "gpu_layers": GpuLayers(fields["gpu_layers"]["count"]),
+        "lora": tuple(fields["lora"]),
+        "capability": fields["capability"] and tuple(fields["capability"]),
+        "environment": tuple((name, value) for name, value in fields["environment"]),
+    }
+    return Launch(**fields | made)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,15 +17,13 @@ from tourkit import __version__
 from tourkit.errors import HubError, LocalError, Unreachable
 from tourkit.fetch.http import Answer, Connections, Patience, is_unknown_host, origin, reason, retry_after
 from tourkit.fetch.stream import (
-    MOST_REDIRECTS,
-    REDIRECTS,
     NoAnswerError,
     PassingError,
     RangeRefusedError,
     ServerWords,
     Stream,
     extent,
-    redirected,
+    follow,
 )
 from tourkit.fetch.wheels.pip_settings import IndexSettings, credentials_for
 from tourkit.manifest.models import Link
@@ -63,19 +61,13 @@ class PackageIndex:
 
         Raises PassingError for a failure that may pass, RangeRefusedError, and HubError for one that will not.
         """
-        where, url = self.name(source), source.url
+        where = self.name(source)
         headers = {"User-Agent": f"tourkit/{__version__}", "Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
-        for _ in range(MOST_REDIRECTS + 1):
-            answer = self._get(url, headers)
-            if answer.status not in REDIRECTS:
-                break
-            location = answer.headers.get("Location", "")
-            answer.discard()
-            url = redirected(url, location, where, server="index", fix=f"check {_SETTINGS}")
-        else:
-            raise HubError(f"{where}: more than {MOST_REDIRECTS} redirects: check {_SETTINGS}")
+        answer = follow(
+            source.url, where, lambda url: self._get(url, headers), server="index", fix=f"check {_SETTINGS}"
+        )
         try:
             self._check_status(answer, where)
             begin, total = extent(answer, start)

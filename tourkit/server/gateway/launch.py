@@ -10,7 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tourkit import net
-from tourkit.bundle.index import Index, read_index
+from tourkit.bundle.environment import variables
+from tourkit.bundle.index import BundleAsset, Index, read_index
 from tourkit.errors import NotSo, UsageError
 from tourkit.hardware import machine_file, probe
 from tourkit.hardware.machine import Gpu, Hardware
@@ -166,6 +167,7 @@ def _located(source: Source, options: ServeOptions, plan: Plan) -> tuple[Placeme
         deterministic=options.deterministic,
         prefix_cache=options.prefix_cache,
         chat_templates={model.id: model.chat_template for model in source.index.models if model.chat_template},
+        assets=source.index.assets,
     )
 
 
@@ -180,11 +182,14 @@ def placements_at(
     deterministic: bool = False,
     prefix_cache: Path | None = None,
     chat_templates: Mapping[str, str] = MappingProxyType({}),
+    assets: Iterable[BundleAsset] = (),
 ) -> tuple[Placement, ...]:
     """Return the placements of a plan with absolute paths. `locate` gives the file or folder for a path of the index.
 
-    The options are those of Launch, `chat_templates` by model id.
+    The options are those of Launch, `chat_templates` by model id. `assets`: those of the bundle, which give each launch
+    its `environment`.
     """
+    assets = tuple(assets)
     kept = str(prefix_cache.resolve()) if prefix_cache is not None else ""
 
     def located(placement: Placement) -> Placement:
@@ -195,6 +200,7 @@ def placements_at(
             deterministic=deterministic,
             prefix_cache=kept,
             chat_template=chat_templates.get(placement.launch.model, ""),
+            environment=variables(assets, placement.launch.stack, locate),
         )
         return replace(placement, launch=launch, fallbacks=tuple(map(located, placement.fallbacks)))
 

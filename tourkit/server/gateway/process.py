@@ -136,7 +136,7 @@ class WorkerProcess:
 
     def _environment(self, scratch: str) -> dict[str, str]:
         launch = self._spec.launch
-        found = tuned(launch.stack) | {"TMPDIR": scratch}
+        found = tuned(launch.stack) | dict(launch.environment) | {"TMPDIR": scratch}
         if self._device == CPU:
             if launch.gpu_layers.is_none:
                 found["CUDA_VISIBLE_DEVICES"] = ""  # even an unused GPU costs memory there
