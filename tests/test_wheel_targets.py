@@ -85,6 +85,11 @@ def test_here_is_the_machine_of_a_file() -> None:
     assert parse_target(LINUX, venue).machine == LINUX
     mac = replace(venue, system="darwin", arch="arm64", glibc="")
     assert parse_target("here", mac).machine == "cp312-macosx_14_0_arm64"
+
+    linux = Hardware(threads=4, ram=1, glibc="2.36", system="linux", arch="arm64", python="3.12")
+    windows = Hardware(threads=4, ram=1, system="windows", arch="x86_64", python="3.12")
+    assert parse_target("here", linux).machine == "cp312-manylinux_2_36_aarch64"
+    assert parse_target("here", windows).machine == "cp312-win_amd64"
     with pytest.raises(UsageError, match=r"glibc 2\.28 is too old"):
         parse_target("here", replace(venue, glibc="2.28"))
     with pytest.raises(UsageError, match="names no python, system and arch"):

@@ -7,14 +7,12 @@ from collections.abc import Iterable, Iterator
 
 from tourkit.checks.findings import Finding, failure, ok, warning
 from tourkit.errors import UsageError
-from tourkit.fetch.wheels.target import OLDEST_GLIBC, Target, parse_target
+from tourkit.fetch.wheels.target import OLDEST_GLIBC, Target, arch_of, parse_target
 from tourkit.hardware.machine import Hardware
 
 _WHAT = "wheels"
 _LIST = re.compile(r"wheels/(cp\d+-[^-/]+)-([^/]+)\.txt")
 _COLLECT = "on a connected machine run `tourkit wheels {} --bundle DIR`"
-# Tags of wheels name the processor as the system does. A machine file has one name for each processor.
-_ARCHITECTURES = {("linux", "arm64"): "aarch64", ("windows", "x86_64"): "amd64"}
 
 
 def targets_of(paths: Iterable[str]) -> Iterator[Target]:
@@ -55,7 +53,7 @@ def refusal(target: Target, hardware: Hardware) -> str:
     if hardware.python and target.python != _python(hardware):
         return f"this is Python {hardware.python}"
     system = {"man": "linux", "mac": "darwin", "win": "windows"}[target.platform[:3]]
-    if system != hardware.system or not target.platform.endswith(f"_{_arch(hardware)}"):
+    if system != hardware.system or not target.platform.endswith(f"_{arch_of(hardware)}"):
         return f"this is {hardware.system} {hardware.arch}"
     if target.glibc is not None and not hardware.glibc:
         return "this system has no glibc"
@@ -67,12 +65,8 @@ def refusal(target: Target, hardware: Hardware) -> str:
 def wanted_target(hardware: Hardware) -> str:
     """Return the target of this machine as `tourkit wheels` takes it; "" if none is known for its system."""
     if hardware.system == "linux" and hardware.glibc and hardware.python:
-        return f"{_python(hardware)}-manylinux_{'_'.join(map(str, OLDEST_GLIBC))}_{_arch(hardware)}"
+        return f"{_python(hardware)}-manylinux_{'_'.join(map(str, OLDEST_GLIBC))}_{arch_of(hardware)}"
     return ""
-
-
-def _arch(hardware: Hardware) -> str:
-    return _ARCHITECTURES.get((hardware.system, hardware.arch), hardware.arch)
 
 
 def _python(hardware: Hardware) -> str:

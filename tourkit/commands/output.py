@@ -55,7 +55,7 @@ def gpu_options(command: _Command) -> _Command:
             "machine_path",
             type=click.Path(path_type=Path, dir_okay=False),
             metavar="FILE",
-            help="Plan for the machine in this JSON file, which `tourkit plan --json` writes on it.",
+            help="Plan for the machine in this JSON file, which `tourkit doctor --json` writes on it.",
         ),
     ):
         command = option(command)

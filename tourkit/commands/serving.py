@@ -66,7 +66,7 @@ def plan(
 
     Plans for a bundle, or for a MANIFEST (a TOML file, or the name of a built-in set) with its lock, before anything is
     fetched. --vram, --ram, --threads and --stack (which may be repeated) stand for another machine, and so does
-    --machine, which takes what `tourkit plan --json` printed there.
+    --machine, which takes what `tourkit doctor --json` printed there.
 
     \b
     Example: tourkit plan --bundle /media/usb/bundle

@@ -122,7 +122,7 @@ def chosen(
 @click.option(
     "--machine",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="`here` is the machine of this file, which `tourkit plan --json` wrote there.",
+    help="`here` is the machine of this file, which `tourkit doctor --json` wrote there.",
 )
 @click.option("--jobs", type=click.IntRange(1, 64), default=4, show_default=True, help="Files to fetch at once.")
 @click.option("--dry-run", is_flag=True, help="Print packages and bytes, and fetch nothing.")

@@ -28,6 +28,8 @@ _LINUX = re.compile(r"manylinux_(\d+)_(\d+)_(x86_64|aarch64)")
 _MACOS = re.compile(r"macosx_(\d+)_(\d+)_(arm64|x86_64)")
 _WINDOWS = re.compile(r"win_(amd64|arm64)")
 _MACOS_OF_FILES = "14.0"  # a machine file does not have the version of macOS
+# Tags of wheels name the processor as the system does. A machine file has one name for each processor.
+_ARCHITECTURES = {("linux", "arm64"): "aarch64", ("windows", "x86_64"): "amd64"}
 DEFAULT_SET = "cpu"
 
 # A set of packages and the stack that it installs.
@@ -105,11 +107,17 @@ def here(sets: tuple[str, ...]) -> Target:
 def of_machine(machine: Hardware, sets: tuple[str, ...]) -> Target:
     """Return the target of a machine that a file describes. Raises UsageError if the file does not say enough."""
     if not (machine.python and machine.system and machine.arch):
-        fix = "make the file with `tourkit plan --json` on that machine"
+        fix = "make the file with `tourkit doctor --json` on that machine"
         raise UsageError(f"the machine file names no python, system and arch: {fix}")
     python = f"cp{machine.python.replace('.', '')}"
     system = {"linux": "Linux", "darwin": "Darwin"}.get(machine.system, machine.system)
-    return target_of(python, system, machine.arch, sets, glibc=machine.glibc or None, macos=_MACOS_OF_FILES)
+    arch = arch_of(machine)
+    return target_of(python, system, arch, sets, glibc=machine.glibc or None, macos=_MACOS_OF_FILES)
+
+
+def arch_of(machine: Hardware) -> str:
+    """Return the machine's processor as the tags of wheels name it on its system."""
+    return _ARCHITECTURES.get((machine.system, machine.arch), machine.arch)
 
 
 def target_of(
