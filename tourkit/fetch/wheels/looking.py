@@ -162,7 +162,9 @@ def _problem(inside: Inside, target: Target, processor: Collection[str]) -> str 
     if other := inside.machines - {machine}:
         return f"its libraries are for {', '.join(sorted(other))}, and the target is {machine}"
     runtime = {"GLIBC": target.glibc, **_RUNTIMES[max(glibc for glibc in _RUNTIMES if glibc <= target.glibc)]}
-    for kind, (number, library) in sorted(inside.versions.items()):
+    kinds = sorted(inside.versions, key=lambda kind: kind != "GLIBC")  # glibc first: people know that name
+    for kind in kinds:
+        number, library = inside.versions[kind]
         if kind in runtime and number > runtime[kind]:
             needs, has = (".".join(map(str, each)) for each in (number, runtime[kind]))
             return (
