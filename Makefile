@@ -36,7 +36,7 @@ picture: $(RUN)/ready ## record docs/demo.svg, the picture of the demo
 		--keep '^▸ (Pin|Download|The hub|\d|In the background: \$$ tourkit serve)' --keep '^  \$$ tourkit (lock|prefetch|verify)' \
 		--keep 'lock.json: |^  bundle: |facts found|^All steps' --pair '(json-01|json-04|graph-04|self-04):' -- tourkit demo
 
-test: $(DEV)/ready ## every test; no network, no GPU, no downloaded weights
+test: $(DEV)/ready ## every test; no GPU, no downloaded weights; one test asks the package index, and skips without it
 	$(DEV)/bin/python -m pytest -n auto
 
 test-quick: $(DEV)/ready ## the tests that start no process, no server and no model: under a minute
