@@ -23,12 +23,12 @@ class Files:
 def granted_threads(files: Files) -> int:
     """Return how many threads may run at once by affinity, cpuset and quota, at least 1."""
     counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
-    for folder in _folders(files, "cpuset"):
+    for folder in folders(files, "cpuset"):
         for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
             if processors := _processors(_read(folder / name)):
                 counts.append(processors)
                 break
-    for folder in _folders(files, "cpu"):
+    for folder in folders(files, "cpu"):
         quota, period = _quota(folder)
         if quota > 0 and period > 0:
             counts.append(quota // period)
@@ -42,7 +42,7 @@ def memory_limit(files: Files) -> int:
     """
     limits = [
         int(text)
-        for folder in _folders(files, "memory")
+        for folder in folders(files, "memory")
         for name in ("memory.max", "memory.limit_in_bytes")
         if (text := _read(folder / name).strip()).isdigit()
     ]
@@ -52,7 +52,7 @@ def memory_limit(files: Files) -> int:
 def memory_in_use(files: Files) -> int:
     """Return the bytes in use in the cgroup with the smallest limit, without page cache, which is freed on demand."""
     limited = []
-    for folder in _folders(files, "memory"):
+    for folder in folders(files, "memory"):
         for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
             text, used = _read(folder / limit).strip(), _read(folder / usage).strip()
             if text.isdigit() and used.isdigit():
@@ -60,7 +60,7 @@ def memory_in_use(files: Files) -> int:
     return min(limited, default=(0, 0))[1]
 
 
-def _folders(files: Files, controller: str) -> Iterator[Path]:
+def folders(files: Files, controller: str) -> Iterator[Path]:
     """Yield the folders of this process's cgroups, its own first, then its parents, for both versions.
 
     In a container the path may exist only on the host. Then only the mount itself counts.
