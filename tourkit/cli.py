@@ -32,7 +32,7 @@ def cli() -> None:
 for command in (
     *(supply.models, sets.sets, supply.lock, supply.prefetch, wheels.wheels, supply.verify, supply.mirror),
     *(serving.plan, serving.serve, serving.demo),
-    checks.doctor,
+    *(checks.doctor, checks.rehearse),
     *(pipelines.templates, pipelines.run),
 ):
     cli.add_command(command)

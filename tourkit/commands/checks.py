@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from tourkit.commands.output import bundle_option, is_given, json_option, print_json
+from tourkit.commands.output import SIZE, bundle_option, is_given, json_option, note, print_json
 from tourkit.errors import NotSo, UsageError
+from tourkit.files import write_atomic
 
 if TYPE_CHECKING:
     from tourkit.checks.findings import Finding
@@ -52,6 +55,68 @@ def doctor(bundle: Path, load: bool, as_json: bool) -> None:
     if bad := failed(findings):
         names = ", ".join(dict.fromkeys(finding.what for finding in bad))
         raise NotSo(f"not ready, {names}: do what these lines say, then run `tourkit doctor` again")
+
+
+@click.command()
+@bundle_option
+@click.option("--vram", type=SIZE, metavar="SIZE", help="GPU memory at the venue, for the planner; 0 for no GPU.")
+@click.option("--ram", type=SIZE, metavar="SIZE", help="RAM at the venue; a cgroup holds everything to it if possible.")
+@click.option("--cpus", type=click.IntRange(1), metavar="N", help="Processors at the venue; no others are used.")
+@click.option("--python", default="", metavar="PYTHON", help="Python at the venue: 3.12, or the path of one.")
+@click.option(
+    "--machine",
+    "machine_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The venue's machine, as `tourkit doctor --json` wrote it there. The other options come before it.",
+)
+@json_option
+def rehearse(
+    bundle: Path,
+    vram: int | None,
+    ram: int | None,
+    cpus: int | None,
+    python: str,
+    machine_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Rehearse the venue on this machine: no network, an empty home, an installation from the bundle, all answers.
+
+    Checks every byte, installs with the bundle's install.sh into a temporary folder, runs doctor, plans, serves every
+    role, measures, and runs every template on two of its samples. Any attempt to reach another machine is a failure.
+    Ends with go or no-go and the step that failed. The report is kept beside the bundle. Exit code 1 for no-go.
+
+    \b
+    Example: tourkit rehearse --bundle /media/usb/bundle
+             tourkit rehearse --bundle /media/usb/bundle --vram 20GiB --ram 32GiB --cpus 8 --python 3.12
+             tourkit rehearse --bundle /media/usb/bundle --machine venue.json
+    """
+    from tourkit.checks import rehearsal, steps, venue
+    from tourkit.hardware.machine_file import read_machine
+
+    machine = None if machine_path is None else read_machine(machine_path)
+    wanted = venue.venue(vram, ram, cpus, python, machine)
+    taken, start = [], time.perf_counter()
+    for step in rehearsal.rehearse(bundle, wanted):
+        taken.append(step)
+        if not as_json:
+            click.echo(line(step.finding))
+    seconds = time.perf_counter() - start
+    report = rehearsal.report(bundle, wanted, taken, seconds)
+    path = rehearsal.report_path(bundle)
+    try:
+        write_atomic(path, f"{json.dumps(report, ensure_ascii=False, indent=2)}\n".encode())
+    except OSError as exc:
+        note(f"{path}: the report cannot be kept there ({exc.strerror}): use --json to print it")
+    if as_json:
+        print_json(report)
+    elif path.exists():
+        click.echo(f"report: {path}")
+    verdict = steps.verdict(taken, seconds)
+    if report["failed"]:
+        raise NotSo(verdict)
+    if not as_json:
+        click.echo(verdict)
 
 
 def line(finding: Finding) -> str:

@@ -6,7 +6,6 @@ So an attempt to reach another machine is seen even if the program catches the e
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import struct
@@ -80,6 +79,8 @@ def isolate(folder: Path) -> DeadEnd:
 
 def _interface() -> int | None:
     """Make the interface. Return the file whose reads give its packets; None if the system does not allow it."""
+    import fcntl  # Windows has none
+
     try:
         tun = os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
