@@ -20,12 +20,19 @@ from tourkit.checks.desk import Desk
 from tourkit.checks.findings import Finding, ok, warning
 from tourkit.checks.steps import Result
 from tourkit.errors import EngineError, one_line
-from tourkit.hardware.machine import Hardware
 
 SERVE, SWAP = "serve", "swap"
 _LOOK = 0.1  # seconds between two looks at /health
-_TOKENS = 64
-_QUESTION = "Count from one to fifty in words, separated by commas."
+_TOKENS = 96
+_LEAST_TOKENS = 8  # fewer say nothing about the speed
+_QUESTION = "Write a long text about water."
+# A model that ends its answers early must go on too. No token of such a text is forced but the first and the last.
+_SCHEMA = {
+    "type": "object",
+    "properties": {"text": {"type": "string", "minLength": 150, "maxLength": 400}},
+    "required": ["text"],
+    "additionalProperties": False,
+}
 _EMBED = "embed"
 _LONGEST = 1800.0  # seconds without a byte: a large model may be read from a slow drive first
 
@@ -58,7 +65,8 @@ class Answer:
     @property
     def rate(self) -> float | None:
         """Tokens a second after the first one; None if there are too few."""
-        return (self.tokens - 1) / (self.whole - self.first) if self.tokens > 1 and self.whole > self.first else None
+        after = self.whole - self.first
+        return (self.tokens - 1) / after if self.tokens >= _LEAST_TOKENS and after > 0 else None
 
 
 @contextmanager
@@ -162,6 +170,7 @@ def _chat(url: str, role: str, tokens: int) -> Answer:
         "messages": [{"role": "user", "content": _QUESTION}],
         "max_tokens": tokens,
         "temperature": 0,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "text", "schema": _SCHEMA, "strict": True}},
         "stream": True,
         "stream_options": {"include_usage": True},
     }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +145,12 @@ class _Rehearsal:
             yield from self._answers(servers[0])
             for template in samples.templates(desk.bundle):
                 name = samples.step_of(template)
-                yield self._take(name, lambda template=template: samples.run(desk, template, servers[0].url))
+                yield self._take(name, partial(samples.run, desk, template, servers[0].url))
 
     def _answers(self, server: Server) -> Iterator[Step]:
         waits: dict[str, float] = {}
         for role, takes_turns in answers.in_turn(server).items():
-            step = self._take(f"role {role}", lambda role=role: answers.answer(server, role))
+            step = self._take(f"role {role}", partial(answers.answer, server, role))
             yield step
             if takes_turns and "first_request_s" in step.figures:
                 waits[role] = step.figures["first_request_s"]
