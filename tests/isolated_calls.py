@@ -87,7 +87,7 @@ def main() -> None:
             with contextlib.suppress(OSError):  # as a template that catches the error
                 call()
             counted[call.__name__] = dict(end.attempts())
-        print(json.dumps({"shows_packets": end.shows_packets, "names": end.names, "counted": counted}))
+        sys.stdout.write(json.dumps({"shows_packets": end.shows_packets, "names": end.names, "counted": counted}))
 
 
 if __name__ == "__main__":
