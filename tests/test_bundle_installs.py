@@ -21,7 +21,7 @@ from typing import Any
 import page_runner
 import pytest
 from netless import NOT_ALLOWED
-from template_names import TAUGHT
+from template_names import NAMES, TAUGHT
 
 from tools.tiny import package
 from tourkit.net import is_loopback
@@ -183,6 +183,20 @@ def check_trace(trace: str) -> None:
     assert [path for path in started if COMPILERS.search(path)] == []
 
 
+def check_rehearsal(bundle: Path) -> None:
+    """`tourkit rehearse` says go, every role is measured, and no step reached for a network."""
+    done = tourkit("rehearse", "--bundle", str(bundle), "--python", sys.executable, "--json", cwd=bundle.parent)
+    report = json.loads(done.stdout)
+    steps = {step["what"]: step for step in report["steps"]}
+    assert (report["verdict"], done.returncode) == ("go", 0), report
+    for role in ("brain", "fast", "tool", "graph"):
+        assert {"first_token_s", "tokens_per_s"} <= steps[f"role {role}"]["figures"].keys()
+    assert steps["serve"]["figures"]["cold_start_s"] > 0
+    assert {f"template {name}" for name in NAMES} <= steps.keys()
+    assert not any(step["attempts"] for step in report["steps"])
+    assert json.loads(bundle.with_name(f"{bundle.name}-rehearsal.json").read_text(encoding="utf-8")) == report
+
+
 def test_the_first_page_of_a_bundle_leads_to_answers_without_a_packet_and_without_a_compiler(
     bundle: Path, tmp_path: Path
 ) -> None:
@@ -191,4 +205,5 @@ def test_the_first_page_of_a_bundle_leads_to_answers_without_a_packet_and_withou
 
     check_answers(followed, bundle)
     check_trace(followed.trace)
+    check_rehearsal(bundle)
     assert tourkit("verify", str(bundle), cwd=tmp_path).returncode == 0

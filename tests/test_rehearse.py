@@ -31,7 +31,7 @@ from tourkit.hardware import memory_cap
 from tourkit.hardware.cgroups import Files
 from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
 from tourkit.isolation import trial
-from tourkit.units import GIB
+from tourkit.units import GIB, parse_size
 
 ROOT = Path(__file__).parent.parent
 PLANTED = str(Path(__file__).with_name("planted_calls.py"))
@@ -300,6 +300,11 @@ def test_the_plan_is_for_the_venue_and_the_server_gets_no_more_than_it_has() -> 
     assert venue.planned_machine(found, HERE) == replace(there, stacks=HERE.stacks)
     assert venue.served_machine(found, HERE) == replace(HERE, ram=16 * GIB, ram_free=16 * GIB, threads=4)
     assert venue.served_machine(Venue(ram=64 * GIB), HERE) == HERE
+
+
+@pytest.mark.parametrize("size", [0, 20 * GIB, 5 * GIB // 2])
+def test_a_size_of_the_venue_is_written_as_the_other_commands_read_it(size: int) -> None:
+    assert parse_size(venue.size_option(size)) == size
 
 
 def test_wheels_for_another_python_than_the_venue_has_are_a_failure() -> None:

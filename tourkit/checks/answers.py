@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from tourkit.checks.desk import Desk
 from tourkit.checks.findings import Finding, ok, warning
 from tourkit.checks.steps import Result
+from tourkit.checks.venue import size_option
 from tourkit.errors import EngineError, one_line
 
 SERVE, SWAP = "serve", "swap"
@@ -75,7 +76,7 @@ def serving(desk: Desk, machine: Path) -> Iterator[Server]:
     log = desk.folder / "serve.log"
     command = desk.tourkit("serve", "--bundle", str(desk.bundle), "--offline", "--port", "0", "--machine", str(machine))
     if desk.venue.vram is not None:
-        command += ["--vram", f"{desk.venue.vram}B" if desk.venue.vram else "0"]
+        command += ["--vram", size_option(desk.venue.vram)]
     with log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(
             command,

@@ -12,6 +12,7 @@ from tourkit.checks import wheels
 from tourkit.checks.desk import Desk
 from tourkit.checks.findings import Status, failure, of_message, ok, warning
 from tourkit.checks.steps import Result
+from tourkit.checks.venue import size_option
 from tourkit.errors import NotSo
 from tourkit.hardware.machine import Hardware
 from tourkit.hardware.machine_file import machine_json, read_machine
@@ -80,8 +81,9 @@ def plan(desk: Desk, machine: Hardware) -> tuple[Result, Planned]:
     """Plan for the venue's machine. Raises NotSo if nothing can be planned."""
     path = write_machine(desk, "venue.json", machine)
     venue = desk.venue
-    options = [("--vram", venue.vram), ("--ram", venue.ram), ("--threads", venue.threads)]
-    given = [part for name, value in options if value is not None for part in (name, _size(name, value))]
+    sizes = [("--vram", venue.vram), ("--ram", venue.ram)]
+    given = [part for name, size in sizes if size is not None for part in (name, size_option(size))]
+    given += [] if venue.threads is None else ["--threads", str(venue.threads)]
     done = desk.run(desk.tourkit("plan", "--bundle", str(desk.bundle), "--machine", str(path), *given, "--json"))
     try:
         made = json.loads(done.output)
@@ -103,10 +105,6 @@ def write_machine(desk: Desk, name: str, machine: Hardware) -> Path:
     path = desk.folder / name
     path.write_text(json.dumps(machine_json(machine)), encoding="utf-8")
     return path
-
-
-def _size(option: str, value: int) -> str:
-    return str(value) if option == "--threads" or value == 0 else f"{value}B"
 
 
 def _placement(placed: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from tourkit.errors import UsageError
 from tourkit.hardware.machine import Hardware, InstalledStack
+from tourkit.units import KIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +53,8 @@ def served_machine(venue: Venue, here: Hardware) -> Hardware:
     ram = min(here.ram, venue.ram or here.ram)
     free = None if here.ram_free is None else min(here.ram_free, ram)
     return replace(here, ram=ram, ram_free=free, threads=min(here.threads, venue.threads or here.threads))
+
+
+def size_option(size: int) -> str:
+    """Return a size as the options of tourkit take it, whole KiB."""
+    return f"{size // KIB}KiB" if size else "0"
