@@ -38,7 +38,9 @@ PLANTED = str(Path(__file__).with_name("planted_calls.py"))
 WHEEL = "wheels/files/openai-2.0-py3-none-any.whl"
 TOKENIZER = "models/old/BF16/tokenizer.json"
 VOCABULARY = "models/old/BF16/o200k_base.tiktoken"
+CACHED = f"assets/tiktoken/{'fb37' * 10}"
 CARRIED = {
+    CACHED: b"IQ== 0\n",
     WHEEL: b"a wheel",
     "wheels/cp312-manylinux_2_31_x86_64-cpu.txt": b"openai==2.0 --hash=sha256:%b\n"
     % hashlib.sha256(b"a wheel").hexdigest().encode(),
@@ -79,6 +81,7 @@ def tourkit(*arguments: str) -> subprocess.CompletedProcess[str]:
         (WHEEL, "wheels"),
         (TOKENIZER, "tokenizers"),
         (VOCABULARY, "vocabularies"),
+        (CACHED, "vocabularies"),
         ("models/old/BF16/model.safetensors", "weights"),
         ("templates/one/one.py", "template files"),
         ("START_HERE.md", "other files"),
@@ -300,6 +303,18 @@ def test_the_plan_is_for_the_venue_and_the_server_gets_no_more_than_it_has() -> 
     assert venue.planned_machine(found, HERE) == replace(there, stacks=HERE.stacks)
     assert venue.served_machine(found, HERE) == replace(HERE, ram=16 * GIB, ram_free=16 * GIB, threads=4)
     assert venue.served_machine(Venue(ram=64 * GIB), HERE) == HERE
+
+
+def test_a_gpu_that_is_not_here_is_planned_for_and_said_to_be_missing() -> None:
+    here = replace(HERE, gpus=(Gpu("0", "A100 slice", "cuda", 20 * GIB, 19 * GIB),))
+
+    [found] = venue.missing_gpu(Venue(vram=20 * GIB), HERE)
+
+    assert found.status is Status.WARNING
+    assert "the plan is for a GPU of 20.0 GiB" in found.detail
+    assert not list(venue.missing_gpu(Venue(vram=20 * GIB), here))
+    assert not list(venue.missing_gpu(Venue(vram=0), HERE))
+    assert not list(venue.missing_gpu(Venue(), HERE))
 
 
 @pytest.mark.parametrize("size", [0, 20 * GIB, 5 * GIB // 2])

@@ -184,7 +184,7 @@ def _chat(url: str, role: str, tokens: int) -> Answer:
             event = json.loads(line[6:])
             if "error" in event:
                 raise EngineError(f"{role} does not answer: {one_line(str(event['error'].get('message')))}")
-            if event.get("choices") and not first:
+            if not first and any(choice["delta"].get("content") for choice in event.get("choices") or ()):
                 first = time.perf_counter() - start
             count = (event.get("usage") or {}).get("completion_tokens", count)
     if not first:

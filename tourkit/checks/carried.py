@@ -17,6 +17,7 @@ KINDS = (WHEELS, "weights", "tokenizers", "vocabularies", "template files", "oth
 _TOKENIZER_STARTS = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "spiece", "sentencepiece")
 _VOCABULARY_STARTS = ("vocab", "merges")
 _VOCABULARY_ENDS = (".tiktoken", ".vocab")
+_PROSE_ENDS = (".md", ".txt", ".html", ".pdf")
 _MOST_NAMED = 3
 
 
@@ -32,6 +33,8 @@ def kind_of(path: str) -> str:
         return "tokenizers"
     if parts[0] == "templates":
         return "template files"
+    if parts[0] == "assets" and not name.endswith(_PROSE_ENDS):
+        return "vocabularies"  # tiktoken gives its files names without an ending
     return "weights" if parts[0] == "models" else "other files"
 
 

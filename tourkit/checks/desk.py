@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tourkit.checks.findings import Finding, ok, warning
-from tourkit.checks.steps import Result
 from tourkit.checks.venue import Venue
 from tourkit.errors import LocalError
 from tourkit.hardware import memory_cap
@@ -126,10 +125,6 @@ def desk(bundle: Path, venue: Venue) -> Iterator[Desk]:
         else:
             conditions.append(warning("drive", f"{root} is used in place and can be written", ""))
         yield Desk(root, folder, venue, network, _environment(folder), tuple(conditions))
-
-
-def conditions(desk: Desk) -> Iterator[Result]:
-    yield from map(Result, desk.conditions)
 
 
 def _network(folder: Path) -> tuple[DeadEnd | None, Finding]:

@@ -20,7 +20,7 @@ from tourkit.checks.desk import Desk
 from tourkit.checks.findings import Finding, ok
 from tourkit.checks.installed import DOCTOR, INSTALL, PLAN, Planned
 from tourkit.checks.steps import Result, Step
-from tourkit.checks.venue import Venue, planned_machine, served_machine
+from tourkit.checks.venue import Venue, missing_gpu, planned_machine, served_machine
 from tourkit.hardware.machine import Hardware
 
 
@@ -56,6 +56,11 @@ def report_path(bundle: Path) -> Path:
     return root.with_name(f"{root.name}-rehearsal.json")
 
 
+def _remark(finding: Finding) -> Step:
+    """Return a step that took no time of its own."""
+    return Step(finding, {}, 0.0, {})
+
+
 class _Rehearsal:
     """The steps in their order. A step that needs a failed one is not run."""
 
@@ -67,8 +72,7 @@ class _Rehearsal:
 
     def steps(self) -> Iterator[Step]:
         desk = self._desk
-        for result in desks.conditions(desk):
-            yield Step(result.finding, {}, 0.0, {})
+        yield from map(_remark, desk.conditions)
         files = list(self._files())
         yield from files
         lists = wheels.lists_of(file.path for file in self._index.files)
@@ -95,7 +99,7 @@ class _Rehearsal:
             return Result(ok("bundle", f"{self._index.name}: every byte was read"))
 
         yield self._take("bundle", read)
-        yield from (Step(finding, {}, 0.0, {}) for finding in found)
+        yield from map(_remark, found)
 
     def _installed(self) -> Iterator[Step]:
         """Yield the steps of the installed tourkit."""
@@ -105,6 +109,7 @@ class _Rehearsal:
         if hardware is None:
             yield steps.not_run(PLAN, DOCTOR)
             return
+        yield from map(_remark, missing_gpu(desk.venue, hardware))
         machine = planned_machine(desk.venue, hardware)
         yield self._take(PLAN, lambda: self._plan(machine))
         planned = self._planned

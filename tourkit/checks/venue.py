@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from tourkit.checks.findings import Finding, warning
 from tourkit.errors import UsageError
 from tourkit.hardware.machine import Hardware, InstalledStack
-from tourkit.units import KIB
+from tourkit.units import KIB, size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,15 @@ def served_machine(venue: Venue, here: Hardware) -> Hardware:
     ram = min(here.ram, venue.ram or here.ram)
     free = None if here.ram_free is None else min(here.ram_free, ram)
     return replace(here, ram=ram, ram_free=free, threads=min(here.threads, venue.threads or here.threads))
+
+
+def missing_gpu(venue: Venue, here: Hardware) -> Iterator[Finding]:
+    """Yield a warning if the venue has a larger GPU than this machine."""
+    most = max((gpu.total for gpu in here.gpus), default=0)
+    if venue.vram is not None and venue.vram > most:
+        has = f"one of {size_text(most)}" if most else "none"
+        detail = f"the plan is for a GPU of {size_text(venue.vram)}; the server runs with what is here: {has}"
+        yield warning("GPU", detail, "rehearse on a machine with such a GPU to see its speed")
 
 
 def size_option(size: int) -> str:
