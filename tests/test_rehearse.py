@@ -323,11 +323,11 @@ def test_a_size_of_the_venue_is_written_as_the_other_commands_read_it(size: int)
 
 
 def test_wheels_for_another_python_than_the_venue_has_are_a_failure() -> None:
-    lists = wheels.lists_of(CARRIED)
+    carried_targets = tuple(wheels.targets_of(CARRIED))
     there = replace(HERE, glibc="2.35", arch="x86_64", python="3.12")
 
-    assert installed.targets(lists, there).finding.status is Status.OK
-    refused = installed.targets(lists, replace(there, python="3.13")).finding
+    assert installed.targets(carried_targets, there).finding.status is Status.OK
+    refused = installed.targets(carried_targets, replace(there, python="3.13")).finding
     assert refused.status is Status.FAILURE
     assert "this is Python 3.13" in refused.detail
     assert "tourkit wheels cp313-manylinux_2_31_x86_64" in refused.fix

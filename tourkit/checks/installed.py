@@ -14,6 +14,7 @@ from tourkit.checks.findings import Status, failure, of_message, ok, warning
 from tourkit.checks.steps import Result
 from tourkit.checks.venue import size_option
 from tourkit.errors import NotSo
+from tourkit.fetch.wheels.target import Target
 from tourkit.hardware.machine import Hardware
 from tourkit.hardware.machine_file import machine_json, read_machine
 from tourkit.units import counted
@@ -42,10 +43,10 @@ def install(desk: Desk) -> Result:
     return Result(ok(INSTALL, f"{said.get('Wheels', 'wheels')} with {said.get('Python', 'Python')}"))
 
 
-def targets(wheel_lists: tuple[wheels.WheelList, ...], machine: Hardware) -> Result:
-    """Return whether a list of wheels fits the machine of --machine."""
+def targets(carried: tuple[Target, ...], machine: Hardware) -> Result:
+    """Return whether wheels for one of the `carried` targets fit the machine of --machine."""
     what = "wheels for the venue"
-    reasons = {each.target: wheels.refusal(each, machine) for each in wheel_lists}
+    reasons = {each.machine: wheels.refusal(each, machine) for each in carried}
     fitting = sorted({target for target, reason in reasons.items() if not reason})
     if fitting:
         return Result(ok(what, f"{', '.join(fitting)} fit the machine of --machine"))

@@ -75,10 +75,10 @@ class _Rehearsal:
         yield from map(_remark, desk.conditions)
         files = list(self._files())
         yield from files
-        lists = wheels.lists_of(file.path for file in self._index.files)
+        targets = tuple(wheels.targets_of(file.path for file in self._index.files))
         machine = desk.venue.machine
         if machine is not None:
-            yield self._take("wheels for the venue", lambda: installed.targets(lists, machine))
+            yield self._take("wheels for the venue", lambda: installed.targets(targets, machine))
         if carried.WHEELS in steps.failed_names(files):
             yield steps.not_run(INSTALL, carried.WHEELS)
             return
