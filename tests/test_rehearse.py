@@ -243,7 +243,7 @@ def test_the_verdict_is_go_without_failures_and_names_the_first_failed_step_othe
     good = [step_of(ok("plan", "all")), step_of(warning("drive", "slow", "copy"))]
     bad = [*good, step_of(failure("serve", "no memory", "")), steps.not_run("swap", "serve")]
 
-    assert steps.verdict(good, 61.2) == "rehearse: go (1 steps ok, 1 warning, 61 s)"
+    assert steps.verdict(good, 61.2) == "rehearse: go (1 step ok, 1 warning, 61 s)"
     assert steps.verdict(bad, 1) == "rehearse: no-go: the step serve failed (no memory)"
     assert steps.verdict([*bad, step_of(failure("x", "y", ""))], 1).endswith("; also failed: x")
 

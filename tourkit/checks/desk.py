@@ -118,12 +118,8 @@ def desk(bundle: Path, venue: Venue) -> Iterator[Desk]:
             (folder / name).mkdir()
         network, seen = _network(folder / "settings")
         conditions.append(seen)
-        root = bundle.resolve()
-        if network is not None:
-            conditions.append(stack.enter_context(_read_only(root, folder / "usb")))
-            root = folder / "usb"
-        else:
-            conditions.append(warning("drive", f"{root} is used in place and can be written", ""))
+        root, seen = stack.enter_context(_drive(bundle.resolve(), folder / "usb", isolated=network is not None))
+        conditions.append(seen)
         yield Desk(root, folder, venue, network, _environment(folder), tuple(conditions))
 
 
@@ -143,10 +139,20 @@ def _network(folder: Path) -> tuple[DeadEnd | None, Finding]:
 
 
 @contextmanager
-def _read_only(bundle: Path, target: Path) -> Iterator[Finding]:
-    namespaces.bind(bundle, target, read_only=True)
+def _drive(bundle: Path, target: Path, *, isolated: bool) -> Iterator[tuple[Path, Finding]]:
+    """Mount the bundle read-only at another path. Yields where it is to be used."""
+    what = "drive"
+    refusal = "" if isolated else "no namespace to mount it in"
+    if isolated:
+        try:
+            namespaces.bind(bundle, target, read_only=True)
+        except LocalError as exc:
+            refusal = str(exc)
+    if refusal:
+        yield bundle, warning(what, f"{bundle} is used in place and can be written ({refusal})", "")
+        return
     try:
-        yield ok("drive", "the bundle is mounted read-only on another path")
+        yield target, ok(what, "the bundle is mounted read-only on another path")
     finally:
         namespaces.unmount(target)
 

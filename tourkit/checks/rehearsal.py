@@ -132,6 +132,7 @@ class _Rehearsal:
         """Start the server and yield its steps, then those of the templates."""
         desk = self._desk
         servers: list[Server] = []
+        in_turn: dict[str, bool] = {}
         with ExitStack() as stack:
 
             def serve() -> Result:
@@ -139,7 +140,9 @@ class _Rehearsal:
                 started = time.perf_counter()
                 path = installed.write_machine(desk, "here.json", machine)
                 servers.append(stack.enter_context(answers.serving(desk, path)))
-                return answers.cold_start(servers[0], started, planned.roles)
+                result = answers.cold_start(servers[0], started, planned.roles)
+                in_turn.update(answers.in_turn(servers[0]))
+                return result
 
             step = self._take(answers.SERVE, serve)
             yield step
@@ -147,14 +150,14 @@ class _Rehearsal:
                 for template in samples.templates(desk.bundle):
                     yield steps.not_run(samples.step_of(template), answers.SERVE)
                 return
-            yield from self._answers(servers[0])
+            yield from self._answers(servers[0], in_turn)
             for template in samples.templates(desk.bundle):
                 name = samples.step_of(template)
                 yield self._take(name, partial(samples.run, desk, template, servers[0].url))
 
-    def _answers(self, server: Server) -> Iterator[Step]:
+    def _answers(self, server: Server, in_turn: dict[str, bool]) -> Iterator[Step]:
         waits: dict[str, float] = {}
-        for role, takes_turns in answers.in_turn(server).items():
+        for role, takes_turns in in_turn.items():
             step = self._take(f"role {role}", partial(answers.answer, server, role))
             yield step
             if takes_turns and "first_request_s" in step.figures:

@@ -72,7 +72,7 @@ def failed_names(steps: Sequence[Step]) -> list[str]:
 def verdict(steps: Sequence[Step], seconds: float) -> str:
     """Return the last line of a rehearsal: go or no-go, and the step that failed first."""
     statuses = [step.finding.status for step in steps]
-    counts = f"{statuses.count(Status.OK)} steps ok, {counted(statuses.count(Status.WARNING), 'warning')}"
+    counts = f"{counted(statuses.count(Status.OK), 'step')} ok, {counted(statuses.count(Status.WARNING), 'warning')}"
     failed = [step.finding for step in steps if step.failed]
     if not failed:
         return f"rehearse: go ({counts}, {seconds:.0f} s)"

@@ -96,6 +96,7 @@ def rehearse(
 
     machine = None if machine_path is None else read_machine(machine_path)
     wanted = venue.venue(vram, ram, cpus, python, machine)
+    note("rehearse: reads every byte, installs, serves and asks: with large models this takes minutes")
     taken, start = [], time.perf_counter()
     for step in rehearsal.rehearse(bundle, wanted):
         taken.append(step)

@@ -48,7 +48,11 @@ def bind(source: Path, target: Path, *, read_only: bool = False) -> None:
     if read_only:
         has = os.statvfs(target).f_flag
         kept = (has & _KEPT) | (_RELATIME if has & _STATVFS_RELATIME else 0)
-        _mount(None, target, _BIND | _REMOUNT | _RDONLY | kept)
+        try:
+            _mount(None, target, _BIND | _REMOUNT | _RDONLY | kept)
+        except LocalError:
+            unmount(target)
+            raise
 
 
 def unmount(target: Path) -> None:
