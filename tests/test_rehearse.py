@@ -270,6 +270,16 @@ def test_a_template_fails_only_if_no_document_gets_a_record(answered: list[bool]
     assert ("no votes" in found.detail) is (status is not Status.OK)
 
 
+def test_the_first_role_of_each_model_that_takes_turns_waits_for_a_swap() -> None:
+    workers = {
+        "a": {"roles": ["brain", "fast"], "takes_turns": True},
+        "b": {"roles": ["tool"], "takes_turns": True},
+        "c": {"roles": ["graph"], "takes_turns": False},
+    }
+
+    assert answers.in_turn({"workers": workers}) == {"brain": True, "fast": False, "tool": True, "graph": False}
+
+
 def test_swaps_are_timed_if_models_take_turns() -> None:
     assert answers.swap({}).finding.detail == "none: all models stay loaded"
     assert answers.swap({"brain": 4.0, "fast": 2.5}).figures == {"swap_s": 4.0}

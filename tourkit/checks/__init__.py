@@ -1,1 +1,1 @@
-"""Checks of this machine and a bundle before the day: `tourkit doctor`."""
+"""Checks of this machine and a bundle before the day: `tourkit doctor` and `tourkit rehearse`."""

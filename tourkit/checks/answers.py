@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
@@ -133,10 +133,17 @@ def _served(health: dict[str, Any], seconds: float, roles: tuple[str, ...]) -> F
     return ok(SERVE, detail)
 
 
-def in_turn(server: Server) -> dict[str, bool]:
-    """Return the served roles, and whether the model of each takes turns with others."""
-    workers = server.health()["workers"].values()
-    return {role: bool(worker["takes_turns"]) for worker in workers for role in worker["roles"]}
+def in_turn(health: Mapping[str, Any]) -> dict[str, bool]:
+    """Return the served roles, each with whether a request to it swaps models when the roles are asked in this order.
+
+    That is the first role of each worker that takes turns. `health`: the body of /health.
+    """
+    workers = health["workers"].values()
+    return {
+        role: bool(worker["takes_turns"]) and role == worker["roles"][0]
+        for worker in workers
+        for role in worker["roles"]
+    }
 
 
 def answer(server: Server, role: str) -> Result:
@@ -157,7 +164,7 @@ def answer(server: Server, role: str) -> Result:
 
 
 def swap(waits: dict[str, float]) -> Result:
-    """Return what the swaps took. `waits`: seconds of the first request to each role whose model takes turns."""
+    """Return what the swaps took. `waits`: seconds of each request that waited for a swap, by its role."""
     if not waits:
         return Result(ok(SWAP, "none: all models stay loaded"))
     worst = max(waits.values())

@@ -141,7 +141,7 @@ class _Rehearsal:
                 path = installed.write_machine(desk, "here.json", machine)
                 servers.append(stack.enter_context(answers.serving(desk, path)))
                 result = answers.cold_start(servers[0], started, planned.roles)
-                in_turn.update(answers.in_turn(servers[0]))
+                in_turn.update(answers.in_turn(servers[0].health()))
                 return result
 
             step = self._take(answers.SERVE, serve)
@@ -157,9 +157,9 @@ class _Rehearsal:
 
     def _answers(self, server: Server, in_turn: dict[str, bool]) -> Iterator[Step]:
         waits: dict[str, float] = {}
-        for role, takes_turns in in_turn.items():
+        for role, swaps in in_turn.items():
             step = self._take(f"role {role}", partial(answers.answer, server, role))
             yield step
-            if takes_turns and "first_request_s" in step.figures:
+            if swaps and "first_request_s" in step.figures:
                 waits[role] = step.figures["first_request_s"]
         yield self._take(answers.SWAP, lambda: answers.swap(waits))
