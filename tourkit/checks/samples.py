@@ -12,7 +12,6 @@ from tourkit.checks.steps import Result
 from tourkit.errors import NotSo
 from tourkit.units import counted
 
-DOCUMENTS = 2  # of each template: a weak machine needs half a minute for one
 _DEADLINE = "15m"  # a template that hangs must not hang the rehearsal
 
 
@@ -32,10 +31,11 @@ def run(desk: Desk, template: Path, url: str) -> Result:
     """
     what = step_of(template)
     samples = template / "documents.jsonl"
-    if not samples.is_file():
+    lines = samples.read_text(encoding="utf-8").splitlines() if samples.is_file() else []
+    if not lines:
         return Result(warning(what, "not run: it has no samples", f"put some into {samples.name} beside it"))
-    lines = samples.read_text(encoding="utf-8").splitlines()
-    chosen = [lines[0], lines[-1]][:DOCUMENTS] if len(lines) > 1 else lines
+    # Two are enough to see that it works: a weak machine needs half a minute for one.
+    chosen = dict.fromkeys((lines[0], lines[-1]))
     given, out = (desk.folder / f"{template.name}.{part}.jsonl" for part in ("in", "out"))
     given.write_text("".join(f"{line}\n" for line in chosen), encoding="utf-8")
     arguments = ["run", str(template), "--input", str(given), "--output", str(out), "--url", url]
