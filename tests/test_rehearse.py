@@ -315,16 +315,18 @@ def test_the_plan_is_for_the_venue_and_the_server_gets_no_more_than_it_has() -> 
     assert venue.served_machine(Venue(ram=64 * GIB), HERE) == HERE
 
 
-def test_a_gpu_that_is_not_here_is_planned_for_and_said_to_be_missing() -> None:
-    here = replace(HERE, gpus=(Gpu("0", "A100 slice", "cuda", 20 * GIB, 19 * GIB),))
+def test_what_the_venue_has_more_of_is_planned_for_and_said_to_be_missing() -> None:
+    with_gpu = replace(HERE, gpus=(Gpu("0", "A100 slice", "cuda", 20 * GIB, 19 * GIB),))
 
-    [found] = venue.missing_gpu(Venue(vram=20 * GIB), HERE)
+    [gpu] = venue.shortages(Venue(vram=20 * GIB), HERE)
+    [memory] = venue.shortages(Venue(ram=64 * GIB), HERE)
 
-    assert found.status is Status.WARNING
-    assert "the plan is for a GPU of 20.0 GiB" in found.detail
-    assert not list(venue.missing_gpu(Venue(vram=20 * GIB), here))
-    assert not list(venue.missing_gpu(Venue(vram=0), HERE))
-    assert not list(venue.missing_gpu(Venue(), HERE))
+    assert (gpu.status, memory.status) == (Status.WARNING, Status.WARNING)
+    assert "the plan is for a GPU of 20.0 GiB; the server runs with what is here: none" in gpu.detail
+    assert "the plan is for 64.0 GiB; the server runs with what is here: 32.0 GiB" in memory.detail
+    assert not list(venue.shortages(Venue(vram=20 * GIB, ram=32 * GIB), with_gpu))
+    assert not list(venue.shortages(Venue(vram=0), HERE))
+    assert not list(venue.shortages(Venue(), HERE))
 
 
 @pytest.mark.parametrize("size", [0, 20 * GIB, 5 * GIB // 2])

@@ -110,7 +110,7 @@ def desk(bundle: Path, venue: Venue) -> Iterator[Desk]:
     Raises LocalError if the temporary folder cannot be written.
     """
     if os.name == "nt":
-        raise LocalError("tourkit rehearse runs install.sh, which Windows has not: rehearse in WSL or on Linux")
+        raise LocalError("tourkit rehearse runs install.sh, and Windows cannot: rehearse in WSL or on Linux")
     with ExitStack() as stack:
         conditions = [stack.enter_context(_memory(venue.ram)), stack.enter_context(_processors(venue.threads))]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tourkit-", ignore_cleanup_errors=True)))
@@ -173,9 +173,11 @@ def _memory(ram: int | None) -> Iterator[Finding]:
 @contextmanager
 def _processors(threads: int | None) -> Iterator[Finding]:
     what = "processors"
-    if threads is None or not hasattr(os, "sched_setaffinity"):
-        where = "all of this machine; --cpus limits them" if threads is None else "only the planner is told the number"
-        yield (ok if threads is None else warning)(what, where, *([] if threads is None else [""]))
+    if threads is None:
+        yield ok(what, "all of this machine; --cpus limits them")
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        yield warning(what, f"only the planner keeps to {counted(threads, 'thread')}: this system has no affinity", "")
         return
     here = os.sched_getaffinity(0)
     if threads > len(here):

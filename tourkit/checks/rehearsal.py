@@ -20,7 +20,7 @@ from tourkit.checks.desk import Desk
 from tourkit.checks.findings import Finding, ok
 from tourkit.checks.installed import DOCTOR, INSTALL, PLAN, Planned
 from tourkit.checks.steps import Result, Step
-from tourkit.checks.venue import Venue, missing_gpu, planned_machine, served_machine
+from tourkit.checks.venue import Venue, planned_machine, served_machine, shortages
 from tourkit.hardware.machine import Hardware
 
 
@@ -109,7 +109,7 @@ class _Rehearsal:
         if hardware is None:
             yield steps.not_run(PLAN, DOCTOR)
             return
-        yield from map(_remark, missing_gpu(desk.venue, hardware))
+        yield from map(_remark, shortages(desk.venue, hardware))
         machine = planned_machine(desk.venue, hardware)
         yield self._take(PLAN, lambda: self._plan(machine))
         planned = self._planned

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from tourkit.checks.findings import Finding, warning
 from tourkit.errors import UsageError
 from tourkit.hardware.machine import Hardware, InstalledStack
-from tourkit.units import KIB, size_text
+from tourkit.units import KIB, MIB, size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +57,17 @@ def served_machine(venue: Venue, here: Hardware) -> Hardware:
     return replace(here, ram=ram, ram_free=free, threads=min(here.threads, venue.threads or here.threads))
 
 
-def missing_gpu(venue: Venue, here: Hardware) -> Iterator[Finding]:
-    """Yield a warning if the venue has a larger GPU than this machine."""
+def shortages(venue: Venue, here: Hardware) -> Iterator[Finding]:
+    """Yield a warning if the venue has a larger GPU or more RAM than this machine."""
+    fix = "rehearse on a machine that has as much to see the speed of the venue"
     most = max((gpu.total for gpu in here.gpus), default=0)
     if venue.vram is not None and venue.vram > most:
         has = f"one of {size_text(most)}" if most else "none"
         detail = f"the plan is for a GPU of {size_text(venue.vram)}; the server runs with what is here: {has}"
-        yield warning("GPU", detail, "rehearse on a machine with such a GPU to see its speed")
+        yield warning("GPU", detail, fix)
+    if venue.ram is not None and venue.ram - here.ram > MIB:  # a cgroup rounds to pages
+        detail = f"the plan is for {size_text(venue.ram)}; the server runs with what is here: {size_text(here.ram)}"
+        yield warning("memory", detail, fix)
 
 
 def size_option(size: int) -> str:
