@@ -6,7 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -104,20 +104,26 @@ def rehearse(
             click.echo(line(step.finding))
     seconds = time.perf_counter() - start
     report = rehearsal.report(bundle, wanted, taken, seconds)
-    path = rehearsal.report_path(bundle)
-    try:
-        write_atomic(path, f"{json.dumps(report, ensure_ascii=False, indent=2)}\n".encode())
-    except OSError as exc:
-        note(f"{path}: the report cannot be kept there ({exc.strerror}): use --json to print it")
+    kept = _keep(rehearsal.report_path(bundle), report)
     if as_json:
         print_json(report)
-    elif path.exists():
-        click.echo(f"report: {path}")
+    elif kept is not None:
+        click.echo(f"report: {kept}")
     verdict = steps.verdict(taken, seconds)
     if report["failed"]:
         raise NotSo(verdict)
     if not as_json:
         click.echo(verdict)
+
+
+def _keep(path: Path, report: dict[str, Any]) -> Path | None:
+    """Write the report and return its path; None if the folder cannot be written."""
+    try:
+        write_atomic(path, f"{json.dumps(report, ensure_ascii=False, indent=2)}\n".encode())
+    except OSError as exc:
+        note(f"{path}: the report cannot be kept there ({exc.strerror}): use --json to print it")
+        return None
+    return path
 
 
 def line(finding: Finding) -> str:
