@@ -94,6 +94,7 @@ def test_the_version_is_read_from_the_archive(archive: Path, data: bytes, versio
         (b"<html>", "no archive that tar can read"),
         (LINUX[:40], "tar"),
     ],
+    ids=["no python", "no tar", "cut"],
 )
 def test_an_archive_without_a_python_is_refused_before_anything_is_fetched(
     archive: Path, data: bytes, why: str
