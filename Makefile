@@ -151,7 +151,7 @@ $(WHEELS)/ready:
 
 $(RUN)/ready: pyproject.toml $(WHEELS)/ready
 	$(PYTHON) -m venv $(RUN)
-	$(RUN)/bin/python -m pip install -q --find-links $(WHEELS) -e ".[llama]" "$(LLAMA)"
+	$(RUN)/bin/python -m pip install -q --find-links $(WHEELS) -e ".[llama,supply]" "$(LLAMA)"
 	touch $@
 
 $(DEV)/ready: pyproject.toml $(WHEELS)/ready
