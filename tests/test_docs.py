@@ -46,13 +46,15 @@ SYNOPSIS = "a synopsis"
 NEEDS_INDEX = "installs from the package index"
 FROM_INDEX = "collects from the package index; tests/test_gpu_page.py and tests/test_wheels.py have one of their own"
 TRAVELS = "for another machine, where BUNDLE is a folder; tests/test_install.py runs the installer"
-FROM_INDEX = "collects from the package index; tests/test_gpu_page.py and tests/test_wheels.py have one of their own"
 FOLLOWED = "tests/test_bundle_installs.py follows the page with a bundle of the tiny model"
 CUDA = "CUDA's packages have gigabytes, and the build takes hours"
 DOCUMENTS = "the reader's documents; tests/test_e2e.py and tests/test_templates.py run the template"
+REHEARSED = "tests/test_bundle_installs.py rehearses a bundle with wheels"
+OF_READMES = {"git clone": "clones and builds"}
+OF_READMES |= {"tourkit wheels": FROM_INDEX, "tourkit rehearse": REHEARSED, "sh": TRAVELS}
 NOT_RUN = {
-    "README.md": {"git clone": "clones and builds"},
-    "README.ru.md": {"git clone": "clones and builds"},
+    "README.md": OF_READMES,
+    "README.ru.md": OF_READMES,
     **{
         f"bundle/{page}": dict.fromkeys(("cd", "tourkit", "curl", "python first.py"), FOLLOWED)
         for page in ("START_HERE.md", "START_HERE.ru.md")
