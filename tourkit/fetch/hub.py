@@ -11,7 +11,6 @@ import os
 import re
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.message import Message
@@ -27,10 +26,12 @@ from tourkit.fetch.stream import (
     REDIRECTS,
     NoAnswerError,
     PassingError,
-    RangeRefusedError,
     ServerWords,
     Stream,
+    again,
     extent,
+    is_good,
+    may_pass,
     redirected,
 )
 from tourkit.manifest.models import HubFile, Source
@@ -206,13 +207,9 @@ class Hub:
 
     def _check_status(self, answer: Answer, repo: str, where: str, *, redirected: bool) -> None:
         """Raise the error for an HTTP status: PassingError if it may pass, another HubError if it will not."""
-        status, code = answer.status, answer.headers.get("X-Error-Code", "")
-        if status in (200, 206):
+        if is_good(answer, where):
             return
-        if status == 416:
-            raise RangeRefusedError(f"{where}: HTTP 416")
-        if status in (408, 429) or status >= 500:
-            raise PassingError(f"HTTP {status}", retry_after(answer.headers.get("Retry-After", "")))
+        status, code = answer.status, answer.headers.get("X-Error-Code", "")
         if code == "GatedRepo":
             raise self._gated(repo)
         if redirected and status in (401, 403, 404, 410) and not code:
@@ -263,7 +260,7 @@ class Hub:
             raise HubError(f"{where}: {self.endpoint} does not answer as a hub: {fix}") from exc
 
     def _of_status(self, status: int, headers: Any, repo: str) -> HubError:
-        if status in (408, 429) or status >= 500:
+        if may_pass(status):
             return PassingError(f"HTTP {status}", retry_after(headers.get("Retry-After", "")))
         if status in (401, 403):
             return self._refused(repo, status)
@@ -271,16 +268,7 @@ class Hub:
 
     def _again(self, where: str, call: Callable[[], T]) -> T:
         """Call until it succeeds, fails for good, or has failed `attempts` times."""
-        for failures in range(1, self.patience.attempts + 1):
-            try:
-                return call()
-            except PassingError as exc:
-                if failures == self.patience.attempts:
-                    raise self.given_up(where, exc) from exc
-                pause_s = self.patience.pause_s(failures, exc.wait_s)
-                self._note(f"{where}: {exc}; retry in {pause_s:.0f} s")
-            time.sleep(pause_s)
-        raise HubError(f"{where}: not asked: `attempts` must be at least 1")
+        return again(call, where, self.patience, self.given_up, self._note)
 
     # ---- tokens and refusals ------------------------------------------------------------------------
 

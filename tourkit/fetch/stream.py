@@ -1,4 +1,4 @@
-"""The bytes of one answer of a server, from any start; the failures that may pass; redirects and ranges.
+"""The bytes of one answer of a server, from any start: redirects, ranges, and the failures that may pass.
 
 The hub (tourkit/fetch/hub.py), a package index (tourkit/fetch/wheels/package_index.py) and any other server
 (tourkit/fetch/web.py) give such streams.
@@ -7,17 +7,20 @@ The hub (tourkit/fetch/hub.py), a package index (tourkit/fetch/wheels/package_in
 import contextlib
 import http.client
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 from urllib.parse import urljoin, urlsplit
 
+from tourkit import __version__
 from tourkit.errors import HubError
-from tourkit.fetch.http import Answer, Patience, reason
+from tourkit.fetch.http import Answer, Patience, reason, retry_after
 from tourkit.manifest.models import Link, Source
 
 MOST_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
+T = TypeVar("T")
 _Asked = TypeVar("_Asked", Source, Link, contravariant=True)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
@@ -115,6 +118,72 @@ def follow(url: str, where: str, get: Callable[[str], Answer], *, server: str, f
         answer.discard()
         url = redirected(url, location, where, server=server, fix=fix)
     raise HubError(f"{where}: more than {MOST_REDIRECTS} redirects: {fix}")
+
+
+def is_good(answer: Answer, where: str) -> bool:
+    """Return whether the status of an answer is that of bytes. Raises PassingError if it may be another one soon.
+
+    Raises RangeRefusedError if the server has no bytes from the requested start on.
+    """
+    if answer.status == 416:
+        raise RangeRefusedError(f"{where}: HTTP 416")
+    if may_pass(answer.status):
+        raise PassingError(f"HTTP {answer.status}", retry_after(answer.headers.get("Retry-After", "")))
+    return answer.status in (200, 206)
+
+
+def may_pass(status: int) -> bool:
+    """Return whether a server that answers with this HTTP status may answer with another one soon."""
+    return status in (408, 429) or status >= 500
+
+
+@contextlib.contextmanager
+def opened(
+    url: str,
+    get: Callable[[str, dict[str, str]], Answer],
+    refusal: Callable[[int], HubError],
+    where: str,
+    *,
+    start: int,
+    server: str,
+    fix: str,
+) -> Iterator[Stream]:
+    """Open the bytes at an address from `start` on. `Stream.start` is 0 if the server cannot resume.
+
+    `get` asks one address with these headers. `refusal` makes the error for a status that will not pass. Raises what
+    `is_good`, `follow` and `extent` raise, too.
+    """
+    headers = {"User-Agent": f"tourkit/{__version__}", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    answer = follow(url, where, lambda url: get(url, headers), server=server, fix=fix)
+    try:
+        if not is_good(answer, where):
+            raise refusal(answer.status)
+        begin, total = extent(answer, start)
+        yield Stream(answer, begin, total, None)
+    finally:
+        answer.close()
+
+
+def again(
+    call: Callable[[], T],
+    where: str,
+    patience: Patience,
+    given_up: Callable[[str, PassingError], HubError],
+    note: Callable[[str], None],
+) -> T:
+    """Call until it succeeds, fails for good, or has failed `patience.attempts` times. `note` gets a line each time."""
+    for failures in range(1, patience.attempts + 1):
+        try:
+            return call()
+        except PassingError as exc:
+            if failures == patience.attempts:
+                raise given_up(where, exc) from exc
+            pause_s = patience.pause_s(failures, exc.wait_s)
+            note(f"{where}: {exc}; retry in {pause_s:.0f} s")
+        time.sleep(pause_s)
+    raise HubError(f"{where}: not asked: `attempts` must be at least 1")
 
 
 def extent(answer: Answer, asked: int) -> tuple[int, int | None]:

@@ -9,21 +9,18 @@ import contextlib
 import hashlib
 import http.client
 import ssl
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from tourkit import __version__
 from tourkit.errors import HubError, Unreachable, WrongContent
-from tourkit.fetch.http import Answer, Connections, Patience, is_unknown_host, reason, retry_after
+from tourkit.fetch.http import Answer, Connections, Patience, is_unknown_host, reason
 from tourkit.fetch.stream import (
     NoAnswerError,
     PassingError,
-    RangeRefusedError,
     ServerWords,
     Stream,
-    extent,
-    follow,
+    again,
+    opened,
 )
 from tourkit.manifest.assets import shown
 from tourkit.manifest.models import Link
@@ -59,37 +56,26 @@ class WebServer:
         """Return the same as `name`: an address has no version."""
         return self.name(source)
 
-    @contextlib.contextmanager
-    def open(self, source: Link, *, start: int = 0) -> Iterator[Stream]:
+    def open(self, source: Link, *, start: int = 0) -> contextlib.AbstractContextManager[Stream]:
         """Open the bytes of a file from `start` on. `Stream.start` is 0 if the server cannot resume.
 
         Raises PassingError for a failure that may pass, RangeRefusedError, and HubError for one that will not.
         """
         where = self.name(source)
-        headers = {"User-Agent": f"tourkit/{__version__}", "Accept-Encoding": "identity"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
-        answer = follow(source.url, where, lambda url: self._get(url, headers), server="server", fix=_CORRECT)
-        try:
-            _check_status(answer, where)
-            begin, total = extent(answer, start)
-            yield Stream(answer, begin, total, None)
-        finally:
-            answer.close()
+        return opened(
+            source.url,
+            self._get,
+            lambda status: _refusal(status, where),
+            where,
+            start=start,
+            server="server",
+            fix=_CORRECT,
+        )
 
     def measure(self, source: Link) -> tuple[int, str]:
         """Read a file once, and return its size in bytes and its SHA-256. Raises HubError."""
         where = self.name(source)
-        for failures in range(1, self.patience.attempts + 1):
-            try:
-                return self._measured(source, where)
-            except PassingError as exc:
-                if failures == self.patience.attempts:
-                    raise self.given_up(where, exc) from exc
-                pause_s = self.patience.pause_s(failures, exc.wait_s)
-                self._note(f"{where}: {exc}; retry in {pause_s:.0f} s")
-            time.sleep(pause_s)
-        raise HubError(f"{where}: not asked: `attempts` must be at least 1")
+        return again(lambda: self._measured(source, where), where, self.patience, self.given_up, self._note)
 
     def given_up(self, where: str, last: PassingError) -> HubError:
         """Return the error to raise when a failure did not pass."""
@@ -127,14 +113,7 @@ class WebServer:
             raise PassingError(f"{host}: {reason(exc)}") from exc
 
 
-def _check_status(answer: Answer, where: str) -> None:
-    status = answer.status
-    if status in (200, 206):
-        return
-    if status == 416:
-        raise RangeRefusedError(f"{where}: HTTP 416")
-    if status in (408, 429) or status >= 500:
-        raise PassingError(f"HTTP {status}", retry_after(answer.headers.get("Retry-After", "")))
+def _refusal(status: int, where: str) -> HubError:
     if status in (401, 403, 407):
-        raise HubError(f"{where}: the server asks for a password (HTTP {status}): use an open address")
-    raise HubError(f"{where}: HTTP {status} from the server: {_CORRECT}")
+        return HubError(f"{where}: the server asks for a password (HTTP {status}): use an open address")
+    return HubError(f"{where}: HTTP {status} from the server: {_CORRECT}")

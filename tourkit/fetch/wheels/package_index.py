@@ -9,21 +9,17 @@ import base64
 import contextlib
 import http.client
 import ssl
-import time
-from collections.abc import Iterator
 from urllib.parse import unquote, urlsplit
 
-from tourkit import __version__
 from tourkit.errors import HubError, LocalError, Unreachable
-from tourkit.fetch.http import Answer, Connections, Patience, is_unknown_host, origin, reason, retry_after
+from tourkit.fetch.http import Answer, Connections, Patience, is_unknown_host, origin, reason
 from tourkit.fetch.stream import (
     NoAnswerError,
     PassingError,
-    RangeRefusedError,
     ServerWords,
     Stream,
-    extent,
-    follow,
+    again,
+    opened,
 )
 from tourkit.fetch.wheels.pip_settings import IndexSettings, credentials_for
 from tourkit.manifest.models import Link
@@ -55,39 +51,20 @@ class PackageIndex:
         """Return its file name, which has the version."""
         return self.name(source)
 
-    @contextlib.contextmanager
-    def open(self, source: Link, *, start: int = 0) -> Iterator[Stream]:
+    def open(self, source: Link, *, start: int = 0) -> contextlib.AbstractContextManager[Stream]:
         """Open the bytes of a wheel from `start` on. `Stream.start` is 0 if the server cannot resume.
 
         Raises PassingError for a failure that may pass, RangeRefusedError, and HubError for one that will not.
         """
-        where = self.name(source)
-        headers = {"User-Agent": f"tourkit/{__version__}", "Accept-Encoding": "identity"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
-        answer = follow(
-            source.url, where, lambda url: self._get(url, headers), server="index", fix=f"check {_SETTINGS}"
+        where, fix = self.name(source), f"check {_SETTINGS}"
+        return opened(
+            source.url, self._get, lambda status: _refusal(status, where), where, start=start, server="index", fix=fix
         )
-        try:
-            self._check_status(answer, where)
-            begin, total = extent(answer, start)
-            yield Stream(answer, begin, total, None)
-        finally:
-            answer.close()
 
     def size(self, source: Link) -> int:
         """Return the bytes of a wheel, for an index that does not state them. Raises HubError."""
-        for failures in range(1, self.patience.attempts + 1):
-            try:
-                with self.open(source) as stream:
-                    if stream.total is None:
-                        raise HubError(f"{self.name(source)}: the index states no size: use another index")
-                    return stream.total
-            except PassingError as exc:
-                if failures == self.patience.attempts:
-                    raise self.given_up(self.name(source), exc) from exc
-                time.sleep(self.patience.pause_s(failures, exc.wait_s))
-        raise HubError(f"{self.name(source)}: not asked: `attempts` must be at least 1")
+        where = self.name(source)
+        return again(lambda: self._size(source, where), where, self.patience, self.given_up, lambda line: None)
 
     def given_up(self, where: str, last: PassingError) -> HubError:
         """Return the error to raise when a failure did not pass."""
@@ -118,18 +95,11 @@ class PackageIndex:
                 raise Unreachable(f"there is no host {host!r}: check the network and {_SETTINGS}") from exc
             raise PassingError(f"{host}: {reason(exc)}") from exc
 
-    def _check_status(self, answer: Answer, where: str) -> None:
-        status = answer.status
-        if status in (200, 206):
-            return
-        if status == 416:
-            raise RangeRefusedError(f"{where}: HTTP 416")
-        if status in (408, 429) or status >= 500:
-            raise PassingError(f"HTTP {status}", retry_after(answer.headers.get("Retry-After", "")))
-        if status in (401, 403, 407):
-            fix = "put user name and password into PIP_INDEX_URL, pip.conf or .netrc"
-            raise HubError(f"{where}: the index refused the request (HTTP {status}): {fix}")
-        raise HubError(f"{where}: HTTP {status} from the index: {_RELOCK}")
+    def _size(self, source: Link, where: str) -> int:
+        with self.open(source) as stream:
+            if stream.total is None:
+                raise HubError(f"{where}: the index states no size: use another index")
+            return stream.total
 
     def _tls(self, url: str) -> ssl.SSLContext:
         """Return how the connection to an address is encrypted and checked: by pip's certificates."""
@@ -144,3 +114,10 @@ class PackageIndex:
         if {parts.hostname, f"{parts.hostname}:{urlsplit(origin(url)).port}"} & set(settings.trusted_hosts):
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return context
+
+
+def _refusal(status: int, where: str) -> HubError:
+    if status in (401, 403, 407):
+        fix = "put user name and password into PIP_INDEX_URL, pip.conf or .netrc"
+        return HubError(f"{where}: the index refused the request (HTTP {status}): {fix}")
+    return HubError(f"{where}: HTTP {status} from the index: {_RELOCK}")
