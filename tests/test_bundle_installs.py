@@ -20,10 +20,10 @@ from typing import Any
 
 import page_runner
 import pytest
+from mirroring import tiny_hub
 from netless import NOT_ALLOWED
 from template_names import NAMES, TAUGHT
 
-from tools.tiny import package
 from tourkit.net import is_loopback
 
 ROOT = Path(__file__).parent.parent
@@ -51,17 +51,8 @@ def hub(tmp_path: Path) -> Iterator[str]:
     """The address of a hub that has the tiny model."""
     folder = tmp_path / "hub"
     folder.mkdir()
-    package.upstream(ROOT / "weights" / "tiny", folder / "upstream")
-    command = [sys.executable, "-m", "tourkit", "mirror", "upstream", "--host", "127.0.0.1", "--port", "0"]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        found = re.search(r"http://[\d.:]+", process.stdout.readline())
-        assert found
-        yield found[0]
-    finally:
-        process.terminate()
-        process.communicate()
+    with tiny_hub(folder) as url:
+        yield url
 
 
 class WithoutDoubles(PathDistribution):

@@ -19,9 +19,9 @@ from pathlib import Path
 import click
 import page_runner
 import pytest
+from mirroring import tiny_hub
 
 from tools import cli_reference, gpu_table
-from tools.tiny import package
 from tourkit import __version__
 from tourkit.cli import cli
 
@@ -263,18 +263,8 @@ def name_of(page: Path) -> str:
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a hub that has the tiny model: `tourkit mirror` on a folder made from weights/tiny."""
-    folder = tmp_path_factory.mktemp("hub")
-    package.upstream(ROOT / "weights" / "tiny", folder / "upstream")
-    command = [sys.executable, "-m", "tourkit", "mirror", "upstream", "--host", "127.0.0.1", "--port", "0"]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        found = re.search(r"http://[\d.:]+", process.stdout.readline())
-        assert found
-        yield found[0]
-    finally:
-        process.terminate()
-        process.communicate()
+    with tiny_hub(tmp_path_factory.mktemp("hub")) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
+from mirroring import mirrored
 from serving import Serving, make_bundle, serving
 from template_names import NAMES
 
@@ -57,18 +57,10 @@ def work(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("trip")
     (work / "e2e.toml").write_text(MANIFEST)
     make_bundle(work / "upstream", tiny_gguf)
-    mirror = [sys.executable, "-m", "tourkit", "mirror", "upstream", "--host", "127.0.0.1", "--port", "0"]
-    process = subprocess.Popen(mirror, cwd=work, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        found = re.search(r"http://[\d.:]+", process.stdout.readline())
-        assert found
+    with mirrored(work / "upstream") as url:
         for command in (["lock", "e2e.toml"], ["prefetch", "e2e.toml", "--to", "bundle"]):
-            done = tourkit(*command, cwd=work, HF_ENDPOINT=found[0])
+            done = tourkit(*command, cwd=work, HF_ENDPOINT=url)
             assert done.returncode == 0, done.stderr
-    finally:
-        process.terminate()
-        process.communicate()
     return work
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 import page_runner
 import pytest
 import small_bundle
-from wheel_index import WheelIndex, make_wheel
+from wheel_index import WheelIndex, make_wheel, only_index
 
 from tourkit.bundle.build import build_index
 from tourkit.bundle.index import write_index
@@ -34,13 +33,8 @@ CUDA_LIST = "wheels/cp312-manylinux_2_35_x86_64-cuda-llama.txt"
 @pytest.fixture
 def index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WheelIndex]:
     """A package index that pip's variables name, and no other setting of the developer's."""
-    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
-        monkeypatch.delenv(name)
-    with WheelIndex(dict([*CUDA_12, make_wheel("openai", "3.1"), make_wheel("pip", "30.0")])) as server:
-        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-        monkeypatch.setenv("PIP_INDEX_URL", server.simple)
-        monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv-cache"))
-        monkeypatch.setenv("HOME", str(tmp_path))
+    wheels = dict([*CUDA_12, make_wheel("openai", "3.1"), make_wheel("pip", "30.0")])
+    with only_index(wheels, tmp_path, monkeypatch) as server:
         yield server
 
 

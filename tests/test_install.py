@@ -5,11 +5,9 @@ install.sh and install.ps1 share.
 """
 
 import ast
-import base64
 import ensurepip
 import hashlib
 import importlib.util
-import io
 import os
 import platform
 import re
@@ -17,11 +15,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from wheel_index import packed
 
 from tourkit.data import BUNDLE_SKELETON
 
@@ -60,16 +58,7 @@ def wheel(files: dict[str, bytes]) -> bytes:
         f"{about}/METADATA": b"Metadata-Version: 2.1\nName: tourkit\nVersion: 0.0.0\n",
         f"{about}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    record = ""
-    for name, data in files.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-        record += f"{name},sha256={digest},{len(data)}\n"
-    files[f"{about}/RECORD"] = f"{record}{about}/RECORD,,\n".encode()
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return packed.getvalue()
+    return packed(files, about)
 
 
 WORKS = {"tourkit_stub.py": b"WORKS = True\n"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 import small_bundle
 from faulty_hub import Fault, FaultyHub, manifest_toml, noise
-from wheel_index import WheelIndex, basic, make_wheel
+from wheel_index import WheelIndex, basic, make_wheel, only_index
 
 from tourkit.bundle import verify
 from tourkit.bundle.index import read_index, write_index
@@ -52,13 +51,7 @@ OURS = [
 @pytest.fixture
 def index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WheelIndex]:
     """A package index that pip's variables name, and no other setting of the developer's."""
-    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
-        monkeypatch.delenv(name)
-    with WheelIndex(WHEELS) as server:
-        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-        monkeypatch.setenv("PIP_INDEX_URL", server.simple)
-        monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv-cache"))
-        monkeypatch.setenv("HOME", str(tmp_path))
+    with only_index(WHEELS, tmp_path, monkeypatch) as server:
         yield server
 
 

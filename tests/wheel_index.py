@@ -10,12 +10,16 @@ import hashlib
 import html
 import io
 import json
+import os
 import random
 import re
 import urllib.parse
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import pytest
 from faulty_hub import FaultyHub, Handler
 
 
@@ -43,16 +47,33 @@ def make_wheel(
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n".encode(),
     }
     files |= {"lib.so": library} if library else {}
+    return f"{distribution}-{tag}.whl", packed(files, info)
+
+
+def packed(files: dict[str, bytes], info: str) -> bytes:
+    """Return the bytes of a wheel with these files and a RECORD of them in its folder `info`."""
     record = ""
     for path, content in files.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
         record += f"{path},sha256={digest},{len(content)}\n"
-    files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
-        for path, content in files.items():
+        for path, content in (files | {f"{info}/RECORD": f"{record}{info}/RECORD,,\n".encode()}).items():
             archive.writestr(zipfile.ZipInfo(path), content)
-    return f"{distribution}-{tag}.whl", out.getvalue()
+    return out.getvalue()
+
+
+@contextmanager
+def only_index(wheels: dict[str, bytes], home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WheelIndex]:
+    """Serve a package index that pip's variables name, without any other setting of the developer's."""
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
+        monkeypatch.delenv(name)
+    with WheelIndex(wheels) as server:
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+        monkeypatch.setenv("PIP_INDEX_URL", server.simple)
+        monkeypatch.setenv("UV_CACHE_DIR", str(home / "uv-cache"))
+        monkeypatch.setenv("HOME", str(home))
+        yield server
 
 
 class WheelHandler(Handler):

@@ -96,6 +96,11 @@ def variant_files(index: Index, variant: BundleVariant) -> tuple[PinnedFile[Sour
     return tuple(file for file in index.files if file.path.startswith(folder))
 
 
+def chat_templates_of(index: Index) -> dict[str, str]:
+    """Return the Jinja sources of the index by model id, for the models whose weights have none."""
+    return {model.id: model.chat_template for model in index.models if model.chat_template}
+
+
 def size_of(root: Path, index: Index) -> tuple[int, int]:
     """Files and bytes of the bundle at `root`: those of the index, and bundle.json and SHA256SUMS. Raises OSError."""
     lists = [(root / name).stat().st_size for name in (INDEX, SUMS)]

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tourkit.bundle.index import Index, chat_templates_of
 from tourkit.checks import bundle as bundles
 from tourkit.checks import guard_trial, machine, speed, stack_trial, system, wheels
 from tourkit.checks.findings import Finding, finding_json, ok
 from tourkit.hardware.machine_file import machine_json
 
 if TYPE_CHECKING:
-    from tourkit.bundle.index import Index
     from tourkit.hardware.machine import Hardware
     from tourkit.planning.plan import Plan
 
@@ -68,6 +68,6 @@ def _loads(hardware: Hardware, bundle: Path, index: Index, plan: Plan) -> Iterat
     from tourkit.checks import loading
     from tourkit.server.gateway.launch import has_one_gpu, placements_at
 
-    templates = {model.id: model.chat_template for model in index.models if model.chat_template}
+    templates = chat_templates_of(index)
     placements = placements_at(bundle.joinpath, plan, chat_templates=templates, assets=index.assets)
     yield from loading.findings(placements, only_gpu=has_one_gpu(hardware))

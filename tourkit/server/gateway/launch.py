@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from tourkit import net
 from tourkit.bundle.environment import variables
-from tourkit.bundle.index import BundleAsset, Index, read_index
+from tourkit.bundle.index import BundleAsset, Index, chat_templates_of, read_index
 from tourkit.errors import NotSo, UsageError
 from tourkit.hardware import machine_file, probe
 from tourkit.hardware.machine import Gpu, Hardware
@@ -166,7 +166,7 @@ def _located(source: Source, options: ServeOptions, plan: Plan) -> tuple[Placeme
         plan,
         deterministic=options.deterministic,
         prefix_cache=options.prefix_cache,
-        chat_templates={model.id: model.chat_template for model in source.index.models if model.chat_template},
+        chat_templates=chat_templates_of(source.index),
         assets=source.index.assets,
     )
 
