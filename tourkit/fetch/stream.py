@@ -34,7 +34,7 @@ class PassingError(HubError):
 
 
 class NoAnswerError(PassingError):
-    """The endpoint did not answer: no other repository would fare better."""
+    """The endpoint did not answer: it would not answer about another repository either."""
 
 
 class RangeRefusedError(HubError):

@@ -45,7 +45,7 @@ def glibc() -> str:
         return ""
     try:
         answer = os.confstr("CS_GNU_LIBC_VERSION") or ""
-    except OSError:  # musl knows the name from its headers, and no answer
+    except OSError:  # musl has the name in its headers and gives no answer
         return ""
     return answer.removeprefix("glibc ") if answer.startswith("glibc ") else ""
 

@@ -85,10 +85,10 @@ def choose(order: Order, root: Path, folder: Path, say: Callable[[str], None], *
 
 @dataclass(frozen=True, slots=True)
 class _Llama:
-    """How to come by llama.cpp's wheel."""
+    """How to get llama.cpp's wheel."""
 
     say: Callable[[str], None]
-    build: bool  # now, if there is none
+    build: bool  # whether it may be built now if there is none
 
 
 def _choice(

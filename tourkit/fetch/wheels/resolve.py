@@ -65,7 +65,7 @@ def asked(target: Target, local: Sequence[Wheel], excluded: Sequence[str]) -> li
 
 
 def resolve(target: Target, local: Sequence[Wheel], settings: IndexSettings, *, excluded: Sequence[str] = ()) -> str:
-    """Return uv's pylock.toml for the target. `excluded`: packages that are left out whatever asks for them.
+    """Return uv's pylock.toml for the target. `excluded`: packages that are left out even if others need them.
 
     Raises LocalError without uv, NotSo if no versions fit together, HubError if the index cannot be asked.
     """
