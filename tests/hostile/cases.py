@@ -33,6 +33,11 @@ def cases() -> list[Case]:
     return [*_constraints(), *_bodies(), *_wrong_types()]
 
 
+def dear(number: int) -> dict[str, Any]:
+    """Return the fields of a constraint that takes long to prepare. Each number gives another one."""
+    return of_schema(_alternatives(1500 + number % 200, first=number))
+
+
 def _constraints() -> list[Case]:
     schemas: dict[str, tuple[Any, tuple[int, ...]]] = {
         "const at -2^63": ({"const": _LOWEST}, (400,)),
@@ -117,8 +122,11 @@ def _wide(count: int) -> Any:
     return {"type": "object", "properties": {f"property{i}": {"type": "string", "maxLength": i} for i in range(count)}}
 
 
-def _alternatives(count: int) -> Any:
-    return {"anyOf": [{"type": "object", "properties": {f"k{i}": {"const": i}}, "required": [f"k{i}"]} for i in range(count)]}
+def _alternatives(count: int, first: int = 0) -> Any:
+    numbers = range(first, first + count)
+    return {
+        "anyOf": [{"type": "object", "properties": {f"k{i}": {"const": i}}, "required": [f"k{i}"]} for i in numbers]
+    }
 
 
 def _prompt(text: str) -> bytes:

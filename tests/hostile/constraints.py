@@ -12,14 +12,48 @@ from typing import Any
 
 Fields = dict[str, Any]
 
-_WORDS = ("name", "date", "total", "items", "Straße", "дата", "x" * 300, "", "a.b", "$ref", "quote\"d", "line\nbreak")
+_WORDS = ("name", "date", "total", "items", "Straße", "дата", "x" * 300, "", "a.b", "$ref", 'quote"d', "line\nbreak")
 _NUMBERS = (
     *(0, 1, -1, 0.1, -0.0, 1e-300, 1e300, 2**31, 2**53, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**64),
     *(10**40, 10**400, 0.30000000000000004, 99999999999999999999.5),
 )
 _COUNTS = (0, 1, 2, 3, 7, 60, 3999, 100_000, 2**31, 2**63, -1, 1.5)
-_ATOMS = ("a", "b", "[a-z]", "[^\"]", ".", "\\d", "\\w", "\\s", "é", "日", "\\u00e9", "\\x41", "[[:alpha:]]", "\\p{L}", "^", "$")
-_LOOKS = ("(?=a)", "(?!a)", "(?<=a)", "(?<!a)", "\\1", "(?P<n>a)", "(?i)", "\\b", "\\A", "(?P=n)", "(", ")", "[", "*", "{2", "\\")
+_ATOMS = (
+    "a",
+    "b",
+    "[a-z]",
+    '[^"]',
+    ".",
+    "\\d",
+    "\\w",
+    "\\s",
+    "é",
+    "日",
+    "\\u00e9",
+    "\\x41",
+    "[[:alpha:]]",
+    "\\p{L}",
+    "^",
+    "$",
+)
+_LOOKS = (
+    "(?=a)",
+    "(?!a)",
+    "(?<=a)",
+    "(?<!a)",
+    "\\1",
+    "(?P<n>a)",
+    "(?i)",
+    "\\b",
+    "\\A",
+    "(?P=n)",
+    "(",
+    ")",
+    "[",
+    "*",
+    "{2",
+    "\\",
+)
 _FORMATS = ("date", "date-time", "email", "uuid", "ipv4", "regex", "uri", "hostname", "made-up", 7)
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null", "any", "nonsense", 3)
 _DIALECTS = (
@@ -164,12 +198,26 @@ def _lark(rng: random.Random) -> str:
     lines += [f"{name}: {_rule(rng, names, 2)}" for name in names]
     lines += [f"T{i}: /{_regex(rng, 3).replace('/', '')}/" for i in range(3)]
     if rng.random() < 0.2:
-        lines.append(rng.choice(("%ignore /\\s+/", "%import common.INT", "%json {}", "x" * 5000, "start: start", "T0: T1")))
+        lines.append(
+            rng.choice(("%ignore /\\s+/", "%import common.INT", "%json {}", "x" * 5000, "start: start", "T0: T1"))
+        )
     return "\n".join(lines)
 
 
 def _rule(rng: random.Random, names: list[str], depth: int) -> str:
-    leaf = (*names, "T0", "T1", "T2", '"a"', '""', '"日本"', '%json {"type": "object"}', "missing", "<[12]>", "<|im_end|>")
+    leaf = (
+        *names,
+        "T0",
+        "T1",
+        "T2",
+        '"a"',
+        '""',
+        '"日本"',
+        '%json {"type": "object"}',
+        "missing",
+        "<[12]>",
+        "<|im_end|>",
+    )
     if depth <= 0:
         return rng.choice(leaf)
     parts = [_rule(rng, names, depth - 1) for _ in range(rng.randint(1, 3))]
@@ -179,7 +227,7 @@ def _rule(rng: random.Random, names: list[str], depth: int) -> str:
 
 def _gbnf(rng: random.Random) -> str:
     names = [f"r{i}" for i in range(rng.choice((1, 4)))]
-    leaf = (*names, '"a"', "[a-z]", "[^\"]", "missing", '"\\n"', "root")
+    leaf = (*names, '"a"', "[a-z]", '[^"]', "missing", '"\\n"', "root")
 
     def alternatives() -> str:
         several = (" ".join(rng.choices(leaf, k=rng.randint(1, 3))) for _ in range(rng.randint(1, 3)))

@@ -32,6 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from hostile.bodies import bodies  # noqa: E402
 from hostile.cases import chat  # noqa: E402
 from hostile.constraints import constraints  # noqa: E402
+from hostile.processes import memory  # noqa: E402
 from serving import Serving, serve_command  # noqa: E402
 
 from tools.random_gguf import write_random_gguf  # noqa: E402
@@ -115,19 +116,6 @@ def _code(answer: bytes) -> str:
 def state(served: Serving) -> dict[str, Any]:
     workers = json.loads(ask(served, "/health")[1])["workers"]
     return {name: (each["pid"], each["restarts"]) for name, each in workers.items()}
-
-
-def memory(pid: int) -> int:
-    """Return the resident memory of a process and of all processes below it, in bytes."""
-    total = 0
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            resident = int((path / "statm").read_text().split()[1]) * 4096
-        except OSError:
-            continue  # it has just ended
-        total += resident if int(path.name) == pid or parent == pid else 0
-    return total
 
 
 def report(title: str, found: Findings) -> None:
