@@ -9,8 +9,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from hostile.cases import Case, cases, chat
 from serving import Serving
+
+from hostile.cases import Case, cases, chat
 
 CASES = cases()
 _HANG = 120  # seconds: only a server that hangs reaches this

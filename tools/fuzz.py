@@ -1,8 +1,8 @@
-"""Generated constraints and bodies against a running server: `python tests/hostile/fuzz.py [--seed N] [--count N]`.
+"""Generated constraints and bodies against a running server: `python -m tools.fuzz [--seed N] [--count N]`.
 
 It serves a model (`--model FILE`, or the tiny one with random weights), sends `--count` generated constraints and as
-many bodies, four at once, and reads the server's state all the time. It prints the seed, the slowest answers, the memory
-and every broken promise, and ends with 1 if there is one. The promises: no worker dies, no status of 500 or above but
+many bodies, four at once. It prints the seed, the slowest answers, the memory and every broken promise, and ends with 1
+if there is one. The promises: no worker dies, no status of 500 or above but
 503, no answer takes more than 15 s, and memory stays flat over the second half.
 """
 
@@ -26,16 +26,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from hostile.bodies import bodies  # noqa: E402
-from hostile.cases import chat  # noqa: E402
-from hostile.constraints import constraints  # noqa: E402
-from hostile.processes import memory  # noqa: E402
-from serving import Serving, serve_command  # noqa: E402
+from hostile.bodies import bodies
+from hostile.cases import chat
+from hostile.constraints import constraints
+from hostile.processes import memory
+from serving import Serving, serve_command
 
-from tools.random_gguf import write_random_gguf  # noqa: E402
+from tools.random_gguf import write_random_gguf
 
 _MOST_SECONDS = 15.0  # for one answer
 _HANG_SECONDS = 120.0  # for a client to give up
