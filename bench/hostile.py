@@ -1,4 +1,4 @@
-"""What hostile requests cost everybody else: `python bench/hostile.py --model FILE [--rounds N]`.
+"""What hostile requests cost everybody else: `python bench/hostile.py [--model FILE] [--rounds N]`.
 
 It serves the model and prints absolute figures, each beside the same request alone in the same run:
 1. every hostile request by name (tests/hostile/cases.py): its answer, and a simple request one second later;
@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from portable_vs_native import weights
 
-from hostile.cases import Case, cases, chat, dear  # noqa: E402
-from hostile.constraints import of_schema  # noqa: E402
-from hostile.processes import memory  # noqa: E402
-from serving import Serving, serve_command  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from hostile.cases import Case, cases, chat, dear
+from hostile.constraints import of_schema
+from hostile.processes import memory
+from serving import Serving, serve_command
 
 _CHAT = "/v1/chat/completions"
 _HANG_SECONDS = 150.0
@@ -165,7 +166,7 @@ def new_schemas(served: Serving, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a GGUF file")
+    parser.add_argument("--model", type=Path, help="a GGUF file; without it SmolLM2-135M")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--without-cases", action="store_true", help="leave out the requests by name")
     options = parser.parse_args()
@@ -176,7 +177,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         log = Path(name) / "log"
-        with serve_command([str(options.model), "--context", "2048"], log) as served:
+        model = options.model or weights(Path("build/smollm2"))
+        with serve_command([str(model), "--context", "2048"], log) as served:
             [pid] = [each["pid"] for each in _health(served)["workers"].values()]
             first_token(served)
             before = memory(pid)
