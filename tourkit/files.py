@@ -116,7 +116,7 @@ def check_folders_below(root: Path, folder: str) -> None:
 
 
 def make_folder_below(root: Path, folder: str) -> None:
-    """Make `folder` and the folders on the way to it below `root`, which exists. Raises OSError as `open_below` does."""
+    """Make `folder` below `root`, and the folders on the way to it. Raises OSError as `open_below` does."""
     check_folders_below(root, folder)
     (root / folder).mkdir(parents=True, exist_ok=True)
 
