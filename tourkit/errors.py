@@ -26,6 +26,15 @@ def one_line(text: str) -> str:
     return text if len(text) <= _MAX_LINE else text[: _MAX_LINE - 1] + "…"
 
 
+def said_by(error: BaseException) -> str:
+    """Return the message of any exception in one line. The methods of an exception of foreign code may fail too."""
+    try:
+        said = f"no field {error}" if isinstance(error, KeyError) else str(error) or repr(error)
+    except BaseException as again:  # noqa: BLE001 - foreign code may raise anything
+        said = f"its message cannot be shown ({type(again).__name__})"
+    return " ".join(said.split())
+
+
 class TourkitError(Exception):
     """The root of the tree. `exit_code`: of the process. `details`: a line for each problem if there are several."""
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import shutil
 import socket
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tourkit import net
+from tourkit import net, scratch
 from tourkit.errors import EngineDead, EngineError, LocalError, RequestError, TourkitError
 from tourkit.launch import Launch
 from tourkit.net import Urls
@@ -107,7 +105,13 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        self._folder = tempfile.mkdtemp(prefix="tourkit-")
+        with scratch.folder("gateway") as folder:
+            self._folder = str(folder)
+            async with self._workers_running():
+                yield
+
+    @contextlib.asynccontextmanager
+    async def _workers_running(self) -> AsyncIterator[None]:
         announcements = []
         try:
             for i, placement in enumerate(self._placements):
@@ -135,7 +139,6 @@ class Gateway:
                 announcement.cancel()
             await self.stop()
             await self._upstream.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     async def stop(self) -> None:
         """End every worker and the answers it is writing. Idempotent."""
