@@ -12,6 +12,7 @@ class Limit:
     """The most that a request may have of one thing.
 
     `field`: the request field, as in the error's `param`. `unit`: what is counted. `code`, `status`: of the error.
+    `route`: the only route that it is for; empty for all routes that have the field.
     """
 
     field: str
@@ -19,6 +20,7 @@ class Limit:
     unit: str
     code: str | None = None
     status: int = 400
+    route: str = ""
 
     def check(self, found: int, where: str | None = None) -> None:
         """Raise RequestError if `found` is over the limit. `where`: the exact field, such as `stop[3]`."""
@@ -52,9 +54,11 @@ BIASES = Limit("logit_bias", 10_000, "token ids")
 TOP_LOGPROBS = Limit("top_logprobs", 20, "tokens")
 CHOICES = Limit("choice", 10_000, "strings")
 TEXTS = Limit("input", 2_048, "texts")
-TOKENIZED = Limit("prompt", 4 * 1024 * 1024, "characters", "body_too_large", 413)
+TEXT_LENGTH = Limit("input[i]", 1024 * 1024, "characters")
+TOKENIZED = Limit("prompt", 4 * 1024 * 1024, "characters", "body_too_large", 413, "/tokenize")
+TOKENS = Limit("tokens", 262_144, "token ids", "body_too_large", 413)
 
 LIMITS = (
     *(BODY, HEADER, DEPTH, CONTAINERS, KEYS, VALUES, FIELDS, MODEL, MESSAGES, MESSAGE_FIELDS, N, STOPS, STOP_LENGTH),
-    *(BIASES, TOP_LOGPROBS, CHOICES, TEXTS, TOKENIZED),
+    *(BIASES, TOP_LOGPROBS, CHOICES, TEXTS, TEXT_LENGTH, TOKENIZED, TOKENS),
 )

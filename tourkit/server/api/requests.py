@@ -79,6 +79,7 @@ def parse_detokenize(body: Any) -> list[int]:
     tokens = body.get("tokens")
     if not isinstance(tokens, list) or not all(map(_is_token, tokens)):
         raise RequestError("tokens must be a list of token ids", param="tokens")
+    limits.TOKENS.check(len(tokens))
     return list(tokens)
 
 
@@ -112,6 +113,7 @@ def parse_embeddings(body: Any) -> Embed:
 
 def _text_to_embed(text: Any, where: str) -> str | tuple[int, ...]:
     if isinstance(text, str) and text:
+        limits.TEXT_LENGTH.check(len(text), where)
         return text
     if isinstance(text, list) and text and all(map(_is_token, text)):
         return tuple(text)
