@@ -155,7 +155,9 @@ def _changed(body: Any, chance: random.Random) -> Any:
         return _value(chance)
     holder, key = chance.choice(places)
     how = chance.random()
-    if how < 0.6:
+    if key == "max_tokens":  # without it an answer would take minutes
+        holder[key] = _value(chance) or 1
+    elif how < 0.6:
         holder[key] = _value(chance)
     elif how < 0.7:
         del holder[key]

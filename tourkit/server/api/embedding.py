@@ -13,9 +13,9 @@ from starlette.responses import Response
 
 from tourkit.backends.base import Embedder, Embeddings
 from tourkit.errors import RequestError
-from tourkit.server.api.off_loop import tokenized, unless_left
+from tourkit.server.api.off_loop import result, tokenized
 from tourkit.server.api.requests import Embed
-from tourkit.server.http import CLIENT_LEFT
+from tourkit.server.http import CLIENT_LEFT, unless_hung_up
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
@@ -40,7 +40,7 @@ async def embed(engine: Engine, asked: Embed, http: HttpRequest) -> Response:
     begun = await tokenized(size, lambda: engine.embed(asked.texts), http.receive, Future.cancel)
     if begun is None:
         return Response(status_code=CLIENT_LEFT)
-    found = await unless_left(begun, http.receive)
+    found = await unless_hung_up(http.receive, result(begun))
     if found is None:
         return Response(status_code=CLIENT_LEFT)
     body = await asyncio.to_thread(_body, asked, found)

@@ -36,11 +36,11 @@ class Limit:
 
 # The whole request.
 BODY = Limit("body", 16 * 1024 * 1024, "bytes", "body_too_large", 413)
-HEADER = Limit("header", 16 * 1024, "bytes", "header_too_large", 431)
+HEADER = Limit("header", 64 * 1024, "bytes", "header_too_large", 431)
 # All parts of the body together. These bound the memory of the parsed body, whatever its bytes are.
 DEPTH = Limit("body", 100, "levels of lists and objects", "body_too_complex")
 CONTAINERS = Limit("body", 100_000, "lists and objects", "body_too_complex")
-KEYS = Limit("body", 100_000, "keys", "body_too_complex")
+KEYS = Limit("body", 200_000, "keys", "body_too_complex")
 VALUES = Limit("body", 1_000_000, "values", "body_too_complex")
 # Single fields.
 FIELDS = Limit("body", 100, "fields")
@@ -55,7 +55,7 @@ TOP_LOGPROBS = Limit("top_logprobs", 20, "tokens")
 CHOICES = Limit("choice", 10_000, "strings")
 TEXTS = Limit("input", 2_048, "texts")
 TEXT_LENGTH = Limit("input[i]", 1024 * 1024, "characters")
-TOKENIZED = Limit("prompt", 4 * 1024 * 1024, "characters", "body_too_large", 413, "/tokenize")
+TOKENIZED = Limit("prompt", 1024 * 1024, "characters", "body_too_large", 413, "/tokenize")
 TOKENS = Limit("tokens", 262_144, "token ids", "body_too_large", 413)
 
 LIMITS = (

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from starlette.types import Receive
 
 from tourkit.server.api.json_text import load
-from tourkit.server.http import hung_up
+from tourkit.server.http import unless_hung_up
 
 T = TypeVar("T")
 
@@ -40,19 +40,14 @@ async def tokenized(
     """
     if size <= LARGE_TEXT:
         return work()
-    return await unless_left(_TOKENIZING.submit(work), receive, drop)
+    return await unless_hung_up(receive, result(_TOKENIZING.submit(work), drop))
 
 
-async def unless_left(
-    future: Future[T], receive: Receive, drop: Callable[[T], object] = lambda result: None
-) -> T | None:
-    """Return the result of a future. If the client hangs up before, cancel the future and return None."""
-    waiting, watching = asyncio.wrap_future(future), asyncio.create_task(hung_up(receive))
-    either: set[asyncio.Future[Any]] = {waiting, watching}
+async def result(future: Future[T], drop: Callable[[T], object] = lambda result: None) -> T:
+    """Return the result of a future. If this is cancelled, cancel the future too; `drop` gets a result that comes."""
     try:
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        return waiting.result() if waiting.done() else None
-    finally:
-        watching.cancel()
-        if waiting.cancel() and not future.cancelled():  # work that runs in a thread goes on to its end
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError:
+        if not future.cancelled():  # work that runs in a thread goes on to its end
             future.add_done_callback(lambda done: None if done.exception() else drop(done.result()))
+        raise
