@@ -24,19 +24,19 @@ async def read_body(request: Request) -> bytes:
     The rest of a body that is too large is read and dropped, because most clients read no answer while they send. It
     is not read to its end if it is several times too large.
     """
-    blocks, size = [], 0
+    body, size = bytearray(), 0
     async for block in request.stream():
         size += len(block)
         if size <= BODY.most:
-            blocks.append(block)
+            body += block
         else:
-            blocks.clear()
+            body.clear()
         if size > _MOST_DROPPED:
             break
     if size > BODY.most:
         message = f"the body is over {BODY.most >> 20} MiB"
         raise RequestError(message, param=BODY.field, code=BODY.code, status=BODY.status)
-    return b"".join(blocks)
+    return bytes(body)
 
 
 async def model_name(body: bytes) -> str:
