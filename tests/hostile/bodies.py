@@ -61,7 +61,7 @@ _VALID: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"model": "tool", "prompt": "Once", "regex": "a{1,3}", **_ENDING}),
     ("/v1/completions", {"model": "tool", "prompt": "Once", "grammar": 'start: "a" | "b"', **_ENDING}),
     ("/v1/embeddings", {"model": "embed", "input": "a text", "encoding_format": "base64", "dimensions": 64}),
-    ("/v1/embeddings", {"model": "embed", "input": ["a text", [1, 2, 3]], "user": "me"}),
+    ("/v1/embeddings", {"model": "tool", "input": ["a text", [1, 2, 3]], "user": "me"}),
     ("/tokenize", {"model": "tool", "prompt": "a text", "add_special_tokens": True}),
     ("/detokenize", {"model": "tool", "tokens": [1, 2, 3]}),
 ]

@@ -55,8 +55,8 @@ TOP_LOGPROBS = Limit("top_logprobs", 20, "tokens")
 CHOICES = Limit("choice", 10_000, "strings")
 TEXTS = Limit("input", 2_048, "texts")
 TEXT_LENGTH = Limit("input[i]", 1024 * 1024, "characters")
-TOKENIZED = Limit("prompt", 1024 * 1024, "characters", "body_too_large", 413, "/tokenize")
-TOKENS = Limit("tokens", 262_144, "token ids", "body_too_large", 413)
+TOKENIZED = Limit("prompt", 1024 * 1024, "characters", route="/tokenize")
+TOKENS = Limit("tokens", 262_144, "token ids")
 
 LIMITS = (
     *(BODY, HEADER, DEPTH, CONTAINERS, KEYS, VALUES, FIELDS, MODEL, MESSAGES, MESSAGE_FIELDS, N, STOPS, STOP_LENGTH),
