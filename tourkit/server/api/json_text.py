@@ -55,9 +55,12 @@ def _outside_strings(body: bytes) -> Iterator[bytes]:
     """Yield the text that is outside of strings, one block of the body after the other."""
     inside, escape = False, b""
     for start in range(0, len(body), _BLOCK):
-        block = (escape + body[start : start + _BLOCK]).replace(b"\\\\", b"")
-        escape = b"\\" if block.endswith(b"\\") else b""  # the character that it escapes is in the next block
-        parts = block.removesuffix(escape).replace(b'\\"', b"").split(b'"')
+        block, escape = escape + body[start : start + _BLOCK], b""
+        if b"\\" in block:
+            block = block.replace(b"\\\\", b"")
+            escape = b"\\" if block.endswith(b"\\") else b""  # the character that it escapes is in the next block
+            block = block.removesuffix(escape).replace(b'\\"', b"")
+        parts = block.split(b'"')
         yield b"".join(parts[inside::2])
         inside ^= len(parts) % 2 == 0
 
