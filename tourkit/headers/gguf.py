@@ -23,6 +23,8 @@ _NUMBERS = {
     "vocab_size": bounds.VOCABULARY,
     "expert_count": bounds.EXPERTS,
     "expert_used_count": bounds.EXPERTS,
+    "expert_group_count": bounds.EXPERTS,
+    "expert_group_used_count": bounds.EXPERTS,
     "attention.key_length": bounds.HEAD_SIZE,
     "attention.value_length": bounds.HEAD_SIZE,
     "pooling_type": bounds.POOLING,
@@ -133,8 +135,14 @@ def _check_vocabulary(path: Path, header: dict[str, Any], kinds: dict[str, int])
 
 
 def _check_experts(path: Path, header: dict[str, Any]) -> None:
-    """Refuse a number of used experts that the model does not have: llama.cpp aborts."""
+    """Refuse numbers of experts that do not fit together: llama.cpp aborts."""
     name = header.get("general.architecture", "")
-    there, used = (header.get(f"{name}.{key}", 0) for key in ("expert_count", "expert_used_count"))
+    keys = ("expert_count", "expert_used_count", "expert_group_count", "expert_group_used_count")
+    there, used, groups, groups_used = (header.get(f"{name}.{key}", 0) for key in keys)
+    if there <= 1 and name.startswith("hunyuan"):  # llama.cpp takes one expert as none in this family
+        return
     if used > there or bool(used) != bool(there):
         raise refused(path, f"{name}.expert_used_count is {used}, but {name}.expert_count is {there}")
+    odd = groups > 1 and (there % groups or not 0 < groups_used < groups)
+    if (groups and groups >= there) or odd:
+        raise refused(path, f"{name}.expert_group_count is {groups}, which does not fit {there} experts")
