@@ -4,6 +4,7 @@ No other file is read. verify.py compares the index with the files on disk.
 """
 
 import hashlib
+from bisect import bisect_left
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,10 @@ class BundleAsset:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """All that a bundle holds. The two digests are empty if there was no manifest or no lock."""
+    """All that a bundle holds. The two digests are empty if there was no manifest or no lock.
+
+    `files` are sorted by path, in whatever order they are given.
+    """
 
     name: str
     manifest_sha256: str
@@ -89,11 +93,19 @@ class Index:
     files: tuple[PinnedFile[Source | None], ...]
     assets: tuple[BundleAsset, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", tuple(sorted(self.files, key=_path)))
+
+
+def _path(file: PinnedFile[Source | None]) -> str:
+    return file.path
+
 
 def variant_files(index: Index, variant: BundleVariant) -> tuple[PinnedFile[Source | None], ...]:
     """The files of one variant, sorted by path."""
-    folder = f"{variant.id.folder}/"
-    return tuple(file for file in index.files if file.path.startswith(folder))
+    folder = variant.id.folder
+    begin = bisect_left(index.files, f"{folder}/", key=_path)
+    return index.files[begin : bisect_left(index.files, f"{folder}0", lo=begin, key=_path)]  # "0" comes after "/"
 
 
 def chat_templates_of(index: Index) -> dict[str, str]:
@@ -141,7 +153,7 @@ def render_index(index: Index) -> bytes:
         "roles": {role: list(ids) for role, ids in index.roles.items()},
         "models": [_raw_model(model) for model in sorted(index.models, key=lambda model: model.id)],
         "variants": [asdict(variant) for variant in sorted(index.variants, key=lambda variant: variant.id)],
-        "files": [_raw_file(file) for file in sorted(index.files, key=lambda file: file.path)],
+        "files": [_raw_file(file) for file in index.files],
     }
     if index.assets:  # a bundle without assets keeps the bytes that it had before there were any
         raw["assets"] = [asdict(asset) for asset in sorted(index.assets, key=lambda asset: asset.path)]

@@ -295,7 +295,7 @@ def _entry(raw: dict[str, Any]) -> UnresolvedVariant:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes().decode())
+        return json.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError as exc:
         manifest = path.with_name(path.name.removesuffix(".lock.json") + ".toml")
         raise ManifestError(f"{path}: there is no lock yet: run `tourkit lock {manifest}`") from exc

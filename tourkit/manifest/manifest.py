@@ -70,7 +70,7 @@ def _locate(ref: str | Path) -> Path:
 def _read_toml(path: Path) -> tuple[bytes, dict[str, Any]]:
     try:
         content = path.read_bytes()
-        return content, tomllib.loads(content.decode())
+        return content, tomllib.loads(content.decode("utf-8-sig"))  # Notepad writes a byte order mark
     except OSError as exc:
         raise ManifestError(f"{path}: cannot be read ({exc.strerror}): check the path and the permissions") from exc
     except UnicodeDecodeError as exc:
