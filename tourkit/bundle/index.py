@@ -13,6 +13,7 @@ import orjson
 
 from tourkit.errors import NotSo, UsageError
 from tourkit.files import read_below, write_atomic
+from tourkit.headers.config import values_of
 from tourkit.manifest.assets import FOLDER, env_problem, location
 from tourkit.manifest.models import Asset, Model, PinnedFile, Source, VariantId
 from tourkit.manifest.paths import check_distinct, check_path
@@ -23,6 +24,7 @@ INDEX = "bundle.json"
 SUMS = "SHA256SUMS"
 SIGNATURE = "bundle.sig"
 OWN_FILES = (INDEX, SUMS, SIGNATURE)  # never in the index
+_MOST_VALUES = 4_000_000  # of an index, which has 7 for each file; Python takes about 100 bytes for each
 _RESTORE = "copy it again from the bundle it came from, or run `tourkit prefetch` again"
 
 
@@ -228,12 +230,18 @@ def _file(raw: dict[str, Any], where: str) -> PinnedFile[Source | None]:
 
 def _undamaged(data: bytes, where: str) -> dict[str, Any]:
     """Return the JSON object if its bytes match the digest inside. This check is the same in every format version."""
+    if values_of(data) > _MOST_VALUES:
+        raise NotSo(f"{where}: damaged, more than {_MOST_VALUES} values, which no index has: {_RESTORE}")
     try:
         raw = orjson.loads(data)
     except orjson.JSONDecodeError as exc:
         raise NotSo(f"{where}: damaged, not JSON at line {exc.lineno}: {_RESTORE}") from None
     content = {key: value for key, value in raw.items() if key != "digest"} if isinstance(raw, dict) else {}
-    if not content or raw.get("digest") != _digest(content) or _canonical(raw) != data:
+    try:
+        whole = bool(content) and raw.get("digest") == _digest(content) and _canonical(raw) == data
+    except orjson.JSONEncodeError:  # nested deeper than orjson writes, which reads a little deeper
+        whole = False
+    if not whole:
         raise NotSo(f"{where}: damaged, its content does not match its own digest: {_RESTORE}")
     return content | {"digest": raw["digest"]}
 

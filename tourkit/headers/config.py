@@ -16,7 +16,7 @@ SHARDS = "model.safetensors.index.json"
 
 _MOST_CONFIG = 4 << 20  # bytes; a config.json has some kilobytes, lists of quantised layers included
 _MOST_SHARDS = 64 << 20  # bytes; the list of Kimi K2's tensors has about 15 MB
-_MOST_PARTS = 1_500_000  # brackets and commas of a JSON text: Python takes about 100 bytes for each
+_MOST_PARTS = 1_500_000  # values of a JSON text: Python takes about 100 bytes for each
 _DEEPEST = 64  # levels; a config.json has about 5
 _NAME = re.compile(r"[A-Za-z0-9._+-]{1,64}")
 _SHARD = re.compile(r"[^/\\\x00-\x1f]{1,250}\.safetensors")
@@ -80,7 +80,7 @@ def json_object(path: Path, most: int = _MOST_CONFIG) -> dict[str, Any]:
 
 def parsed_object(data: bytes, where: object) -> dict[str, Any]:
     """Return the JSON object that `data` holds. `where`: the file, for messages. Raises LocalError."""
-    if sum(map(data.count, (b"[", b"{", b","))) > _MOST_PARTS:
+    if values_of(data) > _MOST_PARTS:
         raise refused(where, f"cannot be read (more than {_MOST_PARTS} values)")
     try:
         value = json.loads(data)
@@ -97,6 +97,11 @@ def parsed_object(data: bytes, where: object) -> dict[str, Any]:
     if any(depth > _DEEPEST for depth in _depths(value)):
         raise refused(where, f"cannot be read (it is nested more than {_DEEPEST} levels deep)")
     return value
+
+
+def values_of(data: bytes) -> int:
+    """Return about how many values a JSON text has, without reading it: brackets and commas are counted."""
+    return sum(map(data.count, (b"[", b"{", b",")))
 
 
 def _depths(value: Any) -> Iterator[int]:

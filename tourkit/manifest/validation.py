@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,18 @@ _DEEPEST = 64  # levels; a manifest has 5. Python prints and compares nested val
 _MOST_VALUES = 50_000  # that jsonschema gets: it takes a tenth of a millisecond for each
 _MOST_ROWS = 100  # refused entries of one list that are explained
 _SMALL = 50  # values of a list or table that is quoted in a message
+_MOST_PROBLEMS = 100  # of one file that are listed
+_LONGEST_WORD = 100  # characters of a word that a similar one is looked for
+_MOST_BITS = 200  # of a whole number that is shown
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return the fix for a word that is not among the `known` ones: the nearest of them, or all."""
     names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    more = ", …" if len(names) > _MOST_PROBLEMS else ""
+    names = names[:_MOST_PROBLEMS]
+    near = difflib.get_close_matches(word, names, n=1) if len(word) <= _LONGEST_WORD else []
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}{more}"
 
 
 def schema_problems(name: str, raw: object) -> list[str]:
@@ -40,8 +46,10 @@ def schema_problems(name: str, raw: object) -> list[str]:
         raw, places = _narrowed(raw, file)
     else:
         places = {}
-    if (values := _count(raw)) > _MOST_VALUES:
+    if (values := sum(1 for _ in _each(raw))) > _MOST_VALUES:
         return [f"the file: a value in it is refused, and {values} values are too many to say which: make it smaller"]
+    if any(isinstance(each, int) and each.bit_length() > _MOST_BITS for each in _each(raw)):
+        return ["the file: a whole number in it has more than 60 digits: shorten it"]
     import jsonschema
     from referencing import Registry, Resource
 
@@ -85,15 +93,14 @@ def _narrowed(raw: dict[str, Any], file: str) -> tuple[dict[str, Any], dict[str,
     return narrow, places
 
 
-def _count(value: Any, most: int | None = None) -> int:
-    """Return how many values are in a value, itself included; about `most` if there are more."""
-    todo, count = [value], 0
-    while todo and (most is None or count <= most):
+def _each(value: Any) -> Iterator[Any]:
+    """Yield a value and all values in it."""
+    todo = [value]
+    while todo:
         part = todo.pop()
-        count += 1
+        yield part
         if isinstance(part, dict | list):
             todo += part.values() if isinstance(part, dict) else part
-    return count
 
 
 def _is_deep(value: Any) -> bool:
@@ -106,8 +113,8 @@ def _is_deep(value: Any) -> bool:
 
 
 def raise_problems(path: Path, problems: Iterable[str]) -> None:
-    """Raise one ManifestError for all `problems` of the file at `path`. Does nothing if there are none."""
-    found = list(problems)
+    """Raise one ManifestError for at most a hundred `problems` of a file. Does nothing if there are none."""
+    found = list(islice(problems, _MOST_PROBLEMS))
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise ManifestError(f"{path}: {found[0]}{more}", details=tuple(found) if more else ())
@@ -125,7 +132,7 @@ def _explain(error: Any, places: dict[str, list[int]]) -> Iterator[str]:
     place = f"{key}." if key else ""
     if error.validator == "additionalProperties":
         known = error.schema["properties"]
-        for extra in sorted(error.instance.keys() - known):
+        for extra in sorted(error.instance.keys() - known)[:_MOST_PROBLEMS]:
             yield f"{place}{dotted_step(extra)[1:]}: unknown key: {did_you_mean(extra, known)}"
         return
     fix = error.schema.get("description", error.message)
@@ -147,10 +154,8 @@ def _explain(error: Any, places: dict[str, list[int]]) -> Iterator[str]:
 
 def _shown(value: Any) -> str:
     """Return a value for a message: at most 60 characters."""
-    if isinstance(value, dict | list) and _count(value, _SMALL) > _SMALL:
+    if isinstance(value, dict | list) and sum(1 for _ in islice(_each(value), _SMALL + 1)) > _SMALL:
         return f"{'a table' if isinstance(value, dict) else 'a list'} of {len(value)}"
-    if isinstance(value, int) and value.bit_length() > 200:  # Python refuses to print more than 4300 digits
-        return "a number of more than 60 digits"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

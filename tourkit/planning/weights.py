@@ -93,7 +93,7 @@ def quant_of_config(config: Mapping[str, Any]) -> str:
 
 def _compressed(quantisation: Mapping[str, Any]) -> str:
     """FP8, FP4, or bits of weights and activations such as W4A16."""
-    group: dict[str, Any] = next(iter((quantisation.get("config_groups") or {}).values()), {})
+    group: dict[str, Any] = next(iter((quantisation.get("config_groups") or {}).values()), None) or {}
     weights, activations = group.get("weights") or {}, group.get("input_activations") or {}
     bits = weights.get("num_bits", 4)
     return f"FP{bits}" if weights.get("type") == "float" else f"W{bits}A{activations.get('num_bits', 16)}"
