@@ -93,7 +93,8 @@ def quant_of_config(config: Mapping[str, Any]) -> str:
 
 def _compressed(quantisation: Mapping[str, Any]) -> str:
     """FP8, FP4, or bits of weights and activations such as W4A16."""
-    group: dict[str, Any] = next(iter((quantisation.get("config_groups") or {}).values()), None) or {}
+    groups: Mapping[str, Any] = quantisation.get("config_groups") or {}
+    group: Mapping[str, Any] = next(iter(groups.values()), {}) or {}
     weights, activations = group.get("weights") or {}, group.get("input_activations") or {}
     bits = weights.get("num_bits", 4)
     return f"FP{bits}" if weights.get("type") == "float" else f"W{bits}A{activations.get('num_bits', 16)}"
