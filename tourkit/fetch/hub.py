@@ -270,13 +270,7 @@ class Hub:
             raise HubError(f"{where}: the answer of {self.endpoint} cannot be unpacked: {fix}") from exc
         except errors.HFValidationError as exc:
             raise HubError(f"{repo!r} is no repository name: correct `repo` in the manifest") from exc
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            RecursionError,
-        ) as exc:  # the answer does not have the hub's format
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:  # not in the hub's format
             fix = "log in to the network if it shows a login page, or correct HF_ENDPOINT"
             raise HubError(f"{where}: {self.endpoint} does not answer as a hub: {fix}") from exc
 
