@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from tourkit.bundle.index import INDEX, read_index
+from tourkit.errors import TourkitError
 from tourkit.headers.check import check_weights
 from tourkit.manifest import lock, manifest
 from tourkit.planning.weights import read_weights
@@ -221,6 +222,15 @@ def read(kind: str, content: bytes, folder: Path) -> None:
     else:
         (folder / "set.toml").write_bytes(content)
         manifest.load(folder / "set.toml")
+
+
+def refusal(kind: str, content: bytes, folder: Path) -> str:
+    """Return the message with which tourkit refuses a file, "" if it takes it. Raises every other exception."""
+    try:
+        read(kind, content, folder)
+    except TourkitError as exc:
+        return str(exc)
+    return ""
 
 
 def safetensors(header: bytes, *, length: int | None = None, tensors: int = 64) -> bytes:
