@@ -51,7 +51,14 @@ GGUF = {  # by case: the file, and what the message says
     "an unknown type": (gguf(model_keys(llama__x=(99, b""))), "llama.x has a value of unknown type 99"),
     "a key twice": (gguf([*model_keys(), ("general.name", 8, "other")]), "'general.name' is there twice"),
     "a token twice": (gguf(model_keys(tokenizer__ggml__tokens=(9, (8, ["a", "a"])))), "the same token twice"),
-    "tokens as numbers": (gguf(model_keys(tokenizer__ggml__tokens=(9, (4, [1])))), "has values of type 4"),
+    "tokens as numbers": (
+        gguf(model_keys(tokenizer__ggml__tokens=(9, (4, [1])))),
+        "is not an array of values of type 8",
+    ),
+    "tokens as one text": (
+        gguf(model_keys(tokenizer__ggml__tokens=(8, "abcd"))),
+        "is not an array of values of type 8",
+    ),
     "types of other tokens": (gguf(model_keys(tokenizer__ggml__token_type=(9, (5, [1])))), "1 values for 4 tokens"),
     "a template that is no UTF-8": (
         gguf(model_keys(tokenizer__chat_template=(8, long_text(2) + b"\xff\xfe"))),
@@ -277,6 +284,19 @@ def test_vllm_gets_no_folder_whose_headers_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["gguf/tiny-f16.gguf", "gguf/tiny-q8_0.gguf", "safetensors", "onnx"])
 def test_weights_as_they_should_be_pass(path: str) -> None:
     check_weights(TINY / path)
+
+
+def test_a_whole_tokenizer_inside_a_gguf_is_passed_over(tmp_path: Path) -> None:
+    keys = [*model_keys(), ("tokenizer.huggingface.json", 8, "x" * 20 * MIB)]
+    (tmp_path / "model.gguf").write_bytes(gguf(keys, ("a",)))
+
+    check_weights(tmp_path / "model.gguf")
+
+
+def test_a_number_of_bits_may_have_a_fraction(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config(quantization_config={"quant_method": "exl2", "bits": 4.65}))
+
+    check_weights(tmp_path)
 
 
 def test_a_later_part_of_a_split_model_is_checked_too(tmp_path: Path) -> None:

@@ -133,15 +133,22 @@ def _check_quantisation(path: Path, where: str, part: Mapping[str, Any]) -> None
     method = part.get("quant_method") or "none"
     if not isinstance(method, str) or not _NAME.fullmatch(method):
         raise refused(path, f"{where}.quant_method is {shown(method)}, not a name")
-    if part.get("bits") is not None:
-        whole(part["bits"], path, f"{where}.bits", _BITS)
+    _check_bits(path, f"{where}.bits", part.get("bits"))
     for name, group in _object(path, f"{where}.config_groups", part.get("config_groups")).items():
         place = f"{where}.config_groups[{shown(name)}]"
         for kind in ("weights", "input_activations"):
             key = f"{place}.{kind}"
-            bits = _object(path, key, _object(path, place, group).get(kind)).get("num_bits")
-            if bits is not None:
-                whole(bits, path, f"{key}.num_bits", _BITS)
+            _check_bits(
+                path, f"{key}.num_bits", _object(path, key, _object(path, place, group).get(kind)).get("num_bits")
+            )
+
+
+def _check_bits(path: Path, key: str, bits: Any) -> None:
+    """Check a number of bits, which can have a fraction: an average over layers."""
+    if bits is None:
+        return
+    if isinstance(bits, bool) or not isinstance(bits, int | float) or not 0 <= bits <= _BITS:
+        raise refused(path, f"{key} is {shown(bits)}, not a number from 0 to {_BITS}")
 
 
 def _object(path: Path, key: str, value: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tourkit.headers import bounds
 from tourkit.headers.bounds import opened, refused, shown, whole, whole_or_each
-from tourkit.headers.gguf_reader import ARRAY, FLOAT32, INT32, MAGIC, STRING, UINT32, GgufReader
+from tourkit.headers.gguf_reader import ARRAY, FLOAT32, INT32, MAGIC, STRING, TEMPLATE, UINT32, GgufReader
 
 _SPLIT = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -89,6 +89,7 @@ def check_gguf(path: Path) -> None:
     """
     header: dict[str, Any] = {}
     kinds: dict[str, int] = {}
+    arrays: dict[str, int] = {}  # by key: the type of its values
     with opened(path) as (file, size):
         reader = GgufReader(path, file, size)
         for key, kind in reader.each_key():
@@ -96,12 +97,14 @@ def check_gguf(path: Path) -> None:
                 raise refused(path, f"{shown(key)} is there twice")
             kinds[key] = kind
             if kind == ARRAY and key.startswith("tokenizer."):
-                kinds[key], header[key] = reader.entries(distinct=key == _TOKENS)
+                arrays[key], header[key] = reader.entries(distinct=key == _TOKENS)
+            elif kind == STRING and key.startswith("tokenizer.") and not key.startswith(TEMPLATE):
+                header[key] = reader.pass_text()
             else:
                 header[key] = reader.value(kind)
         reader.check_tensors()
     _check_numbers(path, header)
-    _check_vocabulary(path, header, kinds)
+    _check_vocabulary(path, header, arrays)
     _check_experts(path, header)
     alignment = header.get(_ALIGNMENT, 32)
     if kinds.get(_ALIGNMENT, UINT32) != UINT32 or alignment.bit_count() != 1:
@@ -125,10 +128,11 @@ def _check_numbers(path: Path, header: dict[str, Any]) -> None:
             whole_or_each(header[key], path, key, most)
 
 
-def _check_vocabulary(path: Path, header: dict[str, Any], kinds: dict[str, int]) -> None:
+def _check_vocabulary(path: Path, header: dict[str, Any], arrays: dict[str, int]) -> None:
+    """Refuse lists that do not fit together, or are none. `arrays`: the type of the values of each array, by its key."""
     for key, allowed in _TYPES.items():
-        if key in kinds and kinds[key] not in allowed:
-            raise refused(path, f"{key} has values of type {kinds[key]}, not of type {allowed[-1]}")
+        if key in header and arrays.get(key) not in allowed:
+            raise refused(path, f"{key} is not an array of values of type {allowed[-1]}")
     for key in _FOR_EACH_TOKEN:
         if key in header and header[key] != header.get(_TOKENS):
             raise refused(path, f"{key} has {header[key]} values for {header.get(_TOKENS, 0)} tokens")

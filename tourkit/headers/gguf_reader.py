@@ -109,6 +109,12 @@ class GgufReader:
             raise refused(self._path, f"{self._key} has the same token twice")
         return inner, length
 
+    def pass_text(self) -> int:
+        """Pass over a text of the vocabulary, and return its bytes. Some files have a whole tokenizer.json here."""
+        (length,) = self._numbers("<Q")
+        self._pass(length)
+        return int(length)
+
     def check_tensors(self) -> None:
         """Check the list of tensors: each begins inside the file. The loader checks where each one ends."""
         if self._tensors > _MOST_TENSORS:
