@@ -129,7 +129,7 @@ def _check_numbers(path: Path, header: dict[str, Any]) -> None:
 
 
 def _check_vocabulary(path: Path, header: dict[str, Any], arrays: dict[str, int]) -> None:
-    """Refuse lists that do not fit together, or are none. `arrays`: the type of the values of each array, by its key."""
+    """Refuse lists that do not fit together, or are none. `arrays`: the type of the values by key."""
     for key, allowed in _TYPES.items():
         if key in header and arrays.get(key) not in allowed:
             raise refused(path, f"{key} is not an array of values of type {allowed[-1]}")
