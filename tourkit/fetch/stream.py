@@ -101,9 +101,10 @@ def redirected(url: str, location: str, where: str, *, server: str, fix: str) ->
     Raises HubError for an address that is invalid, or not encrypted if `url` is.
     """
     target, scheme = _resolved(url, location)
+    if not scheme:
+        raise HubError(f"{where}: the {server} redirects to an invalid address: {fix}")
     if scheme not in ("http", "https"):
-        other = f"{scheme}:// instead of http" if scheme else "an invalid address"
-        raise HubError(f"{where}: the {server} redirects to {other}: {fix}")
+        raise HubError(f"{where}: the {server} redirects to {scheme}:// instead of http: {fix}")
     if urlsplit(url).scheme == "https" and scheme == "http":
         raise HubError(f"{where}: the {server} redirects from https to http, which is not encrypted: {fix}")
     return target
