@@ -1,0 +1,153 @@
+"""The budget of one render of a chat template: steps, characters and CPU time, and the bounds of single operations.
+
+A template comes with downloaded weights. Each operation that can make something large is checked before it runs, so a
+template can neither hang nor take memory.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import ItemsView, KeysView, Sized, ValuesView
+from string import Formatter
+from typing import Any
+
+from jinja2.utils import Namespace
+
+LARGEST = 1 << 24  # characters of one text, beyond a multiple of the characters of the messages
+_STEPS = 1_000_000  # iterations, calls and operators of a render, and more for each message
+_STEPS_A_MESSAGE = 1_000
+_COPIES = 16  # a text may be this many times as long as all messages together
+_CHARACTERS = 1 << 28  # characters of all texts that a render makes
+_CPU = 10.0  # seconds of CPU time, and more for each million characters of the messages
+_CPU_A_MILLION = 2.0
+_LOOK = 64  # steps between two looks at the clock
+_BITS = 4096  # of a whole number
+_NUMBER = 10_000  # the largest count, width or precision that a function gets
+_DIGITS = 4  # of a width in a format
+_ITEMS = 1_000_000  # items of a list
+_WORK = 1_000_000_000  # nanoseconds of a single operation, about
+_CONTAINERS = (list, tuple, dict, set, frozenset, KeysView, ValuesView, ItemsView)
+_PLACES = re.compile(r"%(?:\([^)]*\))?[-+ #0]*(\*|\d+)?(?:\.(\*|\d+))?")
+
+
+class OverBudget(Exception):
+    """The template does more work than a chat needs."""
+
+
+class Budget:
+    """What is left for one render. `messages` and `characters`: how many the render gets."""
+
+    def __init__(self, messages: int = 0, characters: int = 0) -> None:
+        self._steps = _STEPS + _STEPS_A_MESSAGE * messages
+        self.largest = LARGEST + _COPIES * characters
+        self._characters = _CHARACTERS + 4 * self.largest
+        self._cpu = _CPU + _CPU_A_MILLION * characters / 1e6
+        self._ends = 0.0  # of the thread's CPU time; 0 until the first look
+        self._weights: dict[int, tuple[object, int]] = {}
+
+    def step(self) -> None:
+        """Count one iteration, call or operator. Raises OverBudget."""
+        self._steps -= 1
+        if not self._steps % _LOOK:
+            self._look()
+
+    def _look(self) -> None:
+        if self._steps <= 0:
+            raise OverBudget("too many steps")
+        now = time.thread_time()
+        if not self._ends:
+            self._ends = now + self._cpu
+        elif now > self._ends:
+            raise OverBudget("too much time")
+
+    def make(self, size: int) -> None:
+        """Count a text of `size` characters, or a list of as many items, before it is made. Raises OverBudget."""
+        self.step()
+        self._characters -= size
+        if size > self.largest or self._characters < 0:
+            raise OverBudget("too much text")
+
+    def weigh(self, value: Any) -> int:
+        """Return about how many characters a value has as text, with all that it contains. Raises OverBudget."""
+        if isinstance(value, str | bytes):
+            return len(value)
+        if not isinstance(value, _CONTAINERS):
+            return 8
+        known = self._weights.get(id(value))
+        if known is None:
+            self.step()
+            self._weights[id(value)] = (value, 8)  # a list that contains itself is written as [...]
+            items = [*value, *value.values()] if isinstance(value, dict) else list(value)
+            weight = 8 + sum(self._weigh_item(item) for item in items)
+            known = self._weights[id(value)] = (value, weight)  # it keeps the value, so that its id stays its own
+        if known[1] > self.largest:
+            raise OverBudget("too much text")
+        return known[1]
+
+    def _weigh_item(self, item: Any) -> int:
+        if isinstance(item, Namespace):  # it can change after it was weighed
+            raise OverBudget("a namespace inside a list")
+        return self.weigh(item) + 2
+
+    def multiply(self, left: Any, right: Any) -> None:
+        """Check `left * right`."""
+        count, value = (left, right) if isinstance(left, int) else (right, left)
+        if isinstance(value, int) and isinstance(count, int):
+            if value.bit_length() + count.bit_length() > _BITS:
+                raise OverBudget("a number with too many digits")
+        elif isinstance(value, Sized) and isinstance(count, int) and count > 0:
+            self.make(len(value) * count)
+            if not isinstance(value, str | bytes):
+                self.make(self.weigh(value) * count)
+                self.items(len(value) * count)
+
+    def items(self, count: int) -> None:
+        if count > _ITEMS:
+            raise OverBudget("too long a list")
+
+    def power(self, left: Any, right: Any) -> None:
+        """Check `left ** right`."""
+        if isinstance(left, int) and isinstance(right, int) and left.bit_length() * abs(right) > _BITS:
+            raise OverBudget("a number with too many digits")
+
+    def add(self, left: Any, right: Any) -> None:
+        """Check `left + right`."""
+        if isinstance(left, Sized) and isinstance(right, Sized):
+            self.make(len(left) + len(right))
+            if not isinstance(left, str):
+                self.items(len(left) + len(right))
+
+    def places(self, left: Any, values: Any) -> None:
+        """Check `left % values` of a text."""
+        if not isinstance(left, str | bytes):
+            return
+        if isinstance(left, bytes):
+            raise OverBudget("a format of bytes")
+        if isinstance(values, Namespace):
+            raise OverBudget("a namespace as text")
+        widest = 0
+        for width in (width for found in _PLACES.finditer(left) for width in found.groups() if width is not None):
+            if width == "*" or len(width) > _DIGITS:
+                raise OverBudget("too wide a place in a text")
+            widest = max(widest, int(width))
+        self.make(len(left) + left.count("%") * (self.weigh(values) + widest))
+
+    def format(self, pattern: str, values: Any) -> None:
+        """Check `pattern.format(*values)`."""
+        fields = list(Formatter().parse(pattern))
+        widths = [width for _, _, spec, _ in fields for width in re.findall(r"\d+", spec or "")]
+        if any("{" in (spec or "") for _, _, spec, _ in fields) or any(len(width) > _DIGITS for width in widths):
+            raise OverBudget("too wide a place in a text")
+        self.make(len(pattern) + len(fields) * (self.weigh(values) + max(map(int, widths), default=0)))
+
+    def number(self, value: Any) -> None:
+        """Check a count, width or precision that a function gets."""
+        if isinstance(value, int) and abs(value) > _NUMBER:
+            raise OverBudget("too large a number for a function")
+
+    def work(self, units: int) -> None:
+        """Check an operation that takes about `units` nanoseconds. Raises OverBudget."""
+        self.step()
+        if units > _WORK:
+            raise OverBudget("too much work in one function")
