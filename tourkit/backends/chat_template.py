@@ -14,7 +14,7 @@ from typing import Any
 
 from tourkit.errors import EngineError, RequestError, one_line
 
-_LONGEST_SOURCE = 1 << 20  # characters; the longest templates of published models have 30,000
+_LONGEST_SOURCE = 1 << 18  # characters; the longest templates of published models have 30,000
 _LONGEST_PATTERN = 200  # characters of a date format
 _MOST_INDENT = 16
 
@@ -85,7 +85,7 @@ def _reason(exc: Exception) -> str:
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 
-def _raise_exception(message: str) -> None:
+def _raise_exception(message: object) -> None:
     raise RefusedError(message if isinstance(message, str) else "no reason is given")
 
 
@@ -95,7 +95,7 @@ def _strftime_now(pattern: str) -> str:
     return datetime.now().strftime(pattern)
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
+def _tojson(value: Any, indent: object = None) -> str:
     # Jinja's own filter escapes HTML characters. That would change the text that the model reads.
     if indent is not None and not (isinstance(indent, int) and 0 <= indent <= _MOST_INDENT):
         raise ValueError(f"tojson: indent must be a number from 0 to {_MOST_INDENT}")

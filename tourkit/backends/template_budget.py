@@ -15,8 +15,9 @@ from typing import Any
 from jinja2.utils import Namespace
 
 LARGEST = 1 << 24  # characters of one text, beyond a multiple of the characters of the messages
-_STEPS = 1_000_000  # iterations, calls and operators of a render, and more for each message
+_STEPS = 200_000  # iterations, calls and operators of a render, and more for the messages
 _STEPS_A_MESSAGE = 1_000
+_STEPS_A_CHARACTER = 0.25
 _COPIES = 16  # a text may be this many times as long as all messages together
 _CHARACTERS = 1 << 28  # characters of all texts that a render makes
 _CPU = 10.0  # seconds of CPU time, and more for each million characters of the messages
@@ -39,22 +40,24 @@ class Budget:
     """What is left for one render. `messages` and `characters`: how many the render gets."""
 
     def __init__(self, messages: int = 0, characters: int = 0) -> None:
-        self._steps = _STEPS + _STEPS_A_MESSAGE * messages
+        self._steps = _STEPS + _STEPS_A_MESSAGE * messages + int(_STEPS_A_CHARACTER * characters)
+        self._look_at = self._steps
         self.largest = LARGEST + _COPIES * characters
         self._characters = _CHARACTERS + 4 * self.largest
         self._cpu = _CPU + _CPU_A_MILLION * characters / 1e6
         self._ends = 0.0  # of the thread's CPU time; 0 until the first look
         self._weights: dict[int, tuple[object, int]] = {}
 
-    def step(self) -> None:
-        """Count one iteration, call or operator. Raises OverBudget."""
-        self._steps -= 1
-        if not self._steps % _LOOK:
+    def step(self, steps: int = 1) -> None:
+        """Count an iteration, a call or an operator. Raises OverBudget."""
+        self._steps -= steps
+        if self._steps <= self._look_at:
             self._look()
 
     def _look(self) -> None:
         if self._steps <= 0:
             raise OverBudget("too many steps")
+        self._look_at = self._steps - _LOOK
         now = time.thread_time()
         if not self._ends:
             self._ends = now + self._cpu
