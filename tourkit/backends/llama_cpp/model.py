@@ -20,6 +20,7 @@ from tourkit.headers.gguf import gguf_parts
 from tourkit.launch import ALL_LAYERS, GpuLayers
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _LSTRIP, _RSTRIP = 1 << 0, 1 << 3, 1 << 4, 1 << 7, 1 << 8  # LLAMA_TOKEN_ATTR_…
+_SHORT = 16  # characters
 _SPACES = " \t\n\v\f\r"  # what a token with LSTRIP or RSTRIP takes with it
 _SPM_VOCAB = 1  # LLAMA_VOCAB_TYPE_SPM: SentencePiece, whose texts normally start with a space
 _NO_POOLING = (-1, 0)  # LLAMA_POOLING_TYPE_UNSPECIFIED and _NONE: a model that writes text
@@ -176,6 +177,7 @@ class LlamaModel:
         Control tokens that a text spells are text.
         """
         tokens: list[int] = []
+        known: dict[str, list[int]] = {}  # short texts come again and again between control tokens
         for i, part in enumerate(parts):
             if isinstance(part, int):
                 tokens.append(part)
@@ -186,7 +188,12 @@ class LlamaModel:
             if isinstance(after, int) and self._attributes.get(after, 0) & _LSTRIP:
                 part = part.rstrip(_SPACES)
             for text in self._user_markers.cut(part):  # llama.cpp finds these in every text
-                tokens += self.tokenize(text, add_special=False, parse_special=False)
+                found = known.get(text)
+                if found is None:
+                    found = self.tokenize(text, add_special=False, parse_special=False)
+                    if len(text) <= _SHORT:
+                        known[text] = found
+                tokens += found
         return tokens
 
     @cached_property
