@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ FAMILIES = {name: source for name, source in vars(templates).items() if name.isu
 FAMILIES |= {model.id: model.chat_template for model in manifest.catalogue().values() if model.chat_template}
 FAMILIES |= {"tiny": prompts.CHAT_TEMPLATE}
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+MARK = "\U0001d300"
 CHAT = [
     {"role": "user", "content": "  Anna paid 1200 rubles. <b>What</b> happened?\n"},
     {"role": "assistant", "content": "She paid. | Счёт № 42 🙂"},
@@ -174,7 +175,7 @@ def test_texts_and_control_tokens_in_parts_are_the_tokens_of_the_whole(tokenizer
         text = "".join(pieces)
         whole = tokenizer.tokenize(text, add_special=False, parse_special=True)
 
-        assert tokenizer.tokenize_parts(control.parts(text, "")) == whole
+        assert tokenizer.tokenize_parts(control.parts(text, ""), add_special=False) == whole
 
 
 @pytest.mark.starts
@@ -182,7 +183,7 @@ def test_broken_control_tokens_become_text_and_lose_nothing(tokenizer: Any) -> N
     control, chance = tokenizer.control_tokens, random.Random(2)
     for _ in range(200):
         text = "".join(chance.choices((*control.ids, *WORDS), k=6))
-        tokens = tokenizer.tokenize_parts(control.parts(control.broken(text, "\U0001d300"), "\U0001d300"))
+        tokens = tokenizer.tokenize_parts(control.parts(control.broken(text, MARK), MARK), add_special=False)
 
         assert not set(tokens) & set(control.ids.values())
         assert b"".join(map(tokenizer.piece, tokens)).decode() == text
@@ -255,24 +256,20 @@ def test_a_plain_prompt_that_no_context_can_hold_is_refused_before_it_is_tokeniz
 
 
 @pytest.mark.starts
-def test_many_control_tokens_are_tokenized_part_by_part(tokenizer: Any) -> None:
-    """In one piece, llama.cpp takes quadratic time for them."""
-    texts = texts_of(tokenizer, prompts.CHAT_TEMPLATE, context=1 << 20)
-    text = ChatTemplate(prompts.CHAT_TEMPLATE, {}).render(chat(*("m" * 600)))
-    seen: list[int] = []
-    whole = tokenizer.tokenize(text, add_special=False, parse_special=True)
-    counted(tokenizer, seen, lambda: prompt(texts, chat(*("m" * 600))))
+def test_many_control_tokens_are_given_to_llama_cpp_part_by_part(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one piece, llama.cpp takes quadratic time to find them."""
+    text = ChatTemplate(prompts.CHAT_TEMPLATE, {}).render(chat(*("the name" for _ in range(600))))
+    whole = tiny_model._tokens(text, add_special=True, parse_special=True)
+    longest = []
+    real = type(tiny_model)._tokens
+    monkeypatch.setattr(
+        type(tiny_model), "_tokens", lambda self, text, **how: (longest.append(len(text)), real(self, text, **how))[1]
+    )
 
-    assert seen == [1]
-    assert prompt(texts, chat(*("m" * 600))) == whole
-
-
-def counted(tokenizer: Any, seen: list[int], call: Callable[[], object]) -> None:
-    """Call, and note each call of `tokenize_parts`."""
-    with pytest.MonkeyPatch.context() as patch:
-        real = type(tokenizer).tokenize_parts
-        patch.setattr(type(tokenizer), "tokenize_parts", lambda self, parts: (seen.append(1), real(self, parts))[1])
-        call()
+    assert tiny_model.tokenize(text, add_special=True, parse_special=True) == whole
+    assert max(longest) < 20
 
 
 class Given:

@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tourkit.backends import template_trial
 from tourkit.backends.chat_template import ChatTemplate
-from tourkit.errors import EngineError, RequestError
+from tourkit.backends.template_trial import try_out
+from tourkit.errors import EngineError, LocalError, RequestError
+from tourkit.launch import Launch
 
 MOST_MEMORY = 200 << 20  # bytes
 QUESTION = [{"role": "user", "content": "the name and the date"}]
@@ -195,3 +199,62 @@ def test_a_nul_in_a_template_is_text() -> None:
 def test_nothing_is_computed_while_a_template_is_compiled() -> None:
     """A template that is never rendered costs nothing, whatever constants it has."""
     ChatTemplate("{% if false %}{{ 10 ** (10 ** 8) }}{{ 'a' | center(10000000000) }}{% endif %}", {}).render(QUESTION)
+
+
+# --- the process of the first render -----------------------------------------------------------------------------------
+
+
+@pytest.mark.starts
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        (TOO_MUCH["nested range"], "does more than a chat needs"),
+        (TOO_MUCH["doubling by ~"], "too much text"),
+        (NOT_COMPILED["5,000 parentheses"], "cannot be compiled"),
+        ("{% for %}", "not valid Jinja: line 1"),
+    ],
+)
+def test_a_hostile_template_ends_the_load_with_one_line(source: str, what: str) -> None:
+    with pytest.raises(LocalError, match=what) as refused:
+        try_out(source, {}, Path("model.gguf"))
+
+    assert str(refused.value).startswith("model.gguf: its chat template ")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.starts
+@pytest.mark.parametrize("source", ["{{ messages[0].content }}", "{{ raise_exception('a tool first') }}", "{{ 1 / 0 }}"])
+def test_a_template_that_only_refuses_the_messages_of_the_trial_is_used(source: str) -> None:
+    try_out(source, {}, Path("model.gguf"))
+
+
+@pytest.mark.starts
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        (["-c", "import os; os.abort()"], r"ends the process that tries it \(exit status -6\)"),
+        (["-c", "import sys; sys.stdin.read(); open(0).read() or [None for _ in iter(int, 1)]"], "does not end within"),
+    ],
+)
+def test_a_trial_that_crashes_or_hangs_is_one_line(
+    command: list[str], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_trial, "_COMMAND", command)
+    monkeypatch.setattr(template_trial, "_SECONDS", 3)
+
+    with pytest.raises(LocalError, match=what):
+        try_out("", {}, Path("model.gguf"))
+
+
+@pytest.mark.starts
+def test_a_gguf_whose_template_is_not_utf_8_is_refused_in_one_line(tiny_gguf: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="llama_cpp is not installed here")
+    from tourkit.backends.llama_cpp import load
+
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(tiny_gguf.read_bytes().replace(b"{% for m in messages %}", b"{% for m in messages \xff}"))
+
+    with pytest.raises(LocalError, match="its chat template is not UTF-8 text") as refused:
+        load(Launch("tiny", "llama_cpp", str(path), 1, 256, 1))
+
+    assert "\n" not in str(refused.value)

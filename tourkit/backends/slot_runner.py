@@ -91,8 +91,8 @@ class SlotRunner(ABC):
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return self._vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
 
-    def tokenize_parts(self, parts: Sequence[str | int]) -> list[int]:
-        return self._vocabulary.tokenize_parts(parts)
+    def tokenize_parts(self, parts: Sequence[str | int], *, add_special: bool) -> list[int]:
+        return self._vocabulary.tokenize_parts(parts, add_special=add_special)
 
     @property
     def longest_piece(self) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from tourkit.backends.chat_template import ChatTemplate
 from tourkit.errors import EngineError, LocalError, RequestError, one_line
 
+_COMMAND = ["-m", "tourkit.backends.template_trial"]
 _SECONDS = 30  # of wall time: the process may start slowly on a busy machine
 _CPU_SECONDS = 10
 _MEMORY = 1 << 30  # bytes of address space
@@ -32,7 +33,7 @@ def try_out(source: str, special_tokens: dict[str, str], path: Path) -> None:
     asked = json.dumps({"source": source, "special_tokens": special_tokens})
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "tourkit.backends.template_trial"],
+            [sys.executable, *_COMMAND],
             input=asked.encode(),
             capture_output=True,
             timeout=_SECONDS,

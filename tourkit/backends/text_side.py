@@ -15,7 +15,6 @@ from tourkit.grammar.compiler import GrammarCompiler, Manner
 from tourkit.grammar.matcher import Matcher
 from tourkit.grammar.spacing import BEGUN, ENOUGH, QUESTION, Spacing
 
-_MANY = 256  # control tokens in a prompt: with more, the stack's own way to find them can take quadratic time
 _SHORT_PIECE = 4  # bytes of a token: shorter prompts are not measured
 
 
@@ -47,7 +46,7 @@ class Tokenizer(Protocol):
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
 
-    def tokenize_parts(self, parts: Sequence[str | int]) -> list[int]:
+    def tokenize_parts(self, parts: Sequence[str | int], *, add_special: bool) -> list[int]:
         """Return the tokens of texts and control tokens in order. Control tokens that a text spells are text."""
         ...
 
@@ -128,11 +127,11 @@ class Texts:
             messages, mark = tokenizer.control_tokens.marked(messages)
         text = self._template.render(messages, mark=mark) + begun
         self._check_size(text, "messages")
+        self._check_count(text)
         bos = tokenizer.special_tokens["bos_token"]
         add_bos = tokenizer.adds_bos and not (bos and text.startswith(bos))
-        if mark or self._count(text) > _MANY:
-            first = tokenizer.tokenize("", add_special=True, parse_special=False)[:1] if add_bos else []
-            return first + tokenizer.tokenize_parts(tokenizer.control_tokens.parts(text, mark))
+        if mark:
+            return tokenizer.tokenize_parts(tokenizer.control_tokens.parts(text, mark), add_special=add_bos)
         return tokenizer.tokenize(text, add_special=add_bos, parse_special=True)
 
     def _check_size(self, text: str, param: str) -> None:
@@ -148,17 +147,16 @@ class Texts:
                 code="context_length_exceeded",
             )
 
-    def _count(self, text: str) -> int:
-        """Return how many control tokens a rendered text has, if there are many. Raises RequestError if too many."""
-        count = self.tokenizer.control_tokens.count(text, _MANY)
-        if count >= self.context:
+    def _check_count(self, text: str) -> None:
+        """Raise RequestError, before tokenizing, for a text with more control tokens than the context."""
+        count = self.tokenizer.control_tokens.count(text, self.context)
+        if count > self.context:
             raise RequestError(
                 f"at least {count} prompt tokens do not fit a context of {self.context} tokens: shorten the prompt, or "
                 "serve with a larger --context",
                 param="messages",
                 code="context_length_exceeded",
             )
-        return count
 
     def _dialogue(self, question: str, begun: str, room: int) -> list[int]:
         """Return the tokens of a question and of a begun answer, as plain text if no chat template takes them.

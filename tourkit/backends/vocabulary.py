@@ -76,7 +76,7 @@ class Vocabulary:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         return [*self._prefix, *ids] if add_special else list(ids)
 
-    def tokenize_parts(self, parts: Sequence[str | int]) -> list[int]:
+    def tokenize_parts(self, parts: Sequence[str | int], *, add_special: bool) -> list[int]:
         """Return the tokens of texts and control tokens in order, as `tokenize` does with `parse_special`.
 
         Control tokens that a text spells are text. The first call reads the tokenizer once more.
@@ -85,7 +85,8 @@ class Vocabulary:
             if self._guarded is None:
                 self._guarded, self._names, self._ids = self._guard()
         text = "".join(self._names[part] if isinstance(part, int) else part for part in parts)
-        return [self._ids.get(token, token) for token in self._guarded.encode(text, add_special_tokens=False).ids]
+        ids = (self._ids.get(token, token) for token in self._guarded.encode(text, add_special_tokens=False).ids)
+        return [*self._prefix, *ids] if add_special else list(ids)
 
     def _guard(self) -> tuple[Any, dict[int, str], dict[int, int]]:
         """Make the tokenizer of `tokenize_parts`, in which each control token has a name that nobody can guess.

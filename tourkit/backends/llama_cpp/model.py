@@ -20,6 +20,7 @@ from tourkit.headers.gguf import gguf_parts
 from tourkit.launch import ALL_LAYERS, GpuLayers
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _LSTRIP, _RSTRIP = 1 << 0, 1 << 3, 1 << 4, 1 << 7, 1 << 8  # LLAMA_TOKEN_ATTR_…
+_MANY = 256  # control tokens in a text: llama.cpp takes quadratic time to find them
 _SHORT = 16  # characters
 _SPACES = " \t\n\v\f\r"  # what a token with LSTRIP or RSTRIP takes with it
 _SPM_VOCAB = 1  # LLAMA_VOCAB_TYPE_SPM: SentencePiece, whose texts normally start with a space
@@ -162,6 +163,11 @@ class LlamaModel:
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         if self._model is None:
             raise EngineDead("the model is closed")
+        if parse_special and self.control_tokens.count(text, _MANY):
+            return self.tokenize_parts(self.control_tokens.parts(text, ""), add_special=add_special)
+        return self._tokens(text, add_special=add_special, parse_special=parse_special)
+
+    def _tokens(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         raw = text.encode()
         room = len(raw) + 16
         while True:
@@ -171,12 +177,14 @@ class LlamaModel:
                 return list(tokens[:n])
             room = -n
 
-    def tokenize_parts(self, parts: Sequence[str | int]) -> list[int]:
+    def tokenize_parts(self, parts: Sequence[str | int], *, add_special: bool) -> list[int]:
         """Return the tokens of texts and control tokens in order, as `tokenize` does with `parse_special`.
 
         Control tokens that a text spells are text.
         """
-        tokens: list[int] = []
+        around = self._tokens("", add_special=add_special, parse_special=False)
+        n_before = 1 if around and self.adds_bos else 0
+        tokens = around[:n_before]
         known: dict[str, list[int]] = {}  # short texts come again and again between control tokens
         for i, part in enumerate(parts):
             if isinstance(part, int):
@@ -190,11 +198,11 @@ class LlamaModel:
             for text in self._user_markers.cut(part):  # llama.cpp finds these in every text
                 found = known.get(text)
                 if found is None:
-                    found = self.tokenize(text, add_special=False, parse_special=False)
+                    found = self._tokens(text, add_special=False, parse_special=False)
                     if len(text) <= _SHORT:
                         known[text] = found
                 tokens += found
-        return tokens
+        return tokens + around[n_before:]
 
     @cached_property
     def longest_piece(self) -> int:
