@@ -54,7 +54,7 @@ def ids(source: str, messages: list[dict[str, Any]]) -> tuple[list[int], str]:
     )
 
 
-# --- every family's template -------------------------------------------------------------------------------------------
+# --- every family's template ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("source", FAMILIES.values(), ids=FAMILIES.keys())
@@ -75,7 +75,7 @@ def test_messages_that_spell_control_tokens_add_none_and_lose_no_text(source: st
     assert text == ChatTemplate(source, SPECIAL).render(hostile)
 
 
-# --- what templates do with contents -----------------------------------------------------------------------------------
+# --- what templates do with contents ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_thousands_of_control_tokens_are_found_without_trying_each() -> None:
     assert control.parts("<unused69><unused699><unused" + "<" * 3001, "") == [69, 699, "<unused", 7000, "<"]
 
 
-# --- real vocabularies -------------------------------------------------------------------------------------------------
+# --- real vocabularies ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ def test_special_tokens_in_content_are_read_if_the_server_says_so(tokenizer: Any
     assert counts == [1, 2]
 
 
-# --- long prompts ------------------------------------------------------------------------------------------------------
+# --- long prompts -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.starts
@@ -292,7 +292,7 @@ def prompt(texts: Texts, messages: list[dict[str, Any]]) -> list[int]:
     return texts._prompt(Request(messages=tuple(messages)))
 
 
-# --- the whole server's side -------------------------------------------------------------------------------------------
+# --- the whole server's side ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.starts

@@ -20,13 +20,13 @@ from tourkit.launch import Launch
 MOST_MEMORY = 200 << 20  # bytes
 QUESTION = [{"role": "user", "content": "the name and the date"}]
 NESTED = "".join(f"{{% for v{i} in [1, 2] %}}" for i in range(15)) + "x" + "{% endfor %}" * 15
-TALL = "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}"
-TALL += "{% endfor %}"
-TEN_BILLION = "10000000000"
+TALL = "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}"
+TALL += "{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}"
+DOUBLE = "{% set ns = namespace(s='a', l=[1], n=9) %}{% for i in range(40) %}"
 
 TOO_MUCH = {
     "nested range": "{% for i in range(100000) %}{% for j in range(100000) %}{{ i }}{% endfor %}{% endfor %}",
-    "nested range without output": "{% for i in range(90000) %}{% for j in range(90000) if false %}{% endfor %}{% endfor %}",
+    "nested range without output": "{% for i in range(90000) %}{% for j in range(i) if 0 %}{% endfor %}{% endfor %}",
     "power": "{% set n = messages | length %}{{ (n * 10) ** (10 ** 8) }}",
     "power of powers": "{{ 9 ** (9 ** 9) }}",
     "constant power": "{% if 10 ** (10 ** 8) %}{% endif %}",
@@ -36,8 +36,8 @@ TOO_MUCH = {
     "list times": "{{ [1] * 1000000000 }}",
     "tuple times": "{% set x = (1,) * 1000000000 %}",
     "list of a large text": "{% set t = 'a' * 10000000 %}{{ [t] * 100000 }}",
-    "doubling by +": "{% set ns = namespace(s='a') %}{% for i in range(40) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-    "doubling by ~": "{% set ns = namespace(s='a') %}{% for i in range(40) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+    "doubling by +": DOUBLE + "{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "doubling by ~": DOUBLE + "{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
     "doubling by a block": (
         "{% set ns = namespace(s='a') %}{% for i in range(40) %}"
         "{% set t %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = t %}{% endfor %}"
@@ -46,8 +46,8 @@ TOO_MUCH = {
         "{% macro m(s) %}{{ s }}{{ s }}{% endmacro %}"
         "{% set ns = namespace(s='a') %}{% for i in range(40) %}{% set ns.s = m(ns.s) %}{% endfor %}"
     ),
-    "doubling a list": "{% set ns = namespace(s=[1]) %}{% for i in range(40) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-    "doubling a number": "{% set ns = namespace(n=9) %}{% for i in range(40) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+    "doubling a list": DOUBLE + "{% set ns.l = ns.l + ns.l %}{% endfor %}",
+    "doubling a number": DOUBLE + "{% set ns.n = ns.n * ns.n %}{% endfor %}",
     "escaped doubling": (
         "{% autoescape true %}{% set ns = namespace(s='a'|safe) %}"
         "{% for i in range(40) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{% endautoescape %}"
@@ -55,7 +55,7 @@ TOO_MUCH = {
     "much text in a loop": "{% for i in range(100000) %}" + "x" * 10_000 + "{% endfor %}",
     "center": "{{ 'a' | center(10000000000) }}",
     "constant center": "{% set x = 'a' | center(10000000000) %}",
-    "center of autoescape": "{% autoescape 'a' | center(10000000000) %}{{ 'a' | center(10000000000) }}{% endautoescape %}",
+    "center of autoescape": "{% autoescape 'a' | center(10000000000) %}{{ 'a' | center(1000000) }}{% endautoescape %}",
     "method center": "{{ 'a'.center(10000000000) }}",
     "method ljust": "{{ 'a'.ljust(10000000000) }}",
     "method rjust": "{{ 'a'.rjust(10000000000) }}",
@@ -99,7 +99,8 @@ TOO_MUCH = {
     "a tall tuple as a key": TALL.replace("[ns.a, ns.a]", "(ns.a, ns.a)").replace("[1]", "1") + "{{ {ns.a: 1} }}",
     "a tall tuple as an index": TALL.replace("[ns.a, ns.a]", "(ns.a, ns.a)").replace("[1]", "1") + "{{ {}[ns.a] }}",
     "a growing namespace": (
-        "{% set ns = namespace(s='a') %}{% set l = [ns] %}{{ l | length }}{% set ns.s = 'a' * 10000000 %}{{ l * 10000 }}"
+        "{% set ns = namespace(s='a') %}{% set l = [ns] %}{{ l | length }}{% set ns.s = 'a' * 10000000 %}"
+        "{{ l * 10000 }}"
     ),
     "a namespace": "{% set ns = namespace(s=['a' * 10000000] * 1000) %}{{ ns }}",
     "for nested 15 times and repeated": "{% for i in range(1000) %}" + NESTED + "{% endfor %}",
@@ -201,7 +202,7 @@ def test_nothing_is_computed_while_a_template_is_compiled() -> None:
     ChatTemplate("{% if false %}{{ 10 ** (10 ** 8) }}{{ 'a' | center(10000000000) }}{% endif %}", {}).render(QUESTION)
 
 
-# --- the process of the first render -----------------------------------------------------------------------------------
+# --- the process of the first render ----------------------------------------------------------------------------------
 
 
 @pytest.mark.starts
@@ -223,7 +224,9 @@ def test_a_hostile_template_ends_the_load_with_one_line(source: str, what: str) 
 
 
 @pytest.mark.starts
-@pytest.mark.parametrize("source", ["{{ messages[0].content }}", "{{ raise_exception('a tool first') }}", "{{ 1 / 0 }}"])
+@pytest.mark.parametrize(
+    "source", ["{{ messages[0].content }}", "{{ raise_exception('a tool first') }}", "{{ 1 / 0 }}"]
+)
 def test_a_template_that_only_refuses_the_messages_of_the_trial_is_used(source: str) -> None:
     try_out(source, {}, Path("model.gguf"))
 
@@ -233,14 +236,14 @@ def test_a_template_that_only_refuses_the_messages_of_the_trial_is_used(source: 
     ("command", "what"),
     [
         (["-c", "import os; os.abort()"], r"ends the process that tries it \(exit status -6\)"),
-        (["-c", "import sys; sys.stdin.read(); open(0).read() or [None for _ in iter(int, 1)]"], "does not end within"),
+        (["-c", "while True: pass"], "does not end within"),
     ],
 )
 def test_a_trial_that_crashes_or_hangs_is_one_line(
     command: list[str], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(template_trial, "_COMMAND", command)
-    monkeypatch.setattr(template_trial, "_SECONDS", 3)
+    monkeypatch.setattr(template_trial, "_SECONDS", 1)
 
     with pytest.raises(LocalError, match=what):
         try_out("", {}, Path("model.gguf"))

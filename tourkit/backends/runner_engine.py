@@ -94,9 +94,7 @@ class RunnerEngine:
     ) -> None:
         self._runner = runner
         self._info = EngineInfo(stack, runner.context, runner.n_slots, runner.n_vocab, emulated)
-        self._texts = Texts(
-            runner, runner.context, chat_template, special_tokens_in_content=special_tokens_in_content
-        )
+        self._texts = Texts(runner, runner.context, chat_template, special_tokens_in_content=special_tokens_in_content)
         self._spacing = self._texts.spacing(self._write_on)
         self._preparing: threading.Thread | None = None
         self._batches = BatchEngine(

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import ItemsView, KeysView, Sized, ValuesView
+from collections.abc import Iterable, Sized
 from string import Formatter
-from typing import Any
+from typing import Any, cast
 
 from jinja2.utils import Namespace
 
@@ -28,7 +28,11 @@ _NUMBER = 10_000  # the largest count, width or precision that a function gets
 _DIGITS = 4  # of a width in a format
 _ITEMS = 1_000_000  # items of a list
 _WORK = 1_000_000_000  # nanoseconds of a single operation, about
-_CONTAINERS = (list, tuple, dict, set, frozenset, KeysView, ValuesView, ItemsView)
+_FEW = 8
+_ITEMS_A_STEP = 8
+_PLAIN = frozenset({int, float, bool, type(None)})
+_PLAIN_SIZE = 8  # characters of a number, about
+_CONTAINERS: tuple[type, ...] = (list, tuple, dict, set, frozenset, *map(type, ({}.keys(), {}.values(), {}.items())))
 _PLACES = re.compile(r"%(?:\([^)]*\))?[-+ #0]*(\*|\d+)?(?:\.(\*|\d+))?")
 
 
@@ -73,16 +77,19 @@ class Budget:
 
     def weigh(self, value: Any) -> int:
         """Return about how many characters a value has as text, with all that it contains. Raises OverBudget."""
-        if isinstance(value, str | bytes):
+        kind = type(value)
+        if kind is str:
             return len(value)
-        if not isinstance(value, _CONTAINERS):
-            return 8
+        if kind in _PLAIN or not isinstance(value, _CONTAINERS):
+            return len(value) if isinstance(value, str | bytes) else _PLAIN_SIZE
         known = self._weights.get(id(value))
         if known is None:
-            self.step()
-            self._weights[id(value)] = (value, 8)  # a list that contains itself is written as [...]
-            items = [*value, *value.values()] if isinstance(value, dict) else list(value)
-            weight = 8 + sum(self._weigh_item(item) for item in items)
+            items = [*value, *value.values()] if isinstance(value, dict) else list(cast("Iterable[Any]", value))
+            self.step(1 + len(items) // _ITEMS_A_STEP)
+            if len(items) <= _FEW and all(type(item) is str or type(item) in _PLAIN for item in items):
+                return _PLAIN_SIZE + sum(self.weigh(item) + 2 for item in items)  # not worth keeping
+            self._weights[id(value)] = (value, _PLAIN_SIZE)  # a list that contains itself is written as [...]
+            weight = _PLAIN_SIZE + sum(self._weigh_item(item) for item in items)
             known = self._weights[id(value)] = (value, weight)  # it keeps the value, so that its id stays its own
         if known[1] > self.largest:
             raise OverBudget("too much text")

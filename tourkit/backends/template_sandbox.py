@@ -265,7 +265,9 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
     def _growth(self, name: str, value: Any, others: list[Any], size: int) -> int:
         """Return how many characters a filter adds at most."""
         budget = self.budget
-        widths = [len(other) if isinstance(other, str) else int(other) for other in others if isinstance(other, str | int)]
+        widths = [
+            len(other) if isinstance(other, str) else int(other) for other in others if isinstance(other, str | int)
+        ]
         if name == "replace" and len(others) > 1:
             return str(value).count(str(others[0])) * len(str(others[1]))
         if name == "format":

@@ -141,8 +141,8 @@ class Texts:
         size, most = len(text.encode(errors="replace")), self.context * self.tokenizer.longest_piece
         if size > most:
             raise RequestError(
-                f"{size} bytes of prompt do not fit a context of {self.context} tokens, which hold at most {most} bytes: "
-                "shorten the prompt, or serve with a larger --context",
+                f"{size} bytes of prompt do not fit a context of {self.context} tokens, which hold at most {most} "
+                "bytes: shorten the prompt, or serve with a larger --context",
                 param=param,
                 code="context_length_exceeded",
             )
