@@ -14,12 +14,13 @@ from typing import Any, cast
 
 from jinja2.utils import Namespace
 
-LARGEST = 1 << 24  # characters of one text, beyond a multiple of the characters of the messages
+LARGEST = 1 << 22  # characters of one text, beyond a multiple of the characters of the messages
 _STEPS = 200_000  # iterations, calls and operators of a render, and more for the messages
 _STEPS_A_MESSAGE = 1_000
 _STEPS_A_CHARACTER = 0.25
 _COPIES = 16  # a text may be this many times as long as all messages together
-_CHARACTERS = 1 << 28  # characters of all texts that a render makes
+_CHARACTERS = 1 << 25  # characters of all texts that a render makes, beyond four of the longest
+_GROWN = 1 << 30
 _CPU = 10.0  # seconds of CPU time, and more for each million characters of the messages
 _CPU_A_MILLION = 2.0
 _LOOK = 64  # steps between two looks at the clock
@@ -47,7 +48,8 @@ class Budget:
         self._steps = _STEPS + _STEPS_A_MESSAGE * messages + int(_STEPS_A_CHARACTER * characters)
         self._look_at = self._steps
         self.largest = LARGEST + _COPIES * characters
-        self._characters = _CHARACTERS + 4 * self.largest
+        grown = min(_GROWN, messages * characters)  # a template may add message after message to one text
+        self._characters = _CHARACTERS + 4 * self.largest + grown
         self._cpu = _CPU + _CPU_A_MILLION * characters / 1e6
         self._ends = 0.0  # of the thread's CPU time; 0 until the first look
         self._weights: dict[int, tuple[object, int]] = {}

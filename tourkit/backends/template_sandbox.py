@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -25,7 +25,10 @@ _CALL = 4  # steps: what a call costs beside an operator
 _NUMBERS = {"center", "indent", "wordwrap", "batch", "slice", "round", "tojson", "urlize", "truncate"}
 _SHORT = {"wordwrap", "urlize", "xmlattr", "striptags", "pprint", "filesizeformat"}  # they can take quadratic time
 _SHORT_TEXT = 20_000  # characters
-_LISTS = {"list", "reverse", "sort", "unique", "batch", "slice", "wordcount", "min", "max", "groupby"}
+_LISTS = {"list", "reverse", "sort", "unique", "batch", "slice", "wordcount", "min", "max", "groupby", "dictsort"}
+_PICKS = {"length", "count", "first", "last", "random", "default", "d", "items", "attr"}  # they make nothing
+_PICKS |= {"map", "select", "reject", "selectattr", "rejectattr", "abs", "int", "float"}
+_INTERNAL = {"_loop_vars", "_block_vars"}  # arguments that Jinja's generated code adds to each call
 _LISTED_TEXT = 4_000_000  # characters of a text that is split: each part is an object
 
 
@@ -184,7 +187,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         budget = __self.budget
         budget.step(_CALL)
-        for value in (*args, *kwargs.values()):
+        for value in (*args, *(value for key, value in kwargs.items() if key not in _INTERNAL)):
             budget.weigh(value)
         method = getattr(__obj, "__wrapped__", __obj)  # Jinja wraps str.format
         owner = getattr(method, "__self__", None)
@@ -195,7 +198,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
     def _method(self, owner: Any, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
         """Check a call of a method of a text, of bytes or of a number. Return the arguments to call it with."""
         budget = self.budget
-        values = (*args, *(value for key, value in named.items() if not key.startswith("_")))
+        values = (*args, *(value for key, value in named.items() if key not in _INTERNAL))
         if name in ("format", "format_map"):
             budget.format(owner, list(values))
             return args
@@ -259,6 +262,10 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             raise OverBudget(f"too long a text for {name}")
         if name in _LISTS and isinstance(value, str) and size > _LISTED_TEXT:
             raise OverBudget(f"too long a text for {name}")
+        if name in _PICKS:
+            return value
+        if not isinstance(value, str) and name in _LISTS:
+            size = len(value) if isinstance(value, Sized) else 0
         budget.make(size + self._growth(name, value, others, size))
         return value
 
