@@ -72,7 +72,9 @@ class Budget:
 
     def make(self, size: int) -> None:
         """Count a text of `size` characters, or a list of as many items, before it is made. Raises OverBudget."""
-        self.step()
+        self._steps -= 1
+        if self._steps <= self._look_at:
+            self._look()
         self._characters -= size
         if size > self.largest or self._characters < 0:
             raise OverBudget("too much text")

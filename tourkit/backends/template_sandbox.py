@@ -139,7 +139,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
     # --- called by generated code ---------------------------------------------------------------------------------
 
     def step(self) -> bool:
-        self.budget.step()
+        self._local.budget.step()
         return True
 
     def operand(self, value: Any) -> Any:
@@ -173,8 +173,11 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return markup_join(values) if escape else "".join(map(str, values))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        budget = self.budget
+        budget: Budget = self._local.budget
         if operator == "+":
+            if type(left) is str and type(right) is str:  # the most frequent case by far
+                budget.make(len(left) + len(right))
+                return left + right
             budget.add(left, right)
         elif operator == "*":
             budget.multiply(left, right)
