@@ -23,6 +23,8 @@ NESTED = "".join(f"{{% for v{i} in [1, 2] %}}" for i in range(15)) + "x" + "{% e
 TALL = "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}"
 TALL += "{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}"
 DOUBLE = "{% set ns = namespace(s='a', l=[1], n=9) %}{% for i in range(40) %}"
+KEPT = "{% set big = 'ы' * 1000000 %}{% set many = [1] * 100000 %}{% set ns = namespace(l=[]) %}"
+KEPT += "{% for i in range(3000) %}{% set ns.l = ns.l + [COPY] %}{% endfor %}"
 
 TOO_MUCH = {
     "nested range": "{% for i in range(100000) %}{% for j in range(100000) %}{{ i }}{% endfor %}{% endfor %}",
@@ -111,6 +113,18 @@ TOO_MUCH = {
         "{% for n in [40] recursive %}{% if n %}{{ loop([n - 1, n - 1]) }}{% endif %}{% endfor %}"
     ),
     "map of a large list": "{% for i in range(10000) %}{% set x = range(1000) | map('string') | list %}{% endfor %}",
+    "copies of a text by slices": KEPT.replace("COPY", "big[1:]"),
+    "copies of a text by a filter": KEPT.replace("COPY", "big | upper"),
+    "copies of a text by a method": KEPT.replace("COPY", "big.lower()"),
+    "copies of a list": KEPT.replace("COPY", "many[1:]"),
+    "copies of a list by a filter": KEPT.replace("COPY", "range(90000) | list"),
+    "parts of a text": KEPT.replace("COPY", "('a b' * 1000000).split()"),
+    "characters of a text": KEPT.replace("COPY", "('ы' * 1000000) | list"),
+    "copies of a mapping": KEPT.replace("COPY", "dict(many | batch(2) | list)"),
+    "a deep tuple as a key": (
+        "{% set ns = namespace(t=1) %}{% for i in range(60000) %}{% set ns.t = (ns.t,) %}"
+        "{% if ns.t == 1 %}{% endif %}{% endfor %}{{ {ns.t: 1} }}"
+    ),
     "a wide date": "{{ strftime_now('%1000000000Y') }}",
 }  # fmt: skip
 

@@ -29,6 +29,9 @@ _NUMBER = 10_000  # the largest count, width or precision that a function gets
 _DIGITS = 4  # of a width in a format
 _ITEMS = 1_000_000  # items of a list
 _WORK = 1_000_000_000  # nanoseconds of a single operation, about
+POINTER = 8  # bytes of an item that is there already
+_ITEM = 50  # bytes of a short text or a number in a list
+_DEPTH = 200
 _FEW = 8
 _ITEMS_A_STEP = 8
 _PLAIN = frozenset({int, float, bool, type(None)})
@@ -52,7 +55,7 @@ class Budget:
         self._characters = _CHARACTERS + 4 * self.largest + grown
         self._cpu = _CPU + _CPU_A_MILLION * characters / 1e6
         self._ends = 0.0  # of the thread's CPU time; 0 until the first look
-        self._weights: dict[int, tuple[object, int]] = {}
+        self._weights: dict[int, tuple[object, int, int]] = {}
 
     def step(self, steps: int = 1) -> None:
         """Count an iteration, a call or an operator. Raises OverBudget."""
@@ -79,30 +82,44 @@ class Budget:
         if size > self.largest or self._characters < 0:
             raise OverBudget("too much text")
 
+    def make_list(self, items: int) -> None:
+        """Count a list of new objects before it is made. Raises OverBudget."""
+        self.items(items)
+        self.make(items * _ITEM)
+
     def weigh(self, value: Any) -> int:
         """Return about how many characters a value has as text, with all that it contains. Raises OverBudget."""
-        kind = type(value)
-        if kind is str:
+        if type(value) is str:
             return len(value)
-        if kind in _PLAIN or not isinstance(value, _CONTAINERS):
-            return len(value) if isinstance(value, str | bytes) else _PLAIN_SIZE
+        return self._weigh(value)[0]
+
+    def _weigh(self, value: Any) -> tuple[int, int]:
+        """Return the weight and how deep lists lie in each other: some of Python's functions end the process then."""
+        if isinstance(value, str | bytes):
+            return len(value), 0
+        if type(value) in _PLAIN or not isinstance(value, _CONTAINERS):
+            return _PLAIN_SIZE, 0
         known = self._weights.get(id(value))
         if known is None:
             items = [*value, *value.values()] if isinstance(value, dict) else list(cast("Iterable[Any]", value))
             self.step(1 + len(items) // _ITEMS_A_STEP)
             if len(items) <= _FEW and all(type(item) is str or type(item) in _PLAIN for item in items):
-                return _PLAIN_SIZE + sum(self.weigh(item) + 2 for item in items)  # not worth keeping
-            self._weights[id(value)] = (value, _PLAIN_SIZE)  # a list that contains itself is written as [...]
-            weight = _PLAIN_SIZE + sum(self._weigh_item(item) for item in items)
-            known = self._weights[id(value)] = (value, weight)  # it keeps the value, so that its id stays its own
+                return _PLAIN_SIZE + sum(self.weigh(item) + 2 for item in items), 1  # not worth keeping
+            self._weights[id(value)] = (value, _PLAIN_SIZE, 1)  # a list that contains itself is written as [...]
+            found = [self._weigh_item(item) for item in items]
+            weight = _PLAIN_SIZE + sum(weight + 2 for weight, _ in found)
+            depth = 1 + max((depth for _, depth in found), default=0)
+            known = self._weights[id(value)] = (value, weight, depth)  # it keeps the value: its id stays its own
         if known[1] > self.largest:
             raise OverBudget("too much text")
-        return known[1]
+        if known[2] > _DEPTH:
+            raise OverBudget("lists too deep in each other")
+        return known[1:]
 
-    def _weigh_item(self, item: Any) -> int:
+    def _weigh_item(self, item: Any) -> tuple[int, int]:
         if isinstance(item, Namespace):  # it can change after it was weighed
             raise OverBudget("a namespace inside a list")
-        return self.weigh(item) + 2
+        return self._weigh(item)
 
     def multiply(self, left: Any, right: Any) -> None:
         """Check `left * right`."""
@@ -113,10 +130,11 @@ class Budget:
         elif isinstance(value, Sized) and isinstance(count, int) and count > 0:
             self.make(len(value) * count)
             if not isinstance(value, str | bytes):
-                self.make(self.weigh(value) * count)
                 self.items(len(value) * count)
+                self.make(self.weigh(value) * count)
 
     def items(self, count: int) -> None:
+        """Check the length of a list."""
         if count > _ITEMS:
             raise OverBudget("too long a list")
 
@@ -128,9 +146,11 @@ class Budget:
     def add(self, left: Any, right: Any) -> None:
         """Check `left + right`."""
         if isinstance(left, Sized) and isinstance(right, Sized):
-            self.make(len(left) + len(right))
+            size = len(left) + len(right)
+            self.make(size)
             if not isinstance(left, str):
-                self.items(len(left) + len(right))
+                self.items(size)
+                self.make(size * POINTER)
 
     def places(self, left: Any, values: Any) -> None:
         """Check `left % values` of a text."""

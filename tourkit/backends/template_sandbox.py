@@ -19,17 +19,20 @@ from jinja2.runtime import Context, markup_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, _PassArg
 
-from tourkit.backends.template_budget import Budget, OverBudget
+from tourkit.backends.template_budget import POINTER, Budget, OverBudget
 
 _CALL = 4  # steps: what a call costs beside an operator
-_NUMBERS = {"center", "indent", "wordwrap", "batch", "slice", "round", "tojson", "urlize", "truncate"}
+_NUMBERS = {"center", "indent", "wordwrap", "batch", "slice", "round", "tojson", "urlize"}
 _SHORT = {"wordwrap", "urlize", "xmlattr", "striptags", "pprint", "filesizeformat"}  # they can take quadratic time
-_SHORT_TEXT = 20_000  # characters
+_SHORT_TEXT, _SHORT_ARGUMENTS = 20_000, 1_000  # characters
+_GROWTH = dict.fromkeys(
+    ("e", "escape", "forceescape", "urlencode", "tojson"), 6
+)  # of a text, when all of it is escaped
 _LISTS = {"list", "reverse", "sort", "unique", "batch", "slice", "wordcount", "min", "max", "groupby", "dictsort"}
 _PICKS = {"length", "count", "first", "last", "random", "default", "d", "items", "attr"}  # they make nothing
 _PICKS |= {"map", "select", "reject", "selectattr", "rejectattr", "abs", "int", "float"}
+_BREAKS = (" ", "\n", "\r", "\t")
 _INTERNAL = {"_loop_vars", "_block_vars"}  # arguments that Jinja's generated code adds to each call
-_LISTED_TEXT = 4_000_000  # characters of a text that is split: each part is an object
 
 
 class _Generator(CodeGenerator):
@@ -62,8 +65,15 @@ class _Generator(CodeGenerator):
         self._operand(node.expr, frame)
 
     def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:  # noqa: N802
-        if isinstance(node.arg, nodes.Const | nodes.Slice):
+        if isinstance(node.arg, nodes.Const):
             super().visit_Getitem(node, frame)
+            return
+        if isinstance(node.arg, nodes.Slice):
+            self.write("environment.whole(")
+            self.visit(node.node, frame)
+            self.write(")[")
+            self.visit(node.arg, frame)
+            self.write("]")
             return
         self.write("environment.getitem(")
         self.visit(node.node, frame)
@@ -148,6 +158,12 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             self.budget.weigh(value)
         return value
 
+    def whole(self, value: Any) -> Any:
+        """Return a value that is about to be sliced, which copies it. Raises OverBudget."""
+        if isinstance(value, Sized):
+            self.budget.make(len(value) if isinstance(value, str) else len(value) * POINTER)
+        return value
+
     def written(self, value: Any) -> Any:
         """Return a value that is about to become text. Raises OverBudget."""
         if not isinstance(value, str | int):
@@ -194,6 +210,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             budget.weigh(value)
         method = getattr(__obj, "__wrapped__", __obj)  # Jinja wraps str.format
         owner = getattr(method, "__self__", None)
+        if __obj is dict:
+            budget.make_list(sum(len(value) for value in args if isinstance(value, Sized)))
         if isinstance(owner, str | bytes | int) and not isinstance(owner, bool):
             args = __self._method(owner, method.__name__, args, kwargs)
         return super().call(__context, __obj, *args, **kwargs)
@@ -219,8 +237,10 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             size *= max(1, budget.weigh(list(values)))
         elif name in ("rfind", "rindex", "rsplit", "rpartition"):  # Python searches backwards in quadratic time
             budget.work(size * budget.weigh(list(values)))
-        if name in ("split", "rsplit", "splitlines") and size > _LISTED_TEXT:
-            raise OverBudget("too long a text to split")
+            budget.make_list(size // 2 if name == "rsplit" else 1)
+        elif name in ("split", "splitlines"):
+            breaks = [values[0]] if values and isinstance(values[0], type(owner)) and values[0] else _BREAKS
+            budget.make_list(1 + sum(map(str(owner).count, map(str, breaks))))
         budget.make(size + sum(value for value in values if isinstance(value, int)) if name != "translate" else size)
         return args
 
@@ -252,6 +272,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         if isinstance(value, Namespace) and name not in ("attr", "default", "d"):
             raise OverBudget("a namespace as text")
         if type(value) is str and not rest and not named and name not in _SHORT and name not in _LISTS:
+            if name not in _PICKS:
+                budget.make(len(value) * _GROWTH.get(name, 1))
             return value
         others = [*rest, *named.values()]
         for other in others:
@@ -261,15 +283,14 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         if name in ("join", "sum"):
             value = self._items(value)
         size = budget.weigh(value)
-        if name in _SHORT and (size > _SHORT_TEXT or budget.weigh(others) > _SHORT_TEXT):
-            raise OverBudget(f"too long a text for {name}")
-        if name in _LISTS and isinstance(value, str) and size > _LISTED_TEXT:
+        if name in _SHORT and (size > _SHORT_TEXT or budget.weigh(others) > _SHORT_ARGUMENTS):
             raise OverBudget(f"too long a text for {name}")
         if name in _PICKS:
             return value
-        if not isinstance(value, str) and name in _LISTS:
-            size = len(value) if isinstance(value, Sized) else 0
-        budget.make(size + self._growth(name, value, others, size))
+        if name in _LISTS:
+            budget.make_list(len(value) if isinstance(value, Sized) else 0)
+        else:
+            budget.make(size * _GROWTH.get(name, 1) + self._growth(name, value, others, size))
         return value
 
     def _growth(self, name: str, value: Any, others: list[Any], size: int) -> int:
@@ -296,11 +317,11 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
     def _limited_test(self, test: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(test)
-        def limited(*args: Any) -> Any:
+        def limited(*args: Any, **named: Any) -> Any:
             self.budget.step()
-            for arg in args:
+            for arg in (*args, *named.values()):
                 if isinstance(arg, list | tuple | dict):
                     self.budget.weigh(arg)
-            return test(*args)
+            return test(*args, **named)
 
         return limited
