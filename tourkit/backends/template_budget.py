@@ -35,6 +35,7 @@ _DEPTH = 200
 _FEW = 8
 _ITEMS_A_STEP = 8
 _PLAIN = frozenset({int, float, bool, type(None)})
+PLAIN_KINDS = _PLAIN | {str}
 _PLAIN_SIZE = 8  # characters of a number, about
 _CONTAINERS: tuple[type, ...] = (list, tuple, dict, set, frozenset, *map(type, ({}.keys(), {}.values(), {}.items())))
 _PLACES = re.compile(r"%(?:\([^)]*\))?[-+ #0]*(\*|\d+)?(?:\.(\*|\d+))?")

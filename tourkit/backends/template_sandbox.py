@@ -19,7 +19,7 @@ from jinja2.runtime import Context, markup_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, _PassArg
 
-from tourkit.backends.template_budget import POINTER, Budget, OverBudget
+from tourkit.backends.template_budget import PLAIN_KINDS, POINTER, Budget, OverBudget
 
 _CALL = 4  # steps: what a call costs beside an operator
 _NUMBERS = {"center", "indent", "wordwrap", "batch", "slice", "round", "tojson", "urlize"}
@@ -32,6 +32,8 @@ _LISTS = {"list", "reverse", "sort", "unique", "batch", "slice", "wordcount", "m
 _PICKS = {"length", "count", "first", "last", "random", "default", "d", "items", "attr"}  # they make nothing
 _PICKS |= {"map", "select", "reject", "selectattr", "rejectattr", "abs", "int", "float"}
 _BREAKS = (" ", "\n", "\r", "\t")
+# Tests that compare their values, or make texts of them.
+_COMPARING = "== eq equalto != ne > gt greaterthan ge >= < lt lessthan <= le in lower upper".split()
 _INTERNAL = {"_loop_vars", "_block_vars"}  # arguments that Jinja's generated code adds to each call
 
 
@@ -127,7 +129,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         self.finalize = self.written
         self.globals.pop("lipsum")
         self.filters = {name: self._limited_filter(name, filter_) for name, filter_ in self.filters.items()}
-        self.tests = {name: self._limited_test(cast(Callable[..., Any], test)) for name, test in self.tests.items()}
+        for name in _COMPARING:
+            self.tests[name] = self._limited_test(cast(Callable[..., Any], self.tests[name]))
 
     def add_filter(self, name: str, filter_: Callable[..., Any]) -> None:
         self.filters[name] = self._limited_filter(name, filter_)
@@ -154,8 +157,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
     def operand(self, value: Any) -> Any:
         """Return a value that is about to be compared or hashed. Raises OverBudget."""
-        if not isinstance(value, str | int):
-            self.budget.weigh(value)
+        if type(value) not in PLAIN_KINDS:
+            self._local.budget.weigh(value)
         return value
 
     def whole(self, value: Any) -> Any:
@@ -166,7 +169,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
     def written(self, value: Any) -> Any:
         """Return a value that is about to become text. Raises OverBudget."""
-        if not isinstance(value, str | int):
+        if type(value) not in PLAIN_KINDS:
             if isinstance(value, Namespace):
                 raise OverBudget("a namespace as text")
             self.budget.weigh(value)

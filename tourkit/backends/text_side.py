@@ -126,7 +126,7 @@ class Texts:
         if not self._special_tokens_in_content:
             messages, mark = tokenizer.control_tokens.marked(messages)
         text = self._template.render(messages, mark=mark) + begun
-        self._check_size(text, "messages")
+        self._check_size(text.replace(mark, "") if mark else text, "messages")
         self._check_count(text)
         bos = tokenizer.special_tokens["bos_token"]
         add_bos = tokenizer.adds_bos and not (bos and text.startswith(bos))
