@@ -1,6 +1,7 @@
 """A worker with a fake engine: a real process on a loopback port, started as the gateway does it.
 
-Usage: `python fake_worker.py ENGINE SPEC`. ENGINE is the name of a class in this file; without it, the model's name.
+Usage: `python fake_worker.py [ENGINE]`. ENGINE is the name of a class in this file; without it, the model's name. The
+specification comes on stdin.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import gc
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tourkit.errors import EngineDead, LocalError
-from tourkit.generation import EngineInfo
+from tourkit.generation import Activity, EngineInfo
 from tourkit.launch import Launch
 from tourkit.server.contract import Greeting, WorkerSpec
 
@@ -31,13 +33,16 @@ class FakeWorker:
 
 
 @contextmanager
-def fake_worker(engine: str) -> Iterator[FakeWorker]:
+def fake_worker(engine: str, *, beat: float = 1.0) -> Iterator[FakeWorker]:
     """Start a worker and wait until it is ready. At the end of the block its stdin is closed, and it ends."""
-    spec = WorkerSpec(LAUNCH, ("tool",), uds="", secret=SECRET, offline=False)
-    command = [sys.executable, __file__, engine, spec.to_json()]
+    spec = WorkerSpec(LAUNCH, ("tool",), uds="", secret=SECRET, offline=False, beat=beat)
+    command = [sys.executable, __file__, engine]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
+        process.stdin.write(spec.to_json())
+        process.stdin.flush()
         yield FakeWorker(Greeting.of_json(process.stdout.readline()).address, process)
 
 
@@ -55,10 +60,19 @@ def is_connected(sock: socket.socket) -> bool:
         return False
 
 
-class Dead:
-    """An engine that is dead."""
+class Fake:
+    """An engine that does nothing."""
 
     info = EngineInfo("llama_cpp", 64, 1, 300)
+
+    def activity(self) -> Activity:
+        return Activity()
+
+    def close(self) -> None: ...
+
+
+class Dead(Fake):
+    """An engine that is dead."""
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         raise EngineDead("the engine thread died: a test")
@@ -67,26 +81,27 @@ class Dead:
         sys.stderr.write("closed")
 
 
-class Looking:
-    """An engine whose token ids describe the worker's connections."""
+class Stuck(Fake):
+    """An engine whose figures never come: the event loop waits for them for ever."""
 
-    info = EngineInfo("llama_cpp", 64, 1, 300)
+    def stats(self) -> None:
+        threading.Event().wait()
+
+
+class Looking(Fake):
+    """An engine whose token ids describe the worker's connections."""
 
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         return [number for connection in accepted_connections() for number in connection]
 
-    def close(self) -> None: ...
 
-
-class Full:
+class Full(Fake):
     """An engine on a device with memory for 1024 tokens. The message is that of llama.cpp on a GPU."""
 
     def __init__(self, launch: Launch) -> None:
         if launch.context > 1024:
             raise LocalError("m.gguf: llama.cpp cannot load it (cudaMalloc failed: out of memory)")
         self.info = EngineInfo("llama_cpp", launch.context, 1, 300)
-
-    def close(self) -> None: ...
 
 
 class Damaged:
@@ -100,8 +115,14 @@ def main() -> int:
     from tourkit import backends
     from tourkit.server.worker import process
 
-    named = sys.argv.pop(1) if len(sys.argv) > 2 else ""
-    engines = {"Dead": lambda _: Dead(), "Looking": lambda _: Looking(), "Full": Full, "Damaged": Damaged}
+    named = sys.argv[1] if len(sys.argv) > 1 else ""
+    engines = {
+        "Dead": lambda _: Dead(),
+        "Looking": lambda _: Looking(),
+        "Stuck": lambda _: Stuck(),
+        "Full": Full,
+        "Damaged": Damaged,
+    }
     backends.load = lambda launch: engines[named or launch.model](launch)
     return process.main()
 

@@ -1,6 +1,7 @@
 """Serve given placements, as `tourkit serve` does after its plan is made.
 
-`python launch_server.py JSON` prints its URL and ends with SIGTERM. JSON is a list of placements.
+`python launch_server.py PLACEMENTS TIMEOUTS` prints its URL and ends with SIGTERM. Both are JSON: a list of placements,
+and the fields of WorkerTimeouts that are not the default.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tourkit.net import listen
 from tourkit.planning.plan import Placement
 from tourkit.server.contract import launch_of
 from tourkit.server.gateway.app import GatewayOptions, serve
+from tourkit.server.gateway.watchdog import WorkerTimeouts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,11 +36,16 @@ class LaunchServer:
 
 @contextmanager
 def launch_server(
-    *placements: Placement, log: Path, environment: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
+    *placements: Placement,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+    timeouts: Mapping[str, float] | None = None,
 ) -> Iterator[LaunchServer]:
     """Run a gateway with these workers on a free port. Its process is ended by id at the end of the block."""
     path = os.pathsep.join(filter(None, ((environment or {}).get("PYTHONPATH", ""), str(ROOT))))
-    command = [*prefix, sys.executable, __file__, json.dumps([asdict(placement) for placement in placements])]
+    told = json.dumps([asdict(placement) for placement in placements]), json.dumps(timeouts or {})
+    command = [*prefix, sys.executable, __file__, *told]
     variables = os.environ | dict(environment or {}) | {"PYTHONPATH": path}
     with log.open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=variables)
@@ -74,7 +81,8 @@ def placement_of(told: dict[str, Any]) -> Placement:
 def main() -> None:
     placements = tuple(placement_of(told) for told in json.loads(sys.argv[1]))
     offline.engage()
-    options = GatewayOptions(offline=True, say=lambda text: tell(text, sys.stderr))
+    timeouts = WorkerTimeouts(**json.loads(sys.argv[2]))
+    options = GatewayOptions(offline=True, say=lambda text: tell(text, sys.stderr), timeouts=timeouts)
     serve(placements, options, listen("127.0.0.1", 0), lambda urls: tell(urls.here, sys.stdout))
 
 

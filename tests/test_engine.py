@@ -296,7 +296,7 @@ def test_all_work_on_a_model_is_done_by_one_thread() -> None:
             threads.append(threading.get_ident())
             return super().decode()
 
-    engine = BatchEngine(Noting(), warm_up=lambda: threads.append(threading.get_ident()))
+    engine = BatchEngine(Noting(), warm_up=lambda: threads.append(threading.get_ident()) or 0)
     submit(engine, "one").wait()
     engine.close()
 

@@ -227,5 +227,5 @@ def alive(pid: int) -> bool:
     """Whether a process runs. A zombie, which only waits for its parent, does not count."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from launch_server import LaunchServer, launch_server
-from waiting import until
+from waiting import DEADLINE, until
 
 from tourkit.bundle.build import build_index
 from tourkit.bundle.index import BundleModel, BundleVariant
@@ -38,8 +38,7 @@ pytestmark = pytest.mark.starts
 # worker already holds the lock, it writes a file. Workers of the model `stays` take no turns.
 WATCH = """
 import fcntl, os, sys
-command = " ".join(sys.orig_argv)
-if "tourkit.server.worker.process" in command and '"model":"stays"' not in command:
+def watch():
     lock = os.open({folder!r} + "/lock", os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,6 +46,16 @@ if "tourkit.server.worker.process" in command and '"model":"stays"' not in comma
         open({folder!r} + "/two-at-once", "w").close()
     with open({folder!r} + "/loads", "a") as file:
         file.write("one\\n")
+
+if "tourkit.server.worker.process" in sys.orig_argv:
+    from tourkit.server.contract import WorkerSpec
+    read = WorkerSpec.of_json
+    def of_json(line):
+        spec = read(line)
+        if spec.launch.model != "stays":
+            watch()
+        return spec
+    WorkerSpec.of_json = staticmethod(of_json)
 """
 
 
@@ -72,7 +81,8 @@ def served(folder: Path, *placements: Placement) -> Iterator[Served]:
     site = folder / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(WATCH.format(folder=str(folder)))
-    with launch_server(*placements, log=folder / "log", environment={"PYTHONPATH": str(site)}) as server:
+    environment, timeouts = {"PYTHONPATH": str(site)}, {"silence": 10.0 * DEADLINE}  # a held worker is no hung one
+    with launch_server(*placements, log=folder / "log", environment=environment, timeouts=timeouts) as server:
         yield Served(server, folder)
 
 

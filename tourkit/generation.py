@@ -166,6 +166,19 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Activity:
+    """What an engine does now. `seconds`: since its last progress; 0 if it has nothing to do.
+
+    `tokens`: how many the call under way computes; 0 for work without such a call. `rate`: tokens a second until now; 0
+    if nothing was measured yet.
+    """
+
+    seconds: float = 0.0
+    tokens: int = 0
+    rate: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """The current load, and counters since the start, in tokens unless a comment names another unit."""
 

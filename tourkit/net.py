@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import socket
+import stat
 import struct
 import sys
 from dataclasses import dataclass
@@ -48,15 +50,28 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def listen_unix(path: Path) -> socket.socket:
-    """Return a Unix socket that listens at `path`. Raises OSError."""
+    """Return a Unix socket that listens at `path`, for this user alone. Raises OSError and LocalError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(str(path))
+        make_private(path)  # before `listen`: until then the system refuses every connection
         sock.listen(_BACKLOG)
-    except OSError:
+    except (OSError, LocalError):
         sock.close()
         raise
     return sock
+
+
+def make_private(path: Path) -> None:
+    """Allow a folder, or a socket, to this user alone, and check it. Raises LocalError if others may open it."""
+    if not hasattr(os, "getuid"):  # Windows, where a temporary folder belongs to its user
+        return
+    path.chmod(0o700 if path.is_dir() else 0o600)
+    found = path.lstat()
+    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise LocalError(
+            f"{path}: other users of this machine can open it: set TMPDIR to a folder on a disk that keeps permissions"
+        )
 
 
 def free_port(host: str) -> int:

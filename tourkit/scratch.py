@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tourkit import net
+
 PREFIX = "tourkit-"
 _LOCK = ".owner.lock"
 
@@ -23,7 +25,7 @@ def folder(kind: str, *, parent: str | None = None) -> Iterator[Path]:
     """Make a temporary folder that only this user can read, and remove it at the end of the block.
 
     First remove the folders that killed processes left. `kind`: part of its name. `parent`: None for the system's
-    temporary folder. Raises OSError.
+    temporary folder. Raises OSError, and LocalError if other users can open it.
     """
     where = Path(parent or tempfile.gettempdir())
     _sweep(where)
@@ -31,6 +33,7 @@ def folder(kind: str, *, parent: str | None = None) -> Iterator[Path]:
     # Locked before it has its name: else another process could take the lock first, and remove the folder.
     lock = os.open(made / f"{_LOCK}.new", os.O_RDWR | os.O_CREAT, 0o600)
     try:
+        net.make_private(made)
         _take(lock)
         (made / f"{_LOCK}.new").rename(made / _LOCK)
         yield made

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from tourkit.generation import Emit, EngineInfo, EngineStats, Request, Submission
+    from tourkit.generation import Activity, Emit, EngineInfo, EngineStats, Request, Submission
 
 
 class Engine(Protocol):
@@ -37,6 +37,10 @@ class Engine(Protocol):
         ...
 
     def stats(self) -> EngineStats: ...
+
+    def activity(self) -> Activity:
+        """Return what it does now. Waits for nothing, so it also answers while a call of the model hangs."""
+        ...
 
     def close(self) -> None:
         """End every sequence and free the model. Idempotent."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from tourkit.backends.base import Embeddings
+from tourkit.engine.meter import WorkMeter
 from tourkit.errors import EngineDead, QueueFull, RequestError
-from tourkit.generation import Emit, EngineInfo, EngineStats, Request, Submission
+from tourkit.generation import Activity, Emit, EngineInfo, EngineStats, Request, Submission
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +80,7 @@ class BatchEmbedder:
         self._info = EngineInfo(stack, runner.context, runner.n_slots, runner.n_vocab)
         self._size = runner.n_embd
         self._n_tokens = self._n_calls = 0
+        self._meter = WorkMeter()
         # Shared between threads; _gate guards it:
         self._gate = threading.Condition()
         self._jobs: deque[_Job] = deque()  # requests with texts that still wait
@@ -136,6 +138,9 @@ class BatchEmbedder:
             running = sum(job.n_taken - job.n_done for job in self._under_way)
         return EngineStats(running=running, waiting=waiting, prompt_tokens=self._n_tokens, decode_steps=self._n_calls)
 
+    def activity(self) -> Activity:
+        return self._meter.activity()
+
     def close(self) -> None:
         with self._gate:
             self._closing = True
@@ -175,11 +180,15 @@ class BatchEmbedder:
         error: EngineDead | None = None
         try:
             while batch := self._take():
+                n_tokens = sum(len(job.texts[i]) for job, i in batch)
+                self._meter.advance(0, n_tokens)
                 vectors = self._runner.embed([job.texts[i] for job, i in batch])
+                self._meter.advance(n_tokens, 0)
                 self._n_calls += 1
-                self._n_tokens += sum(len(job.texts[i]) for job, i in batch)
+                self._n_tokens += n_tokens
                 for (job, i), vector in zip(batch, vectors, strict=True):
                     self._put(job, i, vector)
+                self._meter.rest()
         except Exception as exc:  # noqa: BLE001 - thread boundary: every caller must get the error
             error = EngineDead(f"the engine thread died: {exc!r}")
         finally:

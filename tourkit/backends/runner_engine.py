@@ -15,7 +15,7 @@ from tourkit.backends.text_side import Texts, Tokenizer
 from tourkit.engine.engine import BatchEngine
 from tourkit.engine.runner import PrefixStore, Runner
 from tourkit.errors import LocalError, TourkitError
-from tourkit.generation import Emit, EngineInfo, EngineStats, Request, SamplingParams, Submission
+from tourkit.generation import Activity, Emit, EngineInfo, EngineStats, Request, SamplingParams, Submission
 
 if TYPE_CHECKING:
     from tourkit.launch import Launch
@@ -29,8 +29,8 @@ class TextRunner(Tokenizer, Runner, Protocol):
     context: int  # most tokens in a sequence
 
 
-def warm_up(runner: Runner) -> None:
-    """Run a small batch and one more token, and drop their cells.
+def warm_up(runner: Runner) -> int:
+    """Run a small batch and one more token, and drop their cells. Return the number of tokens.
 
     A library that was built for another processor crashes at its first batch, not while loading. This shows the crash
     while the model is still loading. Raises EngineError, or LocalError if there is no memory even for this.
@@ -42,6 +42,7 @@ def warm_up(runner: Runner) -> None:
         if not runner.decode():
             raise LocalError(f"no memory for a batch of {len(batch)} tokens: lower --context or --slots")
     runner.truncate(0, 0)
+    return length + 1
 
 
 def start(
@@ -136,6 +137,9 @@ class RunnerEngine:
 
     def stats(self) -> EngineStats:
         return self._batches.stats()
+
+    def activity(self) -> Activity:
+        return self._batches.activity()
 
     def close(self) -> None:
         self._batches.close()

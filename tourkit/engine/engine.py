@@ -13,6 +13,7 @@ from collections import Counter, deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from tourkit.engine.meter import WorkMeter
 from tourkit.engine.next_tokens import forced_tokens, next_tokens
 from tourkit.engine.placement import common_prefix
 from tourkit.engine.prompt_lookup import PromptLookup
@@ -21,7 +22,7 @@ from tourkit.engine.sequence import Sequence, Status
 from tourkit.engine.slots import SlotTable
 from tourkit.engine.stop_strings import TextStream
 from tourkit.errors import EngineDead, EngineError, QueueFull, TourkitError
-from tourkit.generation import Emit, EngineStats, Finish, SamplingParams
+from tourkit.generation import Activity, Emit, EngineStats, Finish, SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,7 @@ class BatchEngine:
     `speculate`: guess tokens by prompt lookup.
     `deterministic`: one sequence a call and no shared KV cells, so that no answer depends on other requests.
     `prefixes`: the store that keeps shared prompts between runs.
-    `warm_up`: called first; its errors are raised here.
+    `warm_up`: called first; its errors are raised here. It returns how many tokens it computed.
     `at_rest`: called once, at the first pause without work.
     `release`: called last, after an error too; by default it closes the runner.
     The engine's thread calls all three, because OpenMP is slower once two threads have computed (docs/architecture.md).
@@ -55,7 +56,7 @@ class BatchEngine:
         speculate: bool = True,
         deterministic: bool = False,
         prefixes: PrefixStore | None = None,
-        warm_up: Callable[[], None] = lambda: None,
+        warm_up: Callable[[], int] = lambda: 0,
         at_rest: Callable[[], None] | None = None,
         release: Callable[[], None] | None = None,
     ) -> None:
@@ -69,6 +70,7 @@ class BatchEngine:
         self._strip_leading_space = strip_leading_space
         self._ids = itertools.count(1)
         self._counts: Counter[str] = Counter()  # the counters of EngineStats, by field
+        self._meter = WorkMeter()
         # Shared with other threads; _gate guards it:
         self._gate = threading.Condition()
         self._inbox: deque[Sequence] = deque()
@@ -140,6 +142,9 @@ class BatchEngine:
         waiting = len(self._inbox) + len(self._waiting)
         return EngineStats(running=len(self._running), waiting=waiting, **self._counts)
 
+    def activity(self) -> Activity:
+        return self._meter.activity()
+
     def close(self) -> None:
         """End every sequence with ABORT, stop the thread, and free the model."""
         with self._gate:
@@ -149,10 +154,12 @@ class BatchEngine:
 
     # --- the engine thread ----------------------------------------------------------------------------------
 
-    def _run(self, warm_up: Callable[[], None], warm: Future[None]) -> None:
+    def _run(self, warm_up: Callable[[], int], warm: Future[None]) -> None:
         error: EngineDead | None = None
         try:
-            warm_up()
+            self._meter.advance(0, 0)
+            self._meter.advance(warm_up(), 0)
+            self._meter.rest()
             self._slots.restore()
             warm.set_result(None)
             while self._take_inbox():
@@ -177,6 +184,7 @@ class BatchEngine:
         """Wait for work and take in new sequences and aborts. Return False if the engine must stop."""
         if self._running and not (self._inbox or self._aborted or self._closing):
             return True  # mostly nothing is new between two tokens, and locking the gate costs as much as all the rest
+        self._meter.rest()
         with self._gate:
             idle = not self._gate.wait_for(self._has_work, timeout=_REST_AFTER if self._rest_is_due() else None)
             if self._closing:
@@ -185,6 +193,7 @@ class BatchEngine:
             self._waiting.extend(new)
             self._inbox.clear()
             aborted, self._aborted = self._aborted, set()
+        self._meter.advance(0, 0)
         if idle:
             self._rest()
         for seq in new:
@@ -255,7 +264,11 @@ class BatchEngine:
     def _compute(self, chunks: list[Chunk]) -> bool:
         """Run a batch and process its tokens. Return False if the KV cache had no room; then only make room."""
         rows = [self._fill(chunk) for chunk in chunks]
-        if not self._runner.decode():
+        n_tokens = sum(chunk.end - chunk.start + len(chunk.draft) for chunk in chunks)
+        self._meter.advance(0, n_tokens)
+        decoded = self._runner.decode()
+        self._meter.advance(n_tokens if decoded else 0, 0)
+        if not decoded:
             if any(chunk.draft for chunk in chunks):
                 self._short_of_cells = True  # try the same again without guesses: they are given up first
             else:

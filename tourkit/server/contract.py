@@ -1,15 +1,17 @@
-"""The contract between gateway and workers: what a worker shall load, and its first answer."""
+"""The contract between gateway and workers: what a worker shall load, and what it reports on its stdout."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
 
+from tourkit.generation import Activity
 from tourkit.launch import GpuLayers, Launch
 
 SECRET_HEADER = "x-tourkit-secret"
+REQUEST_HEADER = "x-tourkit-request"  # the number that the gateway gives a request, for Report.trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +19,7 @@ class WorkerSpec:
     """What a worker gets at its start.
 
     `roles`: the roles it is loaded for. `uds`: path of a Unix socket; empty for loopback. `secret`: sent with requests.
+    `beat`: seconds between two beats.
     """
 
     launch: Launch
@@ -24,15 +27,16 @@ class WorkerSpec:
     uds: str
     secret: str
     offline: bool
+    beat: float = 1.0
 
-    def to_json(self) -> str:
-        """Return one line, for the command line of the worker."""
-        return orjson.dumps(asdict(self)).decode()
+    def to_json(self) -> bytes:
+        """Return one line, for the worker's stdin. Its command line would show the secret to every user."""
+        return orjson.dumps(asdict(self)) + b"\n"
 
     @staticmethod
-    def of_json(text: str) -> WorkerSpec:
+    def of_json(line: bytes) -> WorkerSpec:
         """Read the line that `to_json` wrote."""
-        fields = orjson.loads(text)
+        fields = orjson.loads(line)
         return WorkerSpec(**fields | {"launch": launch_of(fields["launch"]), "roles": tuple(fields["roles"])})
 
 
@@ -64,3 +68,26 @@ class Greeting:
     def of_json(line: bytes) -> Greeting:
         """Read a line of `to_json`. An empty line gives neither: the worker ended while it was loading."""
         return Greeting(**orjson.loads(line)) if line else Greeting()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A line on a worker's stdout after its greeting: a beat, or the begin or end of a trial.
+
+    `activity`: of the engine. `loop_wait`: seconds since the event loop was asked for a sign that it has not given yet.
+    `trial`: the number of a request whose constraint is tried from now on, or no longer if `ends`; empty for a beat.
+    """
+
+    activity: Activity = field(default_factory=Activity)
+    loop_wait: float = 0.0
+    trial: str = ""
+    ends: bool = False
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(asdict(self)) + b"\n"
+
+    @staticmethod
+    def of_json(line: bytes) -> Report:
+        """Read a line of `to_json`. Raises ValueError or TypeError for another line."""
+        fields = orjson.loads(line)
+        return Report(**fields | {"activity": Activity(**fields["activity"])})

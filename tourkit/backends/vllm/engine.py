@@ -14,8 +14,10 @@ from typing import Any
 
 from tourkit.backends.text_side import EngineInput, Texts
 from tourkit.backends.vllm import translation
+from tourkit.engine.meter import WorkMeter
 from tourkit.errors import EngineDead, EngineError, QueueFull, RequestError
 from tourkit.generation import (
+    Activity,
     Delta,
     Emit,
     EngineInfo,
@@ -56,6 +58,8 @@ class VllmEngine:
         self._lock = threading.Lock()
         self._unfinished = 0  # sequences that wait or run
         self._relays: dict[int, asyncio.Task[None]] = {}
+        self._prompts: dict[int, int] = {}  # prompt tokens of the submissions without an output so far
+        self._meter = WorkMeter()
         self._info = EngineInfo("vllm", launch.context, launch.slots, texts.tokenizer.n_vocab)
 
     @property
@@ -104,6 +108,10 @@ class VllmEngine:
                 found[_METRICS[sample.name]] += int(sample.value)
         return EngineStats(**found)
 
+    def activity(self) -> Activity:
+        """Return what vLLM does now, measured from its outputs, because its engine is another process."""
+        return self._meter.activity()
+
     def close(self) -> None:
         """Do nothing: vLLM's own server ends its engine."""
 
@@ -132,6 +140,9 @@ class VllmEngine:
             raise RequestError(f"vllm: {exc}", param=translation.refused_param(str(exc), request)) from exc
         except EngineDeadError as exc:
             raise EngineDead(f"vllm: {exc}") from exc
+        self._prompts[submission] = len(tokens)
+        if not self._relays:
+            self._meter.advance(0, len(tokens))
         self._relays[submission] = asyncio.create_task(self._relay(submission, outputs, request, emit))
 
     async def _relay(self, submission: int, outputs: Any, request: Request, emit: Emit) -> None:
@@ -141,6 +152,8 @@ class VllmEngine:
         try:
             while unended:
                 found = outputs.get_nowait() or await outputs.get()
+                done = self._prompts.pop(submission, 0) + sum(len(choice.token_ids) for choice in found.outputs)
+                self._meter.advance(done, sum(self._prompts.values()))
                 for choice in found.outputs:
                     delta = translation.delta(choice, request, self._texts, first=not begun[choice.index])
                     begun[choice.index] |= bool(choice.text)
@@ -153,6 +166,9 @@ class VllmEngine:
             finish, error = Finish.ERROR, EngineError(f"vllm: {type(exc).__name__}: {exc}")
         finally:
             del self._relays[submission]
+            self._prompts.pop(submission, None)
+            if not self._relays:
+                self._meter.rest()
             self._give_places(request.n)
             for index in unended:
                 emit(Delta(index, "", 0, finish, error))

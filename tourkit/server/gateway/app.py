@@ -12,10 +12,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
 
-import aiohttp
-import orjson
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -23,25 +20,22 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tourkit import net, scratch
-from tourkit.errors import EngineDead, EngineError, LocalError, RequestError, TourkitError, excerpt, quoted
-from tourkit.launch import Launch
+from tourkit.errors import EngineDead, LocalError, RequestError, TourkitError, excerpt, quoted
 from tourkit.net import Urls
 from tourkit.planning.plan import Placement
-from tourkit.server.api.replies import error_body, error_response, json_response
+from tourkit.server.api.replies import error_response, json_response
 from tourkit.server.gateway import bodies, status
 from tourkit.server.gateway.metrics import WorkerFigures, exposition
+from tourkit.server.gateway.relay import Relay
 from tourkit.server.gateway.request_log import MODEL, RequestLog
 from tourkit.server.gateway.supervisor import State, Worker
 from tourkit.server.gateway.swapping import Swapper
 from tourkit.server.gateway.upstream import Upstream
+from tourkit.server.gateway.watchdog import TIMEOUTS, WorkerTimeouts
 from tourkit.server.http import EndingServer, hung_up
 
 # What a worker answers for its model.
 _FORWARDED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
-_PASSED = (  # headers of a worker's answer
-    *("content-type", "content-length", "retry-after", "cache-control"),
-    *("x-tourkit-constraint", "x-tourkit-emulated"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +45,7 @@ class GatewayOptions:
     `log`: `say` gets a line for each request too. `ends_unloaded`: the server ends when none of its workers can be
     loaded from the start. `only_gpu`: this process sees one GPU alone. `plan_again`: returns a new placement for one
     that found too little memory, None if nothing else fits. Its other arguments are the placements that are loaded, and
-    those for which memory must stay free. It may take seconds.
+    those for which memory must stay free. It may take seconds. `timeouts`: for the workers.
     """
 
     offline: bool = False
@@ -62,6 +56,7 @@ class GatewayOptions:
     ends_unloaded: bool = False
     only_gpu: bool = False
     plan_again: Callable[[Placement, tuple[Placement, ...], tuple[Placement, ...]], Placement | None] | None = None
+    timeouts: WorkerTimeouts = TIMEOUTS
 
 
 class Gateway:
@@ -78,6 +73,7 @@ class Gateway:
         self._workers: dict[str, Worker] = {}
         self._swapper = Swapper(())
         self._upstream = Upstream()
+        self._relay = Relay(self._upstream, lambda: self._swapper)
         self._folder = ""
         self._planning = asyncio.Lock()
 
@@ -123,6 +119,7 @@ class Gateway:
                     others=self._holder,
                     plan_again=self._plan_again if self._options.plan_again is not None else None,
                     only_gpu=self._options.only_gpu,
+                    timeouts=self._options.timeouts,
                 )
                 announcements.append(asyncio.create_task(self._announce(worker)))
                 for name in (placement.launch.model, *placement.roles):
@@ -196,7 +193,7 @@ class Gateway:
 
     async def metrics(self, request: Request) -> Response:
         """Counters of every worker that is up, in Prometheus' text format."""
-        is_up = {worker: worker.state is State.READY and worker.stand_in is None for worker in self._distinct()}
+        is_up = {worker: worker.answers_itself for worker in self._distinct()}
         found = [
             WorkerFigures(worker.current.launch, loaded, await self._upstream.stats(worker) if loaded else {})
             for worker, loaded in is_up.items()
@@ -231,7 +228,7 @@ class Gateway:
         except TourkitError as exc:
             await error_response(exc)(scope, receive, send)
             return
-        passing = asyncio.create_task(self._pass(worker, scope["path"], body, send))
+        passing = asyncio.create_task(self._relay.answer(worker, scope["path"], body, send))
         watching = asyncio.create_task(hung_up(receive))
         done, pending = await asyncio.wait({passing, watching}, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
@@ -241,32 +238,6 @@ class Gateway:
             failure = passing.result()
             if failure is not None:
                 await error_response(failure)(scope, receive, send)
-
-    async def _pass(self, worker: Worker, path: str, body: bytes, send: Send) -> TourkitError | None:
-        """Forward one request when its worker has the turn. Return an error that comes before the first byte."""
-        try:
-            async with self._swapper.admitted(worker) as admitted:
-                return await self._relay(admitted, path, body, send)
-        except EngineError as exc:
-            return exc
-
-    async def _relay(self, worker: Worker, path: str, body: bytes, send: Send) -> EngineDead | None:
-        started = False
-        try:
-            async with self._upstream.post(worker, path, body) as answer:
-                await send(_start(answer, worker.current.launch))
-                started = True
-                while block := await answer.content.readany():
-                    await send({"type": "http.response.body", "body": block, "more_body": True})
-                worker.answered()
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except aiohttp.ClientError as exc:
-            if not started:
-                return EngineDead(
-                    f"the worker of {worker.current.launch.model} went away ({exc}): ask again, it is restarted"
-                )
-            await _cut_short(send, worker, streaming=answer.content_type == "text/event-stream")
-        return None
 
     def _find(self, name: str) -> Worker:
         worker = self._workers.get(name)
@@ -297,24 +268,6 @@ def _still_to_come(worker: Worker, others: list[Worker]) -> tuple[Placement, ...
     if worker.placement.resident and in_turn and all(other.state is State.UNLOADED for other in in_turn):
         waiting.append(max((other.current for other in in_turn), key=lambda each: sum(m.total for m in each.memory)))
     return tuple(waiting)
-
-
-def _start(answer: aiohttp.ClientResponse, launch: Launch) -> dict[str, Any]:
-    headers = [(b"x-tourkit-model", launch.title.encode())]
-    for name in _PASSED:
-        if name in answer.headers:
-            headers.append((name.encode(), answer.headers[name].encode()))
-    return {"type": "http.response.start", "status": answer.status, "headers": headers}
-
-
-async def _cut_short(send: Send, worker: Worker, *, streaming: bool) -> None:
-    """Report a worker that died while it wrote a stream. A plain answer ends before its announced length."""
-    if not streaming:
-        return
-    _, body = error_body(
-        EngineDead(f"the worker of {worker.current.launch.model} went away in the middle of the answer")
-    )
-    await send({"type": "http.response.body", "body": b"data: " + orjson.dumps(body) + b"\n\n", "more_body": False})
 
 
 async def _not_found(request: Request, exc: Exception) -> Response:

@@ -19,13 +19,15 @@ from pathlib import Path
 
 from tourkit import scratch
 from tourkit.backends.vllm import failures
+from tourkit.errors import LocalError
 from tourkit.planning.plan import CPU
 from tourkit.server.contract import Greeting, WorkerSpec
+from tourkit.server.gateway.watchdog import TIMEOUTS, Watchdog, WorkerTimeouts
 from tourkit.stacks import STACKS
 
 _STOP_SECONDS = 10.0
-_LAST_WORDS_SECONDS = 2.0  # for stderr to close after its process has ended
-_LOOK_SECONDS = 0.02  # between two checks whether killed processes are gone
+_LAST_WORDS_SECONDS = 2.0  # for stdout and stderr to close after their process has ended
+_LOOK_SECONDS = 0.02  # between two checks whether a process is gone
 _LAST_LINES = 200  # of stderr: enough for the tracebacks of two processes
 _MOST_LINE = 1 << 20  # bytes
 _MOST_SHOWN = 200  # characters of the last line
@@ -39,11 +41,27 @@ _NO_DEBUGGER = {"GGML_NO_BACKTRACE": "1"}
 # GGUF weights are read into memory, and every step reads all of them. With pages of 2 MiB instead of 4 KiB, the
 # processor finds the addresses faster (bench/huge_pages.py). glibc uses these pages only with this setting.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+# Keys and tokens that no worker needs: those that huggingface_hub reads (its _auth.py and _oidc.py) or once read, those
+# of other programs that use the hub, and the key of our own server.
+_SECRETS = frozenset(
+    {
+        "HF_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
+        "HUGGINGFACE_HUB_TOKEN",
+        "HUGGINGFACE_TOKEN",
+        "HUGGINGFACEHUB_API_TOKEN",
+        "HF_API_TOKEN",
+        "HF_OIDC_ID_TOKEN",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
+        "OAUTH_CLIENT_SECRET",
+        "TOURKIT_API_KEY",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """The program of a worker: `python -m module SPEC`.
+    """The program of a worker: `python -m module`. It reads its specification from stdin.
 
     `has_children`: it starts more processes, and its libraries log to stderr. `reason`: finds in the last lines of
     stderr why it ended; returns None if they do not say it.
@@ -80,9 +98,14 @@ class Ending:
 class WorkerProcess:
     """A process that loads `spec` on `device`: "cpu" or the id of a GPU. It runs once."""
 
-    def __init__(self, spec: WorkerSpec, device: str, *, only_gpu: bool = False) -> None:
+    def __init__(
+        self, spec: WorkerSpec, device: str, *, only_gpu: bool = False, timeouts: WorkerTimeouts = TIMEOUTS
+    ) -> None:
         """`only_gpu`: this process sees one GPU alone, so a worker on it keeps our CUDA_VISIBLE_DEVICES."""
+        self.trials: frozenset[str] = frozenset()  # requests whose constraints it tried when it ended
         self._spec = spec
+        self._timeouts = timeouts
+        self._is_silent = False
         self._device = device
         self._only_gpu = only_gpu
         self._program = program_of(spec.launch.stack)
@@ -94,28 +117,37 @@ class WorkerProcess:
         """The process id; None if it does not run."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
-    async def run(self, on_ready: Callable[[str], Awaitable[None]], on_exit: Callable[[], Awaitable[None]]) -> Ending:
-        """Start the process, and return how it ended. `on_ready` gets the address once it has loaded.
+    async def run(
+        self,
+        on_ready: Callable[[Greeting], Awaitable[None]],
+        on_silence: Callable[[bool], Awaitable[None]],
+        on_exit: Callable[[], Awaitable[None]],
+    ) -> Ending:
+        """Start the process, and return how it ended. `on_ready` gets its greeting once it has loaded.
 
-        `on_exit` is called as soon as the process has ended. This method returns when all processes that it started
-        have ended too.
+        `on_silence` is that of Watchdog. `on_exit` is called as soon as the process has ended. This method returns when
+        all processes that it started have ended too.
         """
         with contextlib.ExitStack() as held:
             try:
                 process = await self._spawn(held.enter_context(_scratch()))
             except OSError as exc:  # memory, process limit or disk is used up
                 return Ending(was_ready=False, gave_reason=True, why=f"cannot start its process ({exc.strerror})")
-            return await self._follow(process, on_ready, on_exit)
+            except LocalError as exc:
+                return Ending(was_ready=False, gave_reason=True, why=str(exc))
+            return await self._follow(process, on_ready, on_silence, on_exit)
 
     async def end(self) -> None:
-        """Ask it to end by closing its stdin, and kill it after a while. Idempotent."""
+        """Ask it to end by closing its stdin, and kill it after a while, or at once if it hangs. Idempotent."""
         self._end_requested = True
         process = self._process
         if process is None or process.returncode is not None:
             return
+        if self._is_silent:
+            _kill(process)
         _close_stdin(process)
         try:
-            await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+            await asyncio.wait_for(_exited(process), _STOP_SECONDS)
         except TimeoutError:
             _kill(process)
 
@@ -123,7 +155,7 @@ class WorkerProcess:
         if self._spec.uds:
             Path(self._spec.uds).unlink(missing_ok=True)
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", self._program.module, self._spec.to_json()),
+            *(sys.executable, "-m", self._program.module),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -132,13 +164,16 @@ class WorkerProcess:
             start_new_session=True,  # this makes a process group too
         )
         self._process = process
+        if process.stdin is not None:
+            process.stdin.write(self._spec.to_json())  # stays open: the worker ends when it is closed
         if self._end_requested:  # `end` was called while the process was starting
             _close_stdin(process)
         return process
 
     def _environment(self, folder: Path) -> dict[str, str]:
         launch = self._spec.launch
-        found = tuned(launch.stack) | dict(launch.environment) | {"TMPDIR": str(folder)}
+        inherited = {name: value for name, value in tuned(launch.stack).items() if name.upper() not in _SECRETS}
+        found = inherited | dict(launch.environment) | {"TMPDIR": str(folder)}
         if self._device == CPU:
             if launch.gpu_layers.is_none:
                 found["CUDA_VISIBLE_DEVICES"] = ""  # even an unused GPU costs memory there
@@ -149,25 +184,48 @@ class WorkerProcess:
     async def _follow(
         self,
         process: asyncio.subprocess.Process,
-        on_ready: Callable[[str], Awaitable[None]],
+        on_ready: Callable[[Greeting], Awaitable[None]],
+        on_silence: Callable[[bool], Awaitable[None]],
         on_exit: Callable[[], Awaitable[None]],
     ) -> Ending:
         lines: deque[str] = deque(maxlen=_LAST_LINES)
         has_children = self._program.has_children
         listening = asyncio.create_task(_listen(process, lines, every_line=not has_children))
-        greeting = await _greeting(process)
+        greeting, hangs = await _greeting(process), ""
         if greeting.address:
-            await on_ready(greeting.address)
-        code = await process.wait()
-        await on_exit()
-        if has_children:
+            await on_ready(greeting)
+            hangs = await self._watch(process, on_silence)
+        try:
+            code = await asyncio.wait_for(_exited(process), _STOP_SECONDS)
+        except TimeoutError:  # its stdout is closed, or it cannot load: it must not hang while it ends
             _kill(process)
+            code = await _exited(process)
+        await on_exit()
+        _kill(process)
+        if has_children:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(_gone(process.pid), _STOP_SECONDS)  # the next worker needs their memory
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(listening, _LAST_WORDS_SECONDS)
-        why = greeting.error or self._program.reason(tuple(lines)) or _exit_of(code, lines)
+        why = greeting.error or hangs or self._program.reason(tuple(lines)) or _exit_of(code, lines)
         return Ending(was_ready=bool(greeting.address), gave_reason=greeting.error is not None, why=why)
+
+    async def _watch(self, process: asyncio.subprocess.Process, on_silence: Callable[[bool], Awaitable[None]]) -> str:
+        """Wait until the process closes its stdout, and end it if it hangs. Return what hung; empty if nothing did."""
+
+        async def note(is_silent: bool) -> None:
+            self._is_silent = is_silent
+            await on_silence(is_silent)
+
+        assert process.stdout is not None
+        dog = Watchdog(process.stdout, self._timeouts, note)
+        hangs = await dog.watch()
+        if hangs:
+            _kill(process)  # SIGKILL ends a stopped process too
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(dog.drain(), _LAST_WORDS_SECONDS)
+        self.trials = frozenset(dog.trials)
+        return hangs
 
 
 def tuned(stack: str) -> dict[str, str]:
@@ -205,6 +263,16 @@ async def _listen(process: asyncio.subprocess.Process, lines: deque[str], *, eve
         if every_line or b"tourkit: " in line:  # libraries put a prefix before it
             with contextlib.suppress(OSError):
                 os.write(2, line)
+
+
+async def _exited(process: asyncio.subprocess.Process) -> int:
+    """Wait until a process has ended, and return its exit code.
+
+    `process.wait()` is no use: in some versions of Python it also waits until no child holds the pipes.
+    """
+    while process.returncode is None:
+        await asyncio.sleep(_LOOK_SECONDS)
+    return process.returncode
 
 
 def _exit_of(code: int, lines: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -36,8 +37,8 @@ def _named(worker: Worker) -> str:
 def health(workers: Sequence[Worker], swapper: Swapper) -> tuple[int, dict[str, Any]]:
     """Return the HTTP status and the body of /health.
 
-    The status is 200 if every worker answers at once or in its turn; 503 if another worker is loading or one has
-    failed.
+    The status is 200 if every worker answers at once or in its turn; 503 if another worker is loading, hangs, has died
+    or has failed.
     """
     ready = all(_answers(worker) for worker in workers)
     body: dict[str, Any] = {"status": "ok" if ready else "not ready"}
@@ -66,10 +67,17 @@ def _of_worker(worker: Worker) -> dict[str, Any]:
         "takes_turns": not worker.placement.resident,
         "pid": worker.pid,
         "restarts": worker.restarts,
+        "last_death": worker.last_death,
+        "next_start_in_s": _seconds_to_start(worker),
         "error": worker.error,
         "answers": worker.answering.launch.title,
         "passed_over": worker.passed_over,
     }
+
+
+def _seconds_to_start(worker: Worker) -> float | None:
+    """Return how long a worker that has died still waits before it is started again; None if it does not wait."""
+    return round(max(0.0, worker.next_start - time.monotonic()), 1) if worker.state is State.RESTARTING else None
 
 
 def model(name: str, worker: Worker) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""The life of one worker: starting, ready, failed or stopped; also unloaded if it takes turns with others.
+"""The life of one worker: starting, ready, hung, restarting, failed or stopped; unloaded if it takes turns with others.
 
 Waiting requests are woken at every change of the state. A variant that cannot be loaded is replaced by its next
-fallback. If the planned variant finds too little memory, it is planned again once before that. `process` runs the
-process.
+fallback. If the planned variant finds too little memory, it is planned again once before that. A worker that has loaded
+once is never given up: its last variant is started again for ever, with growing pauses. `process` runs the process.
 """
 
 from __future__ import annotations
@@ -16,16 +16,20 @@ from enum import Enum, auto
 from tourkit.backends.out_of_memory import is_out_of_memory
 from tourkit.errors import EngineDead
 from tourkit.planning.plan import Placement
-from tourkit.server.contract import WorkerSpec
+from tourkit.server.contract import Greeting, WorkerSpec
+from tourkit.server.gateway.lane import Lane
 from tourkit.server.gateway.process import Ending, WorkerProcess
+from tourkit.server.gateway.watchdog import TIMEOUTS, WorkerTimeouts
 
-_MAX_CRASHES = 3  # in a row, without an answered request in between; then the variant is given up
+_MAX_DEATHS = 3  # in a row, without an answered request in between; then a variant that is not the last is given up
 
 
 class State(Enum):
     UNLOADED = auto()  # another model has the turn
     STARTING = auto()
     READY = auto()
+    HUNG = auto()  # loaded, but it gives no sign of life
+    RESTARTING = auto()  # its process has ended, and the next one starts after a pause
     FAILED = auto()
     STOPPED = auto()
 
@@ -36,8 +40,8 @@ class Worker:
     `placement`: the planned variant. `current`: the variant in use. `answering`: the variant that answers; it may be in
     another worker. `say`: gets a message for each fallback. `others`: finds the worker that already holds a fallback;
     that worker then answers for this one too. `plan_again`: returns a new placement for the memory that is free now,
-    None if there is no other; None if nobody plans again. `only_gpu`: as in WorkerProcess. All methods belong to the
-    gateway's event loop.
+    None if there is no other; None if nobody plans again. `only_gpu`: as in WorkerProcess. `run`: how many processes
+    have ended so far. All methods belong to the gateway's event loop.
     """
 
     def __init__(
@@ -50,7 +54,10 @@ class Worker:
         others: Callable[[Placement], Worker | None] = lambda placement: None,
         plan_again: Callable[[Worker], Awaitable[Placement | None]] | None = None,
         only_gpu: bool = False,
+        timeouts: WorkerTimeouts = TIMEOUTS,
     ) -> None:
+        self.timeouts = timeouts
+        self.lane = Lane()
         self.placement = placement
         self.current = placement
         self.stand_in: Worker | None = None
@@ -61,6 +68,9 @@ class Worker:
         self.address = ""
         self.secret = secrets.token_hex(16)
         self.restarts = 0
+        self.run = 0
+        self.last_death: str | None = None
+        self.next_start = 0.0  # seconds of the monotonic clock; while RESTARTING
         self.started = 0.0  # seconds of the monotonic clock
         self._uds = uds
         self._offline = offline
@@ -69,7 +79,9 @@ class Worker:
         self._plan_again = plan_again
         self._only_gpu = only_gpu
         self._chain = [placement, *placement.fallbacks]  # in the order of loading
-        self._crashes = 0
+        self._deaths = 0  # in a row, without an answer in between
+        self._loaded: Placement | None = None  # the variant that was loaded last
+        self._tried: frozenset[str] = frozenset()  # requests in their trial when the last process ended
         self._end_state: State | None = None  # UNLOADED or STOPPED after a request to end
         self._process: WorkerProcess | None = None
         self._changed = asyncio.Condition()
@@ -83,7 +95,7 @@ class Worker:
         self._task = asyncio.create_task(self._supervise())
 
     async def settled(self) -> None:
-        """Wait until loading has succeeded or failed, or until the worker is stopped."""
+        """Wait until loading has succeeded or failed, also if only for now, or until the worker is stopped."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.state not in (State.STARTING, State.UNLOADED))
 
@@ -92,21 +104,57 @@ class Worker:
         async with self._changed:
             await self._changed.wait_for(lambda: self.state is not State.STARTING or self.waits_for_plan)
 
-    async def ready(self) -> Worker:
+    async def ready(self, *, within: float | None = None) -> Worker:
         """Wait until this worker is loaded. Return it, or the worker that answers for it, which may not be ready.
 
-        Raises EngineDead if nothing can be loaded or if the worker is stopped.
+        `within`: seconds to wait for a worker that dies again and again; a load is always waited for. Raises EngineDead
+        if nothing can be loaded, if the worker is stopped, or if this time is over.
         """
-        await self.settled()
+        until = None if within is None else time.monotonic() + within
+        while self.state in (State.UNLOADED, State.STARTING, State.HUNG, State.RESTARTING):
+            left = until - time.monotonic() if until is not None and self.state is State.RESTARTING else None
+            if not await self._changes(self.state, left):
+                raise EngineDead(self.trouble())
         if self.state is not State.READY:
-            raise EngineDead(
-                self.error or f"{self.placement.launch.model} {self.placement.launch.quant}: the worker is stopped"
-            )
+            raise EngineDead(self.error or f"{self._name}: the worker is stopped")
         return self if self.stand_in is None else self.stand_in
 
+    async def _changes(self, state: State, seconds: float | None) -> bool:
+        """Wait until the state is another one, and return True; False if the time is over first. None: no limit."""
+        try:
+            async with self._changed, asyncio.timeout(seconds):
+                await self._changed.wait_for(lambda: self.state is not state)
+        except TimeoutError:
+            return False
+        return True
+
+    async def ended(self, run: int) -> None:
+        """Wait until the process that was number `run` has ended."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.run != run)
+
+    def was_tried(self, request: str) -> bool:
+        """Whether the constraint of this request was being tried when the last process ended."""
+        return request in self._tried
+
+    def trouble(self) -> str:
+        """Return what a client reads whose request cannot be answered because the worker has died."""
+        pause = self.next_start - time.monotonic()
+        when = f"in {pause:.0f} s" if self.state is State.RESTARTING and pause >= 1 else "now"
+        return f"{self._name}: the worker ended ({self.last_death}), and it is started again {when}: ask again later"
+
     def answered(self) -> None:
-        """Record that a request was answered: the count of crashes starts again."""
-        self._crashes = 0
+        """Record that a request was answered: the count of deaths starts again."""
+        self._deaths = 0
+
+    @property
+    def answers_itself(self) -> bool:
+        """Whether it is loaded, and no other worker answers for it."""
+        return self.state is State.READY and self.stand_in is None
+
+    @property
+    def _name(self) -> str:
+        return f"{self.current.launch.model} {self.current.launch.quant}"
 
     @property
     def pid(self) -> int | None:
@@ -124,7 +172,7 @@ class Worker:
 
     async def unload(self) -> None:
         """Free the memory until the next start. Do nothing if this worker has no process of its own."""
-        if self.state in (State.STARTING, State.READY) and self.stand_in is None:
+        if self.state not in (State.UNLOADED, State.FAILED, State.STOPPED) and self.stand_in is None:
             await self._end(State.UNLOADED)
 
     async def _end(self, state: State) -> None:
@@ -139,7 +187,8 @@ class Worker:
     async def _supervise(self) -> None:
         """Keep the planned variant loaded; if it fails, its fallbacks one after the other.
 
-        Return when the worker must end, when another worker answers for it, or when no fallback is left.
+        Return when the worker must end, when another worker answers for it, or when nothing could ever be loaded. If
+        no fallback is left, the variant that was loaded last is kept.
         """
         while len(self.passed_over) < len(self._chain):
             candidate = self._chain[len(self.passed_over)]
@@ -149,13 +198,21 @@ class Worker:
                 await self._become(State.READY)
                 return
             if candidate is not self.current:
-                self.current, self._crashes = candidate, 0
+                self.current, self._deaths = candidate, 0
             reason = await self._keep(candidate, is_last=candidate is self._chain[-1])
             if reason is None:
                 return
             await self._give_up(candidate, reason)
-        self.error = "; ".join(self.passed_over)
-        await self._become(State.FAILED)
+        if self._loaded is None:
+            self.error = "; ".join(self.passed_over)
+            await self._become(State.FAILED)
+            return
+        self.current = self._loaded
+        self._say(f"{', '.join(self.current.roles)}: {self.passed_over[-1]}; going back to {self.current.launch.title}")
+        while not self._must_end():
+            ending = await self._run(self.current)
+            if not self._must_end():
+                await self._pause(self.current, ending.why)
 
     async def _give_up(self, candidate: Placement, reason: str) -> None:
         """Record why a variant is given up, and say what is loaded instead. If memory ran out, plan again first."""
@@ -195,27 +252,61 @@ class Worker:
             ending = await self._run(placement)
             if self._must_end():
                 break
-            if ending.gave_reason:
-                return ending.why  # the process gave a reason: another try would give the same one
-            if not ending.was_ready and (not is_last or self._is_to_plan_again(placement, ending.why)):
-                return f"it ended while loading: {ending.why}"
-            self._crashes += 1
-            if self._crashes >= _MAX_CRASHES:
-                return f"the worker ended {self._crashes} times in a row, last with {ending.why}"
-            self.restarts += 1
+            if reason := self._to_give_up(placement, ending, is_last=is_last):
+                return reason
+            await self._pause(placement, ending.why)
+        return None
+
+    def _to_give_up(self, placement: Placement, ending: Ending, *, is_last: bool) -> str | None:
+        """Return why a variant is given up after its process has ended; None if it is started again."""
+        was_loaded = is_last and self._loaded is placement
+        plans_again = self._is_to_plan_again(placement, ending.why)
+        if ending.gave_reason and (plans_again or not was_loaded):
+            return ending.why  # the process gave a reason: another try would give the same one
+        if not ending.was_ready and (plans_again or not is_last):
+            return f"it ended while loading: {ending.why}"
+        if self._deaths >= _MAX_DEATHS and not was_loaded:
+            return f"the worker ended {self._deaths} times in a row, last with {ending.why}"
         return None
 
     async def _run(self, placement: Placement) -> Ending:
         """Run one process from start to end."""
-        spec = WorkerSpec(placement.launch, placement.roles, self._uds, self.secret, self._offline)
-        self._process = WorkerProcess(spec, placement.device, only_gpu=self._only_gpu)
-        return await self._process.run(self._answers_at, self._no_longer_answers)
+        timeouts = self.timeouts
+        spec = WorkerSpec(placement.launch, placement.roles, self._uds, self.secret, self._offline, timeouts.beat)
+        process = self._process = WorkerProcess(spec, placement.device, only_gpu=self._only_gpu, timeouts=timeouts)
+        ending = await process.run(self._answers_at, self._is_silent, self._no_longer_answers)
+        if not self._must_end():
+            self._deaths += 1
+            self.last_death = ending.why
+        return ending
 
-    async def _answers_at(self, address: str) -> None:
-        self.address = address
+    async def _pause(self, placement: Placement, why: str) -> None:
+        """Say why the process has ended, and wait before the next one is started."""
+        pause = self.timeouts.before_start(self._deaths)
+        when = f"in {pause:.0f} s" if pause else "now"
+        launch = placement.launch
+        self._say(f"{', '.join(placement.roles)}: {launch.title}: the worker ended ({why}); it is started again {when}")
+        self.restarts += 1
+        if pause:
+            self.next_start = time.monotonic() + pause
+            await self._become(State.RESTARTING)
+            await self._changes(State.RESTARTING, pause)  # it changes before only if the worker must end
+        await self._become(State.STARTING)
+
+    async def _answers_at(self, greeting: Greeting) -> None:
+        self.address = greeting.address
+        self._loaded = self.current
+        if self._deaths:
+            self._say(f"{', '.join(self.current.roles)}: {self.current.launch.title}: the worker is ready again")
         await self._become(State.READY)
 
+    async def _is_silent(self, is_silent: bool) -> None:
+        await self._become(State.HUNG if is_silent else State.READY)
+
     async def _no_longer_answers(self) -> None:
+        assert self._process is not None
+        self.run += 1
+        self._tried = self._process.trials
         await self._become(State.STARTING)
 
     def _must_end(self) -> bool:

@@ -37,7 +37,7 @@ class Swapper:
     def loaded(self) -> Worker | None:
         """The worker that has the turn and answers at once; None if there is none."""
         worker = self._workers.get(self._turns.holder or "")
-        return worker if worker is not None and worker.state is State.READY and worker.stand_in is None else None
+        return worker if worker is not None and worker.answers_itself else None
 
     @property
     def phase(self) -> Phase:
@@ -62,11 +62,12 @@ class Swapper:
     async def admitted(self, worker: Worker) -> AsyncIterator[Worker]:
         """Wait until a worker, or the worker that answers for it, is loaded. It stays loaded within the block.
 
-        Raises EngineDead if nothing can be loaded, QueueFull if too many requests already wait.
+        Raises EngineDead if nothing can be loaded or the worker dies again and again, QueueFull if too many requests
+        already wait.
         """
         while True:
             async with self._turn_of(worker):
-                found = await worker.ready()
+                found = await worker.ready(within=worker.timeouts.asked_again)
                 if found is worker:
                     yield worker
                     return

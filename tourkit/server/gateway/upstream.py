@@ -8,9 +8,10 @@ from typing import Any
 import aiohttp
 import orjson
 
-from tourkit.server.contract import SECRET_HEADER
+from tourkit.server.contract import REQUEST_HEADER, SECRET_HEADER
 from tourkit.server.gateway.supervisor import Worker
 
+_STATS_SECONDS = 5.0  # for a worker to tell its figures; one that hangs never does
 _KEPT_SECONDS = 2.0  # an idle connection stays open; workers close theirs after 5, and no request may run into that
 
 
@@ -20,18 +21,19 @@ class Upstream:
     def __init__(self) -> None:
         self._sessions: dict[int, aiohttp.ClientSession] = {}
 
-    def post(self, worker: Worker, path: str, body: bytes) -> aiohttp.client._RequestContextManager:
+    def post(self, worker: Worker, path: str, body: bytes, number: str = "") -> aiohttp.client._RequestContextManager:
+        """Send a request. `number`: the worker names the request by it in its reports."""
         session, base = self._session(worker)
-        headers = {SECRET_HEADER: worker.secret, "content-type": "application/json"}
+        headers = {SECRET_HEADER: worker.secret, REQUEST_HEADER: number, "content-type": "application/json"}
         return session.post(f"{base}{path}", data=body, headers=headers)
 
     async def stats(self, worker: Worker) -> dict[str, Any]:
-        """Return the figures of a worker that is up; empty if it has just gone down."""
+        """Return the figures of a worker that is up; empty if it has just gone down, or hangs."""
         session, base = self._session(worker)
         try:
-            async with session.get(f"{base}/stats") as answer:
+            async with session.get(f"{base}/stats", timeout=aiohttp.ClientTimeout(_STATS_SECONDS)) as answer:
                 return dict(orjson.loads(await answer.read()))
-        except aiohttp.ClientError:
+        except (aiohttp.ClientError, TimeoutError):
             return {}
 
     async def close(self) -> None:

@@ -1,7 +1,8 @@
 """A worker process: one loaded model behind HTTP.
 
-It is started as `python -m tourkit.server.worker.process SPEC`. It writes one line to stdout for the gateway: that it
-is ready, or why it cannot load. It ends when its stdin closes, so no worker runs longer than its gateway.
+It is started as `python -m tourkit.server.worker.process`, and its first line on stdin is its specification. It writes
+one line to stdout for the gateway: that it is ready, or why it cannot load. After that it writes its beats. It ends
+when its stdin closes, and Linux kills it when the gateway ends, so no worker runs longer than its gateway.
 """
 
 from __future__ import annotations
@@ -18,14 +19,11 @@ from pathlib import Path
 
 from tourkit import backends, net
 from tourkit.errors import TourkitError
+from tourkit.parent import end_with_parent
 from tourkit.server.contract import Greeting, WorkerSpec
 from tourkit.server.http import EndingServer
 from tourkit.server.worker.app import ModelServer
-
-
-def _tell(greeting: Greeting) -> None:
-    sys.stdout.buffer.write(greeting.to_json())
-    sys.stdout.buffer.flush()
+from tourkit.server.worker.pipes import Pipes
 
 
 def _listen(spec: WorkerSpec) -> tuple[socket.socket, str]:
@@ -36,16 +34,18 @@ def _listen(spec: WorkerSpec) -> tuple[socket.socket, str]:
     return sock, f"127.0.0.1:{sock.getsockname()[1]}"
 
 
-def _end_with_gateway() -> None:
+def _end_with_gateway(pipes: Pipes) -> None:
     """Stop this process as soon as stdin closes. The gateway holds the other end of stdin."""
-    while os.read(0, 1024):  # not sys.stdin: if this thread held its lock, the interpreter would abort at its exit
-        pass
+    pipes.wait_for_end()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def serve(spec: WorkerSpec) -> None:
-    """Load the model, greet the gateway, and serve until the process must stop. A stop while loading works at once."""
-    threading.Thread(target=_end_with_gateway, daemon=True).start()
+async def serve(spec: WorkerSpec, pipes: Pipes) -> None:
+    """Load the model, greet the gateway, and serve until the process must stop. A stop while loading works at once.
+
+    The beats begin after the greeting: while libraries are imported and weights are read, no thread can promise them.
+    """
+    threading.Thread(target=_end_with_gateway, args=(pipes,), daemon=True).start()
     engine = await asyncio.to_thread(partial(backends.load, spec.launch))
     gc.collect()
     gc.freeze()  # loaded objects stay; a collection that checks them would delay a token by a tenth of a second
@@ -56,7 +56,8 @@ async def serve(spec: WorkerSpec) -> None:
 
     app = ModelServer(engine, spec.secret, on_dead=leave).app()
     server = EndingServer(app, partial(asyncio.to_thread, engine.close))
-    _tell(Greeting(address))
+    pipes.greet(Greeting(address))
+    pipes.start_beats(spec.beat, engine.activity, asyncio.get_running_loop().call_soon_threadsafe)
     try:
         await server.serve(sockets=[sock])
     finally:
@@ -64,15 +65,18 @@ async def serve(spec: WorkerSpec) -> None:
 
 
 def main() -> int:
-    spec = WorkerSpec.of_json(sys.argv[1])
+    pipes = Pipes()
+    spec = pipes.spec()
     if spec.offline:
         from tourkit import offline
 
         offline.engage()
     try:
-        asyncio.run(serve(spec))
+        end_with_parent()
+        pipes.end_if_gateway_is_gone()
+        asyncio.run(serve(spec, pipes))
     except TourkitError as exc:
-        _tell(Greeting(error=str(exc)))
+        pipes.greet(Greeting(error=str(exc)))
         return exc.exit_code
     return 0
 

@@ -30,6 +30,7 @@ class Front:
     """The middleware. vLLM imports it by name and creates it, so its data is an attribute of the class."""
 
     served: ClassVar[Served]
+    engine: ClassVar[VllmEngine | None] = None  # None before the first request
 
     def __init__(self, app: ASGIApp) -> None:
         self._vllm = app
@@ -42,5 +43,6 @@ class Front:
         if self._ours is None:  # vLLM loads its engine after it creates the middleware, so this cannot be done before
             served, client = self.served, scope["app"].state.engine_client
             engine = VllmEngine(client, asyncio.get_running_loop(), served.launch, served.texts)
+            Front.engine = engine
             self._ours = ModelServer(engine, served.secret).app()
         await self._ours(scope, receive, send)
