@@ -6,6 +6,7 @@ specification comes on stdin.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import socket
 import subprocess
@@ -88,6 +89,14 @@ class Stuck(Fake):
         threading.Event().wait()
 
 
+class Holding(Fake):
+    """An engine that takes Python's lock for ever."""
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        ctypes.PyDLL(None).pause()
+        return []
+
+
 class Looking(Fake):
     """An engine whose token ids describe the worker's connections."""
 
@@ -120,6 +129,7 @@ def main() -> int:
         "Dead": lambda _: Dead(),
         "Looking": lambda _: Looking(),
         "Stuck": lambda _: Stuck(),
+        "Holding": lambda _: Holding(),
         "Full": Full,
         "Damaged": Damaged,
     }

@@ -258,7 +258,8 @@ class Client:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        error = await self._relay.answer(self.worker, "/x", json.dumps({"prompt": prompt}).encode(), send)
+        body = json.dumps({"model": "m", "prompt": prompt}).encode()
+        error = await self._relay.answer(self.worker, "/tokenize", body, send)
         return b"".join(message.get("body", b"") for message in sent), error
 
     def asked(self) -> list[str]:
@@ -366,6 +367,20 @@ def test_a_worker_that_does_not_come_back_in_time_is_503_with_its_cause_and_the_
     assert error.startswith("dies-20-times F16: the worker ended (signal SIGKILL")
     assert error.endswith("s: ask again later")
     assert client.asked() == []
+
+
+@pytest.mark.starts
+def test_a_worker_whose_thread_holds_pythons_lock_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other thread of it runs, so it cannot end itself. This worker has the routes of a real one."""
+    monkeypatch.setattr(process, "_OUR_ENGINE", process.Program("fake_worker"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=":")
+    client = Client("Holding", tmp_path, WorkerTimeouts(beat=0.05, silence=0.6))
+
+    async def act(client: Client) -> tuple[bytes, TourkitError | None]:
+        return await client.ask("hello")
+
+    assert "ended twice over this request" in str(run(client, act)[1])
+    assert "no beat" in client.said[0]
 
 
 # --- the event loop of a real worker --------------------------------------------------------------------------------
