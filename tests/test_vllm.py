@@ -639,6 +639,19 @@ def test_it_ends_with_a_gateway_that_is_killed(layout: dict[str, str]) -> None:
 
 
 @needs_vllm
+def test_an_engine_that_hangs_is_replaced_and_the_request_is_answered(tmp_path: Path) -> None:
+    """vLLM's server still answers /health. Only the missing output shows that its engine hangs."""
+    log, timeouts = tmp_path / "log", {"call": 10, "first_call": 10, "asked_again": 600}
+    with launch_server(launch("tool"), log=log, timeouts=timeouts) as running:
+        assert ask(running).status == 200
+        os.kill(engine_of(family(running.process.pid)[1]), signal.SIGSTOP)
+        answer = ask(running)
+
+    assert answer.status == 200
+    assert "its engine hangs: a call" in log.read_text()
+
+
+@needs_vllm
 def test_it_goes_with_all_its_processes_when_its_turn_is_over_and_comes_back(tmp_path: Path) -> None:
     in_turn = replace(launch("tool"), resident=False)
     other = replace(gguf(), launch=replace(gguf().launch, model="other"), roles=("brain",), resident=False)
