@@ -11,6 +11,7 @@ import stat
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -303,6 +304,28 @@ def test_a_model_that_never_loaded_is_given_up(tmp_path: Path) -> None:
 
     run(client, act)
     assert "the worker ended 3 times in a row" in str(client.worker.error)
+
+
+@pytest.mark.starts
+@pytest.mark.usefixtures("scripted")
+def test_if_no_fallback_can_be_loaded_the_variant_that_was_loaded_last_comes_back(tmp_path: Path) -> None:
+    (tmp_path / "fallback").mkdir()
+    client = Client("dies-4-times", tmp_path)
+    client.worker = Worker(
+        replace(placement("dies-4-times", tmp_path), fallbacks=(placement("never-loads", tmp_path / "fallback"),)),
+        uds="",
+        offline=True,
+        say=client.said.append,
+        timeouts=QUICK,
+    )
+
+    async def act(client: Client) -> tuple[bytes, TourkitError | None]:
+        await client.until(lambda: client.worker.run == 7)  # three times, the fallback three times, and once more
+        return await client.ask("hello")
+
+    assert run(client, act) == (b"ok", None)
+    assert len(client.worker.passed_over) == 2
+    assert any(line.endswith("going back to dies-4-times F16 llama_cpp") for line in client.said)
 
 
 @pytest.mark.starts

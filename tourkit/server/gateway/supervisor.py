@@ -190,6 +190,7 @@ class Worker:
         Return when the worker must end, when another worker answers for it, or when nothing could ever be loaded. If
         no fallback is left, the variant that was loaded last is kept.
         """
+        reason: str | None = None
         while len(self.passed_over) < len(self._chain):
             candidate = self._chain[len(self.passed_over)]
             other = self._others(candidate) if candidate is not self.placement else None
@@ -207,8 +208,12 @@ class Worker:
             self.error = "; ".join(self.passed_over)
             await self._become(State.FAILED)
             return
-        self.current = self._loaded
-        self._say(f"{', '.join(self.current.roles)}: {self.passed_over[-1]}; going back to {self.current.launch.title}")
+        if self.current is not self._loaded:
+            self.current = self._loaded
+            about = f"{self.passed_over[-1]}; going back to {self.current.launch.title}"
+            self._say(f"{', '.join(self.current.roles)}: {about}")
+        elif reason is not None:
+            await self._pause(self.current, reason)
         while not self._must_end():
             ending = await self._run(self.current)
             if not self._must_end():
