@@ -11,8 +11,8 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from grammars import Grammars
 
-from tests.grammars import Grammars
 from tourkit.backends.llama_cpp import LlamaRunner
 from tourkit.errors import EngineError, RequestError
 from tourkit.generation import Constraint
