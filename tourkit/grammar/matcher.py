@@ -53,12 +53,12 @@ class Compiled:
 
 
 class Matcher:
-    """The state of one sequence in its grammar. `reserve`: tokens enough to close a document that has begun.
+    """The state of one sequence in its grammar. `compiled`: what all matchers of the grammar share.
 
-    `level`: "strict" if every document the grammar allows meets the constraint, "relaxed" if the `dropped` parts of
-    the schema are not enforced, "generic" if only the type of the root is enforced. `grammar`: the text that was
-    compiled, as llguidance serialises it. `compiled`: what all matchers of this grammar share. Every step raises RequestError if it hits a limit of the grammar, or if the
-    steps of this sequence are too slow.
+    `reserve`: tokens enough to close a document that has begun. `level`: "strict" if every document the grammar allows
+    meets the constraint, "relaxed" if the `dropped` parts of the schema are not enforced, "generic" if only the type of
+    the root is enforced. `grammar`: the text that was compiled, as llguidance serialises it. Every step raises
+    RequestError if it hits a limit of the grammar, or if the steps of this sequence are too slow.
     """
 
     def __init__(self, compiled: Compiled, ranks: ClosingRanks, n_vocab: int) -> None:
