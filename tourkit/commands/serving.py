@@ -17,6 +17,8 @@ from tourkit.commands.output import (
     note,
     print_json,
     roles_option,
+    show,
+    show_text,
 )
 from tourkit.errors import NotSo, UsageError
 
@@ -92,9 +94,9 @@ def plan(
     if as_json:
         print_json({"machine": machine_file.machine_json(machine)} | tables.plan_json(made))
     else:
-        click.echo(tables.machine(machine) + "\n")
+        show_text(tables.machine(machine) + "\n")
         for line in tables.lines(made):
-            click.echo(line)
+            show(line)
     if made.unfilled:
         raise NotSo("; ".join(made.unfilled))
 
@@ -139,6 +141,11 @@ def _of_manifest(reference: str) -> tuple[Index, Mapping[VariantId, Shape], str]
     metavar="DIR",
     help="Keep the prompts that requests share here until the next start.",
 )
+@click.option(
+    "--special-tokens-in-content",
+    is_flag=True,
+    help="Read control tokens that messages spell as control tokens; without it they are text.",
+)
 @click.option("--log", is_flag=True, help="Print one line on stderr for each request.")
 def serve(
     file: Path | None,
@@ -156,6 +163,7 @@ def serve(
     api_key: str | None,
     deterministic: bool,
     prefix_cache: Path | None,
+    special_tokens_in_content: bool,
     log: bool,
 ) -> None:
     """Serve a bundle, or one model from a FILE, through an OpenAI-compatible API.
@@ -184,10 +192,13 @@ def serve(
 
     def ready(urls: Urls, made: Plan) -> None:
         for line in tables.serving(urls, made, offline=offline):
-            click.echo(line)
+            show(line)
 
     limits = Limits(vram, reserve, gpu)
-    options = ServeOptions(roles, context, slots, deterministic, prefix_cache, host, port, machine_path, limits)
+    options = ServeOptions(
+        *(roles, context, slots, deterministic, prefix_cache, host, port, machine_path, limits),
+        special_tokens_in_content=special_tokens_in_content,
+    )
     gateway = GatewayOptions(offline=offline, api_key=api_key, say=note, log=log)
     if file is None:
         serve_bundle(bundle, options, gateway, ready)
@@ -206,4 +217,4 @@ def demo(keep: Path | None, documents: int) -> None:
     """
     from tourkit.commands import demo as trip
 
-    trip.run(click.echo, keep=keep, documents=documents)
+    trip.run(show_text, keep=keep, documents=documents)
