@@ -1,15 +1,20 @@
-"""Checks a JSON value against the user's own schema, and a schema against its dialect. Fetches nothing."""
+"""Checks a JSON value against the user's own schema, and a schema against its dialect. Fetches nothing.
+
+Patterns are searched by RE2, in linear time. Those that it cannot read are searched by `re`, which may take any time.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from tourkit.errors import one_line
-from tourkit.grammar.schema_walk import pointer
+from tourkit.grammar.key_patterns import with_literal_keys
+from tourkit.grammar.metaschema import described, dialect_of, registry
+from tourkit.grammar.patterns import compiled
 
 _MAX_ERRORS = 10
 _FORMATS = ("date", "email", "idn-email", "ipv4", "ipv6", "regex", "uuid")  # those that jsonschema checks by itself
@@ -21,95 +26,47 @@ def validate(schema: Any, data: Any) -> list[str]:
     Fetches nothing.
     """
     errors, problem = validation_errors(schema, data)
-    return [*([problem] if problem else []), *(_described(error) for error in errors)]
-
-
-def metaschema_error(schema: Any) -> str | None:
-    """Return in one line why `schema` is no JSON Schema of its dialect; None if it is one."""
-    error = _best_metaschema_error(_dialect(schema), schema)
-    return None if error is None else _described(error)
-
-
-def _best_metaschema_error(dialect: Any, schema: Any) -> Any:
-    """Return the most telling error of `schema` under the dialect's metaschema, or None."""
-    from jsonschema.exceptions import best_match
-
-    try:
-        return best_match(_validator(json.dumps(dialect.META_SCHEMA)).iter_errors(schema))
-    except RecursionError:
-        return None  # nested too deeply to check: treated as valid
-
-
-def _dialect(schema: Any) -> Any:
-    """Return the validator class of `$schema`; without `$schema`, of the newest dialect that accepts the schema."""
-    import jsonschema
-    from jsonschema.validators import validator_for
-
-    newest = jsonschema.Draft202012Validator
-    if isinstance(schema, dict) and "$schema" in schema:
-        return validator_for(schema, default=newest)
-    for dialect in (newest, jsonschema.Draft7Validator, jsonschema.Draft4Validator):
-        if _best_metaschema_error(dialect, schema) is None:
-            return dialect
-    return newest
-
-
-@functools.lru_cache(maxsize=256)
-def _validator(source: str) -> Any:
-    """Return a validator for a schema given as JSON text.
-
-    It fetches no reference and skips patterns that Python cannot read.
-    """
-    from jsonschema import FormatChecker
-    from jsonschema.validators import extend, validator_for
-    from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
-
-    schema = json.loads(source)
-    dialect = validator_for(schema) if _is_metaschema(schema) else _dialect(schema)
-    made: Any = extend(dialect, {"pattern": _if_readable(dialect.VALIDATORS["pattern"])})  # type: ignore[no-untyped-call]
-    # A metaschema's format "regex" refuses patterns that Python cannot read, so its formats are not checked.
-    formats = None if _is_metaschema(schema) else FormatChecker(_FORMATS)
-    return made(schema, registry=REGISTRY, format_checker=formats)
-
-
-def _is_metaschema(schema: Any) -> bool:
-    name = schema.get("$id", schema.get("id", "")) if isinstance(schema, dict) else ""
-    return isinstance(name, str) and "json-schema.org/" in name
-
-
-def readable(pattern: str) -> bool:
-    """Return whether Python can read this pattern."""
-    return compiled_pattern(pattern) is not None
-
-
-def _if_readable(rule: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """Wrap the rule of a keyword that holds a pattern: skip it if Python cannot read the pattern."""
-
-    def checked(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
-        return iter(()) if compiled_pattern(pattern) is None else rule(validator, pattern, instance, schema)
-
-    return checked
-
-
-@functools.lru_cache(maxsize=1024)
-def compiled_pattern(pattern: str) -> re.Pattern[str] | None:
-    """Compile a regular expression; return None if Python cannot read it."""
-    try:
-        return re.compile(pattern)
-    except (re.error, RecursionError, OverflowError):
-        return None
+    return [*([problem] if problem else []), *(described(error) for error in errors)]
 
 
 def validation_errors(schema: Any, data: Any) -> tuple[list[Any], str | None]:
     """Return the first errors of `data`, at most 10, as jsonschema gives them; and why the check failed, or None."""
+    return _checked_each(schema, [data], _MAX_ERRORS)[0]
+
+
+def valid_among(schema: Any, values: list[Any]) -> list[Any]:
+    """Return those of the values that are valid under the schema."""
+    checked = _checked_each(schema, values, 1)
+    return [value for value, found in zip(values, checked, strict=True) if found == ([], None)]
+
+
+def _checked_each(schema: Any, values: list[Any], most: int) -> list[tuple[list[Any], str | None]]:
+    """Return for each value its first errors, at most `most`; and why its check failed, or None."""
+    validator = None
+
+    def errors(value: Any) -> Iterator[Any]:
+        nonlocal validator
+        if validator is None:
+            spelled, keys = with_literal_keys(schema, values)
+            validator = _validator(json.dumps(spelled)), keys
+        for error in validator[0].iter_errors(value):
+            for literal, pattern in validator[1].items():
+                error.message = error.message.replace(repr(literal), repr(pattern))
+            yield error
+
+    return [_collected(errors(value), most) for value in values]
+
+
+def _collected(errors: Iterator[Any], most: int) -> tuple[list[Any], str | None]:
+    """Return the first errors, and why there could not be more, or None."""
     from jsonschema.exceptions import UnknownType
     from referencing.exceptions import Unresolvable
 
     found: list[Any] = []
     try:
-        for error in _validator(json.dumps(schema)).iter_errors(data):
+        for error in errors:
             found.append(error)
-            if len(found) == _MAX_ERRORS:
+            if len(found) == most:
                 break
     except (Unresolvable, RecursionError) as exc:
         return found, f": the schema cannot be checked: {one_line(str(exc) or type(exc).__name__)}"
@@ -120,5 +77,33 @@ def validation_errors(schema: Any, data: Any) -> tuple[list[Any], str | None]:
     return found, None
 
 
-def _described(error: Any) -> str:
-    return one_line(f"{pointer(error.absolute_path)}: {error.message}")
+@functools.lru_cache(maxsize=64)
+def _validator(source: str) -> Any:
+    """Return a validator for a schema given as JSON text."""
+    from jsonschema import FormatChecker
+
+    schema = json.loads(source)
+    formats = FormatChecker(_FORMATS)
+    formats.checks("regex")(lambda text: not isinstance(text, str) or readable(text))
+    return _checking(dialect_of(schema))(schema, registry=registry(), format_checker=formats)
+
+
+@functools.cache
+def _checking(dialect: Any) -> Any:
+    """Return the validator class of a dialect that searches patterns as this module does."""
+    from jsonschema.validators import extend
+
+    return extend(dialect, {"pattern": _pattern})  # type: ignore[no-untyped-call]
+
+
+def readable(pattern: str) -> bool:
+    """Return whether RE2 or Python can read this pattern."""
+    return compiled(pattern) is not None
+
+
+def _pattern(validator: Any, pattern: str, instance: Any, _schema: Any) -> Iterator[Any]:
+    """Check the keyword `pattern`. A pattern that nothing can read is skipped."""
+    from jsonschema.exceptions import ValidationError
+
+    if validator.is_type(instance, "string") and (found := compiled(pattern)) and not found.search(instance):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")

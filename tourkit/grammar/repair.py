@@ -13,8 +13,9 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from tourkit.grammar.check import compiled_pattern, validation_errors
-from tourkit.grammar.schema_walk import pointer
+from tourkit.grammar.check import validation_errors
+from tourkit.grammar.patterns import compiled
+from tourkit.grammar.schema_walk import canonical, pointer
 
 _MAX_ROUNDS = 8
 
@@ -60,10 +61,16 @@ def _repaired(error: Any, holder: dict[str, Any]) -> list[str]:
         return []
     steps = ["", *error.absolute_path]
     place: Any = holder
-    for step in steps[:-1]:
-        place = place[step]
-    value = rule(place[steps[-1]], error.validator_value, error.schema)
-    if value is _UNREPAIRED or _same(value, place[steps[-1]]):
+    try:
+        for step in steps[:-1]:
+            place = place[step]
+        wrong = place[steps[-1]]
+    except (KeyError, IndexError, TypeError):
+        return []  # an earlier repair removed it
+    if _changed(error.instance, wrong):
+        return []
+    value = rule(wrong, error.validator_value, error.schema)
+    if value is _UNREPAIRED or _same(value, wrong):
         return []
     place[steps[-1]] = value
     return [f"{pointer(error.absolute_path)}: {_DONE[error.validator]}"]
@@ -81,6 +88,11 @@ def _repaired_by_option(error: Any, holder: dict[str, Any]) -> list[str]:
             holder.update(trial)
             return [line for group in lines for line in group]
     return []
+
+
+def _changed(seen: Any, now: Any) -> bool:
+    """Return whether an earlier repair put another value at the place of an error. The next round checks it again."""
+    return type(seen) is not type(now) or (not isinstance(seen, dict | list) and not _same(seen, now))
 
 
 def _same(one: Any, two: Any) -> bool:
@@ -120,24 +132,15 @@ def _number(text: str, kind: str) -> Any:
 def _unique(value: list[Any], _wanted: Any, _schema: Any) -> list[Any]:
     kept: dict[str, Any] = {}
     for item in value:
-        kept.setdefault(json.dumps(_canonical(item), sort_keys=True), item)
+        kept.setdefault(json.dumps(canonical(item), sort_keys=True), item)
     return list(kept.values())
-
-
-def _canonical(value: Any) -> Any:
-    """Return the value with whole floats as integers: for a schema 1 and 1.0 are the same value."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, list):
-        return [_canonical(item) for item in value]
-    return {key: _canonical(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 def _without_unknown(value: dict[str, Any], wanted: Any, schema: dict[str, Any]) -> Any:
     if wanted is not False:
         return _UNREPAIRED
     named = schema.get("properties", {})
-    patterns = [compiled_pattern(pattern) for pattern in schema.get("patternProperties", {})]
+    patterns = [compiled(pattern) for pattern in schema.get("patternProperties", {})]
     return {
         key: part
         for key, part in value.items()

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tourkit.grammar.check import validate
-from tourkit.grammar.negation import Negation, any_of, disjoint, followed, negate, type_of, types_of
-from tourkit.grammar.schema_walk import IN_PLACE, NO_ASSERTIONS, converted, escape, resolve
+from tourkit.grammar.alternatives import MAX_OPTIONS, foreign_keys, overlaps, values_of_one
+from tourkit.grammar.check import valid_among
+from tourkit.grammar.metaschema import dialect_of
+from tourkit.grammar.negation import Negation, any_of, negate
+from tourkit.grammar.schema_walk import IN_PLACE, NO_ASSERTIONS, References, converted, escape
+from tourkit.grammar.static_limits import BOUNDS, is_far
 
 # What each level may lose: nothing; that options exclude one another; keywords; patterns that cannot be followed;
 # every other obstacle; everything except the type of the root.
@@ -28,7 +31,7 @@ _ABOUT = dict.fromkeys(("properties", "required", "patternProperties", "minPrope
 _ABOUT |= dict.fromkeys(("items", "prefixItems", "contains", "minItems"), "array")
 _ABOUT |= dict.fromkeys(("pattern", "minLength", "maxLength"), "string")
 _MAX_NUMBERS = 1000
-_MAX_OPTIONS = 24  # alternatives made from one keyword; each makes the grammar larger
+_FAR = 10**17  # the largest power of ten that llguidance takes as a limit of whole numbers on one side
 
 Readable = Callable[[str], bool]
 
@@ -47,9 +50,11 @@ class Rewrite:
     tight: bool = False
     dropped: list[str] = field(default_factory=list)
     narrowed: bool = False
+    uri: str | None = None
+    resolve: References = field(init=False)
 
-    def resolve(self, reference: str) -> Any:
-        return resolve(reference, self.root)
+    def __post_init__(self) -> None:
+        self.resolve = References(self.root)
 
     def opposite(self, schema: Any) -> Negation | None:
         """Return the opposite of `schema`, or None if it is less exact than this pass requires."""
@@ -82,6 +87,7 @@ class Rewrite:
                 more += [part for part in parts if part is not True and part != {}]
             elif self._leaves_out(key, value, schema):
                 self.drop(at, key)
+                result |= _nearer(key, value)
             else:
                 result[key] = converted(key, value, at, self.schema)
         self._patterns_made_general(result, at)
@@ -94,8 +100,17 @@ class Rewrite:
         candidates = schema.get("enum", _whole_numbers(schema))
         if not isinstance(candidates, list) or '"#"' in json.dumps(schema):
             return None
-        shared = {key: self.root[key] for key in ("$schema", "$defs", "definitions") if key in self.root}
-        return [value for value in candidates if not validate(shared | {"allOf": [schema]}, value)]
+        shared = {"$schema": self._dialect()}
+        if '"$ref"' in json.dumps(schema):
+            shared |= {key: self.root[key] for key in ("$defs", "definitions") if key in self.root}
+        return valid_among(shared | {"allOf": [schema]}, candidates)
+
+    def _dialect(self) -> str:
+        """Return the URI of the root's dialect. Without it, each check would first look for the dialect of its part."""
+        if self.uri is None:
+            rules = dialect_of(self.root).META_SCHEMA
+            self.uri = str(rules.get("$id", rules.get("id")))
+        return self.uri
 
     def _closed(self, schema: dict[str, Any]) -> dict[str, Any]:
         """Forbid unnamed keys in an object with `maxProperties`, so that its keys can be counted."""
@@ -116,6 +131,8 @@ class Rewrite:
         return {key: converted(key, value, at, self.schema) for key, value in kept.items()}
 
     def _leaves_out(self, key: str, value: Any, schema: dict[str, Any]) -> bool:
+        if key in BOUNDS and is_far(value):
+            return self.level >= KEYWORDS
         if key in _UNSUPPORTED or (key == "format" and isinstance(value, str) and value not in FORMATS):
             return self.level >= KEYWORDS
         if key in ("minProperties", "maxProperties"):
@@ -168,11 +185,18 @@ def _joined(schema: dict[str, Any], more: list[Any]) -> Any:
     return schema | {"allOf": [*schema.get("allOf", ()), *more]}
 
 
+def _nearer(key: str, bound: Any) -> dict[str, Any]:
+    """Return a weaker bound in place of one that is too far away, if numbers on its other side are to be left out."""
+    if key not in BOUNDS or not is_far(bound) or ("inimum" in key) != (bound > 0):
+        return {}
+    return {key: _FAR if bound > 0 else -_FAR}
+
+
 def _whole_numbers(schema: dict[str, Any]) -> list[int] | None:
     """Return the whole numbers within a schema's limits if they are few, else None."""
     low = schema.get("minimum", schema.get("exclusiveMinimum"))
     high = schema.get("maximum", schema.get("exclusiveMaximum"))
-    if schema.get("type") != "integer" or type(low) is not int or type(high) is not int:
+    if schema.get("type") != "integer" or type(low) is not int or type(high) is not int or is_far(low) or is_far(high):
         return None
     return list(range(low, high + 1)) if 0 <= high - low <= _MAX_NUMBERS else None
 
@@ -243,66 +267,35 @@ def _one_of(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str) -> li
     del schema
     if not isinstance(value, list) or not value:
         return None
-    apart = _apart(rewrite, value, at)
-    if apart is None:
+    options = _apart(rewrite, value, at)
+    if options is None:
         if rewrite.level < ONE_OF:
             return None
         rewrite.drop(at, "oneOf")
-        apart = [rewrite.schema(option, f"{at}/oneOf/{i}") for i, option in enumerate(value)]
-    return [{"anyOf": apart}]
+        options = [rewrite.schema(option, f"{at}/oneOf/{i}") for i, option in enumerate(value)]
+    return [{"anyOf": options}]
 
 
 def _apart(rewrite: Rewrite, options: list[Any], at: str) -> list[Any] | None:
-    values = [_values(rewrite, option) for option in options]
-    if all(found is not None for found in values):
-        every = [value for found in values for value in found or ()]
-        return [{"enum": [value for value in every if _count(value, every) == 1]}]
-    made = []
-    overlaps = [
-        [j for j, other in enumerate(options) if j != i and not disjoint(option, other, rewrite.resolve)]
-        for i, option in enumerate(options)
-    ]
-    if sum(map(len, overlaps)) > _MAX_OPTIONS:
+    values = values_of_one(options, rewrite.resolve)
+    if values is not None:
+        return [{"enum": values}]
+    others = overlaps(options, rewrite.resolve)
+    if others is None:
         return None
+    made = []
     for i, option in enumerate(options):
         parts = [rewrite.schema(option, f"{at}/oneOf/{i}")]
-        for j in overlaps[i]:
+        for j in others[i]:
             opposite = rewrite.opposite(options[j])
-            foreign = _foreign_keys(rewrite, option, options[j])
+            foreign = foreign_keys(option, options[j], rewrite.resolve)
+            foreign = foreign if foreign and rewrite.narrows() else []
             if opposite is None and not foreign:
                 return None
             said = [] if opposite is None else [rewrite.schema(opposite.schema, f"{at}/oneOf/{j}")]
             parts.append(any_of([*said, *({"required": [key]} for key in foreign)]))
         made.append({"allOf": parts} if len(parts) > 1 else parts[0])
     return made
-
-
-def _foreign_keys(rewrite: Rewrite, option: Any, other: Any) -> list[str]:
-    """Return the keys of `option` that `other`, a closed object, forbids: each of them tells the two apart."""
-    one, two = (followed(schema, rewrite.resolve) for schema in (option, other))
-    if not isinstance(one, dict) or not isinstance(two, dict) or two.get("patternProperties"):
-        return []
-    if two.get("additionalProperties") is not False or not rewrite.narrows():
-        return []
-    return [key for key in one.get("properties", {}) if key not in two.get("properties", {})][:_MAX_OPTIONS]
-
-
-def _values(rewrite: Rewrite, option: Any) -> list[Any] | None:
-    """Return the values of an option that is only a list of values, else None."""
-    option = followed(option, rewrite.resolve)
-    if not isinstance(option, dict) or set(option) - NO_ASSERTIONS - {"type"} != {"enum"}:
-        return None
-    kinds = types_of(option, rewrite.resolve)
-    distinct: list[Any] = []
-    for value in option["enum"]:
-        if type_of(value) in kinds and not _count(value, distinct):
-            distinct.append(value)
-    return distinct
-
-
-def _count(value: Any, values: list[Any]) -> int:
-    """Return how often a JSON value is in a list. true and 1 are different values."""
-    return sum(type_of(other) == type_of(value) and bool(other == value) for other in values)
 
 
 def _unique_items(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str) -> list[Any] | None:
@@ -357,7 +350,7 @@ def _min_properties(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: st
     if len(schema.get("required", ())) >= value:
         return []
     closed = schema.get("additionalProperties") is False and not schema.get("patternProperties")
-    if value != 1 or not names or len(names) > _MAX_OPTIONS or not (closed or rewrite.narrows()):
+    if value != 1 or not names or len(names) > MAX_OPTIONS or not (closed or rewrite.narrows()):
         return None
     return [any_of([{"required": [name]} for name in names])]
 
@@ -367,7 +360,7 @@ def _max_properties(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: st
     names = schema.get("properties", {})
     if schema.get("additionalProperties") is not False or schema.get("patternProperties"):
         return None
-    if value == 1 and 1 < len(names) <= _MAX_OPTIONS:
+    if value == 1 and 1 < len(names) <= MAX_OPTIONS:
         return [any_of([{"properties": {other: False for other in names if other != name}} for name in names])]
     return [] if len(names) <= value else None
 
