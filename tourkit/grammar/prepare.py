@@ -1,0 +1,34 @@
+"""Prepares constraints: all work on a schema, a trial compile, and a walk of some steps in the grammar.
+
+This work can take any amount of time and memory. So it runs in a process that can be killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tourkit.generation import Constraint
+from tourkit.grammar.prepared import Manner, Prepared
+
+
+class Preparer:
+    """Prepares constraints for one vocabulary. Caches nothing.
+
+    `tokenizer`: llguidance's view of the vocabulary. `pieces`: the bytes of each token. `count` returns the number of
+    tokens of a text. `leading_space`: answers of the model begin with a space.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        pieces: Sequence[bytes],
+        count: Callable[[str], int],
+        *,
+        leading_space: bool = False,
+    ) -> None:
+        raise NotImplementedError
+
+    def prepare(self, constraint: Constraint, manner: Manner = Manner()) -> Prepared:
+        """Return the prepared constraint. Raises RequestError if it is malformed, or cannot be met or followed."""
+        raise NotImplementedError

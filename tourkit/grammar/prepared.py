@@ -1,0 +1,49 @@
+"""A constraint that is ready to be compiled, as plain data that can go over a pipe.
+
+The process that prepares constraints makes it (`prepare`). The process that generates compiles it (`compiler`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a schema is prepared.
+
+    `tight`: allow fewer documents if that makes more of the schema enforceable; for a second attempt. `compact`: put no
+    space after commas and colons.
+    """
+
+    tight: bool = False
+    compact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A prepared constraint.
+
+    `grammar`: the text to compile, as llguidance serialises it. `large`: it needs the larger limits. `reserve`: tokens
+    enough to close a begun document. `level`: "strict", "relaxed" or "generic". `dropped`: JSON pointers to the parts of
+    the schema that are not enforced. `samples`: texts that may end a string. `json_text`: the text is a JSON document.
+    """
+
+    grammar: str
+    large: bool
+    reserve: int
+    level: str = "strict"
+    dropped: tuple[str, ...] = ()
+    samples: tuple[str, ...] = ()
+    json_text: bool = True
+
+    def to_json(self) -> str:
+        """Return the data as one line of JSON text in ASCII."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def of_json(text: str) -> Prepared:
+        """Return the data that `to_json` wrote."""
+        data = json.loads(text)
+        return Prepared(**data | {key: tuple(data[key]) for key in ("dropped", "samples")})
