@@ -27,8 +27,17 @@ class Preparer:
         *,
         leading_space: bool = False,
     ) -> None:
-        raise NotImplementedError
+        from tourkit.grammar.compiler import GrammarCompiler
+
+        self._old = GrammarCompiler(
+            tokenizer, len(pieces), frozenset(tokenizer.eos_tokens), pieces.__getitem__, count, leading_space=leading_space
+        )
 
     def prepare(self, constraint: Constraint, manner: Manner = Manner()) -> Prepared:
         """Return the prepared constraint. Raises RequestError if it is malformed, or cannot be met or followed."""
-        raise NotImplementedError
+        from tourkit.grammar.compiler import Manner as Old
+        from tourkit.grammar.matcher import EXACT, GENERIC
+
+        made = self._old._compile(constraint, Old(manner.tight, manner.compact))
+        level = {EXACT: "strict", GENERIC: "generic"}.get(made.level, "relaxed")
+        return Prepared(made.grammar, True, made.reserve, level, made.dropped, made.samples, made.json_text)

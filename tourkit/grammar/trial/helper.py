@@ -1,0 +1,136 @@
+"""The worker's side of one trial process: start it, ask it, end it. In the worker's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from tourkit.errors import EngineError
+from tourkit.grammar.trial.confined import slow_down
+from tourkit.grammar.trial.frames import LENGTH, framed, message
+from tourkit.grammar.trial.jobs import Ending, Job, Limits
+
+COMMAND = (sys.executable, "-m", "tourkit.grammar.trial")
+
+
+class Gone(Exception):
+    """The trial process has ended before it answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a trial process is started with. `table`: bytes of a TokenTable. `forks`: it does jobs in children.
+
+    `library_limits`: it tries grammars under llguidance's own limits too.
+    """
+
+    table: bytes
+    limits: Limits = Limits()
+    library_limits: bool = False
+    forks: bool = sys.platform == "linux"
+    command: Sequence[str] = COMMAND
+
+
+class Helper:
+    """One running trial process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._asked: dict[int, asyncio.Future[Ending]] = {}
+        self._next = 0
+        self._reading: asyncio.Task[None] | None = None
+        self.gone = False
+
+    @staticmethod
+    async def start(setup: Setup) -> Helper:
+        """Start a trial process and wait until it is ready. Raises EngineError if it ends at once.
+
+        Call it in the thread that lives longest: the process ends with the thread that has started it.
+        """
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*setup.command, stdin=pipe, stdout=pipe)
+        helper = Helper(process)
+        about = {
+            "parent": os.getpid(),
+            "limits": asdict(setup.limits),
+            "library_limits": setup.library_limits,
+            "forks": setup.forks,
+        }
+        try:
+            helper._write(message(about) + framed(setup.table))
+            await helper._read()
+        except (Gone, OSError) as exc:
+            helper.end()
+            raise EngineError("the process that tries constraints does not start: see the log") from exc
+        except asyncio.CancelledError:
+            helper.end()
+            raise
+        helper._reading = asyncio.create_task(helper._collect())
+        return helper
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def ask(self, job: Job) -> Ending:
+        """Return how a job ended. Raises Gone. If the caller is cancelled, the job is ended."""
+        if self.gone:
+            raise Gone
+        self._next += 1
+        number = self._next
+        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._write(message(job | {"id": number}))
+            return await answer
+        except asyncio.CancelledError:
+            if not self.gone:
+                self._write(message({"cancel": number}))
+            raise
+        finally:
+            del self._asked[number]
+
+    def slow_down(self) -> None:
+        """Give the process the lowest priority."""
+        slow_down(self._process.pid)
+
+    def end(self) -> None:
+        """Kill the process. Its jobs raise Gone."""
+        self.gone = True
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def _write(self, content: bytes) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(content)
+
+    async def _read(self) -> Ending:
+        assert self._process.stdout is not None
+        try:
+            head = await self._process.stdout.readexactly(LENGTH)
+            content = await self._process.stdout.readexactly(int.from_bytes(head, "big"))
+        except (asyncio.IncompleteReadError, ConnectionError) as exc:
+            raise Gone from exc
+        ending: Ending = json.loads(content)
+        return ending
+
+    async def _collect(self) -> None:
+        """Pass on the endings until the process ends."""
+        try:
+            while True:
+                ending = await self._read()
+                answer = self._asked.get(ending.pop("id"))
+                if answer is not None and not answer.done():
+                    answer.set_result(ending)
+        except Gone:
+            self.end()
+            await self._process.wait()
+            for answer in self._asked.values():
+                if not answer.done():
+                    answer.set_exception(Gone())
