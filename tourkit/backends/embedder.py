@@ -16,6 +16,8 @@ from tourkit.generation import Emit, EngineInfo, EngineStats, Request, Submissio
 if TYPE_CHECKING:
     import numpy as np
 
+    from tourkit.grammar.prepared import Prepared
+
 _PACK = 512  # tokens in a call; packing more texts into it no longer saves time
 _MAX_WAITING = 8192  # texts
 
@@ -98,7 +100,7 @@ class BatchEmbedder:
     def size(self) -> int:
         return self._size
 
-    def submit(self, request: Request, emit: Emit) -> Submission:
+    def submit(self, request: Request, emit: Emit, prepared: Prepared | None = None) -> Submission:
         raise RequestError(
             "this model makes embeddings and writes no text: use /v1/embeddings or another role",
             param="model",

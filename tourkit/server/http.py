@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import uvicorn
 from starlette.types import ASGIApp, Receive
+
+T = TypeVar("T")
 
 CLIENT_LEFT = 499  # the status that nginx logs for a client that hung up; no client reads it
 _GRACE_SECONDS = 3  # for running answers when the server must stop
@@ -24,6 +27,20 @@ class EndingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._end()
         await super().shutdown(sockets)
+
+
+async def unless_hung_up(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
+    """Return the result of `work`. If the client closes its connection first, cancel `work` and return None.
+
+    The body of the client's request must be read before.
+    """
+    working, leaving = asyncio.create_task(work), asyncio.create_task(hung_up(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        leaving.cancel()
+        working.cancel()
 
 
 async def hung_up(receive: Receive) -> None:

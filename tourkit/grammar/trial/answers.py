@@ -1,4 +1,7 @@
-"""Checks and repairs one answer. The time it takes depends on the client's schema, so a worker asks its trial process."""
+"""Checks and repairs one answer.
+
+The time it takes depends on the client's schema, so a worker lets its trial process do it.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tourkit.grammar.prepared import Manner, Prepared
 from tourkit.grammar.trial.answers import Verdict
 from tourkit.grammar.trial.cache import Known, digest
 from tourkit.grammar.trial.helper import COMMAND, Gone, Helper, Setup
-from tourkit.grammar.trial.jobs import CHECK, PREPARE, Ending, Job, Limits
+from tourkit.grammar.trial.jobs import CHECK, LIMITS, PREPARE, Ending, Job, Limits
 from tourkit.grammar.trial.token_table import TokenTable
 
 _TRIES = 2  # with a new process each; a second end is probably the job's fault
@@ -32,7 +32,7 @@ class Trial:
         table: Callable[[], TokenTable],
         *,
         library_limits: bool = False,
-        limits: Limits = Limits(),
+        limits: Limits = LIMITS,
         forks: bool | None = None,
         command: Sequence[str] = COMMAND,
     ) -> None:

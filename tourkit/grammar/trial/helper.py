@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from tourkit.errors import EngineError
 from tourkit.grammar.trial.confined import slow_down
 from tourkit.grammar.trial.frames import LENGTH, framed, message
-from tourkit.grammar.trial.jobs import Ending, Job, Limits
+from tourkit.grammar.trial.jobs import LIMITS, Ending, Job, Limits
 
 COMMAND = (sys.executable, "-m", "tourkit.grammar.trial")
 
@@ -30,7 +30,7 @@ class Setup:
     """
 
     table: bytes
-    limits: Limits = Limits()
+    limits: Limits = LIMITS
     library_limits: bool = False
     forks: bool = sys.platform == "linux"
     command: Sequence[str] = COMMAND
@@ -83,7 +83,8 @@ class Helper:
             raise Gone
         self._next += 1
         number = self._next
-        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
         try:
             self._write(message(job | {"id": number}))
             return await answer

@@ -8,9 +8,11 @@ An ending has a key that says how the job ended: "prepared", "verdict", "refused
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tourkit.errors import RequestError, one_line
@@ -53,6 +55,9 @@ class Limits:
     slow: int = 8
 
 
+LIMITS = Limits()
+
+
 class Jobs:
     """Does jobs, one at a time. `library_limits`: try each grammar under llguidance's own limits too.
 
@@ -91,7 +96,9 @@ class Jobs:
             self._try_again(prepared.grammar)
         grown = max(0, resident() - before)
         if grown > self._limits.kept:
-            return {"over": f"it takes {grown // MIB} MiB of memory; at most {self._limits.kept // MIB} MiB are allowed"}
+            return {
+                "over": f"it takes {grown // MIB} MiB of memory; at most {self._limits.kept // MIB} MiB are allowed"
+            }
         return {"prepared": prepared.to_json(), "grown": grown}
 
     def _try_again(self, grammar: str) -> None:
@@ -126,11 +133,8 @@ def address_space() -> int:
 
 
 def _pages(column: int) -> int:
-    import sys
-
     if sys.platform != "linux":
         return 0
     import resource
 
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[column]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_bytes().split()[column]) * resource.getpagesize()

@@ -1,8 +1,8 @@
 """Which children of the trial process run now, and which jobs have had their time.
 
-A job runs at normal priority first. If it takes longer, it is a slow one: it gets the lowest priority, and few slow ones
-run at the same time. The others are stopped. Those that have run least go on, so an ordinary large schema soon ends even
-while many hostile ones are tried.
+A job runs at normal priority first. If it takes longer, it is a slow one: it gets the lowest priority, and few slow
+ones run at the same time. The others are stopped. Those that have run least go on, so an ordinary large schema soon ends
+even while many hostile ones are tried.
 """
 
 from __future__ import annotations

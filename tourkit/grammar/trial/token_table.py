@@ -42,7 +42,13 @@ class TokenTable:
         """Return the table as bytes: a line of JSON, the lengths of the tokens, their bytes."""
         about = {"special": self.special, "ends": self.ends, "leading_space": self.leading_space}
         lengths = array.array("I", map(len, self.tokens))
-        return json.dumps(about).encode() + b"\n" + len(lengths).to_bytes(4, "big") + lengths.tobytes() + b"".join(self.tokens)
+        return (
+            json.dumps(about).encode()
+            + b"\n"
+            + len(lengths).to_bytes(4, "big")
+            + lengths.tobytes()
+            + b"".join(self.tokens)
+        )
 
     @staticmethod
     def of_bytes(content: bytes) -> TokenTable:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError
 from tourkit.server.api.embedding import embed
 from tourkit.server.api.generation import Generation, complete, stream
+from tourkit.server.api.model import Model
 from tourkit.server.api.replies import ChatReply, TextReply, error_response, json_response
 from tourkit.server.api.requests import (
     Generate,
@@ -29,6 +30,7 @@ from tourkit.server.api.requests import (
     parse_tokenize,
 )
 from tourkit.server.contract import SECRET_HEADER
+from tourkit.server.http import CLIENT_LEFT
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
@@ -42,8 +44,14 @@ class ModelServer:
 
     def __init__(self, engine: Engine, secret: str, on_dead: Callable[[], None] = lambda: None) -> None:
         self._engine = engine
+        self._model = Model.of(engine)
         self._secret = secret
         self._on_dead = on_dead
+
+    async def start_trial(self) -> None:
+        """Start the process that tries constraints, so that the first request with one does not wait for it."""
+        if self._model.trial is not None:
+            await self._model.trial.start()
 
     def app(self) -> ASGIApp:
         routes = Starlette(
@@ -107,12 +115,15 @@ class ModelServer:
         emulated = [name for name in asked.request.asked if name in self._engine.info.emulated]
         headers = {"x-tourkit-emulated": ", ".join(emulated)} if emulated else {}
         if not asked.stream:
-            response = await complete(self._engine, asked, reply, request)
+            response = await complete(self._model, asked, reply, request)
             response.headers.update(headers)
             return response
-        generation = await Generation.start(self._engine, asked.request)
+        generation = await Generation.start(self._model, asked.request, request)
+        if generation is None:
+            return Response(status_code=CLIENT_LEFT)
         headers |= {"cache-control": "no-cache", "x-tourkit-constraint": generation.constraint.level}
-        return StreamingResponse(stream(generation, reply, asked, request), media_type=_EVENTS, headers=headers)
+        events = stream(self._model, generation, reply, asked, request)
+        return StreamingResponse(events, media_type=_EVENTS, headers=headers)
 
     async def _answer_error(self, request: HttpRequest, exc: Exception) -> Response:
         assert isinstance(exc, TourkitError)

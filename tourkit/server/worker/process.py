@@ -54,12 +54,14 @@ async def serve(spec: WorkerSpec) -> None:
     def leave() -> None:
         server.should_exit = True
 
-    app = ModelServer(engine, spec.secret, on_dead=leave).app()
-    server = EndingServer(app, partial(asyncio.to_thread, engine.close))
+    model = ModelServer(engine, spec.secret, on_dead=leave)
+    server = EndingServer(model.app(), partial(asyncio.to_thread, engine.close))
     _tell(Greeting(address))
+    starting = asyncio.create_task(model.start_trial())
     try:
         await server.serve(sockets=[sock])
     finally:
+        starting.cancel()
         engine.close()
 
 

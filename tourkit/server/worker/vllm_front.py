@@ -34,6 +34,7 @@ class Front:
     def __init__(self, app: ASGIApp) -> None:
         self._vllm = app
         self._ours: ASGIApp | None = None
+        self._starting: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] == "/health":
@@ -42,5 +43,7 @@ class Front:
         if self._ours is None:  # vLLM loads its engine after it creates the middleware, so this cannot be done before
             served, client = self.served, scope["app"].state.engine_client
             engine = VllmEngine(client, asyncio.get_running_loop(), served.launch, served.texts)
-            self._ours = ModelServer(engine, served.secret).app()
+            model = ModelServer(engine, served.secret)
+            self._starting = asyncio.create_task(model.start_trial())
+            self._ours = model.app()
         await self._ours(scope, receive, send)

@@ -1,0 +1,52 @@
+"""An engine and the trial process beside it: what the routes of a worker need to make answers."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from tourkit.backends.base import Constrained, Engine
+from tourkit.generation import Constraint, Emit, Request, Submission
+from tourkit.grammar.prepared import Prepared
+from tourkit.grammar.trial.answers import Verdict, judge
+from tourkit.grammar.trial.client import Trial
+
+_COMPILING = 2  # threads that compile grammars
+
+
+class Model:
+    """One loaded model. `trial`: None if the engine takes no constraints."""
+
+    def __init__(self, engine: Engine, trial: Trial | None = None) -> None:
+        self.engine = engine
+        self.trial = trial
+        # Threads of their own: however long compiling takes, a request without a constraint finds a free thread.
+        self._compiling = ThreadPoolExecutor(_COMPILING, thread_name_prefix="tourkit-compile")
+
+    @staticmethod
+    def of(engine: Engine) -> Model:
+        """Return the model of an engine, with a trial process if it takes constraints. The process starts later."""
+        if not isinstance(engine, Constrained):
+            return Model(engine)
+        return Model(engine, Trial(engine.token_table, library_limits=engine.recompiles))
+
+    async def prepare(self, request: Request, constraint: Constraint) -> Prepared:
+        """Return the request's constraint, tried and prepared. Raises RequestError, QueueFull, EngineError."""
+        assert self.trial is not None
+        assert isinstance(self.engine, Constrained)
+        manner = await asyncio.to_thread(self.engine.manner, request)
+        return await self.trial.prepare(constraint, manner)
+
+    async def submit(self, request: Request, emit: Emit, prepared: Prepared | None) -> Submission:
+        """Submit a request to the engine, in a thread. Raises RequestError, QueueFull, EngineDead."""
+        submit = partial(self.engine.submit, request, emit)
+        if request.constraint is None:
+            return await asyncio.to_thread(submit)
+        return await asyncio.get_running_loop().run_in_executor(self._compiling, submit, prepared)
+
+    async def judge(self, schema: str, text: str, *, may_repair: bool) -> Verdict:
+        """Check an answer under a schema, given as JSON text. Without a trial process it is done in a thread."""
+        if self.trial is None:
+            return await asyncio.to_thread(judge, schema, text, may_repair=may_repair)
+        return await self.trial.check(schema, text, may_repair=may_repair)
