@@ -59,10 +59,12 @@ class Trial:
             while len(self._helpers) < count:
                 self._helpers.append(await Helper.start(self._setup))
 
-    def close(self) -> None:
-        """End the process."""
+    async def close(self) -> None:
+        """End the process and wait for its end."""
+        if self._replacing is not None:
+            await asyncio.wait({self._replacing})
         for helper in self._helpers:
-            helper.end()
+            await helper.ended()
 
     @property
     def pids(self) -> list[int]:

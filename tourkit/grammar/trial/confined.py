@@ -20,7 +20,11 @@ _LOWEST = 19
 
 
 def settle() -> None:
-    """Prepare this process for its work: no core dump, no debugger, and the first to end when memory is short."""
+    """Prepare this process for its work: no core dump, no debugger, and the first to end when memory is short.
+
+    Ctrl-C is for the worker. This process ends with it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "win32":
         return
     import resource
@@ -60,7 +64,7 @@ def confine(limits: Limits) -> None:
 
 def limit_processor(limits: Limits) -> None:
     """End this process if it uses far more processor time than a job may: for when nobody watches it."""
-    if sys.platform != "linux":
+    if sys.platform == "win32":
         return
     import resource
 

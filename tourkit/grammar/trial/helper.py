@@ -65,10 +65,10 @@ class Helper:
             helper._write(message(about) + framed(setup.table))
             await helper._read()
         except (Gone, OSError) as exc:
-            helper.end()
+            await helper.ended()
             raise EngineError("the process that tries constraints does not start: see the log") from exc
         except asyncio.CancelledError:
-            helper.end()
+            await helper.ended()
             raise
         helper._reading = asyncio.create_task(helper._collect())
         return helper
@@ -101,21 +101,38 @@ class Helper:
 
     def end(self) -> None:
         """Kill the process. Its jobs raise Gone."""
+        if not self.gone:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        self._leave()
+
+    def _leave(self) -> None:
         self.gone = True
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
         if self._process.stdin is not None:
             self._process.stdin.close()
+
+    async def ended(self) -> None:
+        """Kill the process and wait until it has ended."""
+        self.end()
+        if self._reading is not None:
+            await self._reading
+        while not self._output.at_eof():  # a pipe that is not read to its end stays open
+            await self._output.read(1 << 16)
+        await self._process.wait()
+
+    @property
+    def _output(self) -> asyncio.StreamReader:
+        assert self._process.stdout is not None
+        return self._process.stdout
 
     def _write(self, content: bytes) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(content)
 
     async def _read(self) -> Ending:
-        assert self._process.stdout is not None
         try:
-            head = await self._process.stdout.readexactly(LENGTH)
-            content = await self._process.stdout.readexactly(int.from_bytes(head, "big"))
+            head = await self._output.readexactly(LENGTH)
+            content = await self._output.readexactly(int.from_bytes(head, "big"))
         except (asyncio.IncompleteReadError, ConnectionError) as exc:
             raise Gone from exc
         ending: Ending = json.loads(content)
@@ -130,7 +147,7 @@ class Helper:
                 if answer is not None and not answer.done():
                     answer.set_result(ending)
         except Gone:
-            self.end()
+            self._leave()
             await self._process.wait()
             for answer in self._asked.values():
                 if not answer.done():

@@ -65,8 +65,8 @@ class Jobs:
     """
 
     def __init__(self, tokenizer: Any, preparer: Preparer, limits: Limits, *, library_limits: bool = False) -> None:
-        self._tokenizer = tokenizer
-        self._preparer = preparer
+        self.tokenizer = tokenizer
+        self.preparer = preparer
         self._limits = limits
         self._library_limits = library_limits
         self.kinds: dict[str, Callable[[Job], Ending]] = {PREPARE: self._prepare, CHECK: self._check}
@@ -91,7 +91,7 @@ class Jobs:
 
     def _prepare(self, job: Job) -> Ending:
         before = resident()
-        prepared = self._preparer.prepare(Constraint(**job["constraint"]), Manner(**job["manner"]))
+        prepared = self.preparer.prepare(Constraint(**job["constraint"]), Manner(**job["manner"]))
         if self._library_limits:
             self._try_again(prepared.grammar)
         grown = max(0, resident() - before)
@@ -105,7 +105,7 @@ class Jobs:
         """Compile a grammar and compute its first mask under llguidance's own limits. Raises RequestError."""
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        matcher = LLMatcher(self.tokenizer, grammar, log_level=0)
         if not matcher.is_error():
             matcher.compute_bitmask()
         if matcher.is_error():

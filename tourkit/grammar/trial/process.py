@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tourkit.grammar.trial.child import Child
-from tourkit.grammar.trial.confined import end_with, settle
+from tourkit.grammar.trial.confined import end_with, limit_processor, settle
 from tourkit.grammar.trial.frames import LENGTH, Incoming, message
 from tourkit.grammar.trial.jobs import CHECK, Ending, Jobs, Limits, over_memory, resident
 from tourkit.grammar.trial.schedule import Schedule, Task
@@ -47,7 +47,7 @@ def main(change: Callable[[Jobs], None] = lambda jobs: None) -> int:
     if about["forks"]:
         _Forking(jobs, limits).serve()
     else:
-        _serve_in_turn(jobs)
+        _serve_in_turn(jobs, limits)
     return 0
 
 
@@ -69,10 +69,11 @@ def _send(value: dict[str, Any]) -> None:
         os._exit(0)
 
 
-def _serve_in_turn(jobs: Jobs) -> None:
+def _serve_in_turn(jobs: Jobs, limits: Limits) -> None:
     """Do jobs in this process, one after another."""
     while True:
         job = json.loads(_read_frame())
+        limit_processor(limits)
         _send({"id": job["id"]} | jobs.do(job))
 
 
@@ -98,9 +99,9 @@ class _Forking:
                 elif isinstance(key.fileobj, Child) and not key.fileobj.ended:
                     self._collect(key.fileobj)
             now = time.monotonic()
+            self._schedule.balance(now)
             for task, kind in self._schedule.overdue(now).items():
                 self._break_off(task, kind)
-            self._schedule.balance(now)
             while (ready := self._schedule.next_to_start()) is not None:
                 self._begin(ready)
 

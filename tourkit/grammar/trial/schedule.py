@@ -1,12 +1,13 @@
 """Which children of the trial process run now, and which jobs have had their time.
 
 A job runs at normal priority first. If it takes longer, it is a slow one: it gets the lowest priority, and few slow
-ones run at the same time. The others are stopped. Those that have run least go on, so an ordinary large schema soon ends
-even while many hostile ones are tried.
+ones run at the same time. The others are stopped. Those that have run least go on, so an ordinary large schema soon
+ends even while many hostile ones are tried.
 """
 
 from __future__ import annotations
 
+import math
 import signal
 from collections import deque
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ class Schedule:
     limits: Limits
     waiting: deque[Task] = field(default_factory=deque)
     running: list[Task] = field(default_factory=list)
-    _turn: float = 0.0  # when the slow ones were last chosen
+    _turn: float = -math.inf  # when the slow ones were last chosen
 
     def next_to_start(self) -> Task | None:
         """Return the job that may start now, taken from the queue; None if there is none."""
@@ -68,7 +69,7 @@ class Schedule:
         """Forget a job that has ended."""
         if task in self.running:
             self.running.remove(task)
-            self._turn = 0.0
+            self._turn = -math.inf
         elif task in self.waiting:
             self.waiting.remove(task)
 
@@ -93,7 +94,7 @@ class Schedule:
             if not task.slow and task.runtime(now) >= self.limits.quick and task.child is not None:
                 task.slow = True
                 slow_down(task.child.pid)
-                self._turn = 0.0
+                self._turn = -math.inf
         if now - self._turn < _SLICE:
             return
         self._turn = now

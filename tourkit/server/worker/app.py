@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import traceback
 import uuid
@@ -52,6 +53,12 @@ class ModelServer:
         """Start the process that tries constraints, so that the first request with one does not wait for it."""
         if self._model.trial is not None:
             await self._model.trial.start()
+
+    async def close(self) -> None:
+        """End the engine and the trial process."""
+        await asyncio.to_thread(self._engine.close)
+        if self._model.trial is not None:
+            await self._model.trial.close()
 
     def app(self) -> ASGIApp:
         routes = Starlette(

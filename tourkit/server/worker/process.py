@@ -55,7 +55,7 @@ async def serve(spec: WorkerSpec) -> None:
         server.should_exit = True
 
     model = ModelServer(engine, spec.secret, on_dead=leave)
-    server = EndingServer(model.app(), partial(asyncio.to_thread, engine.close))
+    server = EndingServer(model.app(), model.close)
     _tell(Greeting(address))
     starting = asyncio.create_task(model.start_trial())
     try:
