@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
-from tourkit.errors import EngineError, QueueFull, RequestError, one_line
+from tourkit.errors import EngineDead, EngineError, QueueFull, RequestError, one_line
 from tourkit.generation import Constraint
 from tourkit.grammar.prepared import Manner, Prepared
 from tourkit.grammar.trial.answers import Verdict
@@ -43,28 +44,35 @@ class Trial:
         self._known = Known()
         self._helpers: list[Helper] = []  # that have no job, or, if they fork, the only one
         self._starting = asyncio.Lock()
+        self._closed = False
         self._replacing: asyncio.Future[None] | None = None
         self._places = asyncio.Semaphore(_SPARES - 1)
         self._tasks: dict[str, asyncio.Task[Ending]] = {}
         self._waiting: Counter[str] = Counter()  # requests that wait for the same task
 
     async def start(self) -> None:
-        """Start the process now, so that the first constraint does not wait for it. Raises EngineError."""
+        """Start the process now, so that the first constraint does not wait for it. Raises EngineError, EngineDead."""
         count = 1 if self._setup.forks else _SPARES
         async with self._starting:
+            if self._closed:
+                raise EngineDead("the server is shutting down")
             if not self._setup.table:
                 table = await asyncio.to_thread(self._table)
                 self._setup = replace(self._setup, table=await asyncio.to_thread(table.to_bytes))
-            self._helpers = [helper for helper in self._helpers if not helper.gone]
+            for helper in [each for each in self._helpers if each.gone]:
+                self._helpers.remove(helper)
+                await helper.ended()
             while len(self._helpers) < count:
                 self._helpers.append(await Helper.start(self._setup))
 
     async def close(self) -> None:
-        """End the process and wait for its end."""
+        """End the process and wait for its end. It is not started again."""
+        self._closed = True
         if self._replacing is not None:
             await asyncio.wait({self._replacing})
-        for helper in self._helpers:
-            await helper.ended()
+        async with self._starting:
+            for helper in self._helpers:
+                await helper.ended()
 
     @property
     def pids(self) -> list[int]:
@@ -136,6 +144,11 @@ class Trial:
             await self.start()
         return await self._helpers[0].ask(job)
 
+    async def _replace(self, helper: Helper) -> None:
+        await helper.ended()
+        with contextlib.suppress(EngineError):  # the next job tries again and gets the error
+            await self.start()
+
     async def _ask_one(self, job: Job) -> Ending:
         """Give the job to a process that does nothing else meanwhile. Kill it when the job has had its time."""
         limits = self._setup.limits
@@ -156,8 +169,7 @@ class Trial:
             finally:
                 if helper not in self._helpers:  # it is slow for ever, hangs, or nobody waits for it any longer
                     asked.cancel()
-                    helper.end()
-                    self._replacing = asyncio.ensure_future(self.start())
+                    self._replacing = asyncio.ensure_future(self._replace(helper))
 
 
 def _name(constraint: Constraint) -> str:

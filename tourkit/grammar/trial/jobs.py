@@ -42,8 +42,8 @@ class Limits:
 
     `seconds`: how long it may run. `patience`: seconds until it is ended if others kept it from running so long.
     `memory`: bytes of address space beyond what the process has before it. `kept`: bytes that a prepared constraint may
-    keep. `quick`: seconds at normal priority; a job that runs longer is a slow one. `at_once`: jobs that run at the
-    same time, quick and slow ones each. `slow`: slow jobs that have not ended, running or stopped.
+    keep. `quick`: seconds of processor time at normal priority; a job that needs more is a slow one. `at_once`: jobs
+    that run at the same time, quick and slow ones each. `slow`: slow jobs that have not ended, running or stopped.
     """
 
     seconds: float = 10.0

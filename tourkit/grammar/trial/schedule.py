@@ -20,13 +20,15 @@ if TYPE_CHECKING:
     from tourkit.grammar.trial.jobs import Limits
 
 _SLICE = 0.25  # seconds that a slow job runs until others may have its place
+_TICK = 0.005  # seconds until a quick job is looked at again at the earliest
 
 
 @dataclass(slots=True, eq=False)
 class Task:
     """A job that has not ended. `id`: the worker's number. `content`: the job as it came. `arrived`: monotonic seconds.
 
-    `ran`: seconds that it has run until `since`; it runs now unless `since` is None.
+    `ran`: seconds that it has run until `since`; it runs now unless `since` is None. `before`: seconds of processor
+    time that its child had used before.
     """
 
     id: int
@@ -36,11 +38,16 @@ class Task:
     child: Child | None = None
     ran: float = 0.0
     since: float | None = None
+    before: float = 0.0
     slow: bool = False
 
     def runtime(self, now: float) -> float:
         """Return the seconds that the job has run."""
         return self.ran + (0.0 if self.since is None else now - self.since)
+
+    def used(self) -> float:
+        """Return the seconds of processor time that the job has used."""
+        return 0.0 if self.child is None else self.child.processor_seconds() - self.before
 
 
 @dataclass(slots=True)
@@ -62,7 +69,7 @@ class Schedule:
         return not all(task.slow for task in self.running)
 
     def begin(self, task: Task, child: Child, now: float) -> None:
-        task.child, task.since = child, now
+        task.child, task.since, task.before = child, now, child.processor_seconds()
         self.running.append(task)
 
     def remove(self, task: Task) -> None:
@@ -91,7 +98,7 @@ class Schedule:
     def balance(self, now: float) -> None:
         """Slow down the jobs that are no longer quick, and choose which slow ones run."""
         for task in self.running:
-            if not task.slow and task.runtime(now) >= self.limits.quick and task.child is not None:
+            if not task.slow and task.used() >= self.limits.quick and task.child is not None:
                 task.slow = True
                 slow_down(task.child.pid)
                 self._turn = -math.inf
@@ -107,8 +114,9 @@ class Schedule:
         looks = [task.arrived + self.limits.patience for task in (*self.running, *self.waiting)]
         for task in self.running:
             if task.since is not None:
-                until = self.limits.seconds if task.slow else self.limits.quick
-                looks.append(now + until - task.runtime(now))
+                looks.append(now + self.limits.seconds - task.runtime(now))
+            if not task.slow:
+                looks.append(now + max(_TICK, self.limits.quick - task.used()))
         if sum(task.slow for task in self.running) > self.limits.at_once:
             looks.append(self._turn + _SLICE)
         return max(0.0, min(looks) - now) if looks else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import traceback
 import uuid
@@ -52,7 +53,8 @@ class ModelServer:
     async def start_trial(self) -> None:
         """Start the process that tries constraints, so that the first request with one does not wait for it."""
         if self._model.trial is not None:
-            await self._model.trial.start()
+            with contextlib.suppress(EngineError):  # a request that needs it tries again and gets the error
+                await self._model.trial.start()
 
     async def close(self) -> None:
         """End the engine and the trial process."""
