@@ -1,7 +1,7 @@
 """Measure what the trial process adds to a new constraint: pairs of one prepared here and one in the trial process.
 
-Needs no model server. The two take turns, so that both see the same load of the machine. Prints medians in milliseconds,
-the time of a known constraint and of a check, and the memory of the trial process.
+Needs no model server. The two take turns, so that both see the same load of the machine. Prints medians in
+milliseconds, the time of a known constraint and of a check, and the memory of the trial process.
 Run: python bench/trial_overhead.py [FILE.gguf] [--pairs N]
 """
 
@@ -79,7 +79,7 @@ async def compare(
     added = sorted(b - a for a, b in times)
     print(
         f"{name} schema, {pairs} pairs: here {local:.2f} ms, in the trial process {tried:.2f} ms, added "
-        f"{statistics.median(added):.2f} ms (a quarter at most {added[pairs // 4]:.2f}, three {added[3 * pairs // 4]:.2f})"
+        f"{statistics.median(added):.2f} ms (quartiles {added[pairs // 4]:.2f}, {added[3 * pairs // 4]:.2f})"
     )
 
 

@@ -133,7 +133,7 @@ class FakeChild:
 
 
 def running(schedule: Schedule, count: int, now: float) -> list[Task]:
-    tasks = [Task(number, "prepare", b"", now) for number in range(count)]
+    tasks = [Task(number, b"", now) for number in range(count)]
     for task in tasks:
         child = FakeChild()
         schedule.begin(task, child, now)  # type: ignore[arg-type]
@@ -182,7 +182,7 @@ def test_slow_jobs_beyond_the_most_are_ended_and_the_newest_of_them_first() -> N
 def test_few_jobs_run_at_normal_priority_and_the_others_wait() -> None:
     schedule = Schedule(Limits(at_once=2))
     running(schedule, 2, 0.0)
-    schedule.waiting.append(Task(9, "prepare", b"", 0.0))
+    schedule.waiting.append(Task(9, b"", 0.0))
 
     assert schedule.next_to_start() is None
     schedule.remove(schedule.running[0])

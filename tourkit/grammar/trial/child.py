@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tourkit.grammar.trial.confined import confine, end_with, limit_processor
 from tourkit.grammar.trial.frames import LENGTH, Incoming, framed, message
-from tourkit.grammar.trial.jobs import MIB, PREPARE, Jobs, Limits, resident
+from tourkit.grammar.trial.jobs import MIB, Jobs, Limits, resident
 
 if TYPE_CHECKING:
     from resource import struct_rusage
@@ -19,15 +19,14 @@ if TYPE_CHECKING:
     from tourkit.grammar.trial.jobs import Job
 
 _PROCESS_CLOCK = 2  # of Linux: with a process id it makes the id of that process's clock, as clock_getcpuclockid(3)
-_MOST_GROWN = 64 * MIB  # by checks; a child that grew more is not used again
+_MOST_GROWN = 16 * MIB  # a child that grew more is not used again
 
 
 class Child:
-    """One child. `fresh`: it has done no job yet. Only the trial process uses this object."""
+    """One child, as the trial process sees it."""
 
     def __init__(self, jobs: Jobs, limits: Limits) -> None:
         self._socket, theirs = socket.socketpair()
-        self.fresh = True
         self._incoming = Incoming()
         parent = os.getpid()
         self.pid = os.fork()
@@ -45,7 +44,6 @@ class Child:
 
     def give(self, job: bytes) -> None:
         """Send a job to the child, which must have none."""
-        self.fresh = False
         self._socket.sendall(framed(job))
 
     def arrived(self) -> tuple[list[bytes], bool]:
@@ -92,7 +90,7 @@ def _do_jobs(sock: socket.socket, jobs: Jobs, limits: Limits) -> None:
         job: Job = json.loads(_exactly(sock, int.from_bytes(head, "big")))
         limit_processor(limits)
         sock.sendall(message(jobs.do(job)))
-        if job["kind"] == PREPARE or resident() - size > _MOST_GROWN:
+        if resident() - size > _MOST_GROWN:
             os._exit(0)
 
 

@@ -1,8 +1,9 @@
 """The trial process: one for each worker, started by exec, with a single thread and no model.
 
-It gets the vocabulary and then jobs over its stdin, and writes their endings to its stdout. On Linux it forks: each new
-constraint is prepared in a child of its own, and answers are checked in a child that is used again. Elsewhere it does
-each job itself, and the worker kills it when the job has had its time.
+It gets the vocabulary and then jobs over its stdin, and writes their endings to its stdout. On Linux it forks: a child
+does one job at a time. After a job that was quick and needed little memory it waits for the next one: so the next job
+does not wait for a fork and for copies of shared memory, which take several times as long as an ordinary schema does.
+Elsewhere this process does each job itself, and the worker kills it when the job has had its time.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 from tourkit.grammar.trial.child import Child
 from tourkit.grammar.trial.confined import end_with, limit_processor, settle
 from tourkit.grammar.trial.frames import LENGTH, Incoming, message
-from tourkit.grammar.trial.jobs import CHECK, Ending, Jobs, Limits, over_memory, resident
+from tourkit.grammar.trial.jobs import Ending, Jobs, Limits, over_memory, resident
 from tourkit.grammar.trial.schedule import Schedule, Task
 from tourkit.grammar.trial.token_table import TokenTable
 
 if TYPE_CHECKING:
     from resource import struct_rusage
 
-_IDLE = 2  # children that wait for work: one for a new constraint, one that has checked answers
+_IDLE = 2  # most children that wait for work
 
 
 def main(change: Callable[[Jobs], None] = lambda jobs: None) -> int:
@@ -92,7 +93,7 @@ class _Forking:
     def serve(self) -> None:
         self._selector.register(0, selectors.EVENT_READ)
         while True:
-            self._keep_fresh()
+            self._keep_idle()
             for key, _ in self._selector.select(self._schedule.next_look(time.monotonic())):
                 if key.fileobj == 0:
                     self._take(os.read(0, 1 << 20))
@@ -118,29 +119,23 @@ class _Forking:
                 if task is not None:
                     self._drop(task)
             else:
-                self._schedule.waiting.append(Task(job["id"], job["kind"], content, time.monotonic()))
+                self._schedule.waiting.append(Task(job["id"], content, time.monotonic()))
 
     def _begin(self, task: Task) -> None:
-        """Give a job to a child: to a fresh one, or for a check to one that has checked before."""
-        used = [child for child in self._idle if child.fresh != (task.kind == CHECK)]
-        child = (used or self._idle or [self._fork()])[0]
-        self._idle.remove(child)
+        """Give a job to the child that worked last: it still knows the schemas of the last answers."""
+        child = self._idle.pop() if self._idle else self._fork()
         child.give(task.content)
         self._schedule.begin(task, child, time.monotonic())
 
     def _fork(self) -> Child:
         child = Child(self._jobs, self._limits)
-        self._idle.append(child)
         self._selector.register(child, selectors.EVENT_READ)
         return child
 
-    def _keep_fresh(self) -> None:
-        """Have a child ready, so that the next constraint does not wait for a fork. Keep few that wait.
-
-        A fork takes some milliseconds of a processor, so it is not done while a quick job runs.
-        """
-        if not self._schedule.is_quick() and not any(child.fresh for child in self._idle):
-            self._fork()
+    def _keep_idle(self) -> None:
+        """Have a child ready for the next job, and few that wait. No fork while a quick job needs the processors."""
+        if not self._idle and not self._schedule.is_quick():
+            self._idle.append(self._fork())
         while len(self._idle) > _IDLE:
             self._end(self._idle.pop(0))
 
@@ -152,7 +147,7 @@ class _Forking:
             self._schedule.remove(task)
             _send({"id": task.id} | json.loads(endings[0]))
             task.child = None
-            if ended or task.slow or task.kind != CHECK:
+            if ended or task.slow:
                 self._end(child)
             else:
                 self._idle.append(child)

@@ -32,7 +32,6 @@ class Task:
     """
 
     id: int
-    kind: str
     content: bytes
     arrived: float
     child: Child | None = None
