@@ -5,14 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 from tourkit.backends.chat_template import ChatTemplate
 from tourkit.errors import RequestError
-from tourkit.generation import Emit, Enforced, Request
-from tourkit.grammar.compiler import GrammarCompiler, Manner
+from tourkit.generation import Constraint, Emit, Enforced, Request
+from tourkit.grammar.compiler import GrammarCompiler
 from tourkit.grammar.matcher import Matcher
+from tourkit.grammar.prepare import Preparer
+from tourkit.grammar.prepared import Manner, Prepared
 from tourkit.grammar.spacing import BEGUN, ENOUGH, QUESTION, Spacing
+
+_REMEMBERED = 64  # prepared constraints
 
 
 class Tokenizer(Protocol):
@@ -73,7 +78,7 @@ class Texts:
         self.context = context
         source = tokenizer.chat_template or chat_template
         self._template = ChatTemplate(source, tokenizer.special_tokens) if source else None
-        self._grammars: GrammarCompiler | None = None
+        self._grammars: tuple[Callable[[Constraint, Manner], Prepared], GrammarCompiler] | None = None
         self._lock = threading.Lock()
 
     def engine_input(self, request: Request, spacing: Spacing, *, matchers: int) -> EngineInput:
@@ -160,25 +165,28 @@ class Texts:
         if request.constraint is None:
             return [None] * count
         manner = Manner(tight=request.tight, compact=compact)
-        return self._compiler().matchers(request.constraint, manner, count)
+        prepare, compiler = self._made()
+        return compiler.matchers(prepare(request.constraint, manner), count)
 
     def prepare(self) -> None:
         """Make the data that grammars need, so that the first request under a grammar does not wait for it.
 
         This takes up to a second.
         """
-        self._compiler()
+        self._made()
 
-    def _compiler(self) -> GrammarCompiler:
+    def _made(self) -> tuple[Callable[[Constraint, Manner], Prepared], GrammarCompiler]:
+        """Return what prepares constraints, and remembers some, and what compiles them."""
         tokenizer = self.tokenizer
         with self._lock:
             if self._grammars is None:
-                self._grammars = GrammarCompiler(
-                    tokenizer.grammar_tokenizer(),
-                    tokenizer.n_vocab,
-                    tokenizer.eog,
-                    tokenizer.piece,
+                vocabulary = tokenizer.grammar_tokenizer()
+                preparer = Preparer(
+                    vocabulary,
+                    [tokenizer.piece(token) for token in range(tokenizer.n_vocab)],
                     lambda text: len(tokenizer.tokenize(text, add_special=False, parse_special=False)),
                     leading_space=tokenizer.starts_with_space,
                 )
+                compiler = GrammarCompiler(vocabulary, tokenizer.n_vocab, tokenizer.eog, tokenizer.piece)
+                self._grammars = lru_cache(maxsize=_REMEMBERED)(preparer.prepare), compiler
             return self._grammars
