@@ -26,8 +26,10 @@ from tourkit.backends.llama_cpp import LlamaRunner
 from tourkit.errors import EngineError, RequestError
 from tourkit.generation import Constraint
 from tourkit.grammar.check import validate
-from tourkit.grammar.compiler import GrammarCompiler, Manner
+from tourkit.grammar.compiler import GrammarCompiler
 from tourkit.grammar.matcher import Matcher
+from tourkit.grammar.prepare import Preparer
+from tourkit.grammar.prepared import Manner, Prepared
 from tourkit.grammar.repair import repair
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "jsonschemabench-dev.jsonl.gz"
@@ -77,14 +79,16 @@ def main() -> None:
 
 def measure(rows: list[dict[str, Any]], runner: LlamaRunner, walks: int) -> Tally:
     tally = Tally()
-    compiler = GrammarCompiler(
-        runner.grammar_tokenizer(), runner.n_vocab, runner.eog, runner.piece, lambda text: len(tokens_of(runner, text))
-    )
+    vocabulary = runner.grammar_tokenizer()
+    pieces = [runner.piece(token) for token in range(runner.n_vocab)]
+    preparer = Preparer(vocabulary, pieces, lambda text: len(tokens_of(runner, text)))
+    compiler = GrammarCompiler(vocabulary, runner.n_vocab, runner.eog, runner.piece)
     for number, row in enumerate(rows):
         constraint = Constraint("json_schema", json.dumps(row["schema"]))
         started = time.perf_counter()
         try:
-            matcher = compiler.matcher(constraint)
+            prepared = preparer.prepare(constraint)
+            matcher = matcher_of(compiler, prepared)
         except RequestError as exc:
             tally.refused[f"{row['id']}: {exc}"] += 1
             continue
@@ -93,15 +97,20 @@ def measure(rows: list[dict[str, Any]], runner: LlamaRunner, walks: int) -> Tall
         tally.levels[matcher.level] += 1
         tally.dropped.update(pointer.rpartition("/")[2] for pointer in matcher.dropped)
         for test in row["tests"]:
-            label(tally, row, test, compiler.matcher(constraint), runner)
+            label(tally, row, test, matcher_of(compiler, prepared), runner)
         for walk in range(walks):
             seed = number * walks + walk
-            outcome = generate(tally, row, compiler.matcher(constraint), runner, seed)
+            outcome = generate(tally, row, matcher_of(compiler, prepared), runner, seed)
             if outcome == "invalid":  # as the server does: try once more, with a tighter grammar if there is one
-                again = generate(tally, row, compiler.matcher(constraint, Manner(tight=True)), runner, seed + 1_000_000)
+                tight = matcher_of(compiler, preparer.prepare(constraint, Manner(tight=True)))
+                again = generate(tally, row, tight, runner, seed + 1_000_000)
                 outcome = "valid after a retry" if again.startswith("valid") else "invalid after a retry"
             tally.documents[matcher.level, outcome] += 1
     return tally
+
+
+def matcher_of(compiler: GrammarCompiler, prepared: Prepared) -> Matcher:
+    return compiler.matchers(prepared, 1)[0]
 
 
 def tokens_of(runner: LlamaRunner, text: str) -> list[int]:

@@ -12,12 +12,13 @@ import jsonschema
 import numpy as np
 import pytest
 
+from tests.grammars import Grammars
 from tourkit.backends.llama_cpp import LlamaRunner
 from tourkit.errors import EngineError, RequestError
 from tourkit.generation import Constraint
-from tourkit.grammar.compiler import GrammarCompiler, Manner
 from tourkit.grammar.limits import MAX_ITEMS, MAX_LENGTH, bounded
 from tourkit.grammar.matcher import Matcher
+from tourkit.grammar.prepared import Manner
 from tourkit.grammar.shortest import closing_texts
 
 
@@ -29,11 +30,11 @@ def runner(tiny_gguf: Path) -> Iterator[LlamaRunner]:
 
 
 @pytest.fixture(scope="module")
-def compiler(runner: LlamaRunner) -> GrammarCompiler:
-    return GrammarCompiler(runner.grammar_tokenizer(), runner.n_vocab, runner.eog, runner.piece, lambda text: len(text))
+def compiler(runner: LlamaRunner) -> Grammars:
+    return Grammars(runner)
 
 
-def start(compiler: GrammarCompiler, schema: dict[str, Any], **how: bool) -> Matcher:
+def start(compiler: Grammars, schema: dict[str, Any], **how: bool) -> Matcher:
     return compiler.matcher(Constraint.json_schema(schema), Manner(**how))
 
 
@@ -89,9 +90,7 @@ RICH: dict[str, Any] = {
 
 def test_a_model_that_begins_with_a_space_may(runner: LlamaRunner) -> None:
     """SentencePiece models begin with such a token. A schema that no document can meet is refused for them too."""
-    spaced = GrammarCompiler(
-        runner.grammar_tokenizer(), runner.n_vocab, runner.eog, runner.piece, len, leading_space=True
-    )
+    spaced = Grammars(runner, leading_space=True)
     circle = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
 
     assert accepts(runner, start(spaced, {"type": "object"}), ' {"a": 1}')
@@ -104,7 +103,7 @@ def test_a_model_that_begins_with_a_space_may(runner: LlamaRunner) -> None:
 @pytest.mark.parametrize("compact", [False, True])
 @pytest.mark.parametrize("seed", range(40))
 def test_a_document_cut_off_anywhere_is_closed_out_valid(
-    runner: LlamaRunner, compiler: GrammarCompiler, seed: int, compact: bool
+    runner: LlamaRunner, compiler: Grammars, seed: int, compact: bool
 ) -> None:
     """Random tokens under the grammar, up to a random point, and then only closing tokens give a valid document."""
     rng = random.Random(seed)
@@ -125,7 +124,7 @@ def test_a_document_cut_off_anywhere_is_closed_out_valid(
     assert len(tokens) - drawn <= matcher.reserve
 
 
-def test_what_must_come_is_forced_without_sampling(runner: LlamaRunner, compiler: GrammarCompiler) -> None:
+def test_what_must_come_is_forced_without_sampling(runner: LlamaRunner, compiler: Grammars) -> None:
     schema = {
         "type": "object",
         "properties": {"answer": {"const": 42}},
@@ -140,9 +139,7 @@ def test_what_must_come_is_forced_without_sampling(runner: LlamaRunner, compiler
     assert text_of(runner, first + matcher.forced()) == '{"answer": 42}'
 
 
-def test_there_is_a_space_after_commas_and_colons_or_none_at_all(
-    runner: LlamaRunner, compiler: GrammarCompiler
-) -> None:
+def test_there_is_a_space_after_commas_and_colons_or_none_at_all(runner: LlamaRunner, compiler: Grammars) -> None:
     texts = ['{"a": [1, 2], "b": 3}', '{"a":[1,2],"b":3}', '{"a": [1,2], "b": 3}', '{ "a": [1, 2], "b": 3 }']
     schema = {"type": "object"}
 
@@ -152,9 +149,7 @@ def test_there_is_a_space_after_commas_and_colons_or_none_at_all(
     assert (spaced, compact) == (texts[:1], texts[1:2])
 
 
-def test_a_refused_token_is_an_error_not_an_exception_from_below(
-    runner: LlamaRunner, compiler: GrammarCompiler
-) -> None:
+def test_a_refused_token_is_an_error_not_an_exception_from_below(runner: LlamaRunner, compiler: Grammars) -> None:
     matcher = start(compiler, {"type": "object"})
     wrong = runner.tokenize("x", add_special=False, parse_special=False)
 
@@ -163,7 +158,7 @@ def test_a_refused_token_is_an_error_not_an_exception_from_below(
         matcher.accept(wrong)
 
 
-def test_each_matcher_of_a_compiled_schema_stands_for_itself(runner: LlamaRunner, compiler: GrammarCompiler) -> None:
+def test_each_matcher_of_a_compiled_schema_stands_for_itself(runner: LlamaRunner, compiler: Grammars) -> None:
     one, two = start(compiler, {"type": "object"}), start(compiler, {"type": "object"})
     brace = runner.tokenize("{", add_special=False, parse_special=False)
 
@@ -190,7 +185,7 @@ def test_each_matcher_of_a_compiled_schema_stands_for_itself(runner: LlamaRunner
     ids=str,
 )
 def test_a_schema_no_document_can_meet_is_refused_with_a_reason(
-    compiler: GrammarCompiler, schema: dict[str, Any], reason: str, code: str | None
+    compiler: Grammars, schema: dict[str, Any], reason: str, code: str | None
 ) -> None:
     with pytest.raises(RequestError, match=reason) as refused:
         start(compiler, schema)
@@ -200,12 +195,12 @@ def test_a_schema_no_document_can_meet_is_refused_with_a_reason(
     assert code is None or refused.value.code == code
 
 
-def test_a_schema_too_large_is_refused_before_it_is_compiled(compiler: GrammarCompiler) -> None:
+def test_a_schema_too_large_is_refused_before_it_is_compiled(compiler: Grammars) -> None:
     with pytest.raises(RequestError, match="characters"):
         start(compiler, {"enum": ["x" * 1_000_001]})
 
 
-def test_an_object_with_thousands_of_optional_keys_can_be_begun(runner: LlamaRunner, compiler: GrammarCompiler) -> None:
+def test_an_object_with_thousands_of_optional_keys_can_be_begun(runner: LlamaRunner, compiler: Grammars) -> None:
     """Such an object hits llguidance's limit only after its opening brace."""
     matcher = start(compiler, {"type": "object", "properties": {f"key{i}": {"type": "null"} for i in range(2500)}})
 
@@ -215,7 +210,7 @@ def test_an_object_with_thousands_of_optional_keys_can_be_begun(runner: LlamaRun
     assert matcher.level == "strict"
 
 
-def test_a_schema_nested_too_deep_is_refused_before_it_is_compiled(compiler: GrammarCompiler) -> None:
+def test_a_schema_nested_too_deep_is_refused_before_it_is_compiled(compiler: Grammars) -> None:
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(300):
         schema = {"type": "array", "items": schema}
@@ -284,7 +279,7 @@ def test_limits_are_added_only_where_a_schema_sets_none(schema: Any, expected: A
     ids=str,
 )
 def test_a_number_does_not_go_on_for_ever(
-    runner: LlamaRunner, compiler: GrammarCompiler, schema: dict[str, Any], text: str, takes: bool
+    runner: LlamaRunner, compiler: Grammars, schema: dict[str, Any], text: str, takes: bool
 ) -> None:
     assert accepts(runner, start(compiler, schema), text) is takes
 
@@ -318,7 +313,7 @@ def test_a_property_named_as_a_reference_is_none() -> None:
 
 
 def test_what_is_costly_to_compile_is_written_once_for_all_that_name_it(
-    runner: LlamaRunner, compiler: GrammarCompiler
+    runner: LlamaRunner, compiler: Grammars
 ) -> None:
     price = {"type": "number", "description": "in roubles", "$comment": "net of tax"}
     schema = {
@@ -367,7 +362,7 @@ def test_nothing_is_referred_to_where_the_reference_could_mean_something_else(sc
     ],
 )
 def test_dates_and_times_are_those_that_exist(
-    runner: LlamaRunner, compiler: GrammarCompiler, kind: str, text: str, takes: bool
+    runner: LlamaRunner, compiler: Grammars, kind: str, text: str, takes: bool
 ) -> None:
     matcher = start(compiler, {"type": "string", "format": kind})
 
@@ -387,7 +382,7 @@ def test_dates_and_times_are_those_that_exist(
     ids=str,
 )
 def test_every_kind_of_constraint_is_held_to(
-    runner: LlamaRunner, compiler: GrammarCompiler, constraint: Constraint, taken: str, refused: str
+    runner: LlamaRunner, compiler: Grammars, constraint: Constraint, taken: str, refused: str
 ) -> None:
     assert accepts(runner, compiler.matcher(constraint), taken)
     assert not accepts(runner, compiler.matcher(constraint), refused)
@@ -410,7 +405,7 @@ def test_every_kind_of_constraint_is_held_to(
     ids=str,
 )
 def test_a_grammar_that_cannot_be_read_is_refused_by_the_name_of_its_field(
-    compiler: GrammarCompiler, constraint: Constraint, param: str
+    compiler: Grammars, constraint: Constraint, param: str
 ) -> None:
     with pytest.raises(RequestError) as refused:
         compiler.matcher(constraint)
@@ -430,7 +425,7 @@ def test_a_grammar_that_cannot_be_read_is_refused_by_the_name_of_its_field(
     ids=str,
 )
 def test_a_text_that_is_not_json_is_ended_too(
-    runner: LlamaRunner, compiler: GrammarCompiler, constraint: Constraint, begun: str
+    runner: LlamaRunner, compiler: Grammars, constraint: Constraint, begun: str
 ) -> None:
     matcher = compiler.matcher(constraint)
     tokens = runner.tokenize(begun, add_special=False, parse_special=False)
@@ -441,7 +436,7 @@ def test_a_text_that_is_not_json_is_ended_too(
     assert accepts(runner, compiler.matcher(constraint), text_of(runner, tokens))
 
 
-def test_a_short_answer_is_left_to_the_model(compiler: GrammarCompiler) -> None:
+def test_a_short_answer_is_left_to_the_model(compiler: Grammars) -> None:
     """A choice or a short pattern reserves no tokens that its text does not need."""
     assert compiler.matcher(Constraint("choice", '["positive", "negative"]')).reserve == 0
     assert compiler.matcher(Constraint("regex", "[0-9]+")).reserve == 1
@@ -462,7 +457,7 @@ def test_a_short_answer_is_left_to_the_model(compiler: GrammarCompiler) -> None:
     ids=str,
 )
 def test_a_string_that_must_have_a_form_is_ended_in_that_form(
-    runner: LlamaRunner, compiler: GrammarCompiler, part: dict[str, Any], seed: int
+    runner: LlamaRunner, compiler: Grammars, part: dict[str, Any], seed: int
 ) -> None:
     schema = {"type": "object", "properties": {"s": {"type": "string", **part}}, "required": ["s"]}
     matcher, rng = start(compiler, schema), random.Random(seed)

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.grammars import Grammars
 from tourkit.backends.llama_cpp import LlamaRunner
 from tourkit.generation import Constraint
 from tourkit.grammar.check import validate
-from tourkit.grammar.compiler import GrammarCompiler, Manner
 from tourkit.grammar.ladder import rungs
 from tourkit.grammar.negation import negate, other_than
+from tourkit.grammar.prepared import Manner
 from tourkit.grammar.regex_example import example
 from tourkit.grammar.rewrites import GENERIC, KEYWORDS, ONE_OF, PATTERNS
 from tourkit.grammar.schema_walk import resolve
@@ -29,11 +30,11 @@ def runner(tiny_gguf: Path) -> Iterator[LlamaRunner]:
 
 
 @pytest.fixture(scope="module")
-def compiler(runner: LlamaRunner) -> GrammarCompiler:
-    return GrammarCompiler(runner.grammar_tokenizer(), runner.n_vocab, runner.eog, runner.piece, len)
+def compiler(runner: LlamaRunner) -> Grammars:
+    return Grammars(runner)
 
 
-def accepts(runner: LlamaRunner, compiler: GrammarCompiler, schema: dict[str, Any], data: Any, **how: bool) -> bool:
+def accepts(runner: LlamaRunner, compiler: Grammars, schema: dict[str, Any], data: Any, **how: bool) -> bool:
     matcher = compiler.matcher(Constraint.json_schema(schema), Manner(**how))
     for token in runner.tokenize(json.dumps(data, ensure_ascii=False), add_special=False, parse_special=False):
         if not matcher.allows(token):
@@ -99,7 +100,7 @@ CASES: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
 
 @pytest.mark.parametrize(("schema", "valid", "invalid"), CASES, ids=lambda value: json.dumps(value)[:100])
 def test_a_keyword_the_grammar_lacks_is_said_in_another_way(
-    runner: LlamaRunner, compiler: GrammarCompiler, schema: dict[str, Any], valid: list[Any], invalid: list[Any]
+    runner: LlamaRunner, compiler: Grammars, schema: dict[str, Any], valid: list[Any], invalid: list[Any]
 ) -> None:
     """The rewritten schema is still strict: nothing invalid is accepted, and the valid document can be written."""
     matcher = compiler.matcher(Constraint.json_schema(schema))
@@ -140,7 +141,7 @@ def test_a_keyword_the_grammar_lacks_is_said_in_another_way(
     ids=str,
 )
 def test_what_no_rewrite_can_say_is_left_out_by_name(
-    compiler: GrammarCompiler, schema: dict[str, Any], level: int, dropped: list[str]
+    compiler: Grammars, schema: dict[str, Any], level: int, dropped: list[str]
 ) -> None:
     matcher = compiler.matcher(Constraint.json_schema(schema))
 
@@ -170,7 +171,7 @@ AT_LEAST_TWO = {"type": "object", "minProperties": 2}
     ],
 )
 def test_a_number_of_keys_that_one_key_written_twice_may_meet_is_reported_as_not_enforced(
-    compiler: GrammarCompiler, schema: dict[str, Any], dropped: tuple[str, ...]
+    compiler: Grammars, schema: dict[str, Any], dropped: tuple[str, ...]
 ) -> None:
     matcher = compiler.matcher(Constraint.json_schema(schema))
 
@@ -178,14 +179,14 @@ def test_a_number_of_keys_that_one_key_written_twice_may_meet_is_reported_as_not
     assert matcher.level == ("relaxed" if dropped else "strict")
 
 
-def test_a_value_that_resembles_a_schema_is_no_schema(compiler: GrammarCompiler) -> None:
+def test_a_value_that_resembles_a_schema_is_no_schema(compiler: Grammars) -> None:
     """The unreadable pattern is data here, so the schema is not refused."""
     schema = {"type": "array", "items": {"enum": [{"pattern": "(a"}]}, "uniqueItems": True}
 
     assert compiler.matcher(Constraint.json_schema(schema)).dropped == ("/uniqueItems",)
 
 
-def test_only_the_parts_that_are_in_the_way_are_left_out(runner: LlamaRunner, compiler: GrammarCompiler) -> None:
+def test_only_the_parts_that_are_in_the_way_are_left_out(runner: LlamaRunner, compiler: Grammars) -> None:
     schema = {
         "type": "object",
         "properties": {"tags": {"type": "array", "items": {"enum": ["a", "b"]}, "uniqueItems": True}},
@@ -197,7 +198,7 @@ def test_only_the_parts_that_are_in_the_way_are_left_out(runner: LlamaRunner, co
     assert not accepts(runner, compiler, schema, {"tags": ["c"]})
 
 
-def test_the_order_of_keys_is_that_of_the_schema(runner: LlamaRunner, compiler: GrammarCompiler) -> None:
+def test_the_order_of_keys_is_that_of_the_schema(runner: LlamaRunner, compiler: Grammars) -> None:
     schema = {
         "type": "object",
         "properties": {"why": {"type": "string"}, "answer": {"type": "integer"}},
@@ -209,7 +210,7 @@ def test_the_order_of_keys_is_that_of_the_schema(runner: LlamaRunner, compiler: 
     assert not accepts(runner, compiler, schema, {"answer": 1, "why": ""})
 
 
-def test_a_rewrite_that_forbids_too_much_does_not_make_a_schema_impossible(compiler: GrammarCompiler) -> None:
+def test_a_rewrite_that_forbids_too_much_does_not_make_a_schema_impossible(compiler: Grammars) -> None:
     """`contains` is required of the first item. If the first item has another schema, the keyword is dropped."""
     schema = {"type": "array", "items": {"type": "string"}, "minItems": 1, "contains": {"type": ["string", "null"]}}
     other = {"allOf": [{"prefixItems": [{"const": 1}]}, {"contains": {"const": 2}}], "type": "array", "minItems": 2}
@@ -219,7 +220,7 @@ def test_a_rewrite_that_forbids_too_much_does_not_make_a_schema_impossible(compi
 
 
 def test_a_tighter_grammar_for_a_second_attempt_allows_valid_documents_only(
-    runner: LlamaRunner, compiler: GrammarCompiler
+    runner: LlamaRunner, compiler: Grammars
 ) -> None:
     schema = {"type": "integer", "minimum": 1, "not": {"multipleOf": 7}}
 
@@ -250,7 +251,7 @@ TIGHT: list[tuple[dict[str, Any], Any, list[Any]]] = [
 
 @pytest.mark.parametrize(("schema", "valid", "others"), TIGHT, ids=lambda value: json.dumps(value)[:100])
 def test_what_could_be_held_to_in_part_only_is_held_to_at_the_second_attempt(
-    runner: LlamaRunner, compiler: GrammarCompiler, schema: dict[str, Any], valid: Any, others: list[Any]
+    runner: LlamaRunner, compiler: Grammars, schema: dict[str, Any], valid: Any, others: list[Any]
 ) -> None:
     """The tighter grammar allows this valid document and no invalid one; it may forbid other valid ones."""
     assert not validate(schema, valid)

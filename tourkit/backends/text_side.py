@@ -5,16 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 from tourkit.backends.chat_template import ChatTemplate
 from tourkit.errors import RequestError
-from tourkit.generation import Emit, Enforced, Request
+from tourkit.generation import Constraint, Emit, Enforced, Request
+from tourkit.grammar.compiler import GrammarCompiler
 from tourkit.grammar.matcher import Matcher
-from tourkit.grammar.prepare import GrammarCompiler, Preparer
+from tourkit.grammar.prepare import Preparer
 from tourkit.grammar.prepared import Manner, Prepared
 from tourkit.grammar.spacing import BEGUN, ENOUGH, QUESTION, Spacing
 from tourkit.grammar.trial.token_table import TokenTable
+
+_REMEMBERED = 64  # prepared constraints
 
 
 class Tokenizer(Protocol):
@@ -66,11 +70,14 @@ class EngineInput:
 
 @dataclass(frozen=True, slots=True)
 class _Grammars:
-    """What is made once for the grammars of a model. `tokenizer`: llguidance's view of the vocabulary."""
+    """What is made once for the grammars of a model. `tokenizer`: llguidance's view of the vocabulary.
+
+    `prepare`: for requests whose constraint no trial process has prepared; it remembers some.
+    """
 
     tokenizer: Any
     compiler: GrammarCompiler
-    preparer: Preparer
+    prepare: Callable[[Constraint, Manner], Prepared]
 
 
 class Texts:
@@ -101,7 +108,7 @@ class Texts:
         if request.constraint is None:
             return EngineInput(tokens, max_tokens, [None] * matchers)
         if prepared is None:
-            prepared = self._grammars().preparer.prepare(request.constraint, self.manner(request, spacing))
+            prepared = self._grammars().prepare(request.constraint, self.manner(request, spacing))
         return EngineInput(tokens, max_tokens, self._grammars().compiler.matchers(prepared, matchers))
 
     def manner(self, request: Request, spacing: Spacing) -> Manner:
@@ -191,12 +198,9 @@ class Texts:
             if self._made is None:
                 view = tokenizer.grammar_tokenizer()
                 pieces = [tokenizer.piece(token) for token in range(tokenizer.n_vocab)]
-                space = tokenizer.starts_with_space
-                self._made = _Grammars(
-                    view,
-                    GrammarCompiler(view, pieces, tokenizer.eog),
-                    Preparer(view, pieces, self._count, leading_space=space),
-                )
+                preparer = Preparer(view, pieces, self._count, leading_space=tokenizer.starts_with_space)
+                compiler = GrammarCompiler(view, tokenizer.n_vocab, tokenizer.eog, pieces.__getitem__)
+                self._made = _Grammars(view, compiler, lru_cache(maxsize=_REMEMBERED)(preparer.prepare))
             return self._made
 
     def _count(self, text: str) -> int:

@@ -1,14 +1,19 @@
-"""Checks a JSON value against the user's own schema, and a schema against its dialect. Fetches nothing."""
+"""Checks a JSON value against the user's own schema, and a schema against its dialect. Fetches nothing.
+
+Patterns are searched by RE2, in linear time. Those that it cannot read are searched by `re`, which may take any time.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from tourkit.errors import one_line
+from tourkit.grammar.key_patterns import with_literal_keys
+from tourkit.grammar.patterns import compiled
 from tourkit.grammar.schema_walk import pointer
 
 _MAX_ERRORS = 10
@@ -46,7 +51,7 @@ def _dialect(schema: Any) -> Any:
     from jsonschema.validators import validator_for
 
     newest = jsonschema.Draft202012Validator
-    if isinstance(schema, dict) and "$schema" in schema:
+    if isinstance(schema, dict) and isinstance(schema.get("$schema"), str):
         return validator_for(schema, default=newest)
     for dialect in (newest, jsonschema.Draft7Validator, jsonschema.Draft4Validator):
         if _best_metaschema_error(dialect, schema) is None:
@@ -54,22 +59,33 @@ def _dialect(schema: Any) -> Any:
     return newest
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def _validator(source: str) -> Any:
-    """Return a validator for a schema given as JSON text.
-
-    It fetches no reference and skips patterns that Python cannot read.
-    """
+    """Return a validator for a schema given as JSON text."""
     from jsonschema import FormatChecker
-    from jsonschema.validators import extend, validator_for
-    from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
+    from jsonschema.validators import validator_for
 
     schema = json.loads(source)
-    dialect = validator_for(schema) if _is_metaschema(schema) else _dialect(schema)
-    made: Any = extend(dialect, {"pattern": _if_readable(dialect.VALIDATORS["pattern"])})  # type: ignore[no-untyped-call]
-    # A metaschema's format "regex" refuses patterns that Python cannot read, so its formats are not checked.
-    formats = None if _is_metaschema(schema) else FormatChecker(_FORMATS)
-    return made(schema, registry=REGISTRY, format_checker=formats)
+    if _is_metaschema(schema):
+        return _checking(validator_for(schema))(schema, registry=_registry())
+    formats = FormatChecker(_FORMATS)
+    formats.checks("regex")(lambda text: not isinstance(text, str) or readable(text))
+    return _checking(_dialect(schema))(schema, registry=_registry(), format_checker=formats)
+
+
+def _registry() -> Any:
+    """Return the registry of all references that can be followed: the dialects' own schemas. Nothing is fetched."""
+    from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
+
+    return REGISTRY
+
+
+@functools.cache
+def _checking(dialect: Any) -> Any:
+    """Return the validator class of a dialect that searches patterns as this module does."""
+    from jsonschema.validators import extend
+
+    return extend(dialect, {"pattern": _pattern})  # type: ignore[no-untyped-call]
 
 
 def _is_metaschema(schema: Any) -> bool:
@@ -78,26 +94,16 @@ def _is_metaschema(schema: Any) -> bool:
 
 
 def readable(pattern: str) -> bool:
-    """Return whether Python can read this pattern."""
-    return compiled_pattern(pattern) is not None
+    """Return whether RE2 or Python can read this pattern."""
+    return compiled(pattern) is not None
 
 
-def _if_readable(rule: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """Wrap the rule of a keyword that holds a pattern: skip it if Python cannot read the pattern."""
+def _pattern(validator: Any, pattern: str, instance: Any, _schema: Any) -> Iterator[Any]:
+    """Check the keyword `pattern`. A pattern that nothing can read is skipped."""
+    from jsonschema.exceptions import ValidationError
 
-    def checked(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
-        return iter(()) if compiled_pattern(pattern) is None else rule(validator, pattern, instance, schema)
-
-    return checked
-
-
-@functools.lru_cache(maxsize=1024)
-def compiled_pattern(pattern: str) -> re.Pattern[str] | None:
-    """Compile a regular expression; return None if Python cannot read it."""
-    try:
-        return re.compile(pattern)
-    except (re.error, RecursionError, OverflowError):
-        return None
+    if validator.is_type(instance, "string") and (found := compiled(pattern)) and not found.search(instance):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
 def validation_errors(schema: Any, data: Any) -> tuple[list[Any], str | None]:
@@ -107,7 +113,10 @@ def validation_errors(schema: Any, data: Any) -> tuple[list[Any], str | None]:
 
     found: list[Any] = []
     try:
-        for error in _validator(json.dumps(schema)).iter_errors(data):
+        spelled, keys = with_literal_keys(schema, data)
+        for error in _validator(json.dumps(spelled)).iter_errors(data):
+            for literal, pattern in keys.items():
+                error.message = error.message.replace(repr(literal), repr(pattern))
             found.append(error)
             if len(found) == _MAX_ERRORS:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _FAR = 1000
+_LOOK_AHEAD = 0.03  # seconds of CPU time for the masks of one choice; then the best known token is taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +110,24 @@ class Closing:
             letters = self._ranks.letters[allowed[self._ranks.letters]]
             if letters.size > 1:
                 self._seen.add(hash(allowed.tobytes()))
-                best, ended = self._way_out(matcher, letters, mask)
-                if not ended and self._ended_by_sample(matcher, mask):
+                deadline = time.thread_time() + _LOOK_AHEAD
+                best, ended = self._way_out(matcher, letters, mask, deadline)
+                if not ended and self._ended_by_sample(matcher, mask, deadline + _LOOK_AHEAD):
                     return self._plan.pop(0)
         return int(best[np.argmax(logits[best])])
 
-    def _ended_by_sample(self, matcher: Any, mask: Callable[[Any], np.ndarray]) -> bool:
-        """Plan to write a sample of the patterns, or the end of one, if that ends this string. Return if it does."""
+    def _ended_by_sample(self, matcher: Any, mask: Callable[[Any], np.ndarray], deadline: float) -> bool:
+        """Plan to write a sample of the patterns, or the end of one, if that ends this string. Return if it does.
+
+        Try no more samples after `deadline`, seconds of CPU time.
+        """
         for sample in self._samples:
             tokens = [self._ranks.letter(character) for character in sample]
             if any(token < 0 for token in tokens):
                 continue
             for start in range(len(tokens)):
+                if time.thread_time() > deadline:
+                    return False
                 rest = tokens[start:]
                 if matcher.validate_tokens(rest) < len(rest):
                     continue
@@ -130,16 +138,21 @@ class Closing:
                     return True
         return False
 
-    def _way_out(self, matcher: Any, letters: np.ndarray, mask: Callable[[Any], np.ndarray]) -> tuple[np.ndarray, bool]:
+    def _way_out(
+        self, matcher: Any, letters: np.ndarray, mask: Callable[[Any], np.ndarray], deadline: float
+    ) -> tuple[np.ndarray, bool]:
         """Return the letters after which the string may end, and True.
 
         If there are none, return the letters that lead to a new state, or else all letters, and False. In a pattern
-        such as an e-mail address most letters lead back to the same state: only "@", then a dot, leads further.
+        such as an e-mail address most letters lead back to the same state: only "@", then a dot, leads further. Try no
+        more letters after `deadline`, seconds of CPU time.
         """
         import numpy as np
 
         ends, further = [], []
         for letter in letters.tolist():
+            if time.thread_time() > deadline:
+                break
             ahead = matcher.deep_copy()
             ahead.consume_token(letter)
             allowed = mask(ahead)

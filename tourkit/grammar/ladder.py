@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tourkit.grammar.rewrites import EXACT, GENERIC, KEYWORDS, ONE_OF, PATTERNS, SHAPES, Readable, Rewrite
-from tourkit.grammar.schema_walk import converted, resolve, walk
+from tourkit.grammar.schema_walk import References, converted, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,7 @@ def _bundled(schema: dict[str, Any]) -> dict[str, Any]:
     A reference to another place would break when this place is rewritten.
     """
     found: dict[str, str] = {}
+    resolve = References(schema)
     parts: dict[str, Any] = {}
 
     def moved(part: Any, _at: str) -> Any:
@@ -90,7 +91,7 @@ def _bundled(schema: dict[str, Any]) -> dict[str, Any]:
         copy = {key: converted(key, value, "", moved) for key, value in part.items()}
         reference = part.get("$ref")
         if isinstance(reference, str) and not re.fullmatch(r"#(/(\$defs|definitions)/[^/]+|/)?", reference):
-            target = resolve(reference, schema)
+            target = resolve(reference)
             if target is not None and reference not in found:
                 found[reference] = f"ref-{len(found)}"
                 parts[found[reference]] = moved(target, "")

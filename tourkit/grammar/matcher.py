@@ -6,12 +6,13 @@ llguidance never raises for a bad grammar or token, so every step here checks it
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tourkit.errors import EngineError, RequestError, TourkitError, one_line
 from tourkit.grammar.closing import Closing, ClosingRanks
-from tourkit.grammar.rewrites import EXACT, GENERIC
+from tourkit.grammar.prepared import Prepared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,21 +21,33 @@ if TYPE_CHECKING:
 LIMIT_HIT = re.compile("too complex|too large|too many|TooComplex|limit|row has|NoExtension", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """A compiled grammar; each matcher copies its `prototype`. `reserve`: tokens enough to close a begun document.
+# While only single tokens are checked, the lexer spends the fuel that the last mask left. A mask refills it.
+_REFILL = 16  # tokens
+MAX_STEP = 0.1  # seconds of CPU time that one step of one sequence may take
+_BASE_WEIGHT = 2**19  # bytes of a small grammar
+_TOKEN_WEIGHT, _MAX_GROWTH = 20_000, 20 * 2**20  # bytes that the lexer's new states take for a token, and in all
 
-    `level`: the rung of the ladder, 0 for the schema as it was given. `dropped`: JSON pointers to parts of the schema
-    that are not enforced. `grammar`: the text that was compiled, as llguidance serialises it.
+
+@dataclass(slots=True)
+class Compiled:
+    """A compiled grammar; each matcher copies its `prototype`. All copies share one lexer, which only grows.
+
+    `uses`: requests so far. `tokens`: those accepted so far. `unfilled`: those accepted since the last mask. `spent`: a
+    copy hit a limit, so that the shared lexer may be full.
     """
 
     prototype: Any
-    grammar: str
-    reserve: int
-    level: int = 0
-    dropped: tuple[str, ...] = ()
-    json_text: bool = True
-    samples: tuple[str, ...] = ()
+    prepared: Prepared
+    uses: int = 0
+    tokens: int = 0
+    unfilled: int = 0
+    spent: bool = False
+
+    @property
+    def weight(self) -> int:
+        """The bytes of memory that the grammar takes, about."""
+        grown = min(self.tokens * _TOKEN_WEIGHT, _MAX_GROWTH)
+        return max(self.prepared.weight, _BASE_WEIGHT) + 2 * len(self.prepared.grammar) + grown
 
 
 class Matcher:
@@ -42,24 +55,30 @@ class Matcher:
 
     `level`: "strict" if every document the grammar allows meets the constraint, "relaxed" if the `dropped` parts of
     the schema are not enforced, "generic" if only the type of the root is enforced. `grammar`: the text that was
-    compiled, as llguidance serialises it.
+    compiled, as llguidance serialises it. Every step raises RequestError if it hits a limit of the grammar, or takes
+    more than 100 ms of CPU time.
     """
 
     def __init__(self, compiled: Compiled, ranks: ClosingRanks, n_vocab: int) -> None:
         import numpy as np
 
+        prepared = compiled.prepared
         self._matcher = compiled.prototype.deep_copy()
-        self.grammar = compiled.grammar
-        self.reserve = compiled.reserve
-        self.level = {EXACT: "strict", GENERIC: "generic"}.get(compiled.level, "relaxed")
-        self.dropped = compiled.dropped
-        self._closing = Closing(ranks, json_text=compiled.json_text, samples=compiled.samples)
+        self._compiled = compiled
+        self.grammar = prepared.grammar
+        self.reserve = prepared.reserve
+        self.level = prepared.level
+        self.dropped = prepared.dropped
+        self._closing = Closing(ranks, json_text=prepared.json_text, samples=prepared.samples)
         self._n_vocab = n_vocab
         self._bits = np.zeros((n_vocab + 31) // 32, dtype=np.int32)
 
     def allows(self, token: int) -> bool:
         """Return whether a token may come next. Far cheaper than a mask."""
-        return bool(self._matcher.validate_tokens([token]) == 1)
+        began = time.thread_time()
+        allowed = self._matcher.validate_tokens([token]) == 1
+        _check_time(began)
+        return bool(allowed)
 
     def mask(self, logits: np.ndarray) -> None:
         """Set the logits of all tokens that the grammar refuses to minus infinity."""
@@ -75,14 +94,24 @@ class Matcher:
         return self._closing.choose(self._matcher, allowed, self._allowed, logits)
 
     def accept(self, tokens: list[int]) -> None:
-        """Advance by `tokens`. Raises RequestError if the grammar hits a limit, EngineError if it refuses them."""
+        """Advance by `tokens`. Raises EngineError if the grammar refuses them."""
+        compiled = self._compiled
+        began = time.thread_time()
         if not self._matcher.consume_tokens(tokens):
-            raise _failure(self._matcher)
+            raise self._failure(self._matcher)
+        _check_time(began)
         self._closing.follow(tokens)
+        compiled.tokens += len(tokens)
+        compiled.unfilled += len(tokens)
+        if compiled.unfilled >= _REFILL and not self._matcher.is_stopped():
+            self._compute_mask(self._matcher)
 
     def forced(self) -> list[int]:
         """Return the tokens that must come next, whatever the logits are."""
-        return list(self._matcher.compute_ff_tokens())
+        began = time.thread_time()
+        tokens = list(self._matcher.compute_ff_tokens())
+        _check_time(began)
+        return tokens
 
     @property
     def done(self) -> bool:
@@ -93,19 +122,35 @@ class Matcher:
         """Return for each token whether the matcher allows it."""
         import numpy as np
 
-        matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        if matcher.is_error():
-            raise _failure(matcher)
+        self._compute_mask(matcher)
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
         return bits[: self._n_vocab].view(bool)
 
+    def _compute_mask(self, matcher: Any) -> None:
+        """Write the mask of a matcher to `_bits`. This also refills the fuel of the shared lexer."""
+        began = time.thread_time()
+        matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        if matcher.is_error():
+            raise self._failure(matcher)
+        _check_time(began)
+        self._compiled.unfilled = 0
 
-def _failure(matcher: Any) -> TourkitError:
-    """Return the error of a failed matcher: RequestError if its grammar grew too large, else EngineError."""
-    said = error_line(matcher)
-    if LIMIT_HIT.search(said):
-        return RequestError(f"the grammar grew too large ({said}): write a simpler one", code="grammar_limit")
-    return EngineError(f"the grammar failed: {said}")
+    def _failure(self, matcher: Any) -> TourkitError:
+        """Return the error of a failed matcher: RequestError if its grammar grew too large, else EngineError."""
+        said = error_line(matcher)
+        if LIMIT_HIT.search(said):
+            self._compiled.spent = True
+            return RequestError(f"the grammar grew too large ({said}): write a simpler one", code="grammar_limit")
+        return EngineError(f"the grammar failed: {said}")
+
+
+def _check_time(began: float) -> None:
+    """Raise RequestError if a step took too long. A step cannot be stopped; the limits of its grammar keep it short."""
+    took = time.thread_time() - began
+    if took > MAX_STEP:
+        raise RequestError(
+            f"the grammar is too slow (one step took {took * 1000:.0f} ms): write a simpler one", code="grammar_limit"
+        )
 
 
 def error_line(matcher: Any) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tourkit.grammar.patterns import compiled
 from tourkit.grammar.regex_example import example
 from tourkit.grammar.schema_walk import NO_ASSERTIONS
 
@@ -117,7 +118,8 @@ def _names(pattern: str) -> list[str]:
     short = example(pattern)
     if short is None:
         return []
-    return [name for name in (short, f"{short}a", f"a{short}", f"{short}0") if re.search(pattern, name)]
+    found = compiled(pattern)
+    return [name for name in (short, f"{short}a", f"a{short}", f"{short}0") if found and found.search(name)]
 
 
 def _narrow(key: str, value: Any, inner: Inner) -> Negation | None:

@@ -1,15 +1,42 @@
 """Prepares constraints: all work on a schema, a trial compile, and a walk of some steps in the grammar.
 
-This work can take any amount of time and memory. So it runs in a process that can be killed.
+A JSON Schema first gets limits (`limits`). If llguidance refuses it, weaker forms of it are tried (`ladder`). This work
+can take any amount of time and memory, or end the process. So it is made for a process that can be killed.
 """
 
 from __future__ import annotations
 
+import json
+import mmap
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from tourkit.errors import one_line
 from tourkit.generation import Constraint
-from tourkit.grammar.prepared import Manner, Prepared
+from tourkit.grammar import trial_walk
+from tourkit.grammar.check import metaschema_error, readable
+from tourkit.grammar.compiler import new_matcher
+from tourkit.grammar.ladder import miscounted, rungs
+from tourkit.grammar.limits import bounded
+from tourkit.grammar.matcher import LIMIT_HIT, error_line
+from tourkit.grammar.patterns import is_linear
+from tourkit.grammar.prepared import PLAIN, Manner, Prepared
+from tourkit.grammar.refusals import TOO_COMPLEX, refuse
+from tourkit.grammar.regex_example import example
+from tourkit.grammar.rewrites import EXACT, GENERIC, SHAPES
+from tourkit.grammar.shortest import closing_texts, patterns, samples
+from tourkit.grammar.spacing import separators
+from tourkit.grammar.static_limits import parsed, too_large, unfollowed
+from tourkit.grammar.text_grammars import text_grammar
+
+_SLACK = 16  # tokens
+_GRAMMAR_RESERVE = 8  # tokens; how many a Lark grammar needs to end its text is not known
+_MAX_BEGUN = 160  # tokens kept for optional parts; with more, a short answer has room only for what is required
+_UNSATISFIABLE = "nsatisfiable"
+_UNRESOLVED = re.compile("not present in a registry|does not exist|nresolvable")
 
 
 class Preparer:
@@ -27,52 +54,150 @@ class Preparer:
         *,
         leading_space: bool = False,
     ) -> None:
-        from tourkit.grammar.compiler import GrammarCompiler
+        self._tokenizer = tokenizer
+        self._count = count
+        self._leading_space = leading_space
+        self._braces = [token for token, piece in enumerate(pieces) if piece in (b"{", b"[")]
+        self._lead = [token for token, piece in enumerate(pieces) if piece == b" "][:1] * 2
 
-        self._old = GrammarCompiler(
-            tokenizer,
-            len(pieces),
-            frozenset(tokenizer.eos_tokens),
-            pieces.__getitem__,
-            count,
-            leading_space=leading_space,
-        )
-
-    def prepare(self, constraint: Constraint, manner: Manner = Manner()) -> Prepared:
+    def prepare(self, constraint: Constraint, manner: Manner = PLAIN) -> Prepared:
         """Return the prepared constraint. Raises RequestError if it is malformed, or cannot be met or followed."""
-        from tourkit.grammar.compiler import Manner as Old
-        from tourkit.grammar.rewrites import EXACT, GENERIC
+        if constraint.is_json:
+            schema = parsed(constraint.source)
+            prepared = self._of_schema(schema, manner)
+            return _relaxed(prepared, miscounted(schema)) if '"minProperties"' in constraint.source else prepared
+        grammar = text_grammar(constraint)
+        shortest = example(constraint.source) if constraint.kind == "regex" else None
+        tried, said = self._tried(grammar, shortest or "")
+        if tried is None:
+            said = f"the {constraint.kind} cannot be enforced: {said}"
+            refuse(constraint.kind, said, TOO_COMPLEX if LIMIT_HIT.search(said) else "invalid_grammar")
+        ways = (shortest or "",) if constraint.kind == "regex" else ()
+        reserve = 0 if constraint.kind == "choice" else max(map(self._count, ways), default=_GRAMMAR_RESERVE)
+        return replace(tried, reserve=reserve, json_text=False, samples=tuple(filter(None, ways)))
 
-        made = self._old._compile(constraint, Old(manner.tight, manner.compact))
-        level = {EXACT: "strict", GENERIC: "generic"}.get(made.level, "relaxed")
-        return Prepared(made.grammar, True, made.reserve, level, made.dropped, made.samples, made.json_text)
+    def _of_schema(self, schema: Any, manner: Manner) -> Prepared:
+        if not isinstance(schema, dict):
+            schema = {} if schema is True else {"allOf": [schema]}
+        schema = {key: value for key, value in schema.items() if key != "x-guidance"}  # llguidance's own options
+        try:
+            return self._first_followed(schema, manner)
+        except (TypeError, AttributeError, ValueError, KeyError, RecursionError, re.error) as exc:
+            # Rewriting failed at a keyword whose value has the wrong type. The metaschema gives the clearest message.
+            problem = metaschema_error(schema) or one_line(f"{type(exc).__name__} {exc}")
+        refuse("response_format", f"the schema is not a valid JSON Schema: {problem}", "invalid_schema")
+
+    def _first_followed(self, schema: dict[str, Any], manner: Manner) -> Prepared:
+        """Try the schema as it is. If llguidance refuses it, return the first rung of its ladder that it follows."""
+        prepared, said = self._attempt(schema, manner)
+        if prepared is not None:
+            return prepared
+        _refuse_hopeless(said)
+        if problem := metaschema_error(schema):
+            refuse("response_format", f"the schema is not a valid JSON Schema: {problem}", "invalid_schema")
+        for pattern in patterns(schema):
+            if not readable(pattern) and not self._reads(pattern):
+                refuse("response_format", f"the pattern {pattern!r} is not a regular expression", "invalid_schema")
+        first_reason = said
+        for rung in rungs(schema, readable=self._reads, tight=manner.tight):
+            prepared, said = self._attempt(rung.schema, manner)
+            if prepared is not None:
+                level = {EXACT: "strict", GENERIC: "generic"}.get(rung.level, "relaxed")
+                return replace(prepared, level=level, dropped=rung.dropped)
+            if _UNRESOLVED.search(said):
+                refuse("response_format", f"a reference in the schema names nothing: {said}", "invalid_schema")
+            if not rung.narrowed and rung.level < SHAPES:  # at SHAPES only a cycle of references may be left
+                _refuse_hopeless(said)
+        refuse("response_format", f"the schema cannot be enforced: {first_reason}", "unsupported_schema")
+
+    def _reads(self, pattern: str) -> bool:
+        """Return whether this pattern in a schema can be followed, and checked in linear time."""
+        if too_large(pattern) or not is_linear(pattern):
+            return False
+        grammar = self._grammar({"type": "string", "pattern": pattern}, PLAIN)
+        matcher = new_matcher(self._tokenizer, grammar, large=False)
+        return not matcher.is_error()
+
+    def _attempt(self, schema: dict[str, Any], manner: Manner) -> tuple[Prepared | None, str]:
+        """Try the schema with limits; if llguidance refuses these, without. Return what `_tried` does."""
+        if said := unfollowed(schema):
+            return None, said
+        required, begun = closing_texts(schema)
+        shortest = required
+        if manner.compact:
+            shortest = json.dumps(json.loads(required), ensure_ascii=False, separators=(",", ":"))
+        prepared, said = self._tried(self._grammar(bounded(schema), manner), shortest)
+        if prepared is None and (_UNSATISFIABLE in said or LIMIT_HIT.search(said)):
+            prepared, said = self._tried(self._grammar(schema, manner), shortest)
+        if prepared is None:
+            return None, said
+        reserve = int((self._count(required) + min(self._count(begun), _MAX_BEGUN)) * 1.15) + _SLACK
+        return replace(prepared, reserve=reserve, samples=samples(schema)), said
+
+    def _tried(self, grammar: str, shortest: str) -> tuple[Prepared | None, str]:
+        """Compile a grammar and follow it for some steps. Return it, not yet complete; or None and the reason.
+
+        `shortest`: a text that the grammar probably allows.
+        """
+        reason = ""
+        for large in (False, True):
+            before = _resident()
+            matcher = new_matcher(self._tokenizer, grammar, large=large)
+            reason = error_line(matcher) if matcher.is_error() else self._fault(matcher, shortest)
+            if not reason:
+                return Prepared(grammar, large, reserve=0, weight=max(0, _resident() - before)), ""
+            if not LIMIT_HIT.search(reason):
+                break
+        return None, reason
+
+    def _fault(self, prototype: Any, shortest: str) -> str:
+        """Return why the first steps in a grammar fail; "" if they do not."""
+        probe = prototype.deep_copy()
+        if self._leading_space:
+            probe.try_consume_tokens(self._lead)  # after all leading space, only the document can follow
+        probe.compute_bitmask()
+        if probe.is_error():
+            return error_line(probe)
+        known = list(self._tokenizer.greedy_tokenize(shortest)) if shortest else []
+        said = trial_walk.fault(probe, known)
+        # An object with thousands of optional keys hits a limit only once it is open.
+        for token in self._braces:
+            if not said and probe.validate_tokens([token]) == 1:
+                probe.consume_token(token)
+                probe.compute_bitmask()
+                return error_line(probe) if probe.is_error() else ""
+        return said
+
+    def _grammar(self, schema: dict[str, Any], manner: Manner) -> str:
+        """Return the grammar of a schema, as llguidance serialises it."""
+        from llguidance import LLMatcher
+
+        spacing = separators(compact=manner.compact)
+        if not self._leading_space:
+            return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=spacing))
+        # SentencePiece models start with a token that has a leading space. A plain JSON grammar refuses this space.
+        body = json.dumps(schema | {"x-guidance": spacing})
+        return str(LLMatcher.grammar_from_lark(f"start: lead body\nlead: /[ \\n]{{0,2}}/\nbody: %json {body}\n"))
 
 
-class GrammarCompiler:  # until A1's lands
-    def __init__(self, tokenizer: Any, pieces: Sequence[bytes], eog: frozenset[int]) -> None:
-        from tourkit.grammar.closing import ClosingRanks
+def _relaxed(prepared: Prepared, dropped: tuple[str, ...]) -> Prepared:
+    """Return the same grammar, marked as not enforcing the parts in `dropped`."""
+    if not dropped:
+        return prepared
+    level = "relaxed" if prepared.level == "strict" else prepared.level
+    return replace(prepared, level=level, dropped=tuple(sorted({*prepared.dropped, *dropped})))
 
-        self._tokenizer, self._n_vocab, self._ranks = tokenizer, len(pieces), ClosingRanks.of(list(pieces), eog)
-        self._cache: dict[Prepared, Any] = {}
 
-    def matchers(self, prepared: Prepared, count: int) -> list[Any]:
-        from llguidance import LLMatcher, LLParserLimits
+def _refuse_hopeless(reason: str) -> None:
+    """Refuse the schema if llguidance's `reason` says that no document can meet it."""
+    if _UNSATISFIABLE in reason or "NoExtension" in reason:
+        refuse("response_format", f"no document can meet the schema: {reason}", "unsupported_schema")
 
-        from tourkit.grammar.compiler import _SIZES
-        from tourkit.grammar.matcher import Compiled, Matcher
 
-        if prepared not in self._cache:
-            prototype = LLMatcher(
-                self._tokenizer, prepared.grammar, log_level=0, limits=LLParserLimits(**_SIZES[prepared.large])
-            )
-            level = {"strict": 0, "generic": 5}.get(prepared.level, 2)
-            self._cache[prepared] = Compiled(
-                prototype,
-                prepared.grammar,
-                prepared.reserve,
-                level,
-                prepared.dropped,
-                prepared.json_text,
-                prepared.samples,
-            )
-        return [Matcher(self._cache[prepared], self._ranks, self._n_vocab) for _ in range(count)]
+def _resident() -> int:
+    """Return the bytes of memory that this process holds; 0 if the system does not tell."""
+    try:
+        with Path("/proc/self/statm").open() as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return 0

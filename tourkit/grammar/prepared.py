@@ -21,13 +21,16 @@ class Manner:
     compact: bool = False
 
 
+PLAIN = Manner()
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A prepared constraint.
 
     `grammar`: the text to compile, as llguidance serialises it. `large`: it needs the larger limits. `reserve`: tokens
-    enough to close a begun document. `level`: "strict", "relaxed" or "generic". `dropped`: JSON pointers to the parts of
-    the schema that are not enforced. `samples`: texts that may end a string. `json_text`: the text is a JSON document.
+    enough to close a begun document. `level`: "strict", "relaxed" or "generic". `dropped`: JSON pointers to the parts
+    of the schema that are not enforced. `samples`: texts that may end a string. `json_text`: the text is JSON. `weight`: bytes by which the trial compile made its process grow; 0 if this system does not tell.
     """
 
     grammar: str
@@ -37,6 +40,7 @@ class Prepared:
     dropped: tuple[str, ...] = ()
     samples: tuple[str, ...] = ()
     json_text: bool = True
+    weight: int = 0
 
     def to_json(self) -> str:
         """Return the data as one line of JSON text in ASCII."""

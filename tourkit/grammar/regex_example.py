@@ -6,19 +6,24 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from tourkit.grammar.patterns import compiled, is_linear
+
 _MAX_TEXT = 2000  # characters
 
 
 @lru_cache(maxsize=1024)
 def example(pattern: str) -> str | None:
-    """Return a short match of a pattern; None if Python cannot read the pattern or no short match is found."""
+    """Return a short match of a pattern; None if Python or RE2 cannot read the pattern, or no short match is found."""
     from re import _parser  # type: ignore[attr-defined]
 
+    if not is_linear(pattern):
+        return None
     try:
         text = _text(_parser.parse(pattern))
-        return text if len(text) <= _MAX_TEXT and re.search(pattern, text) else None
     except (re.error, RecursionError, OverflowError, ValueError):
         return None
+    found = compiled(pattern)
+    return text if found and len(text) <= _MAX_TEXT and found.search(text) else None
 
 
 def _text(parsed: Any) -> str:

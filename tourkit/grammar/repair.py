@@ -13,7 +13,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from tourkit.grammar.check import compiled_pattern, validation_errors
+from tourkit.grammar.check import validation_errors
+from tourkit.grammar.patterns import compiled
 from tourkit.grammar.schema_walk import pointer
 
 _MAX_ROUNDS = 8
@@ -137,7 +138,7 @@ def _without_unknown(value: dict[str, Any], wanted: Any, schema: dict[str, Any])
     if wanted is not False:
         return _UNREPAIRED
     named = schema.get("properties", {})
-    patterns = [compiled_pattern(pattern) for pattern in schema.get("patternProperties", {})]
+    patterns = [compiled(pattern) for pattern in schema.get("patternProperties", {})]
     return {
         key: part
         for key, part in value.items()

@@ -9,7 +9,8 @@ from typing import Any
 
 from tourkit.grammar.check import validate
 from tourkit.grammar.negation import Negation, any_of, disjoint, followed, negate, type_of, types_of
-from tourkit.grammar.schema_walk import IN_PLACE, NO_ASSERTIONS, converted, escape, resolve
+from tourkit.grammar.schema_walk import IN_PLACE, NO_ASSERTIONS, References, converted, escape
+from tourkit.grammar.static_limits import BOUNDS, is_far
 
 # What each level may lose: nothing; that options exclude one another; keywords; patterns that cannot be followed;
 # every other obstacle; everything except the type of the root.
@@ -28,6 +29,7 @@ _ABOUT = dict.fromkeys(("properties", "required", "patternProperties", "minPrope
 _ABOUT |= dict.fromkeys(("items", "prefixItems", "contains", "minItems"), "array")
 _ABOUT |= dict.fromkeys(("pattern", "minLength", "maxLength"), "string")
 _MAX_NUMBERS = 1000
+_FAR = 10**17  # the largest power of ten that llguidance takes as a limit of whole numbers on one side
 _MAX_OPTIONS = 24  # alternatives made from one keyword; each makes the grammar larger
 
 Readable = Callable[[str], bool]
@@ -47,9 +49,10 @@ class Rewrite:
     tight: bool = False
     dropped: list[str] = field(default_factory=list)
     narrowed: bool = False
+    resolve: References = field(init=False)
 
-    def resolve(self, reference: str) -> Any:
-        return resolve(reference, self.root)
+    def __post_init__(self) -> None:
+        self.resolve = References(self.root)
 
     def opposite(self, schema: Any) -> Negation | None:
         """Return the opposite of `schema`, or None if it is less exact than this pass requires."""
@@ -82,6 +85,7 @@ class Rewrite:
                 more += [part for part in parts if part is not True and part != {}]
             elif self._leaves_out(key, value, schema):
                 self.drop(at, key)
+                result |= _nearer(key, value)
             else:
                 result[key] = converted(key, value, at, self.schema)
         self._patterns_made_general(result, at)
@@ -116,6 +120,8 @@ class Rewrite:
         return {key: converted(key, value, at, self.schema) for key, value in kept.items()}
 
     def _leaves_out(self, key: str, value: Any, schema: dict[str, Any]) -> bool:
+        if key in BOUNDS and is_far(value):
+            return self.level >= KEYWORDS
         if key in _UNSUPPORTED or (key == "format" and isinstance(value, str) and value not in FORMATS):
             return self.level >= KEYWORDS
         if key in ("minProperties", "maxProperties"):
@@ -168,11 +174,18 @@ def _joined(schema: dict[str, Any], more: list[Any]) -> Any:
     return schema | {"allOf": [*schema.get("allOf", ()), *more]}
 
 
+def _nearer(key: str, bound: Any) -> dict[str, Any]:
+    """Return a weaker bound in place of one that is too far away, if numbers on its other side are to be left out."""
+    if key not in BOUNDS or not is_far(bound) or ("inimum" in key) != (bound > 0):
+        return {}
+    return {key: _FAR if bound > 0 else -_FAR}
+
+
 def _whole_numbers(schema: dict[str, Any]) -> list[int] | None:
     """Return the whole numbers within a schema's limits if they are few, else None."""
     low = schema.get("minimum", schema.get("exclusiveMinimum"))
     high = schema.get("maximum", schema.get("exclusiveMaximum"))
-    if schema.get("type") != "integer" or type(low) is not int or type(high) is not int:
+    if schema.get("type") != "integer" or type(low) is not int or type(high) is not int or is_far(low) or is_far(high):
         return None
     return list(range(low, high + 1)) if 0 <= high - low <= _MAX_NUMBERS else None
 

@@ -35,6 +35,7 @@ NO_ASSERTIONS = ANNOTATIONS | frozenset(("$schema", "$id", "id", "$defs", "defin
 
 Subschema = tuple[str, dict[str, Any]]  # the JSON pointer to a schema, and that schema; booleans are left out
 Convert = Callable[[Any, str], Any]
+_Place = tuple[int, dict[str, Any]]  # the number of a schema in the order of `walk`, and that schema
 
 
 def walk(schema: Any) -> Iterator[Subschema]:
@@ -47,6 +48,13 @@ def walk(schema: Any) -> Iterator[Subschema]:
         found = left.pop()
         yield found
         left += _children(*found)
+
+
+def own_patterns(schema: dict[str, Any]) -> list[str]:
+    """Return the regular expressions that a schema itself has for strings and keys."""
+    keys = schema.get("patternProperties")
+    found = [schema.get("pattern"), *(keys if isinstance(keys, dict) else ())]
+    return [pattern for pattern in found if isinstance(pattern, str)]
 
 
 def _children(at: str, schema: dict[str, Any]) -> list[Subschema]:
@@ -94,14 +102,57 @@ def pointer(path: Iterable[Any]) -> str:
 
 
 def resolve(reference: str, root: Any) -> Any:
-    """Return the part of `root` that a local reference names, else None.
+    """Return the part of `root` that a local reference names, else None. See `References`."""
+    return References(root)(reference)
 
-    A local reference is `#`, `#/a/b`, `#anchor` or an `$id` of the document.
+
+class References:
+    """Resolves the local references of one schema, each once.
+
+    A local reference is `#`, `#/a/b`, `#anchor` or an `$id` of the document. The last part of an id is enough to name
+    a schema.
     """
-    _, _, fragment = reference.partition("#")
-    if reference.startswith("#") and (not fragment or fragment.startswith("/")):
-        return _follow(fragment, root)
-    return _identified(reference, root)
+
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._found: dict[str, Any] = {}
+        self._named: dict[str, _Place] | None = None  # by `$id` and `id`, made when it is needed
+        self._anchors: dict[str, _Place] = {}
+
+    def __call__(self, reference: str) -> Any:
+        """Return the part that a local reference names, else None."""
+        if reference not in self._found:
+            self._found[reference] = self._resolved(reference)
+        return self._found[reference]
+
+    def _resolved(self, reference: str) -> Any:
+        document, _, fragment = reference.partition("#")
+        pointer = fragment.startswith("/")
+        if reference.startswith("#") and (not fragment or pointer):
+            return _follow(fragment, self._root)
+        named = self._names()
+        wanted = {reference, document, document.rsplit("/", 1)[-1]} if document else {reference}
+        places = [named[name] for name in wanted if name in named]
+        if fragment and not document and fragment in self._anchors:
+            places.append(self._anchors[fragment])
+        if not places:
+            return None
+        first = min(places, key=lambda place: place[0])[1]
+        return _follow(fragment, first) if pointer else first
+
+    def _names(self) -> dict[str, _Place]:
+        """Return the schemas that have an id, by each of its spellings. Note those that have an anchor."""
+        if self._named is not None:
+            return self._named
+        self._named = {}
+        for number, (_, part) in enumerate(walk(self._root)):
+            name, anchor = part.get("$id", part.get("id")), part.get("$anchor", part.get("$dynamicAnchor"))
+            if isinstance(anchor, str):
+                self._anchors.setdefault(anchor, (number, part))
+            if isinstance(name, str) and name:
+                for spelling in (name, name.rstrip("#"), name.rsplit("/", 1)[-1]):
+                    self._named.setdefault(spelling, (number, part))
+        return self._named
 
 
 def _follow(pointer: str, root: Any) -> Any:
@@ -115,17 +166,3 @@ def _follow(pointer: str, root: Any) -> Any:
         else:
             return None
     return found
-
-
-def _identified(reference: str, root: Any) -> Any:
-    """Return the schema with this `$id`, `id` or anchor, else None. The last part of an id is enough to name it."""
-    document, _, fragment = reference.partition("#")
-    wanted = {reference, document, document.rsplit("/", 1)[-1]} if document else {reference}
-    anchor = fragment if fragment and not fragment.startswith("/") else None
-    for _, part in walk(root):
-        name = part.get("$id", part.get("id"))
-        if anchor is not None and not document and part.get("$anchor", part.get("$dynamicAnchor")) == anchor:
-            return part
-        if isinstance(name, str) and name and ({name, name.rstrip("#"), name.rsplit("/", 1)[-1]} & wanted):
-            return _follow(fragment, part) if fragment.startswith("/") else part
-    return None

@@ -99,7 +99,7 @@ class Jobs:
             return {
                 "over": f"it takes {grown // MIB} MiB of memory; at most {self._limits.kept // MIB} MiB are allowed"
             }
-        return {"prepared": prepared.to_json(), "grown": grown}
+        return {"prepared": prepared.to_json()}
 
     def _try_again(self, grammar: str) -> None:
         """Compile a grammar and compute its first mask under llguidance's own limits. Raises RequestError."""
