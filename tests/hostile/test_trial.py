@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from tourkit.grammar.prepared import Manner, Prepared
 from tourkit.grammar.trial.cache import Known
 from tourkit.grammar.trial.client import Trial
 from tourkit.grammar.trial.frames import Incoming, framed, message
-from tourkit.grammar.trial.jobs import Limits
+from tourkit.grammar.trial.jobs import Jobs, Limits
 from tourkit.grammar.trial.schedule import Schedule, Task
 from tourkit.grammar.trial.token_table import TokenTable
 from tourkit.server.api.generation import complete
@@ -114,6 +115,18 @@ def test_what_is_known_of_constraints_is_bounded_in_bytes_and_the_oldest_is_forg
     assert known.get("0") is not None
     assert known.get("1") is None
     assert known.get("99") is not None
+
+
+@pytest.mark.parametrize(("library_limits", "ending"), [(False, "prepared"), (True, "refused")])
+def test_where_the_stack_compiles_again_a_grammar_is_tried_under_the_limits_of_its_library_too(
+    library_limits: bool, ending: str
+) -> None:
+    tokenizer = TABLE.tokenizer()
+    jobs = Jobs(tokenizer, TABLE.preparer(tokenizer), Limits(), library_limits=library_limits)
+    many = {"type": "object", "properties": {f"key{number}": {"type": "integer"} for number in range(2500)}}
+    constraint = {"kind": "json_schema", "source": json.dumps(many)}
+
+    assert ending in jobs.do({"kind": "prepare", "constraint": constraint, "manner": {}})
 
 
 class FakeChild:
@@ -235,6 +248,19 @@ def test_few_slow_trials_run_at_once_at_the_lowest_priority_and_ordinary_ones_en
         for task in hanging:
             task.cancel()
         await come_true(lambda: slow_states(pid) == "")
+
+    trying(LONG, use)
+
+
+@linux
+@pytest.mark.starts
+def test_the_process_has_one_thread_because_it_forks_and_dumps_no_core() -> None:
+    async def use(trial: Trial) -> None:
+        [pid] = trial.pids
+        about = Path(f"/proc/{pid}/status").read_text() + Path(f"/proc/{pid}/limits").read_text()
+
+        assert re.search(r"^Threads:\t1$", about, re.MULTILINE)
+        assert re.search(r"^Max core file size +0 +0 ", about, re.MULTILINE)
 
     trying(LONG, use)
 

@@ -1,4 +1,4 @@
-"""`python -m tourkit.grammar.trial`: a worker starts it (`helper`) and speaks to it over its stdin and stdout."""
+"""`python -m tourkit.grammar.trial`: a worker starts it (`connection`) and speaks to it over its stdin and stdout."""
 
 import sys
 

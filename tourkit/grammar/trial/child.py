@@ -9,9 +9,10 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+from tourkit.grammar.own_memory import resident
 from tourkit.grammar.trial.confined import confine, end_with, limit_processor
 from tourkit.grammar.trial.frames import LENGTH, Incoming, framed, message
-from tourkit.grammar.trial.jobs import MIB, Jobs, Limits, resident
+from tourkit.grammar.trial.jobs import MIB, Jobs, Limits
 
 if TYPE_CHECKING:
     from resource import struct_rusage

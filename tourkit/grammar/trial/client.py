@@ -13,7 +13,7 @@ from tourkit.generation import Constraint
 from tourkit.grammar.prepared import Manner, Prepared
 from tourkit.grammar.trial.answers import Verdict
 from tourkit.grammar.trial.cache import Known, digest
-from tourkit.grammar.trial.helper import COMMAND, Gone, Helper, Setup
+from tourkit.grammar.trial.connection import COMMAND, Connection, Gone, Setup
 from tourkit.grammar.trial.jobs import CHECK, LIMITS, PREPARE, Ending, Job, Limits
 from tourkit.grammar.trial.token_table import TokenTable
 
@@ -42,9 +42,10 @@ class Trial:
         if forks is not None:
             self._setup = replace(self._setup, forks=forks)
         self._known = Known()
-        self._helpers: list[Helper] = []  # that have no job, or, if they fork, the only one
+        self._connections: list[Connection] = []  # that have no job, or, if they fork, the only one
         self._starting = asyncio.Lock()
         self._closed = False
+        self._starts: asyncio.Future[None] | None = None
         self._replacing: asyncio.Future[None] | None = None
         self._places = asyncio.Semaphore(_SPARES - 1)
         self._tasks: dict[str, asyncio.Task[Ending]] = {}
@@ -59,11 +60,11 @@ class Trial:
             if not self._setup.table:
                 table = await asyncio.to_thread(self._table)
                 self._setup = replace(self._setup, table=await asyncio.to_thread(table.to_bytes))
-            for helper in [each for each in self._helpers if each.gone]:
-                self._helpers.remove(helper)
-                await helper.ended()
-            while len(self._helpers) < count:
-                self._helpers.append(await Helper.start(self._setup))
+            for connection in [each for each in self._connections if each.gone]:
+                self._connections.remove(connection)
+                await connection.ended()
+            while len(self._connections) < count:
+                self._connections.append(await Connection.start(self._setup))
 
     async def close(self) -> None:
         """End the process and wait for its end. It is not started again."""
@@ -71,13 +72,13 @@ class Trial:
         if self._replacing is not None:
             await asyncio.wait({self._replacing})
         async with self._starting:
-            for helper in self._helpers:
-                await helper.ended()
+            for connection in self._connections:
+                await connection.ended()
 
     @property
     def pids(self) -> list[int]:
         """The ids of the processes that run and have no job of their own."""
-        return [helper.pid for helper in self._helpers if not helper.gone]
+        return [connection.pid for connection in self._connections if not connection.gone]
 
     async def prepare(self, constraint: Constraint, manner: Manner) -> Prepared:
         """Return the prepared constraint: from memory, or after a trial. If the caller is cancelled, the trial ends.
@@ -140,12 +141,13 @@ class Trial:
         return {"over": "the process that tries it ended twice", "again": True}
 
     async def _ask_forking(self, job: Job) -> Ending:
-        if not self._helpers or self._helpers[0].gone:
-            await self.start()
-        return await self._helpers[0].ask(job)
+        if not self._connections or self._connections[0].gone:
+            self._starts = asyncio.ensure_future(self.start())  # for all requests, also if this one is cancelled
+            await asyncio.shield(self._starts)
+        return await self._connections[0].ask(job)
 
-    async def _replace(self, helper: Helper) -> None:
-        await helper.ended()
+    async def _replace(self, connection: Connection) -> None:
+        await connection.ended()
         with contextlib.suppress(EngineError):  # the next job tries again and gets the error
             await self.start()
 
@@ -153,23 +155,23 @@ class Trial:
         """Give the job to a process that does nothing else meanwhile. Kill it when the job has had its time."""
         limits = self._setup.limits
         async with self._places:
-            self._helpers = [helper for helper in self._helpers if not helper.gone]
-            if not self._helpers:
+            self._connections = [connection for connection in self._connections if not connection.gone]
+            if not self._connections:
                 await self.start()
-            helper = self._helpers.pop(0)
-            asked = asyncio.ensure_future(helper.ask(job))
+            connection = self._connections.pop(0)
+            asked = asyncio.ensure_future(connection.ask(job))
             try:
                 done, _ = await asyncio.wait({asked}, timeout=limits.quick)
                 if done:
-                    self._helpers.append(helper)
+                    self._connections.append(connection)
                     return asked.result()
-                helper.slow_down()
+                connection.slow_down()
                 done, _ = await asyncio.wait({asked}, timeout=limits.seconds - limits.quick)
                 return asked.result() if done else {"over": f"it takes longer than {limits.seconds:g} seconds"}
             finally:
-                if helper not in self._helpers:  # it is slow for ever, hangs, or nobody waits for it any longer
+                if connection not in self._connections:  # it is slow for ever, hangs, or nobody waits for it any longer
                     asked.cancel()
-                    self._replacing = asyncio.ensure_future(self._replace(helper))
+                    self._replacing = asyncio.ensure_future(self._replace(connection))
 
 
 def _name(constraint: Constraint) -> str:

@@ -11,7 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from tourkit.grammar.trial.jobs import Limits, address_space
+from tourkit.grammar.own_memory import address_space
+from tourkit.grammar.trial.jobs import Limits
 
 _SET_PDEATHSIG, _SET_DUMPABLE = 1, 4  # of prctl(2)
 _THREAD_STACK = 2 * 2**20  # bytes; glibc's for a thread if the main thread's stack has no limit

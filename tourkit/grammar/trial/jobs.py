@@ -8,16 +8,15 @@ An ending has a key that says how the job ended: "prepared", "verdict", "refused
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from tourkit.errors import RequestError, one_line
 from tourkit.generation import Constraint
 from tourkit.grammar.matcher import LIMIT_HIT, error_line
+from tourkit.grammar.own_memory import resident
 from tourkit.grammar.prepare import Preparer
 from tourkit.grammar.prepared import Manner
 from tourkit.grammar.trial.answers import judge
@@ -120,21 +119,3 @@ class Jobs:
 def over_memory(limits: Limits) -> str:
     """Return the reason why a job ended that needed too much memory."""
     return f"it takes more than {limits.memory // MIB} MiB of memory"
-
-
-def resident() -> int:
-    """Return the bytes of memory that this process has now; 0 where the system does not tell."""
-    return _pages(1)
-
-
-def address_space() -> int:
-    """Return the bytes of address space that this process has now; 0 where the system does not tell."""
-    return _pages(0)
-
-
-def _pages(column: int) -> int:
-    if sys.platform != "linux":
-        return 0
-    import resource
-
-    return int(Path("/proc/self/statm").read_bytes().split()[column]) * resource.getpagesize()

@@ -8,6 +8,7 @@ Elsewhere this process does each job itself, and the worker kills it when the jo
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -18,10 +19,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tourkit.grammar.own_memory import resident
 from tourkit.grammar.trial.child import Child
 from tourkit.grammar.trial.confined import end_with, limit_processor, settle
 from tourkit.grammar.trial.frames import LENGTH, Incoming, message
-from tourkit.grammar.trial.jobs import Ending, Jobs, Limits, over_memory, resident
+from tourkit.grammar.trial.jobs import Ending, Jobs, Limits, over_memory
 from tourkit.grammar.trial.schedule import Schedule, Task
 from tourkit.grammar.trial.token_table import TokenTable
 
@@ -34,6 +36,8 @@ _IDLE = 2  # most children that wait for work
 def main(change: Callable[[Jobs], None] = lambda jobs: None) -> int:
     """Serve the worker until it ends. `change`: tests add kinds of jobs to those that there are."""
     settle()
+    for pool in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[pool] = "1"  # a process with threads must not fork
     about = json.loads(_read_frame())
     end_with(about["parent"])
     table = TokenTable.of_bytes(_read_frame())
@@ -123,8 +127,17 @@ class _Forking:
 
     def _begin(self, task: Task) -> None:
         """Give a job to the child that worked last: it still knows the schemas of the last answers."""
-        child = self._idle.pop() if self._idle else self._fork()
-        child.give(task.content)
+        try:
+            child = self._idle.pop() if self._idle else self._fork()
+        except OSError as exc:  # too many processes, or no memory for one more
+            _send({"id": task.id, "busy": f"no process can be started for it ({exc.strerror}): try again later"})
+            return
+        try:
+            child.give(task.content)
+        except OSError:  # it was ended while it was waiting, for example because the system had no memory left
+            self._end(child)
+            self._begin(task)
+            return
         self._schedule.begin(task, child, time.monotonic())
 
     def _fork(self) -> Child:
@@ -135,7 +148,8 @@ class _Forking:
     def _keep_idle(self) -> None:
         """Have a child ready for the next job, and few that wait. No fork while a quick job needs the processors."""
         if not self._idle and not self._schedule.is_quick():
-            self._idle.append(self._fork())
+            with contextlib.suppress(OSError):  # the next job tries again
+                self._idle.append(self._fork())
         while len(self._idle) > _IDLE:
             self._end(self._idle.pop(0))
 

@@ -36,7 +36,7 @@ class Setup:
     command: Sequence[str] = COMMAND
 
 
-class Helper:
+class Connection:
     """One running trial process."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -47,14 +47,14 @@ class Helper:
         self.gone = False
 
     @staticmethod
-    async def start(setup: Setup) -> Helper:
+    async def start(setup: Setup) -> Connection:
         """Start a trial process and wait until it is ready. Raises EngineError if it ends at once.
 
         Call it in the thread that lives longest: the process ends with the thread that has started it.
         """
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*setup.command, stdin=pipe, stdout=pipe)
-        helper = Helper(process)
+        connection = Connection(process)
         about = {
             "parent": os.getpid(),
             "limits": asdict(setup.limits),
@@ -62,16 +62,16 @@ class Helper:
             "forks": setup.forks,
         }
         try:
-            helper._write(message(about) + framed(setup.table))
-            await helper._read()
+            connection._write(message(about) + framed(setup.table))
+            await connection._read()
         except (Gone, OSError) as exc:
-            await helper.ended()
+            await connection.ended()
             raise EngineError("the process that tries constraints does not start: see the log") from exc
         except asyncio.CancelledError:
-            await helper.ended()
+            await connection.ended()
             raise
-        helper._reading = asyncio.create_task(helper._collect())
-        return helper
+        connection._reading = asyncio.create_task(connection._collect())
+        return connection
 
     @property
     def pid(self) -> int:
