@@ -118,7 +118,7 @@ def test_what_is_known_of_constraints_is_bounded_in_bytes_and_the_oldest_is_forg
 
 
 @pytest.mark.parametrize(("library_limits", "ending"), [(False, "prepared"), (True, "refused")])
-def test_where_the_stack_compiles_again_a_grammar_is_tried_under_the_limits_of_its_library_too(
+def test_where_the_stack_compiles_again_a_grammar_must_be_within_the_limits_of_its_library(
     library_limits: bool, ending: str
 ) -> None:
     tokenizer = TABLE.tokenizer()

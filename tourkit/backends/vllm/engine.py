@@ -48,7 +48,7 @@ class VllmEngine:
     The loop calls `emit`. Call `submit` and `abort` from other threads.
 
     vLLM compiles each grammar again: once in this event loop, to check it, and once in its engine process. Both times
-    it uses llguidance's own limits, so the trial process tries each grammar under these limits too. This is weaker than
+    it uses llguidance's own limits, so the trial process refuses what needs more than these. This is weaker than
     on the other stacks in three ways. The compile in the event loop keeps other requests waiting as long as it takes. A
     grammar that grows too large while an answer is written is an error in vLLM's engine process, and no time limit for
     a mask can be set there. And the engine process has a tokenizer of its own, whose special tokens can differ.

@@ -24,8 +24,8 @@ _SPARES = 2  # processes where they cannot fork: one works, one is warm
 class Trial:
     """The trial process of one worker, started when it is first needed, and again if it ends.
 
-    `table` reads the vocabulary; it may take a second and runs in a thread. `library_limits`: try grammars under
-    llguidance's own limits too. `limits`, `forks`, `command`: for tests.
+    `table` reads the vocabulary; it may take a second and runs in a thread. `library_limits`: refuse what
+    needs more than llguidance's own limits. `limits`, `forks`, `command`: for tests.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ class Gone(Exception):
 class Setup:
     """What a trial process is started with. `table`: bytes of a TokenTable. `forks`: it does jobs in children.
 
-    `library_limits`: it tries grammars under llguidance's own limits too.
+    `library_limits`: it refuses what needs more than llguidance's own limits.
     """
 
     table: bytes

@@ -15,7 +15,6 @@ from typing import Any
 
 from tourkit.errors import RequestError, one_line
 from tourkit.generation import Constraint
-from tourkit.grammar.matcher import LIMIT_HIT, error_line
 from tourkit.grammar.own_memory import resident
 from tourkit.grammar.prepare import Preparer
 from tourkit.grammar.prepared import Manner
@@ -30,6 +29,8 @@ _SMALL = (
     ("choice", '["a", "b"]'),
     ("grammar", 'start: "a"'),
 )
+
+_TOO_LARGE = "the grammar is too large for this stack, whose library has smaller limits: write a simpler one"
 
 Job = dict[str, Any]
 Ending = dict[str, Any]
@@ -58,9 +59,9 @@ LIMITS = Limits()
 
 
 class Jobs:
-    """Does jobs, one at a time. `library_limits`: try each grammar under llguidance's own limits too.
+    """Does jobs, one at a time. `library_limits`: refuse what needs more than llguidance's own limits.
 
-    A stack whose library compiles the grammar again does this under the library's own limits.
+    A stack whose library compiles the grammar again does this under these limits. What is not `large` is within them.
     """
 
     def __init__(self, tokenizer: Any, preparer: Preparer, limits: Limits, *, library_limits: bool = False) -> None:
@@ -91,26 +92,14 @@ class Jobs:
     def _prepare(self, job: Job) -> Ending:
         before = resident()
         prepared = self.preparer.prepare(Constraint(**job["constraint"]), Manner(**job["manner"]))
-        if self._library_limits:
-            self._try_again(prepared.grammar)
+        if self._library_limits and prepared.large:
+            raise RequestError(_TOO_LARGE, code="grammar_limit")
         grown = max(0, resident() - before)
         if grown > self._limits.kept:
             return {
                 "over": f"it takes {grown // MIB} MiB of memory; at most {self._limits.kept // MIB} MiB are allowed"
             }
         return {"prepared": prepared.to_json()}
-
-    def _try_again(self, grammar: str) -> None:
-        """Compile a grammar and compute its first mask under llguidance's own limits. Raises RequestError."""
-        from llguidance import LLMatcher
-
-        matcher = LLMatcher(self.tokenizer, grammar, log_level=0)
-        if not matcher.is_error():
-            matcher.compute_bitmask()
-        if matcher.is_error():
-            said = error_line(matcher)
-            code = "grammar_limit" if LIMIT_HIT.search(said) else "invalid_grammar"
-            raise RequestError(f"this stack cannot follow the grammar: {said}: write a simpler one", code=code)
 
     def _check(self, job: Job) -> Ending:
         return {"verdict": asdict(judge(job["source"], job["text"], may_repair=job["may_repair"]))}
