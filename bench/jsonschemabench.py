@@ -140,7 +140,7 @@ def generate(tally: Tally, row: dict[str, Any], matcher: Matcher, runner: LlamaR
         drawn = len(tokens)
         cut_off = not matcher.done
         close(matcher, runner, rng, tokens)
-    except EngineError as exc:
+    except (EngineError, RequestError) as exc:
         tally.notes.append(f"{row['id']}: {str(exc)[:150]}")
         return "grammar failed"
     if cut_off:

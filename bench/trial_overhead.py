@@ -46,7 +46,7 @@ def large(number: int) -> Constraint:
 
 
 async def measure(table: TokenTable, pairs: int) -> None:
-    preparer = table.preparer(table.tokenizer())
+    preparer = table.preparer()
     trial = Trial(lambda: table)
     began = time.perf_counter()
     await trial.start()

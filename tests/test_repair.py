@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tourkit.grammar.check import metaschema_error, validate
+from tourkit.grammar.check import validate
+from tourkit.grammar.metaschema import metaschema_error
 from tourkit.grammar.repair import repair
 
 DRAFT4 = "http://json-schema.org/draft-04/schema#"

@@ -121,8 +121,7 @@ def test_what_is_known_of_constraints_is_bounded_in_bytes_and_the_oldest_is_forg
 def test_where_the_stack_compiles_again_a_grammar_must_be_within_the_limits_of_its_library(
     library_limits: bool, ending: str
 ) -> None:
-    tokenizer = TABLE.tokenizer()
-    jobs = Jobs(tokenizer, TABLE.preparer(tokenizer), Limits(), library_limits=library_limits)
+    jobs = Jobs(TABLE.preparer(), Limits(), library_limits=library_limits)
     many = {"type": "object", "properties": {f"key{number}": {"type": "integer"} for number in range(2500)}}
     constraint = {"kind": "json_schema", "source": json.dumps(many)}
 

@@ -26,7 +26,7 @@ def harmful(jobs: Jobs) -> None:
     class Harmful:
         def prepare(self, constraint: Constraint, manner: Manner) -> Prepared:
             if constraint.kind == "crash":
-                LLMatcher(jobs.tokenizer, LLMatcher.grammar_from_lark(CHAIN), log_level=0)
+                LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(CHAIN))
             while constraint.kind == "hang":
                 pass
             while constraint.kind == "hog":

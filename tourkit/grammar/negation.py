@@ -281,7 +281,7 @@ def disjoint(one: Any, two: Any, resolve: Resolve, depth: int = 0) -> bool:
     one, two = (followed(schema, resolve) for schema in (one, two))
     if depth > _MAX_DEPTH or not isinstance(one, dict) or not isinstance(two, dict):
         return False
-    values, others = _values(one), _values(two)
+    values, others = fixed_values(one), fixed_values(two)
     if values is not None and others is not None:
         return not values & others
     return shared == {"object"} and (_keys_apart(one, two, resolve, depth) or _forbids(one, two) or _forbids(two, one))
@@ -296,7 +296,8 @@ def followed(schema: Any, resolve: Resolve) -> Any:
     return schema
 
 
-def _values(schema: dict[str, Any]) -> frozenset[str] | None:
+def fixed_values(schema: dict[str, Any]) -> frozenset[str] | None:
+    """Return the JSON texts of all values that `const` or `enum` allow; None if the schema has neither."""
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     return frozenset(json.dumps(value, sort_keys=True) for value in values) if isinstance(values, list) else None
 

@@ -15,11 +15,12 @@ from typing import Any
 from tourkit.errors import one_line
 from tourkit.generation import Constraint
 from tourkit.grammar import trial_walk
-from tourkit.grammar.check import metaschema_error, readable
+from tourkit.grammar.check import readable
 from tourkit.grammar.compiler import new_matcher
 from tourkit.grammar.ladder import miscounted, rungs
 from tourkit.grammar.limits import bounded
 from tourkit.grammar.matcher import LIMIT_HIT, error_line
+from tourkit.grammar.metaschema import metaschema_error
 from tourkit.grammar.own_memory import resident
 from tourkit.grammar.patterns import is_linear
 from tourkit.grammar.prepared import PLAIN, Manner, Prepared
@@ -70,7 +71,8 @@ class Preparer:
         tried, said = self._tried(grammar, shortest or "")
         if tried is None:
             said = f"the {constraint.kind} cannot be enforced: {said}"
-            refuse(constraint.kind, said, TOO_COMPLEX if LIMIT_HIT.search(said) else "invalid_grammar")
+            limited = LIMIT_HIT.search(said) and "NoExtension" not in said
+            refuse(constraint.kind, said, TOO_COMPLEX if limited else "invalid_grammar")
         ways = (shortest or "",) if constraint.kind == "regex" else ()
         reserve = 0 if constraint.kind == "choice" else max(map(self._count, ways), default=_GRAMMAR_RESERVE)
         return replace(tried, reserve=reserve, json_text=False, samples=tuple(filter(None, ways)))

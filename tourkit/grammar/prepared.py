@@ -30,7 +30,8 @@ class Prepared:
 
     `grammar`: the text to compile, as llguidance serialises it. `large`: it needs the larger limits. `reserve`: tokens
     enough to close a begun document. `level`: "strict", "relaxed" or "generic". `dropped`: JSON pointers to the parts
-    of the schema that are not enforced. `samples`: texts that may end a string. `json_text`: the text is JSON. `weight`: bytes by which the trial compile made its process grow; 0 if this system does not tell.
+    of the schema that are not enforced. `samples`: texts that may end a string. `json_text`: the text is JSON.
+    `weight`: bytes by which the trial compile made its process grow; 0 if this system does not tell.
     """
 
     grammar: str

@@ -15,7 +15,7 @@ from typing import Any
 
 from tourkit.grammar.check import validation_errors
 from tourkit.grammar.patterns import compiled
-from tourkit.grammar.schema_walk import pointer
+from tourkit.grammar.schema_walk import canonical, pointer
 
 _MAX_ROUNDS = 8
 
@@ -121,17 +121,8 @@ def _number(text: str, kind: str) -> Any:
 def _unique(value: list[Any], _wanted: Any, _schema: Any) -> list[Any]:
     kept: dict[str, Any] = {}
     for item in value:
-        kept.setdefault(json.dumps(_canonical(item), sort_keys=True), item)
+        kept.setdefault(json.dumps(canonical(item), sort_keys=True), item)
     return list(kept.values())
-
-
-def _canonical(value: Any) -> Any:
-    """Return the value with whole floats as integers: for a schema 1 and 1.0 are the same value."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, list):
-        return [_canonical(item) for item in value]
-    return {key: _canonical(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 def _without_unknown(value: dict[str, Any], wanted: Any, schema: dict[str, Any]) -> Any:

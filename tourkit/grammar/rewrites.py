@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tourkit.grammar.check import validate
-from tourkit.grammar.negation import Negation, any_of, disjoint, followed, negate, type_of, types_of
+from tourkit.grammar.alternatives import MAX_OPTIONS, apart
+from tourkit.grammar.check import valid_among
+from tourkit.grammar.metaschema import dialect_of
+from tourkit.grammar.negation import Negation, any_of, negate
 from tourkit.grammar.schema_walk import IN_PLACE, NO_ASSERTIONS, References, converted, escape
 from tourkit.grammar.static_limits import BOUNDS, is_far
 
@@ -30,7 +32,6 @@ _ABOUT |= dict.fromkeys(("items", "prefixItems", "contains", "minItems"), "array
 _ABOUT |= dict.fromkeys(("pattern", "minLength", "maxLength"), "string")
 _MAX_NUMBERS = 1000
 _FAR = 10**17  # the largest power of ten that llguidance takes as a limit of whole numbers on one side
-_MAX_OPTIONS = 24  # alternatives made from one keyword; each makes the grammar larger
 
 Readable = Callable[[str], bool]
 
@@ -49,6 +50,7 @@ class Rewrite:
     tight: bool = False
     dropped: list[str] = field(default_factory=list)
     narrowed: bool = False
+    uri: str | None = None
     resolve: References = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,8 +100,17 @@ class Rewrite:
         candidates = schema.get("enum", _whole_numbers(schema))
         if not isinstance(candidates, list) or '"#"' in json.dumps(schema):
             return None
-        shared = {key: self.root[key] for key in ("$schema", "$defs", "definitions") if key in self.root}
-        return [value for value in candidates if not validate(shared | {"allOf": [schema]}, value)]
+        shared = {"$schema": self._dialect()}
+        if '"$ref"' in json.dumps(schema):
+            shared |= {key: self.root[key] for key in ("$defs", "definitions") if key in self.root}
+        return valid_among(shared | {"allOf": [schema]}, candidates)
+
+    def _dialect(self) -> str:
+        """Return the URI of the root's dialect. Without it, each check would first look for the dialect of its part."""
+        if self.uri is None:
+            rules = dialect_of(self.root).META_SCHEMA
+            self.uri = str(rules.get("$id", rules.get("id")))
+        return self.uri
 
     def _closed(self, schema: dict[str, Any]) -> dict[str, Any]:
         """Forbid unnamed keys in an object with `maxProperties`, so that its keys can be counted."""
@@ -256,66 +267,13 @@ def _one_of(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str) -> li
     del schema
     if not isinstance(value, list) or not value:
         return None
-    apart = _apart(rewrite, value, at)
-    if apart is None:
+    options = apart(rewrite, value, at)
+    if options is None:
         if rewrite.level < ONE_OF:
             return None
         rewrite.drop(at, "oneOf")
-        apart = [rewrite.schema(option, f"{at}/oneOf/{i}") for i, option in enumerate(value)]
-    return [{"anyOf": apart}]
-
-
-def _apart(rewrite: Rewrite, options: list[Any], at: str) -> list[Any] | None:
-    values = [_values(rewrite, option) for option in options]
-    if all(found is not None for found in values):
-        every = [value for found in values for value in found or ()]
-        return [{"enum": [value for value in every if _count(value, every) == 1]}]
-    made = []
-    overlaps = [
-        [j for j, other in enumerate(options) if j != i and not disjoint(option, other, rewrite.resolve)]
-        for i, option in enumerate(options)
-    ]
-    if sum(map(len, overlaps)) > _MAX_OPTIONS:
-        return None
-    for i, option in enumerate(options):
-        parts = [rewrite.schema(option, f"{at}/oneOf/{i}")]
-        for j in overlaps[i]:
-            opposite = rewrite.opposite(options[j])
-            foreign = _foreign_keys(rewrite, option, options[j])
-            if opposite is None and not foreign:
-                return None
-            said = [] if opposite is None else [rewrite.schema(opposite.schema, f"{at}/oneOf/{j}")]
-            parts.append(any_of([*said, *({"required": [key]} for key in foreign)]))
-        made.append({"allOf": parts} if len(parts) > 1 else parts[0])
-    return made
-
-
-def _foreign_keys(rewrite: Rewrite, option: Any, other: Any) -> list[str]:
-    """Return the keys of `option` that `other`, a closed object, forbids: each of them tells the two apart."""
-    one, two = (followed(schema, rewrite.resolve) for schema in (option, other))
-    if not isinstance(one, dict) or not isinstance(two, dict) or two.get("patternProperties"):
-        return []
-    if two.get("additionalProperties") is not False or not rewrite.narrows():
-        return []
-    return [key for key in one.get("properties", {}) if key not in two.get("properties", {})][:_MAX_OPTIONS]
-
-
-def _values(rewrite: Rewrite, option: Any) -> list[Any] | None:
-    """Return the values of an option that is only a list of values, else None."""
-    option = followed(option, rewrite.resolve)
-    if not isinstance(option, dict) or set(option) - NO_ASSERTIONS - {"type"} != {"enum"}:
-        return None
-    kinds = types_of(option, rewrite.resolve)
-    distinct: list[Any] = []
-    for value in option["enum"]:
-        if type_of(value) in kinds and not _count(value, distinct):
-            distinct.append(value)
-    return distinct
-
-
-def _count(value: Any, values: list[Any]) -> int:
-    """Return how often a JSON value is in a list. true and 1 are different values."""
-    return sum(type_of(other) == type_of(value) and bool(other == value) for other in values)
+        options = [rewrite.schema(option, f"{at}/oneOf/{i}") for i, option in enumerate(value)]
+    return [{"anyOf": options}]
 
 
 def _unique_items(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str) -> list[Any] | None:
@@ -370,7 +328,7 @@ def _min_properties(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: st
     if len(schema.get("required", ())) >= value:
         return []
     closed = schema.get("additionalProperties") is False and not schema.get("patternProperties")
-    if value != 1 or not names or len(names) > _MAX_OPTIONS or not (closed or rewrite.narrows()):
+    if value != 1 or not names or len(names) > MAX_OPTIONS or not (closed or rewrite.narrows()):
         return None
     return [any_of([{"required": [name]} for name in names])]
 
@@ -380,7 +338,7 @@ def _max_properties(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: st
     names = schema.get("properties", {})
     if schema.get("additionalProperties") is not False or schema.get("patternProperties"):
         return None
-    if value == 1 and 1 < len(names) <= _MAX_OPTIONS:
+    if value == 1 and 1 < len(names) <= MAX_OPTIONS:
         return [any_of([{"properties": {other: False for other in names if other != name}} for name in names])]
     return [] if len(names) <= value else None
 

@@ -166,3 +166,12 @@ def _follow(pointer: str, root: Any) -> Any:
         else:
             return None
     return found
+
+
+def canonical(value: Any) -> Any:
+    """Return the value with whole floats as integers: for a schema 1 and 1.0 are the same value."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [canonical(item) for item in value]
+    return {key: canonical(part) for key, part in value.items()} if isinstance(value, dict) else value

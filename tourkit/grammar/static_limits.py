@@ -17,9 +17,9 @@ BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 MAX_SCHEMA = 1_000_000  # characters of a schema, or of a choice
 _MAX_TEXT = {"choice": MAX_SCHEMA, "regex": 100_000, "grammar": 200_000}  # characters
 _MAX_NESTING = 100  # llguidance and Python's own JSON parser fail a little above this
-# Characters of a regular expression with its repeats written out. llguidance takes 2 µs for each of them in each step
-# of a text that is forced, such as `a{20000}`.
-_MAX_REPEATED = 20_000
+# Characters of a regular expression with its repeats written out, and of one string of a choice. llguidance takes 2 µs
+# for each of them in each step of a text that is forced, such as `a{20000}`.
+MAX_REPEATED = 20_000
 _MAX_RULES = 2_000
 _MAX_CHAIN = 200  # rules that name one another in a row; llguidance follows them on the stack
 _MAX_EMBEDDED = 100  # JSON values in a grammar
@@ -45,8 +45,8 @@ def too_large(pattern: str) -> str:
     length, nesting = size(pattern)
     if nesting > _MAX_NESTING:
         return f"its groups are nested {nesting} levels deep, at most {_MAX_NESTING}"
-    if length > _MAX_REPEATED + len(pattern):
-        return f"its repeats stand for more than {_MAX_REPEATED} characters"
+    if length > MAX_REPEATED + len(pattern):
+        return f"its repeats stand for more than {MAX_REPEATED} characters"
     return ""
 
 
@@ -59,8 +59,8 @@ def _check_grammar(source: str) -> None:
         why = f"{found.chain} of its rules name one another in a row, at most {_MAX_CHAIN}"
     elif found.nesting > _MAX_NESTING:
         why = f"its groups are nested {found.nesting} levels deep, at most {_MAX_NESTING}"
-    elif found.largest > _MAX_REPEATED + len(source):
-        why = f"the repeats of a terminal stand for more than {_MAX_REPEATED} characters"
+    elif found.largest > MAX_REPEATED + len(source):
+        why = f"the repeats of a terminal stand for more than {MAX_REPEATED} characters"
     for number, value in enumerate(embedded(source)):
         if why or number == _MAX_EMBEDDED:
             why = why or f"it has more than {_MAX_EMBEDDED} JSON values"

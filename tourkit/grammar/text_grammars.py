@@ -7,8 +7,8 @@ import re
 
 from tourkit.errors import one_line
 from tourkit.generation import Constraint
-from tourkit.grammar.refusals import refusal, refuse
-from tourkit.grammar.static_limits import check_text
+from tourkit.grammar.refusals import TOO_COMPLEX, refusal, refuse
+from tourkit.grammar.static_limits import MAX_REPEATED, check_text
 
 
 def text_grammar(constraint: Constraint) -> str:
@@ -37,6 +37,8 @@ def _options(source: str) -> list[str]:
         options = None
     if not isinstance(options, list) or not options or not all(isinstance(o, str) and o for o in options):
         refuse("choice", "choice must be a list of at least one string, none of them empty", "invalid_grammar")
+    if max(map(len, options)) > MAX_REPEATED:
+        refuse("choice", f"a string of the choice has more than {MAX_REPEATED} characters", TOO_COMPLEX)
     return list(dict.fromkeys(options))
 
 

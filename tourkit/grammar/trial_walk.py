@@ -6,10 +6,11 @@ import random
 import time
 from typing import Any
 
-from tourkit.grammar.matcher import MAX_STEP, error_line
+from tourkit.errors import RequestError
+from tourkit.grammar.matcher import error_line, slow_time
 
-_STEPS = 24  # tokens of a random text
-_KNOWN_STEPS = 48  # tokens of a text that is known to be a document
+_KNOWN = 16  # tokens of a text that is known to be a document
+_RANDOM = 8  # tokens of a random text
 _SEEDS = (1, 2)
 
 
@@ -19,37 +20,41 @@ def fault(matcher: Any, known: list[int]) -> str:
     `known`: the tokens of a document, or of the start of one. Two seeded random texts are tried too. Each step computes
     a mask. `matcher` stays as it is.
     """
-    said = _walk(matcher.deep_copy(), None, known[:_KNOWN_STEPS])
-    for seed in _SEEDS:
-        said = said or _walk(matcher.deep_copy(), random.Random(seed), [])
+    try:
+        said = _walk(matcher.deep_copy(), None, known[:_KNOWN])
+        for seed in _SEEDS:
+            said = said or _walk(matcher.deep_copy(), random.Random(seed), [])
+    except RequestError as exc:
+        return f"too complex: {exc}"
     return said
 
 
 def _walk(matcher: Any, rng: random.Random | None, known: list[int]) -> str:
-    """Follow the known tokens, or else random ones, until a step fails or the text ends."""
-    import numpy as np
-
+    """Follow the known tokens, or else random ones, until a step fails or the text ends. Return why it failed."""
     known = known[: matcher.validate_tokens(known)] if known else []
-    for step in range(_STEPS if rng else len(known)):
+    slow = 0.0
+    for step in range(_RANDOM if rng else len(known)):
         began = time.thread_time()
-        allowed = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
-        if matcher.is_error():
-            return error_line(matcher)
-        if rng:
-            tokens = np.flatnonzero(allowed)
-            if not tokens.size or matcher.is_stopped():
-                return ""
-            token = int(tokens[rng.randrange(tokens.size)])
-        else:
-            token = known[step]
+        mask = matcher.compute_bitmask()
+        token = _drawn(mask, rng) if rng else known[step]
+        if token is None or matcher.is_error():
+            break
         matcher.consume_token(token)
         if not matcher.is_stopped():
             matcher.compute_ff_tokens()
-        took = time.thread_time() - began
-        if took > MAX_STEP:
-            return f"too complex: one step took {took * 1000:.0f} ms"
-        if matcher.is_error():
-            return error_line(matcher)
+        slow = slow_time(slow, began)
         if matcher.is_stopped():
-            return ""
-    return ""
+            break
+    return error_line(matcher) if matcher.is_error() else ""
+
+
+def _drawn(mask: bytes, rng: random.Random) -> int | None:
+    """Return a random token of a mask, None if it has none."""
+    import numpy as np
+
+    bits = np.frombuffer(mask, dtype=np.uint8)
+    places = np.flatnonzero(bits)
+    if not places.size:
+        return None
+    place = int(places[rng.randrange(places.size)])
+    return place * 8 + rng.choice([bit for bit in range(8) if int(bits[place]) >> bit & 1])

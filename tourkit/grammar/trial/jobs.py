@@ -64,8 +64,7 @@ class Jobs:
     A stack whose library compiles the grammar again does this under these limits. What is not `large` is within them.
     """
 
-    def __init__(self, tokenizer: Any, preparer: Preparer, limits: Limits, *, library_limits: bool = False) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, preparer: Preparer, limits: Limits, *, library_limits: bool = False) -> None:
         self.preparer = preparer
         self._limits = limits
         self._library_limits = library_limits

@@ -74,8 +74,9 @@ class TokenTable:
         plain.greedy = tokenizer.greedy_tokenize
         return tokenizer
 
-    def preparer(self, tokenizer: Any) -> Preparer:
-        """Return what prepares constraints for this vocabulary. `tokenizer`: as `tokenizer` made it."""
+    def preparer(self) -> Preparer:
+        """Return what prepares constraints for this vocabulary. It takes up to a second."""
+        tokenizer = self.tokenizer()
         special = frozenset(self.special)
         pieces = [b"" if token in special else piece for token, piece in enumerate(self.tokens)]
         return Preparer(
