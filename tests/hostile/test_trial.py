@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,15 @@ def test_what_is_known_of_constraints_is_bounded_in_bytes_and_the_oldest_is_forg
 def test_where_the_stack_compiles_again_a_grammar_must_be_within_the_limits_of_its_library(
     library_limits: bool, ending: str
 ) -> None:
-    jobs = Jobs(TABLE.preparer(), Limits(), library_limits=library_limits)
-    many = {"type": "object", "properties": {f"key{number}": {"type": "integer"} for number in range(2500)}}
-    constraint = {"kind": "json_schema", "source": json.dumps(many)}
+    class Large:
+        """Prepares every constraint as one that needs the larger limits."""
 
-    assert ending in jobs.do({"kind": "prepare", "constraint": constraint, "manner": {}})
+        def prepare(self, constraint: Constraint, manner: Manner) -> Prepared:
+            return Prepared("", large=True, reserve=0)
+
+    jobs = Jobs(Large(), Limits(), library_limits=library_limits)  # type: ignore[arg-type]
+
+    assert ending in jobs.do({"kind": "prepare", "constraint": asdict(ORDINARY), "manner": {}})
 
 
 class FakeChild:
