@@ -20,7 +20,7 @@ export CMAKE_ARGS += -DCMAKE_C_FLAGS="$(NO_AMX)" -DCMAKE_CXX_FLAGS="$(NO_AMX)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo picture test test-quick test-full test-documents test-stacks test-transformers test-onnx test-vllm test-wheels test-arch test-arch-sample arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench gpu-check-dry wheel portable-wheel test-portable clean
+.PHONY: help install demo picture test test-quick test-full test-documents test-stacks test-transformers test-onnx test-vllm test-wheels test-arch test-arch-sample arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench gpu-check-dry wheel portable-wheel test-portable fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -112,6 +112,10 @@ bench: $(DEV)/ready ## tourkit beside its peers, as ratios of interleaved runs
 	$(DEV)/bin/python -m pip install -q "llama-cpp-python[server]"
 	$(DEV)/bin/python bench/structured_http.py --peers
 	$(DEV)/bin/python bench/serving.py
+	$(DEV)/bin/python bench/hostile.py
+
+fuzz: $(DEV)/ready ## 14,000 generated constraints and 14,000 bodies against a running server: half an hour, before a release
+	$(DEV)/bin/python -m tools.fuzz
 
 gpu-check-dry: $(DEV)/ready ## the check for a machine with a GPU, up to the GPU (tools/gpu/README.md)
 	$(DEV)/bin/python tools/gpu/check.py --dry-run

@@ -473,7 +473,7 @@ def test_what_misses_the_deadline_is_recorded_and_can_be_resumed(tmp_path: Path,
 
     docs, out = write_documents(tmp_path / "docs.jsonl", 6), tmp_path / "out.jsonl"
     with serve(answer) as stub:
-        summary = run_batch(template, docs, out, client=Client(stub.url), concurrency=2, deadline_s=2.0)
+        summary = run_batch(template, docs, out, client=Client(stub.url), concurrency=2, deadline_s=5.0)
         assert reached.is_set()
         late = [record["id"] for record in read(out) if record.get("type") == "deadline"]
         assert late == ["doc-2", "doc-3", "doc-4", "doc-5"]

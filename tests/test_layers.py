@@ -33,7 +33,7 @@ bundle grammar
 manifest
 hardware
 stacks generation launch headers
-files data progress offline isolation client
+files scratch data progress offline isolation client
 units net
 errors
 """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 
 import click
 
@@ -41,6 +43,7 @@ for command in (
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code. An error is printed as one line on stderr."""
     arguments = sys.argv[1:] if argv is None else argv
+    _end_at_hang_up()
     try:
         return int(cli.main(args=arguments, prog_name="tourkit", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as exc:
@@ -54,6 +57,14 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(exc, TourkitError) and exc.details:
             _show_details(message, exc.details, as_json="--json" in arguments)
         return code
+
+
+def _end_at_hang_up() -> None:
+    """Let a closed terminal end a command as Ctrl-C does, so that it removes its temporary folders."""
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    in_main = threading.current_thread() is threading.main_thread()
+    if hang_up is not None and in_main and signal.getsignal(hang_up) is signal.SIG_DFL:
+        signal.signal(hang_up, signal.default_int_handler)
 
 
 def _show_details(message: str, details: tuple[str, ...], *, as_json: bool) -> None:

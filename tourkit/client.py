@@ -106,13 +106,17 @@ class Client:
 
     def clone(self, *, model: str | None = None) -> "Client":
         """Return a client with the same settings (or another `model`) and its own connections."""
-        return Client(
-            self.url,
-            model=model or self.model,
-            api_key=self._api_key,
-            timeout=self.timeout,
-            patience=self.patience,
-        )
+        return Client(**self.settings() | {"model": model or self.model})
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments that make another client like this one. The key is among them."""
+        return {
+            "url": self.url,
+            "model": self.model,
+            "api_key": self._api_key,
+            "timeout": self.timeout,
+            "patience": self.patience,
+        }
 
     def close(self) -> None:
         """Close all connections. Running requests of other threads, and later requests, raise ClientError."""

@@ -18,12 +18,32 @@ A message is one line: what, where: the fix. Where one run finds several problem
 """
 
 _MAX_LINE = 300  # characters of a message that is quoted
+_MAX_FOREIGN = 200  # characters of a client's own text in a message
 
 
 def one_line(text: str) -> str:
     """Return a message as one line of at most 300 characters, to quote it in a message of tourkit."""
     text = " ".join(text.split())
     return text if len(text) <= _MAX_LINE else text[: _MAX_LINE - 1] + "…"
+
+
+def said_by(error: BaseException) -> str:
+    """Return the message of any exception in one line. The methods of an exception of foreign code may fail too."""
+    try:
+        said = f"no field {error}" if isinstance(error, KeyError) else str(error) or repr(error)
+    except BaseException as again:  # noqa: BLE001 - foreign code may raise anything
+        said = f"its message cannot be shown ({type(again).__name__})"
+    return " ".join(said.split())
+
+
+def excerpt(text: str, most: int = _MAX_FOREIGN) -> str:
+    """Return the start of a text for a message: at most `most` characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def quoted(text: str) -> str:
+    """Return a client's text in quotes for a message: at most 200 characters, control characters escaped."""
+    return excerpt(repr(text[:_MAX_FOREIGN]))
 
 
 class TourkitError(Exception):
@@ -81,12 +101,12 @@ class QueueFull(EngineError):
 
 
 class RequestError(TourkitError):
-    """`param`: the request field that is wrong. `code`: OpenAI's machine-readable reason. `status`: HTTP status."""
+    """`param`: the wrong field, at most 200 characters. `code`: OpenAI's machine-readable reason. `status`: of HTTP."""
 
     exit_code = 2
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
         super().__init__(message)
-        self.param = param
+        self.param = param if param is None else excerpt(param)
         self.code = code
         self.status = status

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from tourkit.errors import NotSo, UsageError
-from tourkit.files import write_atomic
+from tourkit.files import read_below, write_atomic
 from tourkit.manifest.assets import FOLDER, env_problem, location
 from tourkit.manifest.models import Asset, Model, PinnedFile, Source, VariantId
 from tourkit.manifest.paths import check_distinct, check_path
@@ -112,7 +112,7 @@ def read_index(root: Path) -> Index:
     if not root.is_dir():
         raise UsageError(f"no folder {root}: give the folder that `tourkit prefetch` wrote")
     try:
-        data = (root / INDEX).read_bytes()
+        data = read_below(root, INDEX)
     except FileNotFoundError:
         raise NotSo(no_bundle(root)) from None
     except OSError as exc:

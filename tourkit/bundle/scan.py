@@ -3,12 +3,13 @@
 import os
 import stat
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tourkit.files import sha256_of
+from tourkit.errors import NotSo
+from tourkit.files import open_below, sha256_below
 
 _MOST_JOBS = 8  # hashing threads; eight cores hash faster than any drive reads
 
@@ -53,6 +54,21 @@ def _add(entry: os.DirEntry[str], path: str, found: Contents) -> None:
         found.other[path] = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a plain file"
 
 
+def check_plain(root: Path, paths: Iterable[str]) -> None:
+    """Refuse a bundle in which one of `paths` is a link or a special file, or lies behind a link to another folder.
+
+    A native loader would follow it out of the bundle, or wait for ever. Raises NotSo.
+    """
+    for path in paths:
+        try:
+            os.close(open_below(root, path))
+        except FileNotFoundError:
+            continue  # what uses the file reports that it is missing
+        except OSError as exc:
+            where = exc.filename or root / path
+            raise NotSo(f"{where}: {exc.strerror}: run `tourkit verify {root}`, then restore the file") from exc
+
+
 def sha256_of_all(
     root: Path, sizes: Mapping[str, int], jobs: int | None = None, progress: Callable[[int], None] | None = None
 ) -> dict[str, str | OSError]:
@@ -73,7 +89,7 @@ def sha256_of_all(
 
     def one(path: str) -> str | OSError:
         try:
-            return sha256_of(root / path, step)
+            return sha256_below(root, path, step)
         except OSError as exc:
             return exc
 

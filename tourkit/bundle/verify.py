@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from tourkit.bundle.index import INDEX, OWN_FILES, SUMS, no_bundle, parse_index, render_sums
 from tourkit.bundle.scan import Contents, scan, sha256_of_all
 from tourkit.errors import ManifestError, NotSo, UsageError
+from tourkit.files import read_below
 from tourkit.manifest.paths import check_path
 
 
@@ -127,7 +128,7 @@ def _read_own(root: Path, name: str, found: Contents, problems: list[Problem]) -
     problem = _presence(name, None, found)
     if problem is None:
         try:
-            return (root / name).read_bytes()
+            return read_below(root, name)
         except OSError as exc:
             problem = Problem(name, "damaged", f"cannot be read: {exc.strerror or exc}")
     problems.append(problem)

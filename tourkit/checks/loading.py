@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any
 import aiohttp
 import orjson
 
+from tourkit import scratch
 from tourkit.checks.findings import Finding, failure, ok, warning
 from tourkit.errors import EngineDead, one_line
 from tourkit.planning.plan import Placement
@@ -63,7 +63,7 @@ def findings(placements: tuple[Placement, ...], *, only_gpu: bool = False) -> It
 
     `placements` have absolute paths. `only_gpu`: this process sees one GPU alone, as in WorkerProcess.
     """
-    with tempfile.TemporaryDirectory(prefix="tourkit-") as folder:
+    with scratch.folder("load") as folder:
         for number, link in enumerate(links(placements)):
             uds = f"{folder}/{number}.sock" if hasattr(socket, "AF_UNIX") else ""
             yield finding(link, asyncio.run(_load(link.placement, uds, only_gpu=only_gpu)))

@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tourkit import data
+from tourkit import data, scratch
 from tourkit.errors import EngineError, LocalError
 
 Say = Callable[[str], None]
@@ -64,8 +63,8 @@ def run(say: Say, *, keep: Path | None = None, documents: int = 6) -> None:
         _trip(say, keep.resolve(), documents)
         say(f"\nThe bundle and the results are in {keep}")
         return
-    with tempfile.TemporaryDirectory(prefix="tourkit-demo-") as folder:
-        _trip(say, Path(folder), documents)
+    with scratch.folder("demo") as folder:
+        _trip(say, folder, documents)
 
 
 def _trip(say: Say, work: Path, documents: int) -> None:

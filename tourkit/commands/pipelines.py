@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tourkit.commands.output import json_option, print_json, resumable
+from tourkit.commands.output import json_option, note, print_json, resumable
 from tourkit.errors import LocalError, NotSo, UsageError
 from tourkit.progress import Progress
 
@@ -99,17 +99,20 @@ def run(
     from tourkit.client import Client, ClientError
     from tourkit.pipelines import batch
     from tourkit.pipelines.preflight import check_model
+    from tourkit.pipelines.templates import declared_role, template_file
 
     deadline_s = _seconds(deadline)
-    template = batch.load_template(name)
+    # With a deadline the template's code runs in another process only, so that it cannot hold up this one.
+    file = template_file(name)
+    role = declared_role(file) if deadline_s is not None else batch.load_template(name).role
     try:
         client = Client(url, model=model)
         served = client.models()
     except ClientError as exc:
         raise LocalError(str(exc)) from exc
-    check_model(model, template.role, served, client.url)
+    check_model(model, role, served, client.url)
     again = "run the same command again, it resumes" if resume else "run the same command with --resume, it goes on"
-    with resumable(again), Progress(template.name, unit="documents") as bar:
+    with resumable(again), Progress(file.stem, unit="documents") as bar:
 
         def on_progress(done: int, total: int) -> None:
             if bar.total != total:  # the first call: `done` is what an earlier run did
@@ -126,6 +129,7 @@ def run(
             force=force,
             deadline_s=deadline_s,
             on_progress=on_progress,
+            say=note,
         )
     if summary.failed:
         raise NotSo(f"{output_path}: {summary}")

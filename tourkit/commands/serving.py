@@ -102,9 +102,11 @@ def plan(
 def _of_bundle(bundle: Path) -> tuple[Index, Mapping[VariantId, Shape], str]:
     """Return the index of a bundle, the shapes of its models, and how messages name it."""
     from tourkit.bundle.index import read_index
+    from tourkit.bundle.scan import check_plain
     from tourkit.planning.sources import shapes_of_bundle
 
     index = read_index(bundle)
+    check_plain(bundle, (file.path for file in index.files if file.path.startswith("models/")))
     return index, shapes_of_bundle(bundle, index), "the bundle"
 
 

@@ -9,12 +9,12 @@ import io
 import os
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Generic, Protocol, TypeVar
 
 from tourkit.errors import LocalError, WrongContent
 from tourkit.fetch.stream import PassingError, RangeRefusedError, Server, Stream
-from tourkit.files import fsync_dir, sha256_of
+from tourkit.files import NotPlainError, fsync_dir, make_folder_below, open_plain, sha256_of
 from tourkit.manifest.models import Link, PinnedFile, Source
 
 BLOCK = 1 << 20  # bytes: the most that is in memory only, and lost if the process is killed
@@ -127,7 +127,7 @@ def download(
         job.check_stop()
         if _is_whole(job):
             return
-        job.dest.parent.mkdir(parents=True, exist_ok=True)
+        make_folder_below(root, str(PurePosixPath(file.path).parent))
         _fetch(job)
     except OSError as exc:
         raise local_error(exc, job.dest, file.size) from exc
@@ -142,6 +142,8 @@ def is_out_of_space(error: LocalError) -> bool:
 def local_error(exc: OSError, path: Path, size: int = 0) -> LocalError:
     """Return an OSError of the drive as one line with the fix."""
     again = "and run it again; it resumes"
+    if isinstance(exc, NotPlainError):
+        return LocalError(f"{exc.filename}: {exc.strerror}, and tourkit does not write through it: remove it {again}")
     if exc.errno in _NO_SPACE:
         return LocalError(f"{path}: no space left on this drive: free some {again}")
     if exc.errno == errno.EFBIG:
@@ -158,7 +160,7 @@ def local_error(exc: OSError, path: Path, size: int = 0) -> LocalError:
 
 def _is_whole(job: _Download[_From]) -> bool:
     """Return True if the right bytes are already in place. The size is a hint, the hash decides."""
-    if not job.dest.is_file() or job.dest.stat().st_size != job.file.size:
+    if job.dest.is_symlink() or not job.dest.is_file() or job.dest.stat().st_size != job.file.size:
         return False
     if sha256_of(job.dest, job.checked) == job.file.sha256:
         return True
@@ -188,7 +190,7 @@ def _fetch(job: _Download[_From]) -> None:
 
 def _receive(job: _Download[_From]) -> str:
     """Fill the part file up to the size in the lock, sync it to disk, and return the SHA-256 of its bytes."""
-    fd = os.open(job.part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+    fd = open_plain(job.part, os.O_RDWR | os.O_CREAT)
     with io.FileIO(fd, "r+") as file:
         part = _Part(file)
         _take_over(job, part)

@@ -7,13 +7,13 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tourkit import data
 from tourkit.bundle.index import INDEX, BundleAsset, BundleModel, BundleVariant, Index, read_index, variant_files
 from tourkit.errors import TourkitError
 from tourkit.fetch.download import FetchListener
-from tourkit.files import fsync_dir, write_atomic
+from tourkit.files import fsync_dir, make_folder_below, write_atomic
 from tourkit.manifest.asset_pins import AssetPin
 from tourkit.manifest.lock import Lock, LockedVariant
 from tourkit.manifest.models import Link, Manifest, Model, PinnedFile, Source
@@ -172,8 +172,8 @@ def _note(model: Model, variants: Sequence[LockedVariant]) -> str:
 def _put(root: Path, path: str, content: bytes) -> PinnedFile[None]:
     """Write `content` to `path`, unless the file already holds it."""
     dest = root / path
-    if not (dest.is_file() and dest.read_bytes() == content):
-        dest.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_below(root, str(PurePosixPath(path).parent))
+    if dest.is_symlink() or not (dest.is_file() and dest.read_bytes() == content):
         write_atomic(dest, content)
         if dest.suffix == ".sh":
             dest.chmod(0o755)

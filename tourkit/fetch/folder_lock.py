@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tourkit.errors import LocalError
 from tourkit.fetch.download import FetchListener
+from tourkit.files import open_plain
 
 LOCK_FILE = ".prefetch.lock"
 
@@ -20,7 +21,7 @@ def only_one(root: Path, listener: FetchListener) -> Iterator[None]:
     """
     path = root / LOCK_FILE
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        fd = open_plain(path, os.O_RDWR | os.O_CREAT)
         try:
             if not _take(fd):
                 raise LocalError(

@@ -19,7 +19,7 @@ from tourkit.fetch.folder_lock import only_one
 from tourkit.fetch.transfer import check_space, transfer
 from tourkit.fetch.wheels.package_index import PackageIndex
 from tourkit.fetch.wheels.pip_settings import read_settings
-from tourkit.files import sha256_of, write_atomic
+from tourkit.files import make_folder_below, sha256_of, write_atomic
 from tourkit.manifest.models import Link, PinnedFile
 from tourkit.manifest.paths import check_path
 
@@ -111,7 +111,7 @@ def _copy(origin: Path, dest: Path, expected: str) -> str:
         raise NotSo(f"{origin}: sha256 is {sha256[:12]}…, --python says {expected[:12]}…: download it again")
     if not (dest.is_file() and sha256_of(dest) == sha256):
         check_space(dest.parent.parent, origin.stat().st_size, "leave out --python")
-        dest.parent.mkdir(exist_ok=True)
+        make_folder_below(dest.parent.parent, FOLDER)
         write_atomic(dest, _blocks(origin))
     return sha256
 

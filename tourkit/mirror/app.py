@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import socket
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from tourkit import net
 from tourkit.bundle.index import read_index
 from tourkit.bundle.verify import verify
 from tourkit.errors import NotSo
+from tourkit.files import NotPlainError, open_below
 from tourkit.mirror.page import page
 from tourkit.mirror.repos import HeldFile, Repo, Snapshot, author_of, entry, info, refs, repos
 from tourkit.net import Urls
@@ -278,14 +278,15 @@ async def _resolve(request: Request) -> Response:
                 return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{file.size}"})
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
     headers["Content-Length"] = str(end - start)
-    where: Path = request.app.state.root / file.path
-    reason = await run_in_threadpool(_changed, where, file)
+    root: Path = request.app.state.root
+    where = root / file.path
+    reason = await run_in_threadpool(_changed, root, file)
     if reason is not None:
         _LOG.error("%s: %s: run `tourkit verify`", where, reason)
         return JSONResponse({"error": f"{file.path}: {reason}; the mirror's bundle needs repair"}, 500)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers)
-    return _FileResponse(_blocks(where, start, end), status, headers)
+    return _FileResponse(_blocks(root, file.path, start, end), status, headers)
 
 
 def _span(header: str | None, size: int) -> tuple[int, int] | None:
@@ -303,32 +304,34 @@ def _span(header: str | None, size: int) -> tuple[int, int] | None:
     return None if start < size and end <= start else (start, end)
 
 
-def _changed(path: Path, file: HeldFile) -> str | None:
+def _changed(root: Path, file: HeldFile) -> str | None:
     """Return why the file on disk is not the file of the index; None if name and size match."""
     try:
-        status = os.lstat(path)
+        descriptor = open_below(root, file.path)
+    except NotPlainError:
+        return "no longer a plain file"
     except OSError as exc:
         return f"cannot be read ({exc.strerror})"
-    if not stat.S_ISREG(status.st_mode):
-        return "no longer a plain file"
-    if status.st_size != file.size:
-        return f"{status.st_size} bytes on disk, {file.size} in the index"
-    return None
+    try:
+        size = os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
+    return None if size == file.size else f"{size} bytes on disk, {file.size} in the index"
 
 
-def _blocks(path: Path, start: int, end: int) -> Iterator[bytes]:
+def _blocks(root: Path, path: str, start: int, end: int) -> Iterator[bytes]:
     """Yield the bytes [start, end) of a file. Raises _CutShortError if they are not there (any more)."""
     try:
-        with path.open("rb", buffering=0) as file:
+        with os.fdopen(open_below(root, path), "rb", buffering=0) as file:
             file.seek(start)
             while start < end:
                 block = file.read(min(_BLOCK, end - start))
                 if not block:
-                    raise _CutShortError(f"{path}: ended at byte {start}, {end} were promised")
+                    raise _CutShortError(f"{root / path}: ended at byte {start}, {end} were promised")
                 start += len(block)
                 yield block
     except OSError as exc:
-        raise _CutShortError(f"{path}: cannot be read at byte {start} ({exc.strerror})") from exc
+        raise _CutShortError(f"{root / path}: cannot be read at byte {start} ({exc.strerror})") from exc
 
 
 class _FileResponse(StreamingResponse):

@@ -3,6 +3,7 @@
 This module handles order, failures, deadline and resuming. The template decides what to ask a model.
 """
 
+import contextlib
 import json
 import queue
 import re
@@ -17,11 +18,13 @@ from typing import Any
 from tourkit.client import Client
 from tourkit.errors import LocalError, UsageError, one_line
 from tourkit.files import write_atomic
+from tourkit.pipelines.child import Child
 from tourkit.pipelines.journal import Journal, encoded
 from tourkit.pipelines.journal import path_of as journal_of
 from tourkit.pipelines.lines import Line, check_ids, read_lines
 from tourkit.pipelines.preflight import check_input
-from tourkit.pipelines.templates import Run
+from tourkit.pipelines.record import Record, failure, record_of
+from tourkit.pipelines.templates import Template, template_file
 from tourkit.pipelines.templates import load_template as load_template
 from tourkit.units import counted
 
@@ -69,12 +72,14 @@ def run_batch(
     force: bool = False,
     deadline_s: float | None = None,
     on_progress: OnProgress | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Summary:
     """Run template `name` over a JSON Lines file. Each input line gives exactly one output line, in order.
 
     If `client` has no model, the template's own role is asked. `deadline_s`: seconds from now; documents that are not
     finished then get a failed record. `on_progress` gets the number of finished lines and of all lines; its first call
-    comes before any work. A line that fails becomes the record {"id", "ok": false, "error", "type"}.
+    comes before any work. `say` gets lines for people. A line that fails becomes the record {"id", "ok": false,
+    "error", "type"}.
 
     Raises UsageError (the template, the input as a whole, an output that exists) and LocalError (the disk). After
     KeyboardInterrupt the journal stays, for `resume`.
@@ -82,7 +87,7 @@ def run_batch(
     ends = None if deadline_s is None else time.monotonic() + deadline_s
     if concurrency < 1:
         raise UsageError(f"concurrency {concurrency}: it must be at least 1")
-    template = load_template(name)
+    template = template_file(name) if ends is not None else load_template(name)
     lines = read_lines(input_path)
     check_input(input_path, lines)
     check_ids(input_path, lines)
@@ -90,10 +95,12 @@ def run_batch(
     if _finished_earlier(input_path, lines, output_path, resume=resume, force=force):
         progress(len(lines), len(lines))
         return Summary(len(lines), ok=len(lines), failed=0, late=0, resumed=len(lines))
-    own = client.clone(model=client.model or template.role)
     try:
-        with own, Journal(journal_of(output_path), lines, keep=resume) as journal:
-            summary = _work(template.run, lines, journal, own, concurrency, ends, progress)
+        with Journal(journal_of(output_path), lines, keep=resume) as journal:
+            if journal.damaged:
+                say(f"{journal_of(output_path)}: {counted(journal.damaged, 'line')} damaged: done again now")
+            with _ways(template, client, concurrency, ends) as make_record:
+                summary = _work(make_record, lines, journal, concurrency, ends, progress)
             write_atomic(output_path, _records(lines, journal))
         if not summary.failed:  # else it is kept, because --resume reads it
             journal_of(output_path).unlink()
@@ -132,11 +139,30 @@ def _ids_of(output: Path) -> list[Any] | None:
         return None
 
 
+@contextlib.contextmanager
+def _ways(
+    template: Template | Path, client: Client, concurrency: int, ends: float | None
+) -> Iterator[Callable[[Line], Record]]:
+    """Give what makes the record of a line. At the end of the block, running requests are ended.
+
+    With a deadline, the template runs in a process of its own, because a thread cannot be ended.
+    """
+    if isinstance(template, Path):
+        child = Child(template, client, concurrency, ends or 0.0)
+        try:
+            child.load()
+            yield child.record
+        finally:
+            child.close()
+    else:
+        with client.clone(model=client.model or template.role) as own:  # its end wakes the threads that wait
+            yield lambda line: record_of(template.run, line, own)
+
+
 def _work(
-    run: Run,
+    make_record: Callable[[Line], Record],
     lines: list[Line],
     journal: Journal,
-    client: Client,
     concurrency: int,
     ends: float | None,
     progress: OnProgress,
@@ -150,7 +176,7 @@ def _work(
     stop = threading.Event()
     # Daemon threads, not a pool: a template that hangs must not stop the process from ending after the deadline.
     for _ in range(min(concurrency, len(todo))):
-        threading.Thread(target=_worker, args=(run, client, todo, results, stop, ends), daemon=True).start()
+        threading.Thread(target=_worker, args=(make_record, todo, results, stop, ends), daemon=True).start()
     try:
         while done < len(lines):
             wait = _TICK if ends is None else min(_TICK, max(0.0, ends - time.monotonic()))
@@ -167,7 +193,6 @@ def _work(
             progress(done, len(lines))
     finally:
         stop.set()
-        client.close()  # wakes the threads that wait for an answer, and frees the server's slots
     late = len(lines) - done
     commonest, times = failures.commonest()
     return Summary(len(lines), ok, len(lines) - ok, late, resumed, commonest, times)
@@ -197,8 +222,7 @@ class _Failures:
 
 
 def _worker(
-    run: Run,
-    client: Client,
+    make_record: Callable[[Line], Record],
     todo: "deque[Line]",
     results: "queue.SimpleQueue[tuple[Line, dict[str, Any]]]",
     stop: threading.Event,
@@ -209,27 +233,7 @@ def _worker(
             line = todo.popleft()
         except IndexError:
             return
-        results.put((line, _record(run, line, client)))
-
-
-def _record(run: Run, line: Line, client: Client) -> dict[str, Any]:
-    """Return the template's record of a line, or a failed record."""
-    if line.problem is not None:
-        return _failure(line, line.problem, "input")
-    try:
-        given: Any = run(line.document(), client)  # a template of a user may return anything
-        if not isinstance(given, dict):
-            return _failure(line, f"run returned {type(given).__name__}, not an object", "TypeError")
-        record = {"id": line.id, "ok": True, **given} | {"id": line.id}
-        encoded(record)
-    except BaseException as error:  # noqa: BLE001 - thread boundary: one line must not end the others or make them hang
-        said = f"no field {error}" if isinstance(error, KeyError) else str(error) or repr(error)
-        return _failure(line, " ".join(said.split()), type(error).__name__)
-    return record
-
-
-def _failure(line: Line, error: str, kind: str) -> dict[str, Any]:
-    return {"id": line.id, "ok": False, "error": error, "type": kind}
+        results.put((line, failure(line, line.problem, "input") if line.problem else make_record(line)))
 
 
 def _records(lines: list[Line], journal: Journal) -> Iterator[bytes]:
@@ -237,4 +241,4 @@ def _records(lines: list[Line], journal: Journal) -> Iterator[bytes]:
         if line.number in journal:
             yield encoded(journal.record(line.number))
         else:
-            yield encoded(_failure(line, "not finished by the deadline", "deadline"))
+            yield encoded(failure(line, "not finished by the deadline", "deadline"))

@@ -17,11 +17,12 @@ from typing import Any
 import tourkit.client
 from tourkit.client import Client
 from tourkit.data import TEMPLATES
-from tourkit.errors import LocalError, UsageError
+from tourkit.errors import LocalError, UsageError, said_by
 from tourkit.files import write_atomic
 
 Run = Callable[[dict[str, Any], Client], dict[str, Any]]
 
+_ROLE = "tool"  # of a template that states none
 _VENDORED_INIT = '"""The client of tourkit, copied so that this folder runs with plain Python."""\n'
 
 
@@ -84,12 +85,12 @@ def load_template(name_or_path: str | Path) -> Template:
 
     Raises UsageError if there is no such template, if its file does not load, or if the file has no `run`.
     """
-    path = _file_of(name_or_path)
+    path = template_file(name_or_path)
     module = _imported(path)
     run = getattr(module, "run", None)
     if not callable(run):
         raise UsageError(f"{path} has no function run(document, client): add one, as the built-in templates do")
-    return Template(path.stem, path, str(getattr(module, "ROLE", "tool")), run)
+    return Template(path.stem, path, str(getattr(module, "ROLE", _ROLE)), run)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -112,16 +113,28 @@ def _builtin(name: str) -> Path:
 def _listed(path: Path) -> Listed:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     summary = (ast.get_docstring(tree) or "").partition("\n")[0]
-    role = "tool"
+    return Listed(path.stem, summary, _role(tree), path.parent)
+
+
+def declared_role(path: Path) -> str:
+    """Return the role that a template's file states, without running the file. Raises UsageError for no Python."""
+    try:
+        return _role(ast.parse(path.read_bytes()))
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} does not load ({type(error).__name__}: {error}): fix it") from error
+
+
+def _role(tree: ast.Module) -> str:
+    role = _ROLE
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
             names = [target.id for target in node.targets if isinstance(target, ast.Name)]
             role = str(node.value.value) if "ROLE" in names else role
-    return Listed(path.stem, summary, role, path.parent)
+    return role
 
 
-def _file_of(name_or_path: str | Path) -> Path:
-    """Return the Python file that a name, a folder or a path means."""
+def template_file(name_or_path: str | Path) -> Path:
+    """Return the Python file that a name, a folder or a path means. Raises UsageError if there is none."""
     text = str(name_or_path)
     if re.fullmatch(r"\w+", text) and any(listed.name == text for listed in available()):
         return TEMPLATES / text / f"{text}.py"
@@ -150,7 +163,7 @@ def _imported(path: Path) -> ModuleType:
         sys.path.append(str(path.parent))  # at the end: the files beside it can be imported, but hide no other module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise UsageError(f"{path} does not load ({type(error).__name__}: {error}): fix it") from error
+        raise UsageError(f"{path} does not load ({type(error).__name__}: {said_by(error)}): fix it") from error
     return module

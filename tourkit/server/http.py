@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import uvicorn
@@ -23,6 +25,24 @@ class EndingServer(uvicorn.Server):
         options: dict[str, Any] = {"log_level": "warning", "access_log": False, "lifespan": "on"}
         super().__init__(uvicorn.Config(app, timeout_graceful_shutdown=_GRACE_SECONDS, **options))
         self._end = end
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """End at a hang-up of the terminal as at SIGTERM, so that workers and folders are cleaned up.
+
+        uvicorn knows SIGINT and SIGTERM only. `nohup` has the signal ignored, and then it stays ignored.
+        """
+        hang_up = getattr(signal, "SIGHUP", None)
+        with super().capture_signals():
+            before = None if hang_up is None else signal.getsignal(hang_up)
+            if hang_up is None or before is signal.SIG_IGN:
+                yield
+                return
+            signal.signal(hang_up, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(hang_up, before)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._end()

@@ -22,7 +22,7 @@ from tourkit.fetch.wheels.lockfile import Wheel
 from tourkit.fetch.wheels.looking import refusal
 from tourkit.fetch.wheels.package_index import PackageIndex
 from tourkit.fetch.wheels.resolve import LLAMA, local_wheel
-from tourkit.files import sha256_of, write_atomic
+from tourkit.files import make_folder_below, sha256_of, write_atomic
 from tourkit.manifest.models import Link, PinnedFile, Source
 
 _LEFTOVER = re.compile(r"(.+\.whl)\.[0-9a-f]{12}\.(part|bad)")
@@ -66,7 +66,7 @@ def collect(
     wheels = _by_file(choices)
     try:
         with only_one(root, listener):
-            (root / POOL).mkdir(parents=True, exist_ok=True)
+            make_folder_below(root, POOL)
             need = totals(choices, root)
             check_space(root, need.to_fetch_bytes, "name fewer targets")
             locks = _write_locks(order, choices, root)
@@ -94,7 +94,7 @@ def add(root: Path, folder: Path, listener: FetchListener | None = None) -> list
     read_index(root)
     try:
         with only_one(root, listener):
-            (root / POOL).mkdir(parents=True, exist_ok=True)
+            make_folder_below(root, POOL)
             found = [local_wheel(path) for path in sorted(folder.rglob("*.whl"), key=lambda path: path.name)]
             if not found:
                 raise UsageError(f"{folder}: no wheels (*.whl) in this folder: name the folder that has them")

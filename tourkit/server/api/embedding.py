@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 import orjson
 from starlette.requests import Request as HttpRequest
@@ -12,8 +13,9 @@ from starlette.responses import Response
 
 from tourkit.backends.base import Embedder, Embeddings
 from tourkit.errors import RequestError
+from tourkit.server.api.off_loop import result, tokenized
 from tourkit.server.api.requests import Embed
-from tourkit.server.http import CLIENT_LEFT, hung_up
+from tourkit.server.http import CLIENT_LEFT, unless_hung_up
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
@@ -33,15 +35,15 @@ async def embed(engine: Engine, asked: Embed, http: HttpRequest) -> Response:
             param="dimensions",
             code="unsupported_parameter",
         )
-    future = asyncio.wrap_future(await asyncio.to_thread(engine.embed, asked.texts))
-    watching = asyncio.create_task(hung_up(http.receive))
-    either: set[asyncio.Future[Any]] = {future, watching}
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    watching.cancel()
-    if not future.done():
-        future.cancel()  # this also cancels the engine's future, and so removes the texts from its queue
+    size = sum(map(len, asked.texts))
+    # Cancelling the engine's future removes the texts from its queue.
+    begun = await tokenized(size, lambda: engine.embed(asked.texts), http.receive, Future.cancel)
+    if begun is None:
         return Response(status_code=CLIENT_LEFT)
-    body = await asyncio.to_thread(_body, asked, future.result())
+    found = await unless_hung_up(http.receive, result(begun))
+    if found is None:
+        return Response(status_code=CLIENT_LEFT)
+    body = await asyncio.to_thread(_body, asked, found)
     return Response(body, media_type="application/json")
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
-from tourkit.errors import EngineDead, QueueFull, RequestError, TourkitError
+from tourkit.errors import EngineDead, QueueFull, RequestError, TourkitError, excerpt
 from tourkit.generation import Delta, Finish, TokenLogprob
+
+_LONGEST_MESSAGE = 2_000  # characters; a library's message can quote a whole request
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,9 @@ def error_body(exc: TourkitError) -> tuple[int, dict[str, Any]]:
         status, kind, code = 429, "rate_limit_error", "queue_full"
     elif isinstance(exc, EngineDead):
         status, code = 503, "engine_dead"
-    return status, {"error": {"message": str(exc), "type": kind, "param": param, "code": code}}
+    return status, {
+        "error": {"message": excerpt(str(exc), _LONGEST_MESSAGE), "type": kind, "param": param, "code": code}
+    }
 
 
 def json_response(status: int, body: dict[str, Any]) -> Response:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tourkit.errors import RequestError
+from tourkit.errors import RequestError, excerpt, quoted
 from tourkit.generation import Constraint, Request, SamplingParams
+from tourkit.server.api import limits
 
 _COMMON = [
     *("model", "stream", "stream_options", "n", "seed", "stop", "max_tokens", "max_completion_tokens"),
@@ -30,10 +30,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default", None),
 }
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_MAX_N = 128
-_MAX_STOPS = 16
-_MAX_TOP_LOGPROBS = 20
-_MAX_TEXTS = 2048  # in one embeddings request
+_LONGEST_GUESSED = 32  # characters; the time to find a similar name grows fast with the length
+_MOST_DIGITS = 19  # of a token id; Python itself refuses to convert thousands of digits
+_INT_32, _INT_64 = 2**31 - 1, 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +66,11 @@ def parse_completion(body: Any) -> Generate:
 def parse_tokenize(body: Any) -> tuple[str, bool]:
     """Check the body of POST /tokenize. Return the text, and whether to add the model's special tokens."""
     _model_of(body, ["model", "prompt", "add_special_tokens"])
-    if not isinstance(body.get("prompt"), str):
+    prompt = body.get("prompt")
+    if not isinstance(prompt, str):
         raise RequestError("prompt must be a string", param="prompt")
-    return body["prompt"], _boolean(body, "add_special_tokens")
+    limits.TOKENIZED.check(len(prompt))
+    return prompt, _boolean(body, "add_special_tokens")
 
 
 def parse_detokenize(body: Any) -> list[int]:
@@ -78,6 +79,7 @@ def parse_detokenize(body: Any) -> list[int]:
     tokens = body.get("tokens")
     if not isinstance(tokens, list) or not all(map(_is_token, tokens)):
         raise RequestError("tokens must be a list of token ids", param="tokens")
+    limits.TOKENS.check(len(tokens))
     return list(tokens)
 
 
@@ -100,8 +102,7 @@ def parse_embeddings(body: Any) -> Embed:
     given = body.get("input")
     # One text, one list of token ids, or a list of either.
     texts = given if isinstance(given, list) and given and not _is_token(given[0]) else [given]
-    if len(texts) > _MAX_TEXTS:
-        raise RequestError(f"input has {len(texts)} texts: give at most {_MAX_TEXTS}", param="input")
+    limits.TEXTS.check(len(texts))
     return Embed(
         model=model,
         texts=tuple(_text_to_embed(text, f"input[{i}]") for i, text in enumerate(texts)),
@@ -112,6 +113,7 @@ def parse_embeddings(body: Any) -> Embed:
 
 def _text_to_embed(text: Any, where: str) -> str | tuple[int, ...]:
     if isinstance(text, str) and text:
+        limits.TEXT_LENGTH.check(len(text), where)
         return text
     if isinstance(text, list) and text and all(map(_is_token, text)):
         return tuple(text)
@@ -125,7 +127,7 @@ def _is_token(value: Any) -> bool:
 def _generate(model: str, body: dict[str, Any], request: Request) -> Generate:
     """Parse the fields that chat and plain completions have in common."""
     stream = _boolean(body, "stream")
-    n = _integer(body, "n", 1, _MAX_N) or 1
+    n = _integer(body, "n", 1, limits.N.most) or 1
     return Generate(
         model=model,
         request=replace(request, n=n, constraint=_one_constraint(body), whole=not stream),
@@ -134,15 +136,23 @@ def _generate(model: str, body: dict[str, Any], request: Request) -> Generate:
     )
 
 
-def _model_of(body: Any, supported: list[str]) -> str:
-    """Check that the body is an object with supported keys only, and return the model that it names."""
+def model_of(body: Any) -> str:
+    """Return the model that the body of any route names. Raises RequestError."""
     if not isinstance(body, dict):
-        raise RequestError("the body must be a JSON object", code="invalid_json")
-    _refuse_unknown(body, supported)
+        raise RequestError("the body must be a JSON object", param="body", code="invalid_json")
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise RequestError("model is missing: name a role, such as 'tool', or a model id", param="model")
+    limits.MODEL.check(len(model))
     return model
+
+
+def _model_of(body: Any, supported: list[str]) -> str:
+    """Check that the body is an object with supported keys only, and return the model that it names."""
+    if isinstance(body, dict):
+        limits.FIELDS.check(len(body))
+        _refuse_unknown(body, supported)
+    return model_of(body)
 
 
 def _refuse_unknown(body: dict[str, Any], supported: list[str]) -> None:
@@ -155,9 +165,12 @@ def _refuse_unknown(body: dict[str, Any], supported: list[str]) -> None:
                     f"{key} is not supported here: leave it out", param=key, code="unsupported_parameter"
                 )
             continue
-        near = difflib.get_close_matches(key, [*supported, *_NEUTRAL], n=1)
+        is_short = len(key) <= _LONGEST_GUESSED
+        near = difflib.get_close_matches(key, [*supported, *_NEUTRAL], n=1) if is_short else []
         hint = f"did you mean {near[0]!r}?" if near else "leave it out"
-        raise RequestError(f"{key!r} is not a supported parameter: {hint}", param=key, code="unsupported_parameter")
+        raise RequestError(
+            f"{quoted(key)} is not a supported parameter: {hint}", param=key, code="unsupported_parameter"
+        )
 
 
 def _sampling(body: dict[str, Any], top_logprobs: int | None) -> SamplingParams:
@@ -172,9 +185,9 @@ def _sampling(body: dict[str, Any], top_logprobs: int | None) -> SamplingParams:
         max_tokens=new or old,
         temperature=1.0 if temperature is None else temperature,
         top_p=1.0 if top_p is None else top_p,
-        top_k=_integer(body, "top_k", 0) or 0,
+        top_k=_integer(body, "top_k", 0, _INT_32) or 0,
         min_p=_number(body, "min_p", 0, 1) or 0.0,
-        seed=_integer(body, "seed", -(2**63), 2**63 - 1),
+        seed=_integer(body, "seed", -_INT_64 - 1, _INT_64),
         frequency_penalty=_number(body, "frequency_penalty", -2, 2) or 0.0,
         presence_penalty=_number(body, "presence_penalty", -2, 2) or 0.0,
         logit_bias=_logit_bias(body.get("logit_bias")),
@@ -189,10 +202,11 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
         return ()
     if not isinstance(value, dict):
         raise RequestError("logit_bias must be an object of token ids and biases", param="logit_bias")
+    limits.BIASES.check(len(value))
     pairs = []
     for key in value:
-        if not key.isdecimal():
-            raise RequestError(f"logit_bias: {key!r} is not a token id", param="logit_bias")
+        if not key.isdecimal() or len(key) > _MOST_DIGITS:
+            raise RequestError(f"logit_bias: {quoted(key)} is not a token id", param="logit_bias")
         try:
             bias = _number(value, key, -100, 100)
         except RequestError as exc:
@@ -202,7 +216,7 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
 
 
 def _top_logprobs(body: dict[str, Any]) -> int | None:
-    top = _integer(body, "top_logprobs", 0, _MAX_TOP_LOGPROBS)
+    top = _integer(body, "top_logprobs", 0, limits.TOP_LOGPROBS.most)
     if not _boolean(body, "logprobs"):
         if top:
             raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
@@ -213,19 +227,22 @@ def _top_logprobs(body: dict[str, Any]) -> int | None:
 def _messages(value: Any) -> tuple[dict[str, str], ...]:
     if not isinstance(value, list) or not value:
         raise RequestError("messages must be a list of at least one message", param="messages")
+    limits.MESSAGES.check(len(value))
     return tuple(_message(message, f"messages[{i}]") for i, message in enumerate(value))
 
 
 def _message(message: Any, where: str) -> dict[str, str]:
     if not isinstance(message, dict):
         raise RequestError(f"{where} must be an object with role and content", param=where)
+    limits.MESSAGE_FIELDS.check(len(message), where)
     role = message.get("role")
-    if role not in _ROLES:
-        known = ", ".join(_ROLES)
-        raise RequestError(f"{where}.role {role!r} is not supported: use one of {known}", param=f"{where}.role")
+    if not isinstance(role, str) or role not in _ROLES:
+        given = f"{quoted(role)} is not supported" if isinstance(role, str) else "must be a string"
+        raise RequestError(f"{where}.role {given}: use one of {', '.join(_ROLES)}", param=f"{where}.role")
     for key, content in message.items():
         if key not in ("role", "content", "name") and content not in (None, [], {}):
-            raise RequestError(f"{where}.{key} is not supported", param=f"{where}.{key}", code="unsupported_parameter")
+            field = f"{where}.{key}"
+            raise RequestError(f"{excerpt(field)} is not supported", param=field, code="unsupported_parameter")
     return {"role": _ROLES[role], "content": _content(message.get("content"), f"{where}.content")}
 
 
@@ -246,8 +263,9 @@ def _stop(value: Any) -> tuple[str, ...]:
     stops = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
         raise RequestError("stop must be a non-empty string or a list of them", param="stop")
-    if len(stops) > _MAX_STOPS:
-        raise RequestError(f"stop has {len(stops)} strings: give at most {_MAX_STOPS}", param="stop")
+    limits.STOPS.check(len(stops))
+    for i, stop in enumerate(stops):
+        limits.STOP_LENGTH.check(len(stop), f"stop[{i}]")
     return tuple(stops)
 
 
@@ -267,6 +285,7 @@ def _extra(body: dict[str, Any], key: str) -> Constraint | None:
     if key == "choice":
         if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
             raise RequestError("choice must be a list of non-empty strings", param=key)
+        limits.CHOICES.check(len(value))
         return Constraint(key, json.dumps(value, ensure_ascii=False))
     if not isinstance(value, str) or not value:
         raise RequestError(f"{key} must be a non-empty string", param=key)
@@ -291,6 +310,13 @@ def _constraint(value: Any) -> Constraint | None:
         raise RequestError(
             "response_format.json_schema.schema must be a JSON Schema object", param="response_format.json_schema"
         )
+    for key in ("$schema", "$id"):
+        if not isinstance(schema.get(key, ""), str):
+            raise RequestError(
+                f"response_format.json_schema.schema: {key} must be a string",
+                param="response_format.json_schema",
+                code="unsupported_schema",
+            )
     return Constraint.json_schema(schema)
 
 
@@ -325,7 +351,7 @@ def _number(body: dict[str, Any], key: str, low: float, high: float) -> float | 
     value = body.get(key)
     if value is None:
         return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not -_INT_64 <= value <= _INT_64:
         raise RequestError(f"{key} must be a number from {low} to {high}", param=key)
     if not low <= value <= high:
         raise RequestError(f"{key} is {value}: it must be from {low} to {high}", param=key)

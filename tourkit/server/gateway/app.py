@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import shutil
 import socket
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -24,13 +22,13 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tourkit import net
-from tourkit.errors import EngineDead, EngineError, LocalError, RequestError, TourkitError
+from tourkit import net, scratch
+from tourkit.errors import EngineDead, EngineError, LocalError, RequestError, TourkitError, excerpt, quoted
 from tourkit.launch import Launch
 from tourkit.net import Urls
 from tourkit.planning.plan import Placement
 from tourkit.server.api.replies import error_body, error_response, json_response
-from tourkit.server.gateway import status
+from tourkit.server.gateway import bodies, status
 from tourkit.server.gateway.metrics import WorkerFigures, exposition
 from tourkit.server.gateway.request_log import MODEL, RequestLog
 from tourkit.server.gateway.supervisor import State, Worker
@@ -44,7 +42,6 @@ _PASSED = (  # headers of a worker's answer
     *("content-type", "content-length", "retry-after", "cache-control"),
     *("x-tourkit-constraint", "x-tourkit-emulated"),
 )
-_MAX_BODY = 32 * 1024 * 1024  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +104,13 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        self._folder = tempfile.mkdtemp(prefix="tourkit-")
+        with scratch.folder("gateway") as folder:
+            self._folder = str(folder)
+            async with self._workers_running():
+                yield
+
+    @contextlib.asynccontextmanager
+    async def _workers_running(self) -> AsyncIterator[None]:
         announcements = []
         try:
             for i, placement in enumerate(self._placements):
@@ -135,7 +138,6 @@ class Gateway:
                 announcement.cancel()
             await self.stop()
             await self._upstream.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     async def stop(self) -> None:
         """End every worker and the answers it is writing. Idempotent."""
@@ -222,8 +224,9 @@ class Gateway:
         request = Request(scope, receive)
         try:
             self._authorize(request.headers.get("authorization"))
-            body = await _read_body(request)
-            name = scope[MODEL] = _model_name(body)
+            bodies.check_headers(scope)
+            body = await bodies.read_body(request)
+            name = scope[MODEL] = await bodies.model_name(body)
             worker = self._find(name)
         except TourkitError as exc:
             await error_response(exc)(scope, receive, send)
@@ -270,7 +273,7 @@ class Gateway:
         if worker is None:
             known = ", ".join(self._workers)
             raise RequestError(
-                f"model {name!r} is not served here: use one of {known}",
+                f"model {quoted(name)} is not served here: use one of {known}",
                 param="model",
                 code="model_not_found",
                 status=404,
@@ -296,26 +299,6 @@ def _still_to_come(worker: Worker, others: list[Worker]) -> tuple[Placement, ...
     return tuple(waiting)
 
 
-async def _read_body(request: Request) -> bytes:
-    body = bytearray()
-    async for block in request.stream():
-        body += block
-        if len(body) > _MAX_BODY:
-            raise RequestError(f"the body is over {_MAX_BODY >> 20} MiB", code="body_too_large", status=413)
-    return bytes(body)
-
-
-def _model_name(body: bytes) -> str:
-    try:
-        parsed = orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
-        raise RequestError(f"the body is not JSON: {exc}", code="invalid_json") from exc
-    name = parsed.get("model") if isinstance(parsed, dict) else None
-    if not isinstance(name, str) or not name:
-        raise RequestError("model is missing: name a role, such as 'tool', or a model id", param="model")
-    return name
-
-
 def _start(answer: aiohttp.ClientResponse, launch: Launch) -> dict[str, Any]:
     headers = [(b"x-tourkit-model", launch.title.encode())]
     for name in _PASSED:
@@ -336,7 +319,7 @@ async def _cut_short(send: Send, worker: Worker, *, streaming: bool) -> None:
 
 async def _not_found(request: Request, exc: Exception) -> Response:
     status = getattr(exc, "status_code", 404)
-    return error_response(RequestError(f"{request.method} {request.url.path}: no such route", status=status))
+    return error_response(RequestError(f"{request.method} {excerpt(request.url.path)}: no such route", status=status))
 
 
 def serve(

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from tourkit import net
 from tourkit.bundle.environment import variables
 from tourkit.bundle.index import BundleAsset, Index, chat_templates_of, read_index
+from tourkit.bundle.scan import check_plain
 from tourkit.errors import NotSo, UsageError
 from tourkit.hardware import machine_file, probe
 from tourkit.hardware.machine import Gpu, Hardware
@@ -66,6 +67,7 @@ def serve_bundle(
     (the address is not available).
     """
     index = read_index(bundle)
+    check_plain(bundle, (file.path for file in index.files if not file.path.startswith("wheels/")))
     shapes = sources.shapes_of_bundle(bundle, index)
     _serve(Source(index, shapes, bundle.joinpath, "the bundle"), options, gateway, on_ready)
 

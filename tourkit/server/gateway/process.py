@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tourkit import scratch
 from tourkit.backends.vllm import failures
 from tourkit.planning.plan import CPU
 from tourkit.server.contract import Greeting, WorkerSpec
@@ -34,6 +34,8 @@ _LONG_PATH = 40
 # Threads spin for a moment between two steps: decoding would lose a third of its speed without it. They must not spin
 # for long, because an idle worker would take processor time from a busy one.
 _SPINNING = {"GOMP_SPINCOUNT": "100000"}
+# At an abort ggml starts gdb on its own process to print a backtrace. That takes seconds, or for ever.
+_NO_DEBUGGER = {"GGML_NO_BACKTRACE": "1"}
 # GGUF weights are read into memory, and every step reads all of them. With pages of 2 MiB instead of 4 KiB, the
 # processor finds the addresses faster (bench/huge_pages.py). glibc uses these pages only with this setting.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -117,7 +119,7 @@ class WorkerProcess:
         except TimeoutError:
             _kill(process)
 
-    async def _spawn(self, scratch: str) -> asyncio.subprocess.Process:
+    async def _spawn(self, folder: Path) -> asyncio.subprocess.Process:
         if self._spec.uds:
             Path(self._spec.uds).unlink(missing_ok=True)
         process = await asyncio.create_subprocess_exec(
@@ -126,7 +128,7 @@ class WorkerProcess:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=_MOST_LINE,
-            env=self._environment(scratch),
+            env=self._environment(folder),
             start_new_session=True,  # this makes a process group too
         )
         self._process = process
@@ -134,9 +136,9 @@ class WorkerProcess:
             _close_stdin(process)
         return process
 
-    def _environment(self, scratch: str) -> dict[str, str]:
+    def _environment(self, folder: Path) -> dict[str, str]:
         launch = self._spec.launch
-        found = tuned(launch.stack) | dict(launch.environment) | {"TMPDIR": scratch}
+        found = tuned(launch.stack) | dict(launch.environment) | {"TMPDIR": str(folder)}
         if self._device == CPU:
             if launch.gpu_layers.is_none:
                 found["CUDA_VISIBLE_DEVICES"] = ""  # even an unused GPU costs memory there
@@ -173,21 +175,16 @@ def tuned(stack: str) -> dict[str, str]:
 
     Variables that are already set keep their values.
     """
-    return _SPINNING | (HUGE_PAGES if STACKS[stack].huge_pages else {}) | os.environ
+    return _SPINNING | _NO_DEBUGGER | (HUGE_PAGES if STACKS[stack].huge_pages else {}) | os.environ
 
 
-@contextlib.contextmanager
-def _scratch() -> Iterator[str]:
+def _scratch() -> contextlib.AbstractContextManager[Path]:
     """Make a temporary folder for one worker, because libraries leave sockets and locks behind.
 
     The path of a socket must be short.
     """
     is_long = len(tempfile.gettempdir()) > _LONG_PATH and os.access("/tmp", os.W_OK)
-    folder = tempfile.mkdtemp(prefix="tourkit-worker-", dir="/tmp" if is_long else None)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return scratch.folder("worker", parent="/tmp" if is_long else None)
 
 
 async def _greeting(process: asyncio.subprocess.Process) -> Greeting:

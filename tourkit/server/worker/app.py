@@ -9,19 +9,19 @@ import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import orjson
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError
+from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError, excerpt
 from tourkit.server.api.embedding import embed
 from tourkit.server.api.generation import Generation, complete, stream
 from tourkit.server.api.model import Model
+from tourkit.server.api.off_loop import parsed, tokenized
 from tourkit.server.api.replies import ChatReply, TextReply, error_response, json_response
 from tourkit.server.api.requests import (
     Generate,
@@ -37,6 +37,8 @@ from tourkit.server.http import CLIENT_LEFT
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
 
+
+T = TypeVar("T")
 
 _EVENTS = "text/event-stream"
 
@@ -90,35 +92,42 @@ class ModelServer:
         return json_response(200, asdict(self._engine.info) | asdict(self._engine.stats()) | refused)
 
     async def chat(self, request: HttpRequest) -> Response:
-        asked = parse_chat(await self._body(request))
+        asked = await self._body(request, parse_chat)
         logprobs = asked.request.params.top_logprobs is not None
         reply = ChatReply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), asked.model, logprobs)
         return await self._generate(asked, reply, request)
 
     async def complete(self, request: HttpRequest) -> Response:
-        asked = parse_completion(await self._body(request))
+        asked = await self._body(request, parse_completion)
         reply = TextReply(f"cmpl-{uuid.uuid4().hex}", int(time.time()), asked.model)
         return await self._generate(asked, reply, request)
 
     async def embed(self, request: HttpRequest) -> Response:
-        return await embed(self._engine, parse_embeddings(await self._body(request)), request)
+        return await embed(self._engine, await self._body(request, parse_embeddings), request)
 
     async def tokenize(self, request: HttpRequest) -> Response:
-        text, special = parse_tokenize(await self._body(request))
-        tokens = self._engine.tokenize(text, add_special=special)
-        about = {"count": len(tokens), "max_model_len": self._engine.info.context}
-        return json_response(200, {"tokens": tokens} | about)
+        text, special = await self._body(request, parse_tokenize)
+
+        def work() -> Response:
+            tokens = self._engine.tokenize(text, add_special=special)
+            about = {"count": len(tokens), "max_model_len": self._engine.info.context}
+            return json_response(200, {"tokens": tokens} | about)
+
+        return await tokenized(len(text), work, request.receive) or Response(status_code=CLIENT_LEFT)
 
     async def detokenize(self, request: HttpRequest) -> Response:
-        return json_response(200, {"prompt": self._engine.detokenize(parse_detokenize(await self._body(request)))})
+        tokens = await self._body(request, parse_detokenize)
 
-    async def _body(self, request: HttpRequest) -> Any:
+        def work() -> Response:
+            return json_response(200, {"prompt": self._engine.detokenize(tokens)})
+
+        return await tokenized(len(tokens), work, request.receive) or Response(status_code=CLIENT_LEFT)
+
+    async def _body(self, request: HttpRequest, parse: Callable[[Any], T]) -> T:
+        """Return a request's body, checked and converted by `parse`. Raises RequestError."""
         if request.headers.get(SECRET_HEADER) != self._secret:
             raise RequestError("this is a worker: send requests to the gateway", status=403)
-        try:
-            return orjson.loads(await request.body())
-        except orjson.JSONDecodeError as exc:
-            raise RequestError(f"the body is not JSON: {exc}", code="invalid_json") from exc
+        return await parsed(await request.body(), parse)
 
     async def _generate(self, asked: Generate, reply: ChatReply | TextReply, request: HttpRequest) -> Response:
         emulated = [name for name in asked.request.asked if name in self._engine.info.emulated]
@@ -141,4 +150,6 @@ class ModelServer:
         return error_response(exc)
 
     async def _answer_failure(self, request: HttpRequest, exc: Exception) -> Response:
-        return error_response(EngineError(f"internal error of tourkit, please report it: {type(exc).__name__}: {exc}"))
+        return error_response(
+            EngineError(f"internal error of tourkit, please report it: {type(exc).__name__}: {excerpt(str(exc))}")
+        )

@@ -1,0 +1,215 @@
+"""A seeded generator of hostile request bodies: valid bodies of all five routes with some parts changed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """Text that is put into the JSON unchanged, also where it is not JSON."""
+
+    text: str
+
+
+_SCHEMA = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 5}, "n": {"enum": [1, 2, None]}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
+_SAMPLING: dict[str, Any] = {
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "top_k": 5,
+    "min_p": 0.1,
+    "seed": 7,
+    "n": 2,
+    "stop": ["\n", "end"],
+    "frequency_penalty": 0.5,
+    "presence_penalty": -0.5,
+    "logit_bias": {"5": 1, "17": -100.0},
+    "user": "me",
+}
+_MESSAGES = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "name": "me", "content": [{"type": "text", "text": "Hello"}, {"type": "text", "text": " there"}]},
+]
+_PLAIN = [{"role": "user", "content": "Hello"}]
+_JSON = {"type": "json_schema", "json_schema": {"name": "it", "strict": True, "schema": _SCHEMA}}
+_ENDING = {"max_tokens": 2}
+_VALID: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/chat/completions", {"model": "tool", "messages": _MESSAGES, **_ENDING, **_SAMPLING}),
+    ("/v1/chat/completions", {"model": "tool", "messages": _PLAIN, "response_format": _JSON, "max_tokens": 20}),
+    ("/v1/chat/completions", {"model": "tool", "messages": _PLAIN, "logprobs": True, "top_logprobs": 2, **_ENDING}),
+    (
+        "/v1/chat/completions",
+        {"model": "tool", "messages": _PLAIN, "stream": True, "stream_options": {"include_usage": True}, **_ENDING},
+    ),
+    (
+        "/v1/chat/completions",
+        {"model": "tool", "messages": _PLAIN, "tools": [], "metadata": {}, "store": False, "suffix": "", **_ENDING},
+    ),
+    ("/v1/completions", {"model": "tool", "prompt": "Once", **_ENDING, **_SAMPLING}),
+    ("/v1/completions", {"model": "tool", "prompt": ["Once"], "choice": ["yes", "no"], **_ENDING}),
+    ("/v1/completions", {"model": "tool", "prompt": "Once", "regex": "a{1,3}", **_ENDING}),
+    ("/v1/completions", {"model": "tool", "prompt": "Once", "grammar": 'start: "a" | "b"', **_ENDING}),
+    ("/v1/embeddings", {"model": "embed", "input": "a text", "encoding_format": "base64", "dimensions": 64}),
+    ("/v1/embeddings", {"model": "tool", "input": ["a text", [1, 2, 3]], "user": "me"}),
+    ("/tokenize", {"model": "tool", "prompt": "a text", "add_special_tokens": True}),
+    ("/detokenize", {"model": "tool", "tokens": [1, 2, 3]}),
+]
+
+_NUMBERS = [
+    *(
+        0,
+        -0.0,
+        1,
+        -1,
+        1.5,
+        129,
+        2**31,
+        2**32,
+        2**53,
+        2**63 - 1,
+        2**63,
+        -(2**63),
+        2**64,
+        2**64 - 1,
+        5e-324,
+        1e308,
+        -1e308,
+    ),
+    *map(Raw, ("1" * 400, "-" + "9" * 5_000, "0." + "0" * 5_000 + "1", "1e999")),
+]
+_TEXTS = [
+    *(
+        "",
+        " ",
+        "\0",
+        "a\0b",
+        "\x1b[31m",
+        "\ufeff",
+        "\u2028",
+        "🙂" * 50,
+        "١٢٣",
+        "null",
+        "tool",
+        "user",
+        "<|im_end|>",
+        "x" * 201,
+    ),
+    *("%s%n{0}", "../../etc/passwd", "1" * 20, "^(a+)+$", Raw(f'"{"x" * 5_000}"'), Raw(f'"{"9" * 70_000}"')),
+]
+_OTHERS = [
+    *(None, True, False, [], {}, [[]], [{}], [None], {"": ""}, {"a": 1}, [1, "a"], [True], {"type": []}, {"text": {}}),
+    *({"1" * 5_000: 1}, {"-1": 1}, {"٣": 1}, {"1": "x"}, {"type": "text"}, {"role": []}, {"role": {}, "content": ""}),
+    *({"type": "json_schema"}, {"type": "json_object"}, {"type": ["json_schema"]}, {"$schema": []}, {"$schema": 5}),
+    *(["a"] * 17, ["x" * 1_001], [0, 1, 2], Raw('{"a":1,"a":2}'), Raw("[0" + ",0" * 3_000 + "]")),
+    *(Raw("[[1]" + ",[1]" * 2_048 + "]"), Raw('[{"role":"user"}' + ',{"role":"user","content":"a"}' * 200 + "]")),
+    *(Raw("[" * depth + "]" * depth) for depth in (50, 99, 101, 1_025, 3_000)),
+    *(Raw('{"a":' * depth + "1" + "}" * depth) for depth in (50, 99, 101, 1_025)),
+]
+_NOT_JSON = [
+    *map(
+        Raw,
+        (r'"\ud800"', r'"\udc00\ud800"', r'"\u12"', r'"\x"', '"\n"', '"no end', "'single'", "// x", "", ",", "]", "}"),
+    ),
+    *map(
+        Raw, ("NaN", "Infinity", "-1e999", "01", "1.", ".5", "+1", "0x10", "1_000", "1e" + "9" * 30, "[1,]", '{"a":1,}')
+    ),
+    *map(Raw, ("{1:2}", "[" * 5_000, "{" * 500, '[{"a":' * 500)),
+]
+_KEYS = [
+    *("", "temperatur", "Model", "model\0", "__proto__", "__class__", "ключ", "x" * 33, "x" * 5_000, "$schema", "$id"),
+    *("tools", "tool_choice", "metadata", "functions", "logprobs", "echo", "best_of", "suffix", "input", "messages"),
+    *("prompt", "response_format", "regex", "grammar", "choice", "stream_options", "n", "stop", "content", "type"),
+    *("properties", "items", "not", "const", "$ref", "pattern", "minItems"),
+]
+
+
+def bodies(seed: int) -> Iterator[tuple[str, bytes]]:
+    """Yield paths and bodies without end, always the same ones for a seed. About one in twenty bodies is valid."""
+    chance = random.Random(seed)
+    while True:
+        path, valid = chance.choice(_VALID)
+        body: Any = copy.deepcopy(valid)
+        for _ in range(chance.choice((0, 1, 1, 1, 1, 2, 2, 3, 5))):
+            body = _changed(body, chance)
+        raw = _written(body, chance).encode()
+        if chance.random() < 0.15:
+            raw = _damaged(raw, chance)
+        yield chance.choice(_VALID)[0] if chance.random() < 0.05 else path, raw
+
+
+def _changed(body: Any, chance: random.Random) -> Any:
+    """Change one part of the body, at any depth. Sometimes the whole body is replaced."""
+    places = list(_places(body))
+    if not places or chance.random() < 0.02:
+        return _value(chance)
+    holder, key = chance.choice(places)
+    how = chance.random()
+    if key == "max_tokens":  # without it an answer would take minutes
+        holder[key] = _value(chance) or 1
+    elif how < 0.6:
+        holder[key] = _value(chance)
+    elif how < 0.7:
+        del holder[key]
+    elif how < 0.8:
+        holder[key] = [holder[key]]
+    elif isinstance(holder, list):
+        holder.insert(chance.randrange(len(holder) + 1), copy.deepcopy(chance.choice((holder[key], _value(chance)))))
+    elif how < 0.9:
+        holder[chance.choice(_KEYS)] = _value(chance)
+    else:
+        holder[chance.choice(_KEYS)] = holder.pop(key)
+    return body
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every part of a body as the list or object that holds it, and its place there."""
+    if isinstance(value, dict | list):
+        for key in list(value) if isinstance(value, dict) else range(min(len(value), 20)):
+            yield value, key
+            yield from _places(value[key])
+
+
+def _value(chance: random.Random) -> Any:
+    kinds = (_NUMBERS, _TEXTS, _OTHERS, _NOT_JSON)
+    return copy.deepcopy(chance.choice(chance.choices(kinds, weights=(6, 6, 8, 1))[0]))
+
+
+def _written(value: Any, chance: random.Random) -> str:
+    """Return JSON. Now and then a key of an object is there twice."""
+    if isinstance(value, Raw):
+        return value.text
+    if isinstance(value, list):
+        return f"[{','.join(_written(each, chance) for each in value)}]"
+    if isinstance(value, dict):
+        pairs = [f"{json.dumps(key)}:{_written(each, chance)}" for key, each in value.items()]
+        if pairs and chance.random() < 0.02:
+            pairs.append(f"{json.dumps(chance.choice(list(value)))}:{_written(_value(chance), chance)}")
+        return f"{{{','.join(pairs)}}}"
+    return json.dumps(value, ensure_ascii=chance.random() < 0.5)
+
+
+def _damaged(raw: bytes, chance: random.Random) -> bytes:
+    """Change bytes: cut the body off, flip a bit, or put bytes in that are not UTF-8 or not JSON."""
+    at = chance.randrange(len(raw) + 1)
+    how = chance.randrange(5)
+    if how == 0:
+        return raw[:at]
+    if how == 1 and at < len(raw):
+        return raw[:at] + bytes([raw[at] ^ 1 << chance.randrange(8)]) + raw[at + 1 :]
+    if how == 2:
+        return chance.choice((b"\xef\xbb\xbf", b"\xff\xfe", b"\x1f\x8b\x08", b"\0", b"[")) + raw
+    if how == 3:
+        return raw + chance.choice((b"\0", b"}", b"{}", b" " * 1_000, b"\xff", raw))
+    inserted = (b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b'"', b"\\", b"\n", b"{", b"]", b"\0")
+    return raw[:at] + chance.choice(inserted) + raw[at:]
