@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from grammars import Grammars
 
 from tests.grammars import Grammars
 from tourkit.backends.llama_cpp import LlamaRunner

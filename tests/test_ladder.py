@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grammars import Grammars
 
 from tests.grammars import Grammars
 from tourkit.backends.llama_cpp import LlamaRunner

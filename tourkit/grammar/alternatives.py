@@ -1,51 +1,21 @@
-"""Tells the options of a `oneOf` apart, so that it can be written as an `anyOf`."""
+"""What tells the options of a `oneOf` apart, so that it can be written as an `anyOf`."""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tourkit.grammar.negation import Resolve, any_of, disjoint, fixed_values, followed, type_of, types_of
+from tourkit.grammar.negation import Resolve, disjoint, fixed_values, followed, type_of, types_of
 from tourkit.grammar.schema_walk import NO_ASSERTIONS, canonical
-
-if TYPE_CHECKING:
-    from tourkit.grammar.rewrites import Rewrite
 
 MAX_OPTIONS = 24  # alternatives made from one keyword; each makes the grammar larger
 _MAX_COMPARED = 200  # options that are compared each with each
 
 
-def apart(rewrite: Rewrite, options: list[Any], at: str) -> list[Any] | None:
-    """Return each option of a `oneOf` without the values that other options allow too; None if they cannot be told.
-
-    `at` is the JSON pointer to the schema that has the `oneOf`.
-    """
-    values = [_values(rewrite, option) for option in options]
-    if all(found is not None for found in values):
-        every = [(_key(value), value) for found in values for value in found or ()]
-        times = Counter(key for key, _ in every)
-        return [{"enum": [value for key, value in every if times[key] == 1]}]
-    overlaps = _overlaps(options, rewrite.resolve)
-    if overlaps is None:
-        return None
-    made = []
-    for i, option in enumerate(options):
-        parts = [rewrite.schema(option, f"{at}/oneOf/{i}")]
-        for j in overlaps[i]:
-            opposite = rewrite.opposite(options[j])
-            foreign = _foreign_keys(rewrite, option, options[j])
-            if opposite is None and not foreign:
-                return None
-            said = [] if opposite is None else [rewrite.schema(opposite.schema, f"{at}/oneOf/{j}")]
-            parts.append(any_of([*said, *({"required": [key]} for key in foreign)]))
-        made.append({"allOf": parts} if len(parts) > 1 else parts[0])
-    return made
-
-
-def _overlaps(options: list[Any], resolve: Resolve) -> list[list[int]] | None:
-    """Return for each option the other options that may allow the same value; None if they are too many."""
+def overlaps(options: list[Any], resolve: Resolve) -> list[list[int]] | None:
+    """Return for each option of a `oneOf` the others that may allow the same value; None if they are too many."""
     found: list[list[int]] = [[] for _ in options]
     overlapping = 0
     pairs = _untagged(options, resolve)
@@ -90,22 +60,32 @@ def _tags(option: Any, resolve: Resolve) -> dict[str, frozenset[str]]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _foreign_keys(rewrite: Rewrite, option: Any, other: Any) -> list[str]:
+def foreign_keys(option: Any, other: Any, resolve: Resolve) -> list[str]:
     """Return the keys of `option` that `other`, a closed object, forbids: each of them tells the two apart."""
-    one, two = (followed(schema, rewrite.resolve) for schema in (option, other))
+    one, two = (followed(schema, resolve) for schema in (option, other))
     if not isinstance(one, dict) or not isinstance(two, dict) or two.get("patternProperties"):
         return []
-    if two.get("additionalProperties") is not False or not rewrite.narrows():
+    if two.get("additionalProperties") is not False:
         return []
     return [key for key in one.get("properties", {}) if key not in two.get("properties", {})][:MAX_OPTIONS]
 
 
-def _values(rewrite: Rewrite, option: Any) -> list[Any] | None:
-    """Return the values of an option that is only a list of values, else None."""
-    option = followed(option, rewrite.resolve)
+def values_of_one(options: list[Any], resolve: Resolve) -> list[Any] | None:
+    """Return the values that exactly one option allows, if every option is only a list of values; else None."""
+    listed = [_values(option, resolve) for option in options]
+    if any(found is None for found in listed):
+        return None
+    every = [(_key(value), value) for found in listed for value in found or ()]
+    times = Counter(key for key, _ in every)
+    return [value for key, value in every if times[key] == 1]
+
+
+def _values(option: Any, resolve: Resolve) -> list[Any] | None:
+    """Return the values of an option that is only a list of values, without duplicates; else None."""
+    option = followed(option, resolve)
     if not isinstance(option, dict) or set(option) - NO_ASSERTIONS - {"type"} != {"enum"}:
         return None
-    kinds = types_of(option, rewrite.resolve)
+    kinds = types_of(option, resolve)
     distinct: dict[str, Any] = {}
     for value in option["enum"]:
         if type_of(value) in kinds:

@@ -29,8 +29,8 @@ def with_literal_keys(schema: Any, data: Any) -> tuple[Any, dict[str, str]]:
         if found is None:
             return pattern
         matching = "|".join(re.escape(key) for key in keys if found.search(key))
-        # The number in a comment keeps two patterns apart that match the same keys.
-        text = f"^(?:{matching or '(?!)'})\\Z(?#{len(originals)})"
+        # The number in a comment keeps the order of the patterns, and two apart that match the same keys.
+        text = f"(?#{len(originals):06})^(?:{matching or '(?!)'})\\Z"
         originals[text] = pattern
         return text
 
@@ -40,7 +40,8 @@ def with_literal_keys(schema: Any, data: Any) -> tuple[Any, dict[str, str]]:
         copy = {key: converted(key, value, "", convert) for key, value in part.items()}
         named = copy.get("patternProperties")
         if isinstance(named, dict):
-            copy["patternProperties"] = {literal(pattern): inner for pattern, inner in named.items()}
+            spelled = {pattern: literal(pattern) for pattern in sorted(named)}
+            copy["patternProperties"] = {spelled[pattern]: inner for pattern, inner in named.items()}
         return copy
 
     return (convert(schema, ""), originals) if _has_key_patterns(schema) else (schema, originals)

@@ -94,7 +94,9 @@ def _definitions(source: str) -> tuple[dict[str, _Definition], int]:
             if kind == "named":
                 current.uses.append([text, 1])
             else:
-                current.size = min(HUGE, current.size + (size(text)[0] if kind == "regex" else len(text) - 2))
+                current.size = min(
+                    HUGE, current.size + (size(text.strip("/"))[0] if kind == "regex" else len(text) - 2)
+                )
     return found, nesting
 
 
@@ -127,17 +129,28 @@ def _longest_chain(found: dict[str, _Definition]) -> int:
 
 def _terminal_sizes(found: dict[str, _Definition]) -> dict[str, int]:
     """Return the size of each terminal with the terminals that it names written out."""
+    uses = {name: _terminals_of(each, found) for name, each in found.items() if name[:1].isupper()}
     sizes: dict[str, int] = {}
-    for root in found:
-        stack = [root] if root[:1].isupper() else []
+    opened: set[str] = set()
+    for root in uses:
+        stack = [root]
         while stack:
             name = stack[-1]
-            inner = [use for use in found[name].uses if use[0] in found and str(use[0])[:1].isupper()]
-            left = [str(use[0]) for use in inner if use[0] not in sizes]
-            if name not in sizes and left:
-                sizes[name] = 0  # a terminal that names itself finds this
-                stack += left
+            if name not in opened:
+                opened.add(name)
+                stack += [inner for inner in uses[name] if inner not in opened]
                 continue
             stack.pop()
-            sizes[name] = min(HUGE, found[name].size + sum(sizes[str(use[0])] * use[1] for use in inner))
+            if name not in sizes:  # a terminal that names itself counts for nothing there
+                inside = sum(sizes.get(inner, 0) * times for inner, times in uses[name].items())
+                sizes[name] = min(HUGE, found[name].size + inside)
     return sizes
+
+
+def _terminals_of(definition: _Definition, found: dict[str, _Definition]) -> dict[str, int]:
+    """Return how often a definition uses each terminal."""
+    used: dict[str, int] = {}
+    for name, times in definition.uses:
+        if name in found and name[:1].isupper():
+            used[name] = min(HUGE, used.get(name, 0) + times)
+    return used

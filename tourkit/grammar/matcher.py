@@ -53,12 +53,12 @@ class Compiled:
 
 
 class Matcher:
-    """The state of one sequence in its grammar. `reserve`: tokens enough to close a document that has begun.
+    """The state of one sequence in its grammar. `compiled`: what all matchers of the grammar share.
 
-    `level`: "strict" if every document the grammar allows meets the constraint, "relaxed" if the `dropped` parts of
-    the schema are not enforced, "generic" if only the type of the root is enforced. `grammar`: the text that was
-    compiled, as llguidance serialises it. Every step raises RequestError if it hits a limit of the grammar, or if the
-    steps of this sequence are too slow.
+    `reserve`: tokens enough to close a document that has begun. `level`: "strict" if every document the grammar allows
+    meets the constraint, "relaxed" if the `dropped` parts of the schema are not enforced, "generic" if only the type of
+    the root is enforced. `grammar`: the text that was compiled, as llguidance serialises it. Every step raises
+    RequestError if it hits a limit of the grammar, or if the steps of this sequence are too slow.
     """
 
     def __init__(self, compiled: Compiled, ranks: ClosingRanks, n_vocab: int) -> None:
@@ -66,7 +66,7 @@ class Matcher:
 
         prepared = compiled.prepared
         self._matcher = compiled.prototype.deep_copy()
-        self._compiled = compiled
+        self.compiled = compiled
         self.grammar = prepared.grammar
         self.reserve = prepared.reserve
         self.level = prepared.level
@@ -98,7 +98,7 @@ class Matcher:
 
     def accept(self, tokens: list[int]) -> None:
         """Advance by `tokens`. Raises EngineError if the grammar refuses them."""
-        compiled = self._compiled
+        compiled = self.compiled
         began = time.thread_time()
         if not self._matcher.consume_tokens(tokens):
             raise self._failure(self._matcher)
@@ -136,13 +136,13 @@ class Matcher:
         if matcher.is_error():
             raise self._failure(matcher)
         self._slow = slow_time(self._slow, began)
-        self._compiled.unfilled = 0
+        self.compiled.unfilled = 0
 
     def _failure(self, matcher: Any) -> TourkitError:
         """Return the error of a failed matcher: RequestError if its grammar grew too large, else EngineError."""
         said = error_line(matcher)
         if LIMIT_HIT.search(said):
-            self._compiled.spent = True
+            self.compiled.spent = True
             return RequestError(f"the grammar grew too large ({said}): write a simpler one", code="grammar_limit")
         return EngineError(f"the grammar failed: {said}")
 

@@ -61,10 +61,16 @@ def _repaired(error: Any, holder: dict[str, Any]) -> list[str]:
         return []
     steps = ["", *error.absolute_path]
     place: Any = holder
-    for step in steps[:-1]:
-        place = place[step]
-    value = rule(place[steps[-1]], error.validator_value, error.schema)
-    if value is _UNREPAIRED or _same(value, place[steps[-1]]):
+    try:
+        for step in steps[:-1]:
+            place = place[step]
+        wrong = place[steps[-1]]
+    except (KeyError, IndexError, TypeError):
+        return []  # an earlier repair removed it
+    if _changed(error.instance, wrong):
+        return []
+    value = rule(wrong, error.validator_value, error.schema)
+    if value is _UNREPAIRED or _same(value, wrong):
         return []
     place[steps[-1]] = value
     return [f"{pointer(error.absolute_path)}: {_DONE[error.validator]}"]
@@ -82,6 +88,11 @@ def _repaired_by_option(error: Any, holder: dict[str, Any]) -> list[str]:
             holder.update(trial)
             return [line for group in lines for line in group]
     return []
+
+
+def _changed(seen: Any, now: Any) -> bool:
+    """Return whether an earlier repair put another value at the place of an error. The next round checks it again."""
+    return type(seen) is not type(now) or (not isinstance(seen, dict | list) and not _same(seen, now))
 
 
 def _same(one: Any, two: Any) -> bool:

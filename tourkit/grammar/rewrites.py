@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tourkit.grammar.alternatives import MAX_OPTIONS, apart
+from tourkit.grammar.alternatives import MAX_OPTIONS, foreign_keys, overlaps, values_of_one
 from tourkit.grammar.check import valid_among
 from tourkit.grammar.metaschema import dialect_of
 from tourkit.grammar.negation import Negation, any_of, negate
@@ -267,13 +267,35 @@ def _one_of(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str) -> li
     del schema
     if not isinstance(value, list) or not value:
         return None
-    options = apart(rewrite, value, at)
+    options = _apart(rewrite, value, at)
     if options is None:
         if rewrite.level < ONE_OF:
             return None
         rewrite.drop(at, "oneOf")
         options = [rewrite.schema(option, f"{at}/oneOf/{i}") for i, option in enumerate(value)]
     return [{"anyOf": options}]
+
+
+def _apart(rewrite: Rewrite, options: list[Any], at: str) -> list[Any] | None:
+    values = values_of_one(options, rewrite.resolve)
+    if values is not None:
+        return [{"enum": values}]
+    others = overlaps(options, rewrite.resolve)
+    if others is None:
+        return None
+    made = []
+    for i, option in enumerate(options):
+        parts = [rewrite.schema(option, f"{at}/oneOf/{i}")]
+        for j in others[i]:
+            opposite = rewrite.opposite(options[j])
+            foreign = foreign_keys(option, options[j], rewrite.resolve)
+            foreign = foreign if foreign and rewrite.narrows() else []
+            if opposite is None and not foreign:
+                return None
+            said = [] if opposite is None else [rewrite.schema(opposite.schema, f"{at}/oneOf/{j}")]
+            parts.append(any_of([*said, *({"required": [key]} for key in foreign)]))
+        made.append({"allOf": parts} if len(parts) > 1 else parts[0])
+    return made
 
 
 def _unique_items(rewrite: Rewrite, schema: dict[str, Any], value: Any, at: str) -> list[Any] | None:
