@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from grammars import Grammars
 
-from tests.grammars import Grammars
 from tourkit.backends.llama_cpp import LlamaRunner
 from tourkit.errors import EngineError, RequestError
 from tourkit.generation import Constraint

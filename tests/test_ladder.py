@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from grammars import Grammars
 
-from tests.grammars import Grammars
 from tourkit.backends.llama_cpp import LlamaRunner
 from tourkit.generation import Constraint
 from tourkit.grammar.check import validate
