@@ -114,8 +114,9 @@ bench: $(DEV)/ready ## tourkit beside its peers, as ratios of interleaved runs
 	$(DEV)/bin/python bench/serving.py
 	$(DEV)/bin/python bench/hostile.py
 
-fuzz: $(DEV)/ready ## 14,000 generated constraints and 14,000 bodies against a running server: half an hour, before a release
+fuzz: $(DEV)/ready ## 14,000 generated constraints and 14,000 bodies against a running server, and 35,000 files: half an hour, before a release
 	$(DEV)/bin/python -m tools.fuzz
+	$(DEV)/bin/python -m tools.fuzz_files
 
 gpu-check-dry: $(DEV)/ready ## the check for a machine with a GPU, up to the GPU (tools/gpu/README.md)
 	$(DEV)/bin/python tools/gpu/check.py --dry-run

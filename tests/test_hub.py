@@ -350,7 +350,7 @@ def test_redirects_end_somewhere(hub: Hub, server: FaultyHub) -> None:
         pass
     assert len(server.paths) == 6
     server.refuse = (302, {"Location": "file:///etc/passwd"})
-    with pytest.raises(HubError, match="invalid address"), hub.open(Source(REPO, COMMIT, "config.json")):
+    with pytest.raises(HubError, match="file:// instead of http"), hub.open(Source(REPO, COMMIT, "config.json")):
         pass
 
 

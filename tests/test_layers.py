@@ -34,7 +34,7 @@ manifest
 hardware
 stacks generation launch headers
 files scratch data progress offline isolation client
-units net
+units net terminal
 errors
 """
 LEVELS = {name: level for level, line in enumerate(reversed(TABLE.split("\n"))) for name in line.split()}

@@ -167,7 +167,7 @@ def test_weights_that_are_no_gguf_are_named_too(tmp_path: Path) -> None:
     wheel = llama_wheel(tmp_path, {"libllama.so": shared_library(content=b"llama")})
     (tmp_path / "broken.gguf").write_bytes(b"GGUF")
 
-    assert "not a GGUF file that can be read" in unknown_architectures(wheel, [tmp_path / "broken.gguf"])[0]
+    assert "its GGUF header cannot be read" in unknown_architectures(wheel, [tmp_path / "broken.gguf"])[0]
 
 
 def test_a_wheel_without_llama_cpp_knows_no_architectures(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from tourkit.terminal import visible
 from tourkit.units import size_text
 
 _COLUMNS = 80  # of a terminal whose width is not known
@@ -55,7 +56,8 @@ class Progress:
             self._show(n)
 
     def note(self, text: str) -> None:
-        """Print a line of its own, such as the reason of a repeated attempt."""
+        """Print a line of its own, such as the reason of a repeated attempt. Control characters are made visible."""
+        text = visible(text)
         with self._lock:
             if self._bar is not None:
                 self._bar.write(text, file=self._out)

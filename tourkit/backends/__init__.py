@@ -7,7 +7,10 @@ inside functions. Several stacks share the other modules here.
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tourkit.headers.check import check_weights
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
@@ -15,6 +18,11 @@ if TYPE_CHECKING:
 
 
 def load(launch: Launch) -> Engine:
-    """Load a variant with its stack. Raises LocalError if the stack, a file or an option does not work."""
+    """Load a variant with its stack. Raises LocalError if the stack, a file or an option does not work.
+
+    The headers of the files are checked first: a library may end the process for a number that no model has.
+    """
+    for path in (launch.path, *launch.lora):
+        check_weights(Path(path))
     engine: Engine = import_module(f"tourkit.backends.{launch.stack}").load(launch)
     return engine

@@ -4,6 +4,7 @@ No other file is read. verify.py compares the index with the files on disk.
 """
 
 import hashlib
+from bisect import bisect_left
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import orjson
 
 from tourkit.errors import NotSo, UsageError
 from tourkit.files import read_below, write_atomic
+from tourkit.headers.config import values_of
 from tourkit.manifest.assets import FOLDER, env_problem, location
 from tourkit.manifest.models import Asset, Model, PinnedFile, Source, VariantId
 from tourkit.manifest.paths import check_distinct, check_path
@@ -22,6 +24,7 @@ INDEX = "bundle.json"
 SUMS = "SHA256SUMS"
 SIGNATURE = "bundle.sig"
 OWN_FILES = (INDEX, SUMS, SIGNATURE)  # never in the index
+_MOST_VALUES = 4_000_000  # of an index, which has 7 for each file; Python takes about 100 bytes for each
 _RESTORE = "copy it again from the bundle it came from, or run `tourkit prefetch` again"
 
 
@@ -78,7 +81,10 @@ class BundleAsset:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """All that a bundle holds. The two digests are empty if there was no manifest or no lock."""
+    """All that a bundle holds. The two digests are empty if there was no manifest or no lock.
+
+    `files` are sorted by path, in whatever order they are given.
+    """
 
     name: str
     manifest_sha256: str
@@ -89,11 +95,19 @@ class Index:
     files: tuple[PinnedFile[Source | None], ...]
     assets: tuple[BundleAsset, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", tuple(sorted(self.files, key=_path)))
+
+
+def _path(file: PinnedFile[Source | None]) -> str:
+    return file.path
+
 
 def variant_files(index: Index, variant: BundleVariant) -> tuple[PinnedFile[Source | None], ...]:
     """The files of one variant, sorted by path."""
-    folder = f"{variant.id.folder}/"
-    return tuple(file for file in index.files if file.path.startswith(folder))
+    folder = variant.id.folder
+    begin = bisect_left(index.files, f"{folder}/", key=_path)
+    return index.files[begin : bisect_left(index.files, f"{folder}0", lo=begin, key=_path)]  # "0" comes after "/"
 
 
 def chat_templates_of(index: Index) -> dict[str, str]:
@@ -141,7 +155,7 @@ def render_index(index: Index) -> bytes:
         "roles": {role: list(ids) for role, ids in index.roles.items()},
         "models": [_raw_model(model) for model in sorted(index.models, key=lambda model: model.id)],
         "variants": [asdict(variant) for variant in sorted(index.variants, key=lambda variant: variant.id)],
-        "files": [_raw_file(file) for file in sorted(index.files, key=lambda file: file.path)],
+        "files": [_raw_file(file) for file in index.files],
     }
     if index.assets:  # a bundle without assets keeps the bytes that it had before there were any
         raw["assets"] = [asdict(asset) for asset in sorted(index.assets, key=lambda asset: asset.path)]
@@ -216,12 +230,18 @@ def _file(raw: dict[str, Any], where: str) -> PinnedFile[Source | None]:
 
 def _undamaged(data: bytes, where: str) -> dict[str, Any]:
     """Return the JSON object if its bytes match the digest inside. This check is the same in every format version."""
+    if values_of(data) > _MOST_VALUES:
+        raise NotSo(f"{where}: damaged, more than {_MOST_VALUES} values, which no index has: {_RESTORE}")
     try:
         raw = orjson.loads(data)
     except orjson.JSONDecodeError as exc:
         raise NotSo(f"{where}: damaged, not JSON at line {exc.lineno}: {_RESTORE}") from None
     content = {key: value for key, value in raw.items() if key != "digest"} if isinstance(raw, dict) else {}
-    if not content or raw.get("digest") != _digest(content) or _canonical(raw) != data:
+    try:
+        whole = bool(content) and raw.get("digest") == _digest(content) and _canonical(raw) == data
+    except orjson.JSONEncodeError:  # nested deeper than orjson writes, which reads a little deeper
+        whole = False
+    if not whole:
         raise NotSo(f"{where}: damaged, its content does not match its own digest: {_RESTORE}")
     return content | {"digest": raw["digest"]}
 

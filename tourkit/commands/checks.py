@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tourkit.commands.output import SIZE, bundle_option, is_given, json_option, note, print_json
+from tourkit.commands.output import SIZE, bundle_option, is_given, json_option, note, print_json, show
 from tourkit.errors import NotSo, UsageError
 from tourkit.files import write_atomic
 
@@ -47,11 +47,11 @@ def doctor(bundle: Path, load: bool, as_json: bool) -> None:
     for finding in checks.examine(hardware, bundle if chosen else None, load=load):
         findings.append(finding)
         if not as_json:
-            click.echo(line(finding))
+            show(line(finding))
     if as_json:
         print_json(checks.report(hardware, findings))
     else:
-        click.echo(summary(findings))
+        show(summary(findings))
     if bad := failed(findings):
         names = ", ".join(dict.fromkeys(finding.what for finding in bad))
         raise NotSo(f"not ready, {names}: do what these lines say, then run `tourkit doctor` again")
@@ -101,19 +101,19 @@ def rehearse(
     for step in rehearsal.rehearse(bundle, wanted):
         taken.append(step)
         if not as_json:
-            click.echo(line(step.finding))
+            show(line(step.finding))
     seconds = time.perf_counter() - start
     report = rehearsal.report(bundle, wanted, taken, seconds)
     kept = _keep(rehearsal.report_path(bundle), report)
     if as_json:
         print_json(report)
     elif kept is not None:
-        click.echo(f"report: {kept}")
+        show(f"report: {kept}")
     verdict = steps.verdict(taken, seconds)
     if report["failed"]:
         raise NotSo(verdict)
     if not as_json:
-        click.echo(verdict)
+        show(verdict)
 
 
 def _keep(path: Path, report: dict[str, Any]) -> Path | None:

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from tourkit.errors import Interrupted
 from tourkit.progress import Progress
+from tourkit.terminal import visible, visible_json
 from tourkit.units import parse_size, size_text
 
 if TYPE_CHECKING:
@@ -67,9 +68,20 @@ def is_given(option: str) -> bool:
     return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
 
 
-def note(text: str) -> None:
-    """Print a line on stderr, beside the result of the command."""
-    click.echo(text, err=True)
+def show(line: str) -> None:
+    """Print a line of the result on stdout. Control characters in it are made visible."""
+    click.echo(visible(line))
+
+
+def show_text(text: str) -> None:
+    """Print several lines of the result on stdout. Other control characters than newlines are made visible."""
+    for line in text.split("\n"):
+        show(line)
+
+
+def note(line: str) -> None:
+    """Print a line on stderr, beside the result of the command. Control characters in it are made visible."""
+    click.echo(visible(line), err=True)
 
 
 @contextmanager
@@ -82,7 +94,8 @@ def resumable(again: str) -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    """Print JSON on stdout. Control characters are escaped as JSON does it, so it stays valid and means the same."""
+    click.echo(visible_json(json.dumps(value, ensure_ascii=False, indent=2)))
 
 
 class BarListener:

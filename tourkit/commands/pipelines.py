@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tourkit.commands.output import json_option, note, print_json, resumable
+from tourkit.commands.output import json_option, note, print_json, resumable, show, show_text
 from tourkit.errors import LocalError, NotSo, UsageError
 from tourkit.progress import Progress
 
@@ -31,7 +31,7 @@ def list_templates(as_json: bool) -> None:
         print_json([{"name": each.name, "summary": each.summary, "role": each.role} for each in found])
         return
     for each in found:
-        click.echo(f"{each.name:20} {each.summary}")
+        show(f"{each.name:20} {each.summary}")
 
 
 @templates.command("show")
@@ -44,7 +44,7 @@ def show_template(name: str) -> None:
     """
     from tourkit.pipelines import templates as shelf
 
-    click.echo(shelf.readme(name))
+    show_text(shelf.readme(name))
 
 
 @templates.command("copy")
@@ -61,7 +61,7 @@ def copy_template(name: str, dest: Path, standalone: bool, force: bool) -> None:
     from tourkit.pipelines import templates as shelf
 
     for path in shelf.copy(name, dest, standalone=standalone, force=force):
-        click.echo(path)
+        show(str(path))
 
 
 @click.command()
@@ -133,7 +133,7 @@ def run(
         )
     if summary.failed:
         raise NotSo(f"{output_path}: {summary}")
-    click.echo(f"{output_path}: {summary}")
+    show(f"{output_path}: {summary}")
 
 
 def _seconds(text: str | None) -> float | None:

@@ -17,6 +17,8 @@ from tourkit.commands.output import (
     note,
     print_json,
     roles_option,
+    show,
+    show_text,
 )
 from tourkit.errors import NotSo, UsageError
 
@@ -92,9 +94,9 @@ def plan(
     if as_json:
         print_json({"machine": machine_file.machine_json(machine)} | tables.plan_json(made))
     else:
-        click.echo(tables.machine(machine) + "\n")
+        show_text(tables.machine(machine) + "\n")
         for line in tables.lines(made):
-            click.echo(line)
+            show(line)
     if made.unfilled:
         raise NotSo("; ".join(made.unfilled))
 
@@ -184,7 +186,7 @@ def serve(
 
     def ready(urls: Urls, made: Plan) -> None:
         for line in tables.serving(urls, made, offline=offline):
-            click.echo(line)
+            show(line)
 
     limits = Limits(vram, reserve, gpu)
     options = ServeOptions(roles, context, slots, deterministic, prefix_cache, host, port, machine_path, limits)
@@ -206,4 +208,4 @@ def demo(keep: Path | None, documents: int) -> None:
     """
     from tourkit.commands import demo as trip
 
-    trip.run(click.echo, keep=keep, documents=documents)
+    trip.run(show_text, keep=keep, documents=documents)

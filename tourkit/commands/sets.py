@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tourkit.commands.output import json_option, print_json
+from tourkit.commands.output import json_option, print_json, show
 from tourkit.units import GIB, size_text
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def sets(as_json: bool) -> None:
         print_json([asdict(each) for each in found])
         return
     for line in _table(found):
-        click.echo(line)
+        show(line)
 
 
 def _table(found: list[SetFacts]) -> Iterator[str]:

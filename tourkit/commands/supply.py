@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tourkit.commands import wheels as wheel_commands
-from tourkit.commands.output import SIZE, BarListener, json_option, note, print_json, resumable, roles_option
+from tourkit.commands.output import (
+    SIZE,
+    BarListener,
+    json_option,
+    note,
+    print_json,
+    resumable,
+    roles_option,
+    show,
+)
 from tourkit.errors import HubError, NotSo, TourkitError, UsageError
 from tourkit.progress import Progress
 from tourkit.units import counted, size_text
@@ -68,7 +77,7 @@ def models(
     if not found.models:
         raise NotSo("no model of the catalogue fits: use fewer filters")
     for line in catalogue.table(found.models, stack):
-        click.echo(line)
+        show(line)
 
 
 @click.command()
@@ -108,8 +117,8 @@ def lock(manifest_ref: str, roles: tuple[str, ...], stacks: tuple[str, ...], as_
     changes = locks.changes(old, made.lock)
     if not as_json:
         for line in changes:
-            click.echo(line)
-        click.echo(f"{path}: {_lock_text(made.lock)}")
+            show(line)
+        show(f"{path}: {_lock_text(made.lock)}")
     failed = tuple(f"{id_}: {error}" for id_, error in made.failed.items())
     failed_assets = tuple(f"{path}: {error}" for path, error in made.failed_assets.items())
     if as_json:
@@ -233,8 +242,8 @@ def prefetch(
     if as_json:
         print_json({"root": str(root), "files": files, "bytes": size})
         return
-    click.echo(f"{root}: whole: {counted(files, 'file')}, {size_text(size)}")
-    click.echo(f"Check it again where it arrives: tourkit verify {root}")
+    show(f"{root}: whole: {counted(files, 'file')}, {size_text(size)}")
+    show(f"Check it again where it arrives: tourkit verify {root}")
 
 
 def _carry(root: Path, archives: list[Archive]) -> Index:
@@ -271,13 +280,13 @@ def _show_fetch_plan(
         print_json(own | beside | ({} if wheels is None else {"wheels": wheels.as_json}))
         return
     for file in files:
-        click.echo(f"{size_text(file.size):>10}  {file.path}")
+        show(f"{size_text(file.size):>10}  {file.path}")
     total = f"{size_text(plan.total_bytes)} in {counted(len(files), 'file')}"
-    click.echo(f"{total}, {size_text(plan.to_fetch_bytes)} to fetch")
+    show(f"{total}, {size_text(plan.to_fetch_bytes)} to fetch")
     for archive in archives:
-        click.echo(f"{'?' if archive.size is None else size_text(archive.size):>10}  {archive.path}")
+        show(f"{'?' if archive.size is None else size_text(archive.size):>10}  {archive.path}")
     for line in wheels.lines if wheels is not None else ():
-        click.echo(line)
+        show(line)
 
 
 def _origin(source: Source | Link) -> dict[str, str]:
@@ -309,14 +318,14 @@ def verify(root: Path, quick: bool, as_json: bool) -> None:
         print_json(kinds | counts | {"problems": problems})
     else:
         for problem in report.problems:
-            click.echo(f"{problem.kind}: {problem.path}" + (f" ({problem.detail})" if problem.detail else ""))
+            show(f"{problem.kind}: {problem.path}" + (f" ({problem.detail})" if problem.detail else ""))
     if not report.ok:
         broken = report.missing or report.damaged
         fix = "run `tourkit prefetch` again" if broken else _fix_for_extra(root, report.extra)
         raise NotSo(f"{root}: {counted(len(report.problems), 'file is', 'files are')} not as indexed: {fix}")
     if not as_json:
         how = "present, of the right size" if quick else f"right, {size_text(report.checked_bytes)} read"
-        click.echo(f"{root}: {counted(report.checked_files, 'file')} {how}")
+        show(f"{root}: {counted(report.checked_files, 'file')} {how}")
 
 
 def _fix_for_extra(root: Path, extra: tuple[str, ...]) -> str:
@@ -354,6 +363,6 @@ def mirror(root: Path, host: str, port: int) -> None:
     def ready(urls: Urls) -> None:
         first, *others = urls.elsewhere or (urls.here,)
         more = f" or {', '.join(others)}" if others else ""
-        click.echo(f"mirror of {root} at {urls.here}  (on the clients: HF_ENDPOINT={first}{more})")
+        show(f"mirror of {root} at {urls.here}  (on the clients: HF_ENDPOINT={first}{more})")
 
     mirroring.serve(root, host, port, ready)

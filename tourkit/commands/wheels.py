@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tourkit.commands.output import BarListener, bundle_option, json_option, note, print_json, resumable
+from tourkit.commands.output import BarListener, bundle_option, json_option, note, print_json, resumable, show
 from tourkit.errors import UsageError
 from tourkit.units import counted, size_text
 
@@ -189,7 +189,7 @@ def _add(bundle: Path, folder: Path, *, as_json: bool) -> None:
     if as_json:
         print_json({"added": [wheel.file for wheel in added], "bytes": size})
     else:
-        click.echo(f"{bundle}: {counted(len(added), 'wheel is', 'wheels are')} in the index, {size_text(size)}")
+        show(f"{bundle}: {counted(len(added), 'wheel is', 'wheels are')} in the index, {size_text(size)}")
 
 
 def _shown(choices: Sequence[Choice], root: Path) -> Shown:
@@ -226,9 +226,9 @@ def _print(shown: Shown, as_json: bool, *, whole: Path | None = None) -> None:
         return
     if whole is None:
         for line in shown.lines:
-            click.echo(line)
+            show(line)
         return
     for row in shown.as_json["targets"]:
         sets, size = "+".join(row["sets"]), size_text(row["total_bytes"])
-        click.echo(f"{whole}: {row['target']}:{sets}: {counted(len(row['packages']), 'package')}, {size}")
-    click.echo(f"Check it again where it arrives: tourkit verify {whole}")
+        show(f"{whole}: {row['target']}:{sets}: {counted(len(row['packages']), 'package')}, {size}")
+    show(f"Check it again where it arrives: tourkit verify {whole}")

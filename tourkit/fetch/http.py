@@ -125,7 +125,7 @@ class Connections:
             target = f"{parts.scheme}://{parts.netloc}{target}"
         try:
             if link.sock is None:
-                link.http.connect()
+                _connect(link.http)
                 link.sock = link.http.sock
             link.http.request("GET", target, headers=headers | link.headers)
             return Answer(self, link, link.http.getresponse())
@@ -224,6 +224,14 @@ class Answer:
             self._connections.keep(self._link)
         else:
             self._connections.drop(self._link)
+
+
+def _connect(connection: http.client.HTTPConnection) -> None:
+    """Connect. A text that cannot be the name of a host is one that nobody knows. Raises OSError."""
+    try:
+        connection.connect()
+    except UnicodeError as exc:
+        raise socket.gaierror(socket.EAI_NONAME, "not a host's name") from exc
 
 
 def origin(url: str) -> str:

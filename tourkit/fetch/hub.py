@@ -41,7 +41,11 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+_BLOCK = 1 << 20  # bytes of one read
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LARGEST = 1 << 53  # bytes of a file
+_LARGEST_READ = 256 << 20  # bytes of a file that is not in LFS; a hub puts files of more than 10 MB there
 T = TypeVar("T")
 
 
@@ -78,11 +82,14 @@ class Hub:
     ) -> None:
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
         self.patience = patience or Patience()
-        parts = urlsplit(self.endpoint)
+        try:
+            parts = urlsplit(self.endpoint)
+            self._origin = origin(self.endpoint)
+        except ValueError:  # a port that is no number, half an IPv6 address
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise HubError(f"the endpoint {self.endpoint!r} is not an http(s) address: correct HF_ENDPOINT")
         self._local = is_loopback(parts.hostname)
-        self._origin = origin(self.endpoint)
         self._note = note
         self._token = token
         self._token_known = token is not None
@@ -112,6 +119,8 @@ class Hub:
             )
             if not info.sha:
                 raise HubError(f"{repo}@{revision}: the hub states no commit: check {self.endpoint}")
+            if not _COMMIT.fullmatch(info.sha):
+                raise ValueError("a commit that is none")
             return RepoInfo(repo, info.sha, bool(info.gated), _license(info.tags or []))
 
         return self._again(repo, lambda: self._asking(f"{repo}@{revision}", repo, ask))
@@ -135,16 +144,17 @@ class Hub:
         where = f"{repo}/{file.path}"
 
         def fetch() -> bytes:
-            data = bytearray(file.size + 1)  # one byte more, to notice a body that is too long
-            filled = 0
+            data, block = bytearray(), memoryview(bytearray(_BLOCK))  # a size that lies must not take its memory
             with self.open(Source(repo, commit, file.path)) as stream:
-                while got := stream.readinto(memoryview(data)[filled:]):
-                    filled += got
-            if filled < file.size and not stream.is_html:
-                raise PassingError(f"{filled} bytes instead of {file.size}")
-            _check_read(where, bytes(data[:filled]), file)
-            return bytes(data[:filled])
+                while len(data) <= file.size and (got := stream.readinto(block)):  # one byte more is noticed
+                    data += block[:got]
+            if len(data) < file.size and not stream.is_html:
+                raise PassingError(f"{len(data)} bytes instead of {file.size}")
+            _check_read(where, bytes(data), file)
+            return bytes(data)
 
+        if file.size > _LARGEST_READ:
+            raise HubError(f"{where}: {file.size} bytes outside LFS, which no hub has: check {self.endpoint}")
         return self._again(where, fetch)
 
     # ---- bytes --------------------------------------------------------------------------------------
@@ -253,9 +263,14 @@ class Hub:
             if is_unknown_host(cause):
                 raise self._unknown_host(self.endpoint) from exc
             raise NoAnswerError(f"{urlsplit(self.endpoint).hostname}: {reason(cause)}") from exc
+        except httpx.TooManyRedirects as exc:
+            raise HubError(f"{where}: more than {MOST_REDIRECTS} redirects: check {self.endpoint}") from exc
+        except httpx.DecodingError as exc:
+            fix = "run it again, or check the proxy and HF_ENDPOINT"
+            raise HubError(f"{where}: the answer of {self.endpoint} cannot be unpacked: {fix}") from exc
         except errors.HFValidationError as exc:
             raise HubError(f"{repo!r} is no repository name: correct `repo` in the manifest") from exc
-        except (ValueError, TypeError, KeyError, AttributeError) as exc:  # the answer does not have the hub's format
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:  # not in the hub's format
             fix = "log in to the network if it shows a login page, or correct HF_ENDPOINT"
             raise HubError(f"{where}: {self.endpoint} does not answer as a hub: {fix}") from exc
 
@@ -316,7 +331,12 @@ def _license(tags: list[str]) -> str | None:
 
 
 def _hub_file(entry: Any) -> HubFile:
+    """Return a file of a tree. Raises ValueError for one that no hub lists."""
     sha256 = entry.lfs.sha256 if entry.lfs else None
+    if not isinstance(entry.path, str) or type(entry.size) is not int or not 0 <= entry.size <= _LARGEST:
+        raise ValueError("a file without a path or a size")
+    if not isinstance(entry.blob_id, str) or not (sha256 is None or _SHA256.fullmatch(sha256)):
+        raise ValueError("a file without a hash")
     return HubFile(entry.path, entry.size, sha256, None if entry.lfs else entry.blob_id)
 
 

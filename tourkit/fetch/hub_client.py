@@ -5,9 +5,11 @@ tourkit/fetch/hub.py asks the questions.
 
 import logging
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tourkit import __version__
+from tourkit.fetch.stream import MOST_REDIRECTS, redirected
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -27,10 +29,18 @@ def new_api(endpoint: str, stall_s: float, *, trust_env: bool) -> "HfApi":
         if not any((request.extensions.get("timeout") or {}).values()):
             request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), stall_s)
 
+    def check_redirect(response: Any) -> None:  # httpx would try a malformed address again and again
+        if response.has_redirect_location:
+            where, location = response.request.url, response.headers["Location"]
+            redirected(str(where), location, f"{where.host}{where.path}", server="hub", fix="check HF_ENDPOINT")
+
     hf_logging.set_verbosity(logging.ERROR)
     # The library's own hook is left out: tourkit itself checks HF_HUB_OFFLINE, and allows a mirror on loopback.
+    hooks: dict[str, list[Callable[[Any], None]]] = {"request": [limit], "response": [check_redirect]}
     set_client_factory(
-        lambda: httpx.Client(follow_redirects=True, trust_env=trust_env, event_hooks={"request": [limit]})
+        lambda: httpx.Client(
+            follow_redirects=True, max_redirects=MOST_REDIRECTS, trust_env=trust_env, event_hooks=hooks
+        )
     )
     return HfApi(endpoint=endpoint, library_name="tourkit", library_version=__version__)
 

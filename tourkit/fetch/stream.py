@@ -20,6 +20,7 @@ from tourkit.manifest.models import Link, Source
 
 MOST_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
+_ADDRESS = re.compile(r"[^\x00-\x1f\x7f]{1,16384}")  # no control character; a signed link has about 1000 characters
 T = TypeVar("T")
 _Asked = TypeVar("_Asked", Source, Link, contravariant=True)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -99,13 +100,27 @@ def redirected(url: str, location: str, where: str, *, server: str, fix: str) ->
 
     Raises HubError for an address that is invalid, or not encrypted if `url` is.
     """
-    target = urljoin(url, location)
-    parts = urlsplit(target)
-    if not location or parts.scheme not in ("http", "https") or not parts.hostname:
+    target, scheme = _resolved(url, location)
+    if not scheme:
         raise HubError(f"{where}: the {server} redirects to an invalid address: {fix}")
-    if urlsplit(url).scheme == "https" and parts.scheme == "http":
+    if scheme not in ("http", "https"):
+        raise HubError(f"{where}: the {server} redirects to {scheme}:// instead of http: {fix}")
+    if urlsplit(url).scheme == "https" and scheme == "http":
         raise HubError(f"{where}: the {server} redirects from https to http, which is not encrypted: {fix}")
     return target
+
+
+def _resolved(url: str, location: str) -> tuple[str, str]:
+    """Return the address that a Location of `url` names, and its scheme; "" as the scheme if it is no address."""
+    try:
+        target = urljoin(url, location)
+        parts = urlsplit(target)
+        _ = parts.port  # ValueError for one that is no number
+        host = (parts.hostname or "").encode("idna")  # UnicodeError, a ValueError, for what cannot be a host's name
+    except ValueError:
+        return "", ""
+    named = parts.scheme not in ("http", "https") or (host and b" " not in host)
+    return target, parts.scheme if named and _ADDRESS.fullmatch(location) else ""
 
 
 def follow(url: str, where: str, get: Callable[[str], Answer], *, server: str, fix: str) -> Answer:

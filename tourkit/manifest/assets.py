@@ -109,14 +109,19 @@ def env_problem(name: str) -> str | None:
 
 def _two_values(raw: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield a problem for each variable that two assets set to different paths on the same stack."""
+    seen: dict[str, dict[tuple[str, tuple[str, ...]], int]] = {}  # by variable: the first asset with a value and stacks
     for number, item in enumerate(raw):
-        for other, earlier in enumerate(raw[:number]):
-            [mine], [its] = assets_of([item]), assets_of([earlier])
-            meet = not mine.stacks or not its.stacks or set(mine.stacks) & set(its.stacks)
-            mine_at, its_at = (value_of(location(asset), asset.env_value) for asset in (mine, its))
-            if mine.env and mine.env == its.env and meet and mine_at != its_at:
+        [asset] = assets_of([item])
+        if not asset.env:
+            continue
+        mine = value_of(location(asset), asset.env_value)
+        earlier = seen.setdefault(asset.env, {})
+        for (its, stacks), other in earlier.items():
+            meet = not asset.stacks or not stacks or set(asset.stacks) & set(stacks)
+            if meet and mine != its:
                 fix = "put both files into one folder, or name different stacks"
-                yield f"assets[{number}].env: {mine.env} has another value in assets[{other}]: {fix}"
+                yield f"assets[{number}].env: {asset.env} has another value in assets[{other}]: {fix}"
+        earlier.setdefault((mine, asset.stacks), number)
 
 
 def value_of(path: str, env_value: str) -> str:

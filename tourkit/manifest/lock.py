@@ -11,6 +11,7 @@ from typing import Any
 
 from tourkit.errors import LocalError, ManifestError
 from tourkit.files import write_atomic
+from tourkit.headers.config import values_of
 from tourkit.manifest import asset_pins
 from tourkit.manifest.asset_pins import AssetPin
 from tourkit.manifest.models import Manifest, PinnedFile, Source, Variant, VariantId, pinned
@@ -19,6 +20,7 @@ from tourkit.manifest.validation import raise_problems, schema_problems
 from tourkit.units import counted
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_MOST_VALUES = 2_000_000  # of a lock, which has about 6 for each file; Python takes about 100 bytes for each
 _FIX = "run `tourkit lock` on the manifest to write the lock again"
 
 
@@ -295,7 +297,10 @@ def _entry(raw: dict[str, Any]) -> UnresolvedVariant:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes().decode())
+        data = path.read_bytes()
+        if values_of(data) > _MOST_VALUES:
+            raise ManifestError(f"{path}: more than {_MOST_VALUES} values, which no lock has: {_FIX}")
+        return json.loads(data.decode("utf-8-sig"))
     except FileNotFoundError as exc:
         manifest = path.with_name(path.name.removesuffix(".lock.json") + ".toml")
         raise ManifestError(f"{path}: there is no lock yet: run `tourkit lock {manifest}`") from exc

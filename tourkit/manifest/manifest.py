@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from tourkit.manifest.models import ROLES, Arch, Manifest, Model, Variant
 from tourkit.manifest.paths import path_problem
 from tourkit.manifest.validation import did_you_mean, dotted_step, raise_problems, schema_problems
 
+_MOST_BYTES = 4 << 20  # of a manifest; the built-in sets have some kilobytes
+_MOST_DOTS = 10_000_000  # the squares of the dots of each line: tomllib's time for a dotted key grows like this
 _MODEL_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -69,8 +72,10 @@ def _locate(ref: str | Path) -> Path:
 
 def _read_toml(path: Path) -> tuple[bytes, dict[str, Any]]:
     try:
-        content = path.read_bytes()
-        return content, tomllib.loads(content.decode())
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        _check_size(path, content)
+        return content, tomllib.loads(content.decode("utf-8-sig"))  # Notepad writes a byte order mark
     except OSError as exc:
         raise ManifestError(f"{path}: cannot be read ({exc.strerror}): check the path and the permissions") from exc
     except UnicodeDecodeError as exc:
@@ -84,6 +89,17 @@ def _read_toml(path: Path) -> tuple[bytes, dict[str, Any]]:
         raise ManifestError(f"{path}:{line}: TOML syntax: {reason}: correct this line") from exc
     except (ValueError, RecursionError) as exc:  # a number of 5000 digits, a list 1000 levels deep
         raise ManifestError(f"{path}: a value is too long or too deep to read: shorten it") from exc
+
+
+def _check_size(path: Path, content: bytes) -> None:
+    """Refuse a file that tomllib would read for minutes. Raises ManifestError."""
+    if len(content) > _MOST_BYTES:
+        raise ManifestError(f"{path}: more than {_MOST_BYTES} bytes: a manifest has some kilobytes: shorten it")
+    dots = 0
+    for number, line in enumerate(content.split(b"\n"), 1):
+        dots += line.count(b".") ** 2
+        if dots > _MOST_DOTS:
+            raise ManifestError(f"{path}:{number}: too many dotted keys up to this line: write them as tables")
 
 
 def _set_problems(raw: dict[str, Any]) -> Iterator[str]:
@@ -172,11 +188,11 @@ def _variant(raw: dict[str, Any]) -> Variant:
 def _filtered(manifest: Manifest, formats: list[str] | None, quants: list[str] | None) -> Manifest:
     """Apply the filters `formats` and `quants` of a set. A model without a variant left is removed from every role."""
     known = {variant.quant for model in manifest.models.values() for variant in model.variants}
-    problems = [
+    unknown = (
         f"quants[{index}]: no model of this set has the variant {quant!r}: {did_you_mean(quant, known)}"
         for index, quant in enumerate(quants or [])
         if quant not in known
-    ]
+    )
     models = {}
     for id_, model in manifest.models.items():
         named = None if model.adapts else quants  # an adapter fits every quant of its base
@@ -188,6 +204,6 @@ def _filtered(manifest: Manifest, formats: list[str] | None, quants: list[str] |
     models = adapters.served(models)
     roles = {role: tuple(id_ for id_ in ids if id_ in models) for role, ids in manifest.roles.items()}
     nothing = "roles.{}: `formats` and `quants` leave no variant of {}: widen them or add a model"
-    problems += [nothing.format(role, ", ".join(manifest.roles[role])) for role, ids in roles.items() if not ids]
-    raise_problems(manifest.path, problems)
+    empty = (nothing.format(role, ", ".join(manifest.roles[role])) for role, ids in roles.items() if not ids)
+    raise_problems(manifest.path, chain(unknown, empty))
     return replace(manifest, roles=roles, models=models)

@@ -1,5 +1,6 @@
 """Check paths that go on a drive: plain, relative, valid on every system, no pickle, distinct on exFAT."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from tourkit.errors import ManifestError
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_HOSTILE = frozenset('\\:?*"<>|')
+_HOSTILE = re.compile('[\\\\:?*"<>|\x00-\x1f\x7f-\x9f\ud800-\udfff]')  # control characters and surrogates too
 _RESERVED = frozenset(
     ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
     + [f"{port}{digit}" for port in ("COM", "LPT") for digit in "0123456789¹²³"]
@@ -27,9 +28,12 @@ def check_path(path: str, where: str) -> None:
 def check_distinct(paths: Sequence[str], where: str) -> None:
     """Refuse paths that are the same on a case-insensitive drive. Raises ManifestError."""
     seen: dict[str, str] = {}
+    whole: set[str] = set()  # folders that were compared: many files are in one folder
     for path in paths:
-        parts = path.split("/")
-        folders = ["/".join(parts[:depth]) + "/" for depth in range(1, len(parts))]
+        folder = path.rpartition("/")[0]
+        parts = folder.split("/") if folder and folder not in whole else []
+        whole.add(folder)
+        folders = ["/".join(parts[:depth]) + "/" for depth in range(1, len(parts) + 1)]
         for name in (*folders, path):
             other = seen.setdefault(_folded(name.rstrip("/")), name)
             if other != name:
@@ -51,7 +55,7 @@ def path_problem(path: str) -> str | None:
         return "leaves its folder: write it without '..'"
     if "" in names or "." in names:
         return "has an empty or '.' part: write it as folder/file"
-    if any(char in _HOSTILE or unicodedata.category(char) in ("Cc", "Cs") for char in path):
+    if _HOSTILE.search(path):
         return 'has a character that Windows refuses (\\ : ? * " < > | or a control character): leave this file out'
     for name in names:
         if name[-1] in ". ":
@@ -66,4 +70,6 @@ def path_problem(path: str) -> str | None:
 
 
 def _folded(path: str) -> str:
+    if path.isascii():
+        return path.casefold()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())

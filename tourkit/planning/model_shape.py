@@ -1,18 +1,19 @@
 """The numbers of a model that decide how much memory it takes.
 
-They come from the header of a GGUF file or from config.json (headers.py reads both), from the catalogue, or from a
-guess from the file size.
+They come from the header of a GGUF file or from config.json (tourkit/headers/ reads both), from the catalogue, or from
+a guess from the file size.
 """
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
 from typing import Any
 
-from tourkit.headers import folder_config, gguf_header, is_gguf
+from tourkit.errors import LocalError
+from tourkit.headers.config import folder_config
+from tourkit.headers.gguf import gguf_header, is_gguf
 from tourkit.manifest.models import Arch
 
 GUESSED = "the file's size alone"  # a shape's source
@@ -47,12 +48,15 @@ class Shape:
 
 
 def of_file(path: Path) -> Shape | None:
-    """Return the shape from the header of a weight file, or from its folder's config.json; None if neither has it."""
+    """Return the shape from the header of a weight file, or from its folder's config.json; None if neither has it.
+
+    None too for a header that is refused. The worker refuses it by the same checks before it loads the file.
+    """
     try:
         if path.is_file() and is_gguf(path):
             return _of_gguf(gguf_header(path))
         return _of_config(folder_config(path if path.is_dir() else path.parent))
-    except (OSError, ValueError, KeyError, TypeError, struct.error):  # truncated or unusual: loading it says more
+    except (OSError, LocalError, ValueError, KeyError):  # truncated or unusual: the worker says what is wrong
         return None
 
 
@@ -118,7 +122,7 @@ def _of_config(config: dict[str, Any]) -> Shape:
     kv_heads = number("num_key_value_heads", "num_kv_heads", "n_head_kv", default=heads)
     if config.get("multi_query") and not config.get("new_decoder_architecture"):
         kv_heads = 1  # Falcon's first design
-    kv_heads = int((config.get("attn_config") or {}).get("kv_n_heads") or kv_heads)  # MPT
+    kv_heads = _largest((config.get("attn_config") or {}).get("kv_n_heads") or kv_heads)  # MPT
     head = number("head_dim", default=width // heads)
     embeds = embeds_by(config)
     return Shape(

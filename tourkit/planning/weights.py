@@ -6,17 +6,16 @@ its stack can load them.
 
 from __future__ import annotations
 
-import json
 import re
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tourkit.bundle.index import INDEX, BundleModel, BundleVariant, Index
-from tourkit.errors import LocalError, UsageError
-from tourkit.headers import folder_config, gguf_header, gguf_parts, is_gguf
+from tourkit.errors import UsageError
+from tourkit.headers.config import SHARDS, folder_config, shard_names
+from tourkit.headers.gguf import gguf_header, gguf_parts, is_gguf
 from tourkit.manifest.models import ROLES, PinnedFile, VariantId
 from tourkit.manifest.paths import PICKLED
 from tourkit.planning.model_shape import Shape, of_file
@@ -94,7 +93,8 @@ def quant_of_config(config: Mapping[str, Any]) -> str:
 
 def _compressed(quantisation: Mapping[str, Any]) -> str:
     """FP8, FP4, or bits of weights and activations such as W4A16."""
-    group: dict[str, Any] = next(iter((quantisation.get("config_groups") or {}).values()), {})
+    groups: Mapping[str, Any] = quantisation.get("config_groups") or {}
+    group: Mapping[str, Any] = next(iter(groups.values()), {}) or {}
     weights, activations = group.get("weights") or {}, group.get("input_activations") or {}
     bits = weights.get("num_bits", 4)
     return f"FP{bits}" if weights.get("type") == "float" else f"W{bits}A{activations.get('num_bits', 16)}"
@@ -106,11 +106,7 @@ def _of_gguf(path: Path) -> Weights:
     if not is_gguf(path):
         raise UsageError(f"{path}: not a GGUF file: give a .gguf file, or a folder with config.json and .safetensors")
     first, *others = _parts(path)
-    try:
-        header = gguf_header(first)
-    except (struct.error, ValueError) as exc:
-        why = "it ends too early" if isinstance(exc, struct.error) else exc
-        raise LocalError(f"{path}: its GGUF header cannot be read ({why}): copy or download the file again") from exc
+    header = gguf_header(first)
     kind = header.get("general.type", "model")
     if kind != "model":
         raise UsageError(f"{path}: a GGUF of type {kind!r}, which is not a model: give the GGUF file of the model")
@@ -143,21 +139,15 @@ def _of_folder(path: Path) -> Weights:
     files = _safetensors(path)
     if not (path / "config.json").is_file():
         raise UsageError(f"{path}: no config.json: give the folder as Hugging Face lays it out")
-    try:
-        config = folder_config(path)
-    except ValueError as exc:
-        raise LocalError(f"{path}: its config.json cannot be read ({exc}): copy or download it again") from exc
+    config = folder_config(path)
     return _described(path.absolute(), "safetensors", _model_id(_folder_name(path)), quant_of_config(config), files)
 
 
 def _safetensors(folder: Path) -> list[Path]:
     """The weight files: those that the folder's own list names, else all of them."""
-    listing = folder / "model.safetensors.index.json"
+    listing = folder / SHARDS
     if listing.is_file():
-        try:
-            names = sorted(set(json.loads(listing.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise LocalError(f"{listing}: cannot be read ({exc!r}): copy or download it again") from exc
+        names = shard_names(listing)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise UsageError(f"{folder / missing[0]}: no such file: {listing.name} names it: copy or download it")

@@ -14,7 +14,7 @@ from typing import Any
 from tourkit.backends.llama_cpp.library import import_llama, reason
 from tourkit.backends.out_of_memory import is_out_of_memory
 from tourkit.errors import EngineDead, LocalError
-from tourkit.headers import gguf_parts
+from tourkit.headers.gguf import gguf_parts
 from tourkit.launch import ALL_LAYERS, GpuLayers
 
 _SPM_VOCAB = 1  # LLAMA_VOCAB_TYPE_SPM: SentencePiece, whose texts normally start with a space
@@ -56,7 +56,7 @@ class LlamaModel:
         self._pieces: dict[int, bytes] = {}
         bos, eos = lib.llama_vocab_bos(self._vocab), lib.llama_vocab_eos(self._vocab)
         self.special_tokens = {  # with the names in chat templates; empty if the model has none
-            name: self._render(token, special=True).decode() if token >= 0 else ""
+            name: self._render(token, special=True).decode(errors="replace") if token >= 0 else ""
             for name, token in (("bos_token", bos), ("eos_token", eos))
         }
 

@@ -45,7 +45,7 @@ def language_model(folder: Path, device: str) -> Any:
     """Load a causal language model: float32 on a CPU, the weights' own type on a GPU. Raises LocalError."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    quantized = read_json(folder / "config.json").get("quantization_config", {}).get("quant_method")
+    quantized = (read_json(folder / "config.json").get("quantization_config") or {}).get("quant_method")
     if quantized == "bitsandbytes" and device != "cuda":
         raise LocalError(f"{folder}: bitsandbytes weights need a CUDA GPU: use the GGUF of this model")
     try:

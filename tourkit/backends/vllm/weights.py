@@ -10,6 +10,7 @@ from tourkit.backends.text_side import Texts
 from tourkit.backends.transformers.loading import converted_tokenizer
 from tourkit.backends.vocabulary import Vocabulary
 from tourkit.errors import LocalError
+from tourkit.headers.check import check_weights
 from tourkit.planning import model_shape
 
 if TYPE_CHECKING:
@@ -18,9 +19,14 @@ if TYPE_CHECKING:
 
 
 def folder_of(launch: Launch) -> Path:
-    """Return the checked folder of weights. Raises LocalError if vLLM cannot load it or not with these options."""
+    """Return the checked folder of weights. Raises LocalError if vLLM cannot load it or not with these options.
+
+    LocalError too for a header with a number that no model has: vLLM never sees such a file.
+    """
     refuse_foreign(launch)
-    return safetensors_folder(launch)
+    folder = safetensors_folder(launch)
+    check_weights(folder)
+    return folder
 
 
 def shape_of(folder: Path) -> Shape:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import struct
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from tourkit.headers import gguf_header
+from tourkit.errors import LocalError
+from tourkit.headers.gguf import gguf_header
 
 _LIBRARIES = ("libllama.so", "libllama.dylib", "llama.dll")
 
@@ -23,8 +23,11 @@ def unknown_architectures(wheel: Path, weights: Iterable[Path]) -> list[str]:
     for path in weights:
         try:
             name = str(gguf_header(path).get("general.architecture", ""))
-        except (OSError, ValueError, struct.error) as exc:
-            lines.append(f"{path}: not a GGUF file that can be read ({exc}): run `tourkit verify` on the bundle")
+        except OSError as exc:
+            lines.append(f"{path}: cannot be read ({exc.strerror}): run `tourkit verify` on the bundle")
+            continue
+        except LocalError as exc:
+            lines.append(str(exc))
             continue
         if not _names(library, name):
             lines.append(
