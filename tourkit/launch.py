@@ -40,7 +40,8 @@ class Launch:
     gets the same text, whatever other requests run. `prefix_cache`: folder that keeps shared prompts for the next
     start, "" for none. `chat_template`: Jinja source for weights that have none, "" for none. `capability`: the CUDA
     compute capability of its GPU, None if it is on no CUDA GPU. `environment`: name and value of each variable that
-    tells a library of the stack where a side asset is.
+    tells a library of the stack where a side asset is. `special_tokens_in_content`: a control token that a message
+    spells is the control token; otherwise it is text.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Launch:
     chat_template: str = ""
     capability: tuple[int, int] | None = None
     environment: tuple[tuple[str, str], ...] = ()
+    special_tokens_in_content: bool = False
 
     @property
     def title(self) -> str:

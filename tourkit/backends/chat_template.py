@@ -1,16 +1,22 @@
-"""Chat templates: Jinja source that comes with a model, rendered in Jinja's immutable sandbox.
+"""Chat templates: Jinja source that comes with a model, rendered in a sandbox with a budget.
 
-A template is downloaded with the weights, so it is not trusted. It can neither read nor change Python objects.
+A template is downloaded with the weights, so it is not trusted. It can neither read nor change Python objects, and it
+can neither hang nor take memory.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from tourkit.errors import EngineError, RequestError
+from tourkit.errors import EngineError, RequestError, one_line
+
+_LONGEST_SOURCE = 1 << 18  # characters; the longest templates of published models have 30,000
+_LONGEST_PATTERN = 200  # characters of a date format
+_MOST_INDENT = 16
 
 
 class ChatTemplate:
@@ -21,49 +27,76 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
         from jinja2 import TemplateSyntaxError
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        # The same settings as in Hugging Face's own renderer: templates are written for them.
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], autoescape=False
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime_now
+        from tourkit.backends.template_sandbox import TemplateSandbox
+
+        if len(source) > _LONGEST_SOURCE:
+            raise EngineError(f"the model's chat template has {len(source)} characters: at most {_LONGEST_SOURCE} fit")
+        self._sandbox = sandbox = TemplateSandbox()
+        sandbox.add_filter("tojson", _tojson)
+        sandbox.globals["raise_exception"] = _raise_exception
+        sandbox.globals["strftime_now"] = _strftime_now
         try:
-            self._template = environment.from_string(source)
+            self._template = sandbox.from_string(source)
         except TemplateSyntaxError as exc:
-            raise EngineError(
-                f"the model's chat template is not valid Jinja: line {exc.lineno}: {exc.message}"
-            ) from exc
+            why = one_line(exc.message or "")
+            raise EngineError(f"the model's chat template is not valid Jinja: line {exc.lineno}: {why}") from exc
+        except Exception as exc:  # Jinja's parser and Python's compiler raise many kinds: RecursionError, MemoryError…
+            raise EngineError(f"the model's chat template cannot be compiled: {_reason(exc)}") from exc
         self._special_tokens = special_tokens
 
-    def render(self, messages: Iterable[dict[str, Any]]) -> str:
-        """Return the prompt for these messages, up to the start of the assistant's turn. Raises RequestError."""
-        from jinja2 import TemplateError
+    def render(self, messages: Iterable[dict[str, Any]], *, mark: str = "") -> str:
+        """Return the prompt for these messages, up to the start of the assistant's turn.
+
+        `mark`: a character that the caller put into the messages; it is left out of error messages. Raises
+        RequestError, for every exception of the template.
+        """
+        from tourkit.backends.template_budget import Budget
 
         plain = [dict(message) for message in messages]
+        budget = Budget(len(plain), sum(len(value) for each in plain for value in each.values() if type(value) is str))
         try:
-            return self._template.render(messages=plain, add_generation_prompt=True, **self._special_tokens)
-        except (TemplateError, _RefusedError) as exc:
+            with self._sandbox.limited(budget):
+                text = self._template.render(messages=plain, add_generation_prompt=True, **self._special_tokens)
+            text.encode()
+        except Exception as exc:  # a template can raise any exception
+            why = _reason(exc).replace(mark, "") if mark else _reason(exc)
             raise RequestError(
-                f"the model's chat template refuses these messages: {exc}", param="messages", code="invalid_messages"
+                f"the model's chat template refuses these messages: {why}", param="messages", code="invalid_messages"
             ) from exc
+        return text
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """The error that `raise_exception` in a template raises."""
 
 
-def _raise_exception(message: str) -> None:
-    raise _RefusedError(message)
+def _reason(exc: Exception) -> str:
+    """Return an exception of a template as one line."""
+    from jinja2 import TemplateError
+
+    from tourkit.backends.template_budget import OverBudget
+
+    if isinstance(exc, OverBudget):
+        return f"it does more than a chat needs ({exc})"
+    text = one_line(str(exc))
+    if isinstance(exc, TemplateError | RefusedError) and text:
+        return text
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+
+
+def _raise_exception(message: object) -> None:
+    raise RefusedError(message if isinstance(message, str) else "no reason is given")
 
 
 def _strftime_now(pattern: str) -> str:
+    if len(pattern) > _LONGEST_PATTERN or re.search(r"%[-_0^#+]*\d{3}", pattern):
+        raise ValueError("too long a date format")
     return datetime.now().strftime(pattern)
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
+def _tojson(value: Any, indent: object = None) -> str:
     # Jinja's own filter escapes HTML characters. That would change the text that the model reads.
+    if indent is not None and not (isinstance(indent, int) and 0 <= indent <= _MOST_INDENT):
+        raise ValueError(f"tojson: indent must be a number from 0 to {_MOST_INDENT}")
     return json.dumps(value, ensure_ascii=False, indent=indent)

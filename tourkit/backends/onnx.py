@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tourkit.backends.launch_checks import refuse_foreign
-from tourkit.backends.runner_engine import RunnerEngine
+from tourkit.backends.runner_engine import RunnerEngine, start
 from tourkit.backends.slot_runner import Part, SlotRunner
 from tourkit.backends.vocabulary import Vocabulary, read_json
 from tourkit.errors import EngineError, LocalError, one_line
@@ -166,10 +166,4 @@ def load(launch: Launch) -> RunnerEngine:
         gpu_layers=launch.gpu_layers,
     )
     # Each guessed token needs logits, to be checked.
-    return RunnerEngine(
-        runner,
-        "onnx",
-        emulated=EMULATED,
-        speculate=runner.every_row,
-        chat_template=launch.chat_template,
-    )
+    return start(runner, launch, emulated=EMULATED, speculate=runner.every_row)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
+from tourkit.backends.template_trial import try_out
 from tourkit.backends.text_side import Texts, Tokenizer
 from tourkit.engine.engine import BatchEngine
 from tourkit.engine.runner import PrefixStore, Runner
@@ -16,6 +18,9 @@ from tourkit.errors import LocalError, TourkitError
 from tourkit.generation import Emit, EngineInfo, EngineStats, Request, SamplingParams, Submission
 from tourkit.grammar.prepared import Manner, Prepared
 from tourkit.grammar.trial.token_table import TokenTable
+
+if TYPE_CHECKING:
+    from tourkit.launch import Launch
 
 _WARM_UP = 8  # tokens
 
@@ -41,11 +46,39 @@ def warm_up(runner: Runner) -> None:
     runner.truncate(0, 0)
 
 
+def start(
+    runner: TextRunner,
+    launch: Launch,
+    *,
+    emulated: tuple[str, ...] = (),
+    speculate: bool = True,
+    prefixes: PrefixStore | None = None,
+) -> RunnerEngine:
+    """Try the chat template in a process of its own, and start the engine of a loaded model. Raises LocalError."""
+    try:
+        source = runner.chat_template or launch.chat_template
+        if source:
+            try_out(source, runner.special_tokens, Path(launch.path))
+        return RunnerEngine(
+            runner,
+            launch.stack,
+            emulated=emulated,
+            speculate=speculate,
+            deterministic=launch.deterministic,
+            prefixes=prefixes,
+            chat_template=launch.chat_template,
+            special_tokens_in_content=launch.special_tokens_in_content,
+        )
+    except TourkitError:
+        runner.close()
+        raise
+
+
 class RunnerEngine:
     """The Engine of one loaded model.
 
     `emulated`: parameters that tourkit serves itself because the stack's library does not.
-    `chat_template`: used if the model has none.
+    `chat_template`: used if the model has none. `special_tokens_in_content`: as in Launch.
     """
 
     def __init__(
@@ -59,10 +92,11 @@ class RunnerEngine:
         deterministic: bool = False,
         prefixes: PrefixStore | None = None,
         chat_template: str = "",
+        special_tokens_in_content: bool = False,
     ) -> None:
         self._runner = runner
         self._info = EngineInfo(stack, runner.context, runner.n_slots, runner.n_vocab, emulated)
-        self._texts = Texts(runner, runner.context, chat_template)
+        self._texts = Texts(runner, runner.context, chat_template, special_tokens_in_content=special_tokens_in_content)
         self._spacing = self._texts.spacing(self._write_on)
         self._preparing: threading.Thread | None = None
         self._batches = BatchEngine(

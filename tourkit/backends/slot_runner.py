@@ -13,6 +13,8 @@ from tourkit.engine.sampling import NumpySampler
 from tourkit.errors import EngineError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from tourkit.backends.vocabulary import Vocabulary
@@ -46,6 +48,7 @@ class SlotRunner(ABC):
         self.shares_kv = shares_kv
         self.one_pool = self.prompts_apart = False
         self.special_tokens = vocabulary.special_tokens
+        self.control_tokens = vocabulary.control_tokens
         self._held: list[int] = [0] * slots  # how many cells each slot holds
         self._batch: dict[int, Part] = {}
         self._n_rows = self._n_tokens = 0
@@ -87,6 +90,13 @@ class SlotRunner(ABC):
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return self._vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def tokenize_parts(self, parts: Sequence[str | int], *, add_special: bool) -> list[int]:
+        return self._vocabulary.tokenize_parts(parts, add_special=add_special)
+
+    @property
+    def longest_piece(self) -> int:
+        return self._vocabulary.longest_piece
 
     def piece(self, token: int) -> bytes:
         return self._vocabulary.piece(token)

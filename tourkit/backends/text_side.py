@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
 from tourkit.backends.chat_template import ChatTemplate
+from tourkit.backends.control_tokens import ControlTokens
 from tourkit.errors import RequestError
 from tourkit.generation import Constraint, Emit, Enforced, Request
 from tourkit.grammar.compiler import GrammarCompiler
@@ -19,6 +20,7 @@ from tourkit.grammar.spacing import BEGUN, ENOUGH, QUESTION, Spacing
 from tourkit.grammar.trial.token_table import TokenTable
 
 _REMEMBERED = 64  # prepared constraints
+_SHORT_PIECE = 4  # bytes of a token: shorter prompts are not measured
 
 
 class Tokenizer(Protocol):
@@ -27,6 +29,12 @@ class Tokenizer(Protocol):
     n_vocab: int
     eog: frozenset[int]  # every end-of-generation token
     special_tokens: dict[str, str]
+    control_tokens: ControlTokens
+
+    @property
+    def longest_piece(self) -> int:
+        """Bytes of the longest token, control tokens included."""
+        ...
 
     @property
     def chat_template(self) -> str | None:
@@ -42,6 +50,10 @@ class Tokenizer(Protocol):
         ...
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+
+    def tokenize_parts(self, parts: Sequence[str | int], *, add_special: bool) -> list[int]:
+        """Return the tokens of texts and control tokens in order. Control tokens that a text spells are text."""
+        ...
 
     def piece(self, token: int) -> bytes: ...
 
@@ -83,15 +95,19 @@ class _Grammars:
 class Texts:
     """Prompts, checks and grammars of one model. Thread-safe.
 
-    `context`: tokens a sequence. `chat_template`: used if the model has none.
+    `context`: tokens a sequence. `chat_template`: used if the model has none. `special_tokens_in_content`: a control
+    token that a message spells is the control token; otherwise it is text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, context: int, chat_template: str = "") -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, context: int, chat_template: str = "", *, special_tokens_in_content: bool = False
+    ) -> None:
         self.tokenizer = tokenizer
         self.context = context
         source = tokenizer.chat_template or chat_template
         self._template = ChatTemplate(source, tokenizer.special_tokens) if source else None
         self._made: _Grammars | None = None
+        self._special_tokens_in_content = special_tokens_in_content
         self._lock = threading.Lock()
 
     def engine_input(
@@ -130,6 +146,7 @@ class Texts:
         """Return the tokens of a prompt or of messages, followed by a begun answer. Raises RequestError."""
         tokenizer = self.tokenizer
         if request.prompt is not None:
+            self._check_size(request.prompt, "prompt")
             return tokenizer.tokenize(request.prompt + begun, add_special=True, parse_special=False)
         if self._template is None:
             raise RequestError(
@@ -137,10 +154,41 @@ class Texts:
                 "chat_template in the manifest",
                 param="messages",
             )
-        text = self._template.render(request.messages or ()) + begun
+        messages, mark = list(request.messages or ()), ""
+        if not self._special_tokens_in_content:
+            messages, mark = tokenizer.control_tokens.marked(messages)
+        text = self._template.render(messages, mark=mark) + begun
+        self._check_size(text.replace(mark, "") if mark else text, "messages")
+        self._check_count(text)
         bos = tokenizer.special_tokens["bos_token"]
         add_bos = tokenizer.adds_bos and not (bos and text.startswith(bos))
+        if mark:
+            return tokenizer.tokenize_parts(tokenizer.control_tokens.parts(text, mark), add_special=add_bos)
         return tokenizer.tokenize(text, add_special=add_bos, parse_special=True)
+
+    def _check_size(self, text: str, param: str) -> None:
+        """Raise RequestError, before tokenizing, for a text that no tokens of the context can hold."""
+        if len(text) <= self.context * _SHORT_PIECE:
+            return
+        size, most = len(text.encode(errors="replace")), self.context * self.tokenizer.longest_piece
+        if size > most:
+            raise RequestError(
+                f"{size} bytes of prompt do not fit a context of {self.context} tokens, which hold at most {most} "
+                "bytes: shorten the prompt, or serve with a larger --context",
+                param=param,
+                code="context_length_exceeded",
+            )
+
+    def _check_count(self, text: str) -> None:
+        """Raise RequestError, before tokenizing, for a text with more control tokens than the context."""
+        count = self.tokenizer.control_tokens.count(text, self.context)
+        if count > self.context:
+            raise RequestError(
+                f"at least {count} prompt tokens do not fit a context of {self.context} tokens: shorten the prompt, or "
+                "serve with a larger --context",
+                param="messages",
+                code="context_length_exceeded",
+            )
 
     def _dialogue(self, question: str, begun: str, room: int) -> list[int]:
         """Return the tokens of a question and of a begun answer, as plain text if no chat template takes them.

@@ -7,9 +7,14 @@ tokens on every stack.
 from __future__ import annotations
 
 import json
+import secrets
+import threading
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tourkit.backends.control_tokens import ControlTokens, is_marker
 from tourkit.errors import LocalError
 
 # Tokens that always end an answer, as in llama.cpp: some configurations do not list their end tokens.
@@ -17,6 +22,7 @@ _ENDS = set(
     "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <end_of_turn> <|endoftext|> <|eom_id|> <EOT> _<EOT> [EOT] "
     "<|end_of_text|> <end_of_utterance>".split()
 )
+_SECRET = 8  # characters of a secret, each of 16 bits
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
 
 
@@ -32,13 +38,22 @@ class Vocabulary:
         self._config = read_json(folder / "tokenizer_config.json")
         tokenizer = _known(_whole(_parsed(folder, source), self._config), n_vocab)
         self._source = json.dumps(tokenizer)
-        self._plain, self._special = self._tokenizer(), self._tokenizer()
+        self._plain, self._special = self._tokenizer(self._source), self._tokenizer(self._source)
         self._plain.encode_special_tokens = True  # so <|end|> in a text is plain text
+        self._guarded: Any = None
+        self._lock = threading.Lock()
         self._kind = _kind(tokenizer, folder)
         self._added: dict[int, Any] = self._special.get_added_tokens_decoder()
         self._pieces = self._all_pieces()
         self.special_tokens = {name: self._special_text(name) for name in ("bos_token", "eos_token")}
         self.eog = self._ends()
+        self.control_tokens = ControlTokens(
+            {
+                added.content: id_
+                for id_, added in self._added.items()
+                if added.special or id_ in self.eog or is_marker(added.content)
+            }
+        )
         self._prefix = self._bos()
         self.chat_template = self._template()
 
@@ -61,6 +76,41 @@ class Vocabulary:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         return [*self._prefix, *ids] if add_special else list(ids)
 
+    def tokenize_parts(self, parts: Sequence[str | int], *, add_special: bool) -> list[int]:
+        """Return the tokens of texts and control tokens in order, as `tokenize` does with `parse_special`.
+
+        Control tokens that a text spells are text. The first call reads the tokenizer once more.
+        """
+        with self._lock:
+            if self._guarded is None:
+                self._guarded, self._names, self._ids = self._guard()
+        text = "".join(self._names[part] if isinstance(part, int) else part for part in parts)
+        ids = (self._ids.get(token, token) for token in self._guarded.encode(text, add_special_tokens=False).ids)
+        return [*self._prefix, *ids] if add_special else list(ids)
+
+    def _guard(self) -> tuple[Any, dict[int, str], dict[int, int]]:
+        """Make the tokenizer of `tokenize_parts`, in which each control token has a name that nobody can guess.
+
+        Return it, the names by the tokens' ids, and the ids that it gives to these tokens → their own.
+        """
+        secret = "".join(chr(0xF0000 + secrets.randbelow(0xFFFD)) for _ in range(_SECRET))
+        names = {text: secret + text for text in self.control_tokens.ids}
+        tokenizer = json.loads(self._source)
+        tokenizer["model"] = _renamed(tokenizer["model"], names)
+        for added in tokenizer["added_tokens"]:
+            if added["content"] in names:
+                added |= {"content": names[added["content"]], "normalized": False, "special": True}
+        made = self._tokenizer(json.dumps(tokenizer))
+        ids = {made.token_to_id(names.get(added.content, added.content)): id_ for id_, added in self._added.items()}
+        return made, {id_: names[text] for text, id_ in self.control_tokens.ids.items()}, ids
+
+    @cached_property
+    def longest_piece(self) -> int:
+        """Bytes of the longest token, control tokens included."""
+        return max(
+            max(map(len, self._pieces)), max((len(text.encode()) for text in self.control_tokens.ids), default=0)
+        )
+
     def piece(self, token: int) -> bytes:
         """Return the bytes of a token's text; empty for control tokens and padding."""
         return self._pieces[token] if token < len(self._pieces) else b""
@@ -71,11 +121,11 @@ class Vocabulary:
 
         return LLTokenizer(self._source, n_vocab=self.n_vocab, eos_token=sorted(self.eog))
 
-    def _tokenizer(self) -> Any:
+    def _tokenizer(self, source: str) -> Any:
         from tokenizers import Tokenizer
 
         try:
-            return Tokenizer.from_str(self._source)
+            return Tokenizer.from_str(source)
         except Exception as exc:  # tokenizers raises nothing narrower
             raise LocalError(
                 f"{self._folder / 'tokenizer.json'}: not a tokenizer ({exc}): run `tourkit verify`"
@@ -134,7 +184,10 @@ class Vocabulary:
     def _template(self) -> str | None:
         file = self._folder / "chat_template.jinja"
         if file.is_file():
-            return file.read_text(encoding="utf-8")
+            try:
+                return file.read_text(encoding="utf-8")
+            except UnicodeDecodeError as exc:
+                raise LocalError(f"{file}: not UTF-8 text: run `tourkit verify` on the bundle") from exc
         found = read_json(self._folder / "chat_template.json").get("chat_template", self._config.get("chat_template"))
         if isinstance(found, list):  # several templates with names
             found = {each.get("name"): each.get("template") for each in found}.get("default")
@@ -177,6 +230,28 @@ def _whole(tokenizer: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
 def _known(tokenizer: dict[str, Any], n_vocab: int) -> dict[str, Any]:
     """Return the tokenizer without added tokens that have no logits. Some fine-tunes have one for padding."""
     return tokenizer | {"added_tokens": [token for token in tokenizer["added_tokens"] if token["id"] < n_vocab]}
+
+
+def _renamed(model: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Return a tokenizer's model with other names for its control tokens, so that no text can become one of them."""
+    vocab = model.get("vocab")
+    if isinstance(vocab, list):  # pieces of a unigram model, with their scores
+        return model | {"vocab": [[names.get(text, text), score] for text, score in vocab]}
+    if not isinstance(vocab, dict):
+        return model
+    unknown = model.get("unk_token")
+    merges = [merge for merge in model.get("merges") or () if not _is_named(merge, names)]
+    return model | {
+        "vocab": {names.get(text, text): id_ for text, id_ in vocab.items()},
+        "unk_token": names.get(unknown, unknown) if unknown else unknown,
+        **({"merges": merges} if "merges" in model else {}),
+    }
+
+
+def _is_named(merge: str | list[str], names: dict[str, str]) -> bool:
+    """Whether a merge makes or takes one of the named tokens."""
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return left in names or right in names or left + right in names
 
 
 def _id(token: dict[str, Any]) -> int:

@@ -141,6 +141,11 @@ def _of_manifest(reference: str) -> tuple[Index, Mapping[VariantId, Shape], str]
     metavar="DIR",
     help="Keep the prompts that requests share here until the next start.",
 )
+@click.option(
+    "--special-tokens-in-content",
+    is_flag=True,
+    help="Read control tokens that messages spell as control tokens; without it they are text.",
+)
 @click.option("--log", is_flag=True, help="Print one line on stderr for each request.")
 def serve(
     file: Path | None,
@@ -158,6 +163,7 @@ def serve(
     api_key: str | None,
     deterministic: bool,
     prefix_cache: Path | None,
+    special_tokens_in_content: bool,
     log: bool,
 ) -> None:
     """Serve a bundle, or one model from a FILE, through an OpenAI-compatible API.
@@ -189,7 +195,10 @@ def serve(
             show(line)
 
     limits = Limits(vram, reserve, gpu)
-    options = ServeOptions(roles, context, slots, deterministic, prefix_cache, host, port, machine_path, limits)
+    options = ServeOptions(
+        *(roles, context, slots, deterministic, prefix_cache, host, port, machine_path, limits),
+        special_tokens_in_content=special_tokens_in_content,
+    )
     gateway = GatewayOptions(offline=offline, api_key=api_key, say=note, log=log)
     if file is None:
         serve_bundle(bundle, options, gateway, ready)

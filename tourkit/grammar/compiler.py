@@ -21,7 +21,7 @@ _MAX_CACHED_BYTES = 96 * 2**20
 _MAX_USES = 256  # requests; then a grammar is compiled again, because its lexer keeps every state that it has been in
 # Fuel is at the library's defaults: 200,000 for a step is about 15 ms. A state of the lexer takes about 1 kB.
 _LIMITS = {"max_lexer_states": 100_000}
-_LARGE = _LIMITS | {"max_items_in_row": 15_000, "step_max_items": 500_000}  # 15,000 items in a row are about 80 ms
+_LARGE = _LIMITS | {"max_items_in_row": 15_000, "step_max_items": 60_000}  # 15,000 items in a row are about 80 ms
 
 
 def new_matcher(tokenizer: Any, grammar: str, *, large: bool) -> Any:

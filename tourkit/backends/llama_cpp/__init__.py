@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tourkit.backends.embedder import BatchEmbedder
 from tourkit.backends.llama_cpp.prefixes import LlamaPrefixes
 from tourkit.backends.llama_cpp.runner import LlamaRunner
-from tourkit.backends.runner_engine import RunnerEngine
+from tourkit.backends.runner_engine import start
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
@@ -32,10 +32,4 @@ def load(launch: Launch) -> Engine:
         runner.embed([[0] * min(8, runner.context)])  # a crash at first use happens now, while the model is loading
         return BatchEmbedder(runner, "llama_cpp", deterministic=launch.deterministic)
     kept = launch.prefix_cache and not launch.deterministic
-    return RunnerEngine(
-        runner,
-        "llama_cpp",
-        deterministic=launch.deterministic,
-        prefixes=LlamaPrefixes(runner, Path(launch.prefix_cache)) if kept else None,
-        chat_template=launch.chat_template,
-    )
+    return start(runner, launch, prefixes=LlamaPrefixes(runner, Path(launch.prefix_cache)) if kept else None)

@@ -8,15 +8,21 @@ from __future__ import annotations
 import ctypes
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tourkit.backends.control_tokens import ControlTokens, is_marker
 from tourkit.backends.llama_cpp.library import import_llama, reason
 from tourkit.backends.out_of_memory import is_out_of_memory
 from tourkit.errors import EngineDead, LocalError
 from tourkit.headers.gguf import gguf_parts
 from tourkit.launch import ALL_LAYERS, GpuLayers
 
+_UNKNOWN, _CONTROL, _USER_DEFINED, _LSTRIP, _RSTRIP = 1 << 0, 1 << 3, 1 << 4, 1 << 7, 1 << 8  # LLAMA_TOKEN_ATTR_…
+_MANY = 256  # control tokens in a text: llama.cpp takes quadratic time to find them
+_SHORT = 16  # characters
+_SPACES = " \t\n\v\f\r"  # what a token with LSTRIP or RSTRIP takes with it
 _SPM_VOCAB = 1  # LLAMA_VOCAB_TYPE_SPM: SentencePiece, whose texts normally start with a space
 _NO_POOLING = (-1, 0)  # LLAMA_POOLING_TYPE_UNSPECIFIED and _NONE: a model that writes text
 LAST_POOLING, _RANK_POOLING = 3, 4
@@ -54,6 +60,9 @@ class LlamaModel:
         self.shares_kv = self.partial_kv
         self.pooling = self._pooling()
         self._pieces: dict[int, bytes] = {}
+        self._attributes = self._special_attributes()
+        self.control_tokens = ControlTokens(self._control_ids())
+        self._user_markers = ControlTokens(self._marker_ids())
         bos, eos = lib.llama_vocab_bos(self._vocab), lib.llama_vocab_eos(self._vocab)
         self.special_tokens = {  # with the names in chat templates; empty if the model has none
             name: self._render(token, special=True).decode(errors="replace") if token >= 0 else ""
@@ -132,9 +141,15 @@ class LlamaModel:
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja source of the GGUF's chat template; None if it has none."""
+        """The Jinja source of the GGUF's chat template; None if it has none. Raises LocalError if it is not UTF-8."""
         raw = self._lib.llama_model_chat_template(self._model, None)
-        return raw.decode() if raw else None
+        try:
+            return raw.decode() if raw else None
+        except UnicodeDecodeError as exc:
+            raise LocalError(
+                f"{self.path}: its chat template is not UTF-8 text: compare its SHA-256 with the source, or choose "
+                "another model"
+            ) from exc
 
     @property
     def adds_bos(self) -> bool:
@@ -148,6 +163,11 @@ class LlamaModel:
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         if self._model is None:
             raise EngineDead("the model is closed")
+        if parse_special and self.control_tokens.count(text, _MANY):
+            return self.tokenize_parts(self.control_tokens.parts(text, ""), add_special=add_special)
+        return self._tokens(text, add_special=add_special, parse_special=parse_special)
+
+    def _tokens(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         raw = text.encode()
         room = len(raw) + 16
         while True:
@@ -156,6 +176,60 @@ class LlamaModel:
             if n >= 0:
                 return list(tokens[:n])
             room = -n
+
+    def tokenize_parts(self, parts: Sequence[str | int], *, add_special: bool) -> list[int]:
+        """Return the tokens of texts and control tokens in order, as `tokenize` does with `parse_special`.
+
+        Control tokens that a text spells are text.
+        """
+        around = self._tokens("", add_special=add_special, parse_special=False)
+        n_before = 1 if around and self.adds_bos else 0
+        tokens = around[:n_before]
+        known: dict[str, list[int]] = {}  # short texts come again and again between control tokens
+        for i, part in enumerate(parts):
+            if isinstance(part, int):
+                tokens.append(part)
+                continue
+            before, after = parts[i - 1] if i else None, parts[i + 1] if i + 1 < len(parts) else None
+            if isinstance(before, int) and self._attributes.get(before, 0) & _RSTRIP:
+                part = part.lstrip(_SPACES)
+            if isinstance(after, int) and self._attributes.get(after, 0) & _LSTRIP:
+                part = part.rstrip(_SPACES)
+            for text in self._user_markers.cut(part):  # llama.cpp finds these in every text
+                found = known.get(text)
+                if found is None:
+                    found = self._tokens(text, add_special=False, parse_special=False)
+                    if len(text) <= _SHORT:
+                        known[text] = found
+                tokens += found
+        return tokens + around[n_before:]
+
+    @cached_property
+    def longest_piece(self) -> int:
+        """Bytes of the longest token, control tokens included. The first call takes up to a second."""
+        return max(len(self._render(token, special=True)) for token in range(self.n_vocab))
+
+    def _special_attributes(self) -> dict[int, int]:
+        """Return the attributes of the tokens that llama.cpp looks for in texts, by their ids."""
+        special = _UNKNOWN | _CONTROL | _USER_DEFINED
+        get, vocab = self._lib.llama_vocab_get_attr, self._vocab
+        return {token: found for token in range(self.n_vocab) if (found := int(get(vocab, token))) & special}
+
+    def _control_ids(self) -> dict[str, int]:
+        """Return the ids of the control tokens by their texts, and of added tokens that look like them."""
+        return self._marker_ids() | self._spelt(_UNKNOWN | _CONTROL)
+
+    def _marker_ids(self) -> dict[str, int]:
+        return {text: token for text, token in self._spelt(_USER_DEFINED).items() if is_marker(text)}
+
+    def _spelt(self, attributes: int) -> dict[str, int]:
+        """Return the tokens with one of these attributes by the texts that they are found by."""
+        texts = {
+            token: bytes(self._lib.llama_vocab_get_text(self._vocab, token)).decode(errors="replace")
+            for token, found in self._attributes.items()
+            if found & attributes and not (attributes == _USER_DEFINED and found & (_UNKNOWN | _CONTROL))
+        }
+        return {text: token for token, text in texts.items()}
 
     def piece(self, token: int) -> bytes:
         found = self._pieces.get(token)

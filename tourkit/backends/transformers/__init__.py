@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tourkit.backends.embedder import BatchEmbedder
 from tourkit.backends.launch_checks import refuse_foreign, safetensors_folder
-from tourkit.backends.runner_engine import RunnerEngine
+from tourkit.backends.runner_engine import start
 from tourkit.backends.transformers.encoder import EncoderRunner
 from tourkit.backends.transformers.runner import EMULATED, TransformersRunner
 from tourkit.backends.vocabulary import read_json
@@ -27,4 +27,4 @@ def load(launch: Launch) -> Engine:
     runner = TransformersRunner(
         folder, slots=launch.slots, context=launch.context, threads=launch.threads, gpu_layers=launch.gpu_layers
     )
-    return RunnerEngine(runner, "transformers", emulated=EMULATED, chat_template=launch.chat_template)
+    return start(runner, launch, emulated=EMULATED)

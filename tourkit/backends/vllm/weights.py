@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tourkit.backends.launch_checks import refuse_foreign, safetensors_folder
+from tourkit.backends.template_trial import try_out
 from tourkit.backends.text_side import Texts
 from tourkit.backends.transformers.loading import converted_tokenizer
 from tourkit.backends.vocabulary import Vocabulary
@@ -40,6 +41,18 @@ def shape_of(folder: Path) -> Shape:
 
 
 def texts_of(folder: Path, launch: Launch, n_vocab: int) -> Texts:
-    """Return the text side of the model. Raises LocalError if its kind of tokenizer is not supported."""
+    """Try the chat template in a process of its own, and return the text side of the model.
+
+    Raises LocalError if the kind of tokenizer is not supported, and for an unusable chat template.
+    """
     source = None if (folder / "tokenizer.json").is_file() else converted_tokenizer(folder)
-    return Texts(Vocabulary(folder, n_vocab, source), launch.context, launch.chat_template)
+    vocabulary = Vocabulary(folder, n_vocab, source)
+    template = vocabulary.chat_template or launch.chat_template
+    if template:
+        try_out(template, vocabulary.special_tokens, folder)
+    return Texts(
+        vocabulary,
+        launch.context,
+        launch.chat_template,
+        special_tokens_in_content=launch.special_tokens_in_content,
+    )

@@ -34,6 +34,7 @@ class ServeOptions:
     `context` in tokens a sequence and `slots` in sequences at once; None leaves them to the plan. `deterministic` and
     `prefix_cache` are those of Launch; they exclude each other. `port` 0 takes a free one. `machine`: the JSON file of
     the machine to plan for, None for the machine it runs on. `limits`: what the plan may use of it.
+    `special_tokens_in_content`: as in Launch.
     """
 
     roles: tuple[str, ...] = ()
@@ -45,6 +46,7 @@ class ServeOptions:
     port: int = 0
     machine: Path | None = None
     limits: Limits = UNLIMITED
+    special_tokens_in_content: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,7 @@ def _located(source: Source, options: ServeOptions, plan: Plan) -> tuple[Placeme
         plan,
         deterministic=options.deterministic,
         prefix_cache=options.prefix_cache,
+        special_tokens_in_content=options.special_tokens_in_content,
         chat_templates=chat_templates_of(source.index),
         assets=source.index.assets,
     )
@@ -183,6 +186,7 @@ def placements_at(
     *,
     deterministic: bool = False,
     prefix_cache: Path | None = None,
+    special_tokens_in_content: bool = False,
     chat_templates: Mapping[str, str] = MappingProxyType({}),
     assets: Iterable[BundleAsset] = (),
 ) -> tuple[Placement, ...]:
@@ -201,6 +205,7 @@ def placements_at(
             lora=tuple(str(locate(path).absolute()) for path in placement.launch.lora),
             deterministic=deterministic,
             prefix_cache=kept,
+            special_tokens_in_content=special_tokens_in_content,
             chat_template=chat_templates.get(placement.launch.model, ""),
             environment=variables(assets, placement.launch.stack, locate),
         )
