@@ -352,9 +352,9 @@ def test_a_grammar_that_outgrows_its_limits_on_the_way_is_a_fault_of_the_request
     extra = {"grammar": AMBIGUOUS, "logit_bias": {"2": -100}}  # the text never ends by itself
     options: dict[str, Any] = {"model": "tool", "messages": HELLO, "max_tokens": 200, "temperature": 0}
 
-    with pytest.raises(openai.BadRequestError, match="grew too large") as refused:
+    with pytest.raises(openai.BadRequestError, match=r"grew too large|too slow") as refused:
         client.chat.completions.create(**options, extra_body=extra)
-    with pytest.raises(openai.APIError, match="grew too large"):
+    with pytest.raises(openai.APIError, match=r"grew too large|too slow"):
         list(client.chat.completions.create(**options, extra_body=extra, stream=True))
 
     assert refused.value.code == "grammar_limit"

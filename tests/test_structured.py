@@ -11,10 +11,13 @@ from starlette.requests import Request as HttpRequest
 
 from tourkit.errors import RequestError
 from tourkit.generation import Constraint, Delta, Emit, Enforced, EngineInfo, EngineStats, Finish, Request, Submission
+from tourkit.grammar.prepared import Prepared
+from tourkit.grammar.trial.answers import judge
 from tourkit.server.api.generation import complete
+from tourkit.server.api.model import Model
 from tourkit.server.api.replies import ChatReply, Choice
 from tourkit.server.api.requests import Generate
-from tourkit.server.api.structured import ask_again, check
+from tourkit.server.api.structured import Checked, ask_again, checked
 from tourkit.server.contract import SECRET_HEADER
 from tourkit.server.worker.app import ModelServer
 
@@ -28,6 +31,11 @@ SCHEMA: dict[str, Any] = {
 
 def choice(text: str, finish: Finish = Finish.STOP) -> Choice:
     return Choice(text, finish, None)
+
+
+def check(choice: Choice, *, may_repair: bool = True) -> Checked:
+    """Check an answer under SCHEMA, in this process."""
+    return checked(choice, judge(json.dumps(SCHEMA), choice.text, may_repair=may_repair))
 
 
 @pytest.mark.parametrize(
@@ -45,27 +53,27 @@ def choice(text: str, finish: Finish = Finish.STOP) -> Choice:
 def test_an_answer_is_valid_or_repaired_by_rule_or_it_is_told_what_is_wrong(
     text: str, finish: Finish, valid: bool, repaired: bool, says: str
 ) -> None:
-    outcome = check(SCHEMA, choice(text, finish))
+    outcome = check(choice(text, finish))
 
     assert (outcome.valid, bool(outcome.repaired)) == (valid, repaired)
     assert says in " ".join(outcome.errors)
 
 
 def test_without_repair_the_text_is_left_as_it_was_streamed() -> None:
-    outcome = check(SCHEMA, choice('{"n": 99}'), may_repair=False)
+    outcome = check(choice('{"n": 99}'), may_repair=False)
 
     assert (outcome.choice.text, outcome.valid) == ('{"n": 99}', False)
 
 
 def test_what_was_cut_off_is_not_worth_asking_again() -> None:
-    assert not check(SCHEMA, choice('{"n": ', Finish.LENGTH)).worth_asking_again
-    assert check(SCHEMA, choice("{}")).worth_asking_again
+    assert not check(choice('{"n": ', Finish.LENGTH)).worth_asking_again
+    assert check(choice("{}")).worth_asking_again
 
 
 def test_asking_again_shows_the_answer_and_what_is_wrong_with_it() -> None:
     request = Request(messages=({"role": "user", "content": "Q"},), n=4)
 
-    again = ask_again(request, check(SCHEMA, choice("{}")))
+    again = ask_again(request, check(choice("{}")))
 
     assert (again.n, again.tight) == (1, True)
     assert [turn["role"] for turn in again.messages or ()] == ["user", "assistant", "user"]
@@ -81,7 +89,7 @@ class Canned:
         self._texts = list(texts)
         self.asked: list[Request] = []
 
-    def submit(self, request: Request, emit: Emit) -> Submission:
+    def submit(self, request: Request, emit: Emit, prepared: Prepared | None = None) -> Submission:
         self.asked.append(request)
         for index in range(request.n):
             emit(Delta(index, self._texts.pop(0), 5, Finish.STOP))
@@ -110,7 +118,7 @@ def answer_of(engine: Canned, n: int = 1, **kind: Any) -> dict[str, Any]:
     request = Request(n=n, constraint=Constraint.json_schema(SCHEMA), **kind)
     asked = Generate(model="tool", request=request, stream=False, include_usage=False)
     http = HttpRequest({"type": "http", "headers": []}, receive=never)
-    response = asyncio.run(complete(engine, asked, ChatReply("id", 0, "tool"), http))
+    response = asyncio.run(complete(Model(engine), asked, ChatReply("id", 0, "tool"), http))
     assert response.headers["x-tourkit-constraint"] == "relaxed"
     return dict(json.loads(response.body))
 
@@ -136,7 +144,7 @@ def test_an_answer_that_cannot_be_asked_for_again_is_given_out_as_what_it_is() -
     """For example, the conversation with this answer is too long for the context."""
 
     class Full(Canned):
-        def submit(self, request: Request, emit: Emit) -> Submission:
+        def submit(self, request: Request, emit: Emit, prepared: Prepared | None = None) -> Submission:
             if self.asked:
                 raise RequestError("does not fit a context of 100")
             return super().submit(request, emit)
@@ -152,7 +160,7 @@ def test_a_fault_of_ours_is_answered_as_json_and_ends_no_connection() -> None:
     """If the error reached uvicorn, it would close a connection that the gateway keeps for the next request."""
 
     class Faulty(Canned):
-        def submit(self, request: Request, emit: Emit) -> Submission:
+        def submit(self, request: Request, emit: Emit, prepared: Prepared | None = None) -> Submission:
             raise OverflowError("too large")
 
     sent: list[Any] = []

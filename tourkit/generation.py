@@ -78,11 +78,11 @@ class Request:
     whole: bool = False
 
     @property
-    def schema(self) -> dict[str, Any] | None:
-        """The JSON Schema that the answer must meet, None if there is none."""
+    def schema_source(self) -> str | None:
+        """The JSON text of the schema that the answer must meet, None if there is none."""
         if self.constraint is None or self.constraint.kind != "json_schema":
             return None
-        return dict(json.loads(self.constraint.source))
+        return self.constraint.source
 
     @property
     def asked(self) -> tuple[str, ...]:

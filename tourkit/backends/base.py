@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tourkit.generation import Activity, Emit, EngineInfo, EngineStats, Request, Submission
+    from tourkit.grammar.prepared import Manner, Prepared
+    from tourkit.grammar.trial.token_table import TokenTable
 
 
 class Engine(Protocol):
@@ -20,8 +22,12 @@ class Engine(Protocol):
     @property
     def info(self) -> EngineInfo: ...
 
-    def submit(self, request: Request, emit: Emit) -> Submission:
-        """Queue a request. Raises RequestError for a request that cannot be served, QueueFull, EngineDead."""
+    def submit(self, request: Request, emit: Emit, prepared: Prepared | None = None) -> Submission:
+        """Queue a request. Raises RequestError for a request that cannot be served, QueueFull, EngineDead.
+
+        `prepared`: the request's constraint, prepared by a trial process (`grammar/trial`). Without it the engine
+        prepares the constraint itself: a hostile one can then end or hang this process.
+        """
         ...
 
     def abort(self, submission_id: int) -> None:
@@ -44,6 +50,27 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End every sequence and free the model. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class Constrained(Protocol):
+    """What the engine of a model that writes text offers besides Engine, for the trial of constraints. Thread-safe."""
+
+    @property
+    def recompiles(self) -> bool:
+        """Whether the stack's library compiles each grammar again, under its own limits."""
+        ...
+
+    def manner(self, request: Request) -> Manner:
+        """Return how the constraint of a request is prepared. It may ask the model once, so it may take seconds.
+
+        Raises QueueFull, EngineError.
+        """
+        ...
+
+    def token_table(self) -> TokenTable:
+        """Return the vocabulary for a trial process. It takes up to a second."""
         ...
 
 

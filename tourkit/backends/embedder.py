@@ -17,6 +17,8 @@ from tourkit.generation import Activity, Emit, EngineInfo, EngineStats, Request,
 if TYPE_CHECKING:
     import numpy as np
 
+    from tourkit.grammar.prepared import Prepared
+
 _PACK = 512  # tokens in a call; packing more texts into it no longer saves time
 _MAX_WAITING = 8192  # texts
 
@@ -100,7 +102,7 @@ class BatchEmbedder:
     def size(self) -> int:
         return self._size
 
-    def submit(self, request: Request, emit: Emit) -> Submission:
+    def submit(self, request: Request, emit: Emit, prepared: Prepared | None = None) -> Submission:
         raise RequestError(
             "this model makes embeddings and writes no text: use /v1/embeddings or another role",
             param="model",

@@ -16,6 +16,8 @@ from tourkit.engine.engine import BatchEngine
 from tourkit.engine.runner import PrefixStore, Runner
 from tourkit.errors import LocalError, TourkitError
 from tourkit.generation import Activity, Emit, EngineInfo, EngineStats, Request, SamplingParams, Submission
+from tourkit.grammar.prepared import Manner, Prepared
+from tourkit.grammar.trial.token_table import TokenTable
 
 if TYPE_CHECKING:
     from tourkit.launch import Launch
@@ -114,8 +116,8 @@ class RunnerEngine:
     def info(self) -> EngineInfo:
         return self._info
 
-    def submit(self, request: Request, emit: Emit) -> Submission:
-        engine_input = self._texts.engine_input(request, self._spacing, matchers=request.n)
+    def submit(self, request: Request, emit: Emit, prepared: Prepared | None = None) -> Submission:
+        engine_input = self._texts.engine_input(request, self._spacing, prepared, matchers=request.n)
         submission = self._batches.submit(
             engine_input.tokens,
             request.params,
@@ -125,6 +127,14 @@ class RunnerEngine:
             whole=request.whole,
         )
         return Submission(submission, len(engine_input.tokens), engine_input.enforced)
+
+    recompiles = False
+
+    def manner(self, request: Request) -> Manner:
+        return self._texts.manner(request, self._spacing)
+
+    def token_table(self) -> TokenTable:
+        return self._texts.token_table()
 
     def abort(self, submission_id: int) -> None:
         self._batches.abort(submission_id)

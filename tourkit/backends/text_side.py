@@ -17,6 +17,7 @@ from tourkit.grammar.matcher import Matcher
 from tourkit.grammar.prepare import Preparer
 from tourkit.grammar.prepared import Manner, Prepared
 from tourkit.grammar.spacing import BEGUN, ENOUGH, QUESTION, Spacing
+from tourkit.grammar.trial.token_table import TokenTable
 
 _REMEMBERED = 64  # prepared constraints
 _SHORT_PIECE = 4  # bytes of a token: shorter prompts are not measured
@@ -79,6 +80,18 @@ class EngineInput:
         return Enforced() if first is None else Enforced(first.level, first.dropped)
 
 
+@dataclass(frozen=True, slots=True)
+class _Grammars:
+    """What is made once for the grammars of a model. `tokenizer`: llguidance's view of the vocabulary.
+
+    `prepare`: for requests whose constraint no trial process has prepared; it remembers some.
+    """
+
+    tokenizer: Any
+    compiler: GrammarCompiler
+    prepare: Callable[[Constraint, Manner], Prepared]
+
+
 class Texts:
     """Prompts, checks and grammars of one model. Thread-safe.
 
@@ -93,19 +106,34 @@ class Texts:
         self.context = context
         source = tokenizer.chat_template or chat_template
         self._template = ChatTemplate(source, tokenizer.special_tokens) if source else None
-        self._grammars: tuple[Callable[[Constraint, Manner], Prepared], GrammarCompiler] | None = None
+        self._made: _Grammars | None = None
         self._special_tokens_in_content = special_tokens_in_content
         self._lock = threading.Lock()
 
-    def engine_input(self, request: Request, spacing: Spacing, *, matchers: int) -> EngineInput:
+    def engine_input(
+        self, request: Request, spacing: Spacing, prepared: Prepared | None, *, matchers: int
+    ) -> EngineInput:
         """Make the engine's input for a request. `matchers`: how many to make.
 
-        Raises RequestError, and the errors of `spacing`.
+        `prepared`: the request's constraint, as a trial process prepared it. Without it the constraint is prepared in
+        this process, which a hostile one can end or hang. Raises RequestError, and the errors of `spacing`.
         """
         tokens = self._prompt(request)
         self._check(request, len(tokens))
         max_tokens = request.params.max_tokens or self.context - len(tokens)
-        return EngineInput(tokens, max_tokens, self._matchers(request, matchers, compact=spacing.compact(request)))
+        if request.constraint is None:
+            return EngineInput(tokens, max_tokens, [None] * matchers)
+        if prepared is None:
+            prepared = self._grammars().prepare(request.constraint, self.manner(request, spacing))
+        return EngineInput(tokens, max_tokens, self._grammars().compiler.matchers(prepared, matchers))
+
+    def manner(self, request: Request, spacing: Spacing) -> Manner:
+        """Return how the constraint of a request is prepared. Raises the errors of `spacing`."""
+        return Manner(tight=request.tight, compact=spacing.compact(request))
+
+    def token_table(self) -> TokenTable:
+        """Return the vocabulary for a trial process. It takes up to a second."""
+        return TokenTable.of_tokenizer(self._grammars().tokenizer, leading_space=self.tokenizer.starts_with_space)
 
     def spacing(self, write_on: Callable[[list[int], int, Emit], object]) -> Spacing:
         """Return how this model spaces JSON.
@@ -205,36 +233,23 @@ class Texts:
         """Return the start of an answer without the space that SentencePiece models put first."""
         return text.removeprefix(" ") if self.tokenizer.starts_with_space else text
 
-    def _matchers(self, request: Request, count: int, *, compact: bool) -> list[Matcher] | list[None]:
-        """Return one independent matcher per sequence; None for free text. Raises RequestError.
-
-        `compact`: JSON has no space after commas and colons.
-        """
-        if request.constraint is None:
-            return [None] * count
-        manner = Manner(tight=request.tight, compact=compact)
-        prepare, compiler = self._made()
-        return compiler.matchers(prepare(request.constraint, manner), count)
-
     def prepare(self) -> None:
         """Make the data that grammars need, so that the first request under a grammar does not wait for it.
 
         This takes up to a second.
         """
-        self._made()
+        self._grammars()
 
-    def _made(self) -> tuple[Callable[[Constraint, Manner], Prepared], GrammarCompiler]:
-        """Return what prepares constraints, and remembers some, and what compiles them."""
+    def _grammars(self) -> _Grammars:
         tokenizer = self.tokenizer
         with self._lock:
-            if self._grammars is None:
-                vocabulary = tokenizer.grammar_tokenizer()
-                preparer = Preparer(
-                    vocabulary,
-                    [tokenizer.piece(token) for token in range(tokenizer.n_vocab)],
-                    lambda text: len(tokenizer.tokenize(text, add_special=False, parse_special=False)),
-                    leading_space=tokenizer.starts_with_space,
-                )
-                compiler = GrammarCompiler(vocabulary, tokenizer.n_vocab, tokenizer.eog, tokenizer.piece)
-                self._grammars = lru_cache(maxsize=_REMEMBERED)(preparer.prepare), compiler
-            return self._grammars
+            if self._made is None:
+                view = tokenizer.grammar_tokenizer()
+                pieces = [tokenizer.piece(token) for token in range(tokenizer.n_vocab)]
+                preparer = Preparer(view, pieces, self._count, leading_space=tokenizer.starts_with_space)
+                compiler = GrammarCompiler(view, tokenizer.n_vocab, tokenizer.eog, pieces.__getitem__)
+                self._made = _Grammars(view, compiler, lru_cache(maxsize=_REMEMBERED)(preparer.prepare))
+            return self._made
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer.tokenize(text, add_special=False, parse_special=False))

@@ -7,11 +7,9 @@ can take any amount of time and memory, or end the process. So it is made for a 
 from __future__ import annotations
 
 import json
-import mmap
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from tourkit.errors import one_line
@@ -23,6 +21,7 @@ from tourkit.grammar.ladder import miscounted, rungs
 from tourkit.grammar.limits import bounded
 from tourkit.grammar.matcher import LIMIT_HIT, error_line
 from tourkit.grammar.metaschema import metaschema_error
+from tourkit.grammar.own_memory import resident
 from tourkit.grammar.patterns import is_linear
 from tourkit.grammar.prepared import PLAIN, Manner, Prepared
 from tourkit.grammar.refusals import TOO_COMPLEX, refuse
@@ -143,11 +142,11 @@ class Preparer:
         """
         reason = ""
         for large in (False, True):
-            before = _resident()
+            before = resident()
             matcher = new_matcher(self._tokenizer, grammar, large=large)
             reason = error_line(matcher) if matcher.is_error() else self._fault(matcher, shortest)
             if not reason:
-                return Prepared(grammar, large, reserve=0, weight=max(0, _resident() - before)), ""
+                return Prepared(grammar, large, reserve=0, weight=max(0, resident() - before)), ""
             if not LIMIT_HIT.search(reason):
                 break
         return None, reason
@@ -194,12 +193,3 @@ def _refuse_hopeless(reason: str) -> None:
     """Refuse the schema if llguidance's `reason` says that no document can meet it."""
     if _UNSATISFIABLE in reason or "NoExtension" in reason:
         refuse("response_format", f"no document can meet the schema: {reason}", "unsupported_schema")
-
-
-def _resident() -> int:
-    """Return the bytes of memory that this process holds; 0 if the system does not tell."""
-    try:
-        with Path("/proc/self/statm").open() as file:
-            return int(file.read().split()[1]) * mmap.PAGESIZE
-    except OSError:
-        return 0

@@ -27,6 +27,8 @@ from tourkit.generation import (
     SamplingParams,
     Submission,
 )
+from tourkit.grammar.prepared import Manner, Prepared
+from tourkit.grammar.trial.token_table import TokenTable
 from tourkit.launch import Launch
 
 _MAX_WAITING = 256  # sequences beyond the slots, as in the engine of the other stacks
@@ -46,6 +48,12 @@ class VllmEngine:
     """An Engine over `client`, an AsyncLLM that belongs to the event loop `loop`.
 
     The loop calls `emit`. Call `submit` and `abort` from other threads.
+
+    vLLM compiles each grammar again: once in this event loop, to check it, and once in its engine process. Both times
+    it uses llguidance's own limits, so the trial process refuses what needs more than these. This is weaker than
+    on the other stacks in three ways. The compile in the event loop keeps other requests waiting as long as it takes. A
+    grammar that grows too large while an answer is written is an error in vLLM's engine process, and no time limit for
+    a mask can be set there. And the engine process has a tokenizer of its own, whose special tokens can differ.
     """
 
     def __init__(self, client: Any, loop: asyncio.AbstractEventLoop, launch: Launch, texts: Texts) -> None:
@@ -66,9 +74,9 @@ class VllmEngine:
     def info(self) -> EngineInfo:
         return self._info
 
-    def submit(self, request: Request, emit: Emit) -> Submission:
+    def submit(self, request: Request, emit: Emit, prepared: Prepared | None = None) -> Submission:
         """Queue a request. Raises RequestError, QueueFull, EngineDead."""
-        engine_input = self._texts.engine_input(request, self._spacing, matchers=1)
+        engine_input = self._texts.engine_input(request, self._spacing, prepared, matchers=1)
         return Submission(self._queue(engine_input, request, emit), len(engine_input.tokens), engine_input.enforced)
 
     def _queue(self, engine_input: EngineInput, request: Request, emit: Emit) -> int:
@@ -84,6 +92,14 @@ class VllmEngine:
             self._give_places(request.n)
             raise
         return submission
+
+    recompiles = True
+
+    def manner(self, request: Request) -> Manner:
+        return self._texts.manner(request, self._spacing)
+
+    def token_table(self) -> TokenTable:
+        return self._texts.token_table()
 
     def _write_on(self, tokens: list[int], max_tokens: int, emit: Emit) -> None:
         greedy = Request(params=SamplingParams(temperature=0), whole=True)

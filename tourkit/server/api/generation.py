@@ -15,11 +15,14 @@ from starlette.responses import Response
 from tourkit.generation import Delta, Enforced, Finish, Request, TokenLogprob
 from tourkit.server.api.replies import ChatReply, Choice, TextReply, error_body, json_response, usage
 from tourkit.server.api.requests import Generate
-from tourkit.server.api.structured import about, check, check_all
-from tourkit.server.http import CLIENT_LEFT, hung_up
+from tourkit.server.api.structured import about, check_all, checked
+from tourkit.server.contract import REQUEST_HEADER
+from tourkit.server.http import CLIENT_LEFT, hung_up, unless_hung_up
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
+    from tourkit.grammar.trial.answers import Verdict
+    from tourkit.server.api.model import Model
 
 
 class Generation:
@@ -37,10 +40,20 @@ class Generation:
         self.constraint = Enforced()
 
     @staticmethod
-    async def start(engine: Engine, request: Request) -> Generation:
-        """Submit a request. Raises RequestError, QueueFull, EngineDead."""
-        generation = Generation(engine, request.n)
-        submission = await asyncio.to_thread(engine.submit, request, generation._emit)
+    async def start(model: Model, request: Request, http: HttpRequest) -> Generation | None:
+        """Try the request's constraint and submit the request. Return None if the client hangs up during the trial.
+
+        Raises RequestError, QueueFull, EngineError, EngineDead.
+        """
+        generation = Generation(model.engine, request.n)
+        if request.constraint is None or model.trial is None:
+            submission = await model.submit(request, generation._emit, None)
+        else:
+            with model.in_trial(http.headers.get(REQUEST_HEADER, "")):
+                prepared = await unless_hung_up(http.receive, model.prepare(request, request.constraint))
+                if prepared is None:
+                    return None
+                submission = await model.submit(request, generation._emit, prepared)
         generation._submission, generation.n_prompt = submission.id, submission.n_prompt
         generation.constraint = submission.constraint
         return generation
@@ -104,37 +117,42 @@ async def collect(generation: Generation, n: int, http: HttpRequest) -> list[Cho
     return list(map(Choice, texts, finishes, logprobs)) if generation.complete else None
 
 
-async def complete(engine: Engine, asked: Generate, reply: ChatReply | TextReply, http: HttpRequest) -> Response:
+async def complete(model: Model, asked: Generate, reply: ChatReply | TextReply, http: HttpRequest) -> Response:
     """Return the complete answer. A structured answer is checked first, and repaired or asked for again if needed."""
-    generation = await Generation.start(engine, asked.request)
-    choices = await collect(generation, asked.request.n, http)
-    if choices is None:
+    generation = await Generation.start(model, asked.request, http)
+    choices = None if generation is None else await collect(generation, asked.request.n, http)
+    if generation is None or choices is None:
         return Response(status_code=CLIENT_LEFT)
-    used, schema = generation.usage(), asked.request.schema
+    used, schema = generation.usage(), asked.request.schema_source
     if schema is None:
         return json_response(200, reply.completion(choices, used))
 
+    async def judge(text: str) -> Verdict | None:
+        return await unless_hung_up(http.receive, model.judge(schema, text, may_repair=True))
+
     async def ask(request: Request) -> Choice | None:
         nonlocal used
-        retry = await Generation.start(engine, request)
-        second = await collect(retry, 1, http)
+        retry = await Generation.start(model, request, http)
+        second = None if retry is None else await collect(retry, 1, http)
+        if retry is None or second is None:
+            return None
         used = _sum(used, retry.usage())
-        return second[0] if second else None
+        return second[0]
 
-    checked = await check_all(asked.request, schema, choices, ask)
-    if checked is None:
+    results = await check_all(asked.request, choices, judge, ask)
+    if results is None:
         return Response(status_code=CLIENT_LEFT)
-    body = reply.completion([each.choice for each in checked], used)
-    response = json_response(200, body | {"tourkit": about(generation.constraint, checked)})
+    body = reply.completion([each.choice for each in results], used)
+    response = json_response(200, body | {"tourkit": about(generation.constraint, results)})
     response.headers["x-tourkit-constraint"] = generation.constraint.level
     return response
 
 
 async def stream(
-    generation: Generation, reply: ChatReply | TextReply, asked: Generate, http: HttpRequest
+    model: Model, generation: Generation, reply: ChatReply | TextReply, asked: Generate, http: HttpRequest
 ) -> AsyncIterator[bytes]:
     """Yield the answer as server-sent events. A structured answer is checked at its end; the last chunk reports it."""
-    n, schema = asked.request.n, asked.request.schema
+    n, schema = asked.request.n, asked.request.schema_source
     opening = reply.opening(n)
     if opening is not None:
         yield _event(opening)
@@ -150,9 +168,9 @@ async def stream(
         return
     if schema is not None:
         whole = [Choice(*each, None) for each in zip(texts, finishes, strict=True)]
-        checked = [await asyncio.to_thread(check, schema, each, may_repair=False) for each in whole]
-        if generation.constraint.level != "strict" or not all(each.valid for each in checked):
-            yield _event(reply.remark(about(generation.constraint, checked)))
+        results = [checked(each, await model.judge(schema, each.text, may_repair=False)) for each in whole]
+        if generation.constraint.level != "strict" or not all(each.valid for each in results):
+            yield _event(reply.remark(about(generation.constraint, results)))
     if asked.include_usage:
         yield _event(reply.closing(generation.usage()))
     yield b"data: [DONE]\n\n"

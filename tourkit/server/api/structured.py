@@ -6,20 +6,17 @@ only if it passes the check against the schema that the client sent.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tourkit.errors import RequestError
+from tourkit.errors import QueueFull, RequestError
 from tourkit.generation import Enforced, Finish, Request
-from tourkit.grammar.check import validate
-from tourkit.grammar.repair import repair
+from tourkit.grammar.trial.answers import Verdict
 from tourkit.server.api.replies import Choice
 
-_MOST_ERRORS = 5  # shown to the client, and to the model if it is asked again
+Judge = Callable[[str], Awaitable[Verdict | None]]  # checks the text of an answer; None: the client hung up
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,47 +48,39 @@ class Checked:
         }
 
 
-def check(schema: dict[str, Any], choice: Choice, *, may_repair: bool = True) -> Checked:
-    """Check an answer. If it breaks the schema, repair it by rule if that makes it valid and `may_repair` is set."""
-    try:
-        data = json.loads(choice.text)
-    except ValueError as exc:
-        cut_off = choice.finish is Finish.LENGTH
-        reason = "cut off by max_tokens: raise it" if cut_off else f"not JSON: {exc}"
-        return Checked(choice, False, errors=(reason,), cut_off=cut_off)
-    errors = validate(schema, data)
-    if not errors:
-        return Checked(choice, True)
-    if may_repair:
-        fixed, repairs = repair(schema, data)
-        if repairs and not validate(schema, fixed):
-            text = json.dumps(fixed, ensure_ascii=False)
-            return Checked(replace(choice, text=text), True, repaired=tuple(repairs))
-    return Checked(choice, False, errors=tuple(errors[:_MOST_ERRORS]))
+def checked(choice: Choice, verdict: Verdict) -> Checked:
+    """Return an answer with the result of its check."""
+    if verdict.valid:
+        return Checked(replace(choice, text=verdict.text), True, repaired=verdict.repaired)
+    if not verdict.is_json and choice.finish is Finish.LENGTH:
+        return Checked(choice, False, errors=("cut off by max_tokens: raise it",), cut_off=True)
+    return Checked(choice, False, errors=verdict.errors)
 
 
 async def check_all(
-    request: Request,
-    schema: dict[str, Any],
-    choices: Iterable[Choice],
-    ask: Callable[[Request], Awaitable[Choice | None]],
+    request: Request, choices: Iterable[Choice], judge: Judge, ask: Callable[[Request], Awaitable[Choice | None]]
 ) -> list[Checked] | None:
     """Check and repair every answer. If one stays wrong, `ask` the model once more and take the better answer.
 
-    Return None if `ask` returns None: the client hung up.
+    Return None if `judge` or `ask` returns None: the client hung up.
     """
-    checked = []
+    results = []
     for choice in choices:
-        found = await asyncio.to_thread(check, schema, choice)  # in a thread: a schema's patterns can be slow to match
+        verdict = await judge(choice.text)
+        if verdict is None:
+            return None
+        found = checked(choice, verdict)
         if found.worth_asking_again and request.messages is not None:
-            with contextlib.suppress(RequestError):  # for example, the conversation no longer fits the context
+            # For example, the conversation no longer fits the context, or too many constraints are being tried.
+            with contextlib.suppress(RequestError, QueueFull):
                 second = await ask(ask_again(request, found))
-                if second is None:
+                verdict = None if second is None else await judge(second.text)
+                if second is None or verdict is None:
                     return None
-                again = await asyncio.to_thread(check, schema, second)
+                again = checked(second, verdict)
                 found = replace(again if again.valid else found, retried=True)
-        checked.append(found)
-    return checked
+        results.append(found)
+    return results
 
 
 def about(constraint: Enforced, checked: Iterable[Checked]) -> dict[str, Any]:

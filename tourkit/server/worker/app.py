@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 import traceback
 import uuid
@@ -18,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError, excerpt
 from tourkit.server.api.embedding import embed
 from tourkit.server.api.generation import Generation, complete, stream
+from tourkit.server.api.model import InTrial, Model, untold
 from tourkit.server.api.off_loop import parsed, tokenized
 from tourkit.server.api.replies import ChatReply, TextReply, error_response, json_response
 from tourkit.server.api.requests import (
@@ -43,10 +46,25 @@ _EVENTS = "text/event-stream"
 class ModelServer:
     """The HTTP routes over one engine."""
 
-    def __init__(self, engine: Engine, secret: str, on_dead: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, engine: Engine, secret: str, on_dead: Callable[[], None] = lambda: None, in_trial: InTrial = untold
+    ) -> None:
         self._engine = engine
+        self._model = Model.of(engine, in_trial)
         self._secret = secret
         self._on_dead = on_dead
+
+    async def start_trial(self) -> None:
+        """Start the process that tries constraints, so that the first request with one does not wait for it."""
+        if self._model.trial is not None:
+            with contextlib.suppress(EngineError):  # a request that needs it tries again and gets the error
+                await self._model.trial.start()
+
+    async def close(self) -> None:
+        """End the engine and the trial process."""
+        await asyncio.to_thread(self._engine.close)
+        if self._model.trial is not None:
+            await self._model.trial.close()
 
     def app(self) -> ASGIApp:
         routes = Starlette(
@@ -117,12 +135,15 @@ class ModelServer:
         emulated = [name for name in asked.request.asked if name in self._engine.info.emulated]
         headers = {"x-tourkit-emulated": ", ".join(emulated)} if emulated else {}
         if not asked.stream:
-            response = await complete(self._engine, asked, reply, request)
+            response = await complete(self._model, asked, reply, request)
             response.headers.update(headers)
             return response
-        generation = await Generation.start(self._engine, asked.request)
+        generation = await Generation.start(self._model, asked.request, request)
+        if generation is None:
+            return Response(status_code=CLIENT_LEFT)
         headers |= {"cache-control": "no-cache", "x-tourkit-constraint": generation.constraint.level}
-        return StreamingResponse(stream(generation, reply, asked, request), media_type=_EVENTS, headers=headers)
+        events = stream(self._model, generation, reply, asked, request)
+        return StreamingResponse(events, media_type=_EVENTS, headers=headers)
 
     async def _answer_error(self, request: HttpRequest, exc: Exception) -> Response:
         assert isinstance(exc, TourkitError)

@@ -54,13 +54,15 @@ async def serve(spec: WorkerSpec, pipes: Pipes) -> None:
     def leave() -> None:
         server.should_exit = True
 
-    app = ModelServer(engine, spec.secret, on_dead=leave).app()
-    server = EndingServer(app, partial(asyncio.to_thread, engine.close))
+    model = ModelServer(engine, spec.secret, on_dead=leave, in_trial=pipes.in_trial)
+    server = EndingServer(model.app(), model.close)
     pipes.greet(Greeting(address))
     pipes.start_beats(spec.beat, engine.activity, asyncio.get_running_loop().call_soon_threadsafe)
+    starting = asyncio.create_task(model.start_trial())
     try:
         await server.serve(sockets=[sock])
     finally:
+        starting.cancel()
         engine.close()
 
 

@@ -68,7 +68,7 @@ def main() -> int:
             *serve_arguments(spec.launch, folder, shape, address, spec.roles, middleware=_FRONT, cpu=cpu),
         ]
         texts = weights.texts_of(folder, spec.launch, shape.vocab)
-        Front.served = Served(spec.launch, texts, spec.secret)
+        Front.served = Served(spec.launch, texts, spec.secret, pipes.in_trial)
         threading.Thread(target=_greet, args=(address, pipes, texts, spec.beat), daemon=True).start()
         serve()
     except LocalError as exc:

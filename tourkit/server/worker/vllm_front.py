@@ -14,16 +14,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tourkit.backends.text_side import Texts
 from tourkit.backends.vllm.engine import VllmEngine
 from tourkit.launch import Launch
+from tourkit.server.api.model import InTrial
 from tourkit.server.worker.app import ModelServer
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What the middleware needs: load options, text side, secret."""
+    """What the middleware needs: load options, text side, secret, and how to tell the gateway about trials."""
 
     launch: Launch
     texts: Texts
     secret: str
+    in_trial: InTrial
 
 
 class Front:
@@ -35,6 +37,7 @@ class Front:
     def __init__(self, app: ASGIApp) -> None:
         self._vllm = app
         self._ours: ASGIApp | None = None
+        self._starting: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] == "/health":
@@ -44,5 +47,7 @@ class Front:
             served, client = self.served, scope["app"].state.engine_client
             engine = VllmEngine(client, asyncio.get_running_loop(), served.launch, served.texts)
             Front.engine = engine
-            self._ours = ModelServer(engine, served.secret).app()
+            model = ModelServer(engine, served.secret, in_trial=served.in_trial)
+            self._starting = asyncio.create_task(model.start_trial())
+            self._ours = model.app()
         await self._ours(scope, receive, send)
