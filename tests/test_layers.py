@@ -33,7 +33,7 @@ bundle grammar
 manifest
 hardware
 stacks generation launch headers
-files scratch data progress offline isolation client
+files scratch data progress offline isolation client connections
 units net terminal
 errors
 """

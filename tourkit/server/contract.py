@@ -10,6 +10,7 @@ import orjson
 from tourkit.launch import GpuLayers, Launch
 
 SECRET_HEADER = "x-tourkit-secret"
+CLIENT_HEADER = "x-tourkit-client"  # a digest of the client that a request comes from, for fair turns
 
 
 @dataclass(frozen=True, slots=True)

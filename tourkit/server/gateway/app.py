@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -17,18 +16,20 @@ from typing import Any
 import aiohttp
 import orjson
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tourkit import net, scratch
+from tourkit.connections import USUAL, ConnectionLimits
 from tourkit.errors import EngineDead, EngineError, LocalError, RequestError, TourkitError, excerpt, quoted
 from tourkit.launch import Launch
 from tourkit.net import Urls
 from tourkit.planning.plan import Placement
 from tourkit.server.api.replies import error_body, error_response, json_response
 from tourkit.server.gateway import bodies, status
+from tourkit.server.gateway.access import CLIENT, OPEN_TO_ALL, TRUSTED, Access, AccessRules
 from tourkit.server.gateway.metrics import WorkerFigures, exposition
 from tourkit.server.gateway.request_log import MODEL, RequestLog
 from tourkit.server.gateway.supervisor import State, Worker
@@ -46,8 +47,9 @@ _PASSED = (  # headers of a worker's answer
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """`api_key` None: no key is needed. `unix` False: workers listen on loopback. `say` gets lines about workers.
+    """`access`: who may send requests. `connections`: limits of the server. `unix` False: workers listen on loopback.
 
+    `say` gets lines about workers.
     `log`: `say` gets a line for each request too. `ends_unloaded`: the server ends when none of its workers can be
     loaded from the start. `only_gpu`: this process sees one GPU alone. `plan_again`: returns a new placement for one
     that found too little memory, None if nothing else fits. Its other arguments are the placements that are loaded, and
@@ -55,7 +57,8 @@ class GatewayOptions:
     """
 
     offline: bool = False
-    api_key: str | None = None
+    access: AccessRules = OPEN_TO_ALL
+    connections: ConnectionLimits = USUAL
     unix: bool = hasattr(socket, "AF_UNIX")
     say: Callable[[str], None] = lambda text: None
     log: bool = False
@@ -100,7 +103,8 @@ class Gateway:
             else:
                 await about(scope, receive, send)
 
-        return RequestLog(app, self._options.say) if self._options.log else app
+        guarded = Access(app, self._options.access)
+        return RequestLog(guarded, self._options.say) if self._options.log else guarded
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -192,7 +196,9 @@ class Gateway:
         return PlainTextResponse(status.front_page(self._distinct(), routes))
 
     async def health(self, request: Request) -> Response:
-        return json_response(*status.health(self._distinct(), self._swapper))
+        """What stands about the workers, for everybody who has the key; for others only whether all are ready."""
+        code, body = status.health(self._distinct(), self._swapper)
+        return json_response(code, body if request.scope[TRUSTED] else {"status": body["status"]})
 
     async def metrics(self, request: Request) -> Response:
         """Counters of every worker that is up, in Prometheus' text format."""
@@ -204,16 +210,11 @@ class Gateway:
         return PlainTextResponse(exposition(found, self._swapper))
 
     async def models(self, request: Request) -> Response:
-        try:
-            self._authorize(request.headers.get("authorization"))
-        except RequestError as exc:
-            return error_response(exc)
         served = [status.model(name, worker) for name, worker in self._workers.items()]
         return json_response(200, {"object": "list", "data": served})
 
     async def model(self, request: Request) -> Response:
         try:
-            self._authorize(request.headers.get("authorization"))
             name = request.path_params["name"]
             return json_response(200, status.model(name, self._find(name)))
         except RequestError as exc:
@@ -223,7 +224,6 @@ class Gateway:
         """Pass a request to the worker of its model, and pass the worker's bytes back as they come."""
         request = Request(scope, receive)
         try:
-            self._authorize(request.headers.get("authorization"))
             bodies.check_headers(scope)
             body = await bodies.read_body(request)
             name = scope[MODEL] = await bodies.model_name(body)
@@ -231,7 +231,9 @@ class Gateway:
         except TourkitError as exc:
             await error_response(exc)(scope, receive, send)
             return
-        passing = asyncio.create_task(self._pass(worker, scope["path"], body, send))
+        except ClientDisconnect:  # in the middle of its body
+            return
+        passing = asyncio.create_task(self._pass(worker, scope, body, send))
         watching = asyncio.create_task(hung_up(receive))
         done, pending = await asyncio.wait({passing, watching}, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
@@ -242,18 +244,18 @@ class Gateway:
             if failure is not None:
                 await error_response(failure)(scope, receive, send)
 
-    async def _pass(self, worker: Worker, path: str, body: bytes, send: Send) -> TourkitError | None:
+    async def _pass(self, worker: Worker, scope: Scope, body: bytes, send: Send) -> TourkitError | None:
         """Forward one request when its worker has the turn. Return an error that comes before the first byte."""
         try:
             async with self._swapper.admitted(worker) as admitted:
-                return await self._relay(admitted, path, body, send)
+                return await self._relay(admitted, scope, body, send)
         except EngineError as exc:
             return exc
 
-    async def _relay(self, worker: Worker, path: str, body: bytes, send: Send) -> EngineDead | None:
+    async def _relay(self, worker: Worker, scope: Scope, body: bytes, send: Send) -> EngineDead | None:
         started = False
         try:
-            async with self._upstream.post(worker, path, body) as answer:
+            async with self._upstream.post(worker, scope["path"], body, scope[CLIENT]) as answer:
                 await send(_start(answer, worker.current.launch))
                 started = True
                 while block := await answer.content.readany():
@@ -279,12 +281,6 @@ class Gateway:
                 status=404,
             )
         return worker
-
-    def _authorize(self, header: str | None) -> None:
-        key = self._options.api_key
-        given = (header or "").removeprefix("Bearer ")
-        if key is not None and not hmac.compare_digest(given.encode(), key.encode()):
-            raise RequestError("the API key is missing or wrong", code="invalid_api_key", status=401)
 
 
 def _still_to_come(worker: Worker, others: list[Worker]) -> tuple[Placement, ...]:
@@ -340,7 +336,7 @@ def serve(
         server.should_exit = True
 
     gateway = Gateway(placements, options, end)
-    server = Server(gateway.app(), gateway.stop)
+    server = Server(gateway.app(), gateway.stop, options.connections)
     server.run(sockets=[sock])
     if gateway.failure is not None:
         raise LocalError(gateway.failure)

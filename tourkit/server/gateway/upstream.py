@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from tourkit.server.contract import SECRET_HEADER
+from tourkit.server.contract import CLIENT_HEADER, SECRET_HEADER
 from tourkit.server.gateway.supervisor import Worker
 
 _KEPT_SECONDS = 2.0  # an idle connection stays open; workers close theirs after 5, and no request may run into that
@@ -20,9 +20,10 @@ class Upstream:
     def __init__(self) -> None:
         self._sessions: dict[int, aiohttp.ClientSession] = {}
 
-    def post(self, worker: Worker, path: str, body: bytes) -> aiohttp.client._RequestContextManager:
+    def post(self, worker: Worker, path: str, body: bytes, client: str = "") -> aiohttp.client._RequestContextManager:
+        """Send a request to a worker. `client`: the digest of the client that it comes from."""
         session, base = self._session(worker)
-        headers = {SECRET_HEADER: worker.secret, "content-type": "application/json"}
+        headers = {SECRET_HEADER: worker.secret, CLIENT_HEADER: client, "content-type": "application/json"}
         return session.post(f"{base}{path}", data=body, headers=headers)
 
     async def stats(self, worker: Worker) -> dict[str, Any]:

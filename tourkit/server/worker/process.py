@@ -17,10 +17,15 @@ from functools import partial
 from pathlib import Path
 
 from tourkit import backends, net
+from tourkit.connections import ConnectionLimits
 from tourkit.errors import TourkitError
 from tourkit.server.contract import Greeting, WorkerSpec
 from tourkit.server.http import EndingServer
 from tourkit.server.worker.app import ModelServer
+
+# Only the gateway connects, and it keeps connections for two seconds. Closing one that it uses again would fail a
+# request, so their number has no limit of its own: the gateway has one.
+_LIMITS = ConnectionLimits(idle=5, most_idle=1_000_000, most=1_000_000)
 
 
 def _tell(greeting: Greeting) -> None:
@@ -55,7 +60,7 @@ async def serve(spec: WorkerSpec) -> None:
         server.should_exit = True
 
     app = ModelServer(engine, spec.secret, on_dead=leave).app()
-    server = EndingServer(app, partial(asyncio.to_thread, engine.close))
+    server = EndingServer(app, partial(asyncio.to_thread, engine.close), _LIMITS)
     _tell(Greeting(address))
     try:
         await server.serve(sockets=[sock])
