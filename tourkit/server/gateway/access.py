@@ -22,7 +22,7 @@ _OPEN = frozenset({"/", "/health"})  # paths that need no key
 _KEY_HEADERS = (b"x-api-key", b"api-key")
 _FOREIGN_SITES = (b"cross-site", b"same-site")  # same-site: another port or host name of the same site
 _EVERY_PAGE = "*"
-_MOST_HOSTS = 256  # values of Host that are remembered
+_REMEMBERED = 1024  # values of Host, and clients
 _SHOWN = 80  # characters of a header in a message
 
 
@@ -55,6 +55,7 @@ class Access:
         self._origins = frozenset(origin.lower().rstrip("/").encode() for origin in rules.origins)
         self._salt = secrets.token_bytes(16)
         self._good_hosts: set[bytes] = set()  # values of Host that were found good
+        self._digest = lru_cache(_REMEMBERED)(self._digest_of)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -92,7 +93,7 @@ class Access:
                 code="host_not_allowed",
                 status=403,
             )
-        if len(self._good_hosts) >= _MOST_HOSTS:
+        if len(self._good_hosts) >= _REMEMBERED:
             self._good_hosts.clear()
         self._good_hosts.add(host)
 
@@ -125,8 +126,10 @@ class Access:
             given = (right,) if right is not None else ()
         elif given and not _is_loopback(address):
             given = ()  # nobody checks these keys: with a new one for each request a client would get many turns
-        named = b"".join([*given[:1], b"\0", address.encode()])
-        scope[CLIENT] = hashlib.blake2b(named, digest_size=8, key=self._salt).hexdigest()
+        scope[CLIENT] = self._digest(given[0] if given else b"", address)
+
+    def _digest_of(self, key: bytes, address: str) -> str:
+        return hashlib.blake2b(key + b"\0" + address.encode(), digest_size=8, key=self._salt).hexdigest()
 
     def _right_key(self, given: Iterable[bytes]) -> bytes | None:
         """Return the given key that is right; None if none is. The time does not depend on the keys' contents."""
