@@ -25,7 +25,6 @@ _KEPT_FREE = 64  # file descriptors for everything that is no connection: pipes 
 _FEWEST = 16  # connections, however few file descriptors there are
 _MOST = 4096  # connections, however many file descriptors there are
 _LONGEST_HEADER = 64 * 1024  # bytes; h11 refuses more than 16 KiB by itself, httptools accepts any length
-_PAUSE = 1.0  # seconds without accepting when the system refuses
 _CALM = 60.0  # seconds without a refusal, after which the next refusal is told again
 _TICKS = 5  # of uvicorn's main loop, 0.1 s each, between two looks at the time limits
 _LOG = logging.getLogger("tourkit.connections")
@@ -38,16 +37,18 @@ class ConnectionLimits:
     `header`: for the header of a request, from the first byte or from the opening of the connection. `body`: for the
     whole request, plus one second for each `body_rate` bytes. `idle`: between two requests. `unread`: while a client
     reads nothing of its answer. `most_idle`: connections that have sent no whole header; the oldest is closed first.
-    `most`: open connections, None for as many as the file descriptors allow.
+    `most`: open connections, None for as many as the file descriptors allow. `pause`: without accepting when the system
+    refuses, unless a connection ends earlier.
     """
 
     header: float = 20.0
     body: float = 20.0
     body_rate: int = 1024
-    idle: int = 75
+    idle: float = 75.0
     unread: float = 300.0
     most_idle: int = 128
     most: int | None = None
+    pause: float = 1.0
 
 
 USUAL = ConnectionLimits()
@@ -122,6 +123,7 @@ class Connection(_HttpProtocol):
     def on_response_complete(self) -> None:
         self.since, self.received = self.loop.time(), 0
         super().on_response_complete()
+        self._among.changed.set()
 
     @property
     def is_waiting(self) -> bool:
@@ -188,7 +190,7 @@ class Connections:
         self._limits = limits
         self._most = limits.most if limits.most is not None else most_connections()
         self._open: set[Connection] = set()
-        self._freed = asyncio.Event()  # set when a connection has ended
+        self.changed = asyncio.Event()  # set when a connection or an answer has ended
         self._refused_at = -_CALM
         self._looked_at: float | None = None
 
@@ -202,7 +204,7 @@ class Connections:
 
     def closed(self, gone: Connection) -> None:
         self._open.discard(gone)
-        self._freed.set()
+        self.changed.set()
 
     def look(self) -> None:
         """End the connections that are over a time limit. Call it about twice a second."""
@@ -217,12 +219,12 @@ class Connections:
                 each.end()
 
     async def room(self) -> None:
-        """Wait until one more connection may be accepted. Idle connections make way."""
+        """Wait until one more connection may be served. Idle connections make way."""
         while len(self._open) >= self._most:
-            self._freed.clear()
+            self.changed.clear()
             if not self._close_oldest():
                 _LOG.warning("all %d connections are in use: new clients wait until one ends", self._most)
-            await self._freed.wait()
+            await self.changed.wait()
 
     async def refused(self, error: OSError) -> None:
         """The system refuses to accept. Close an idle connection, and wait for its end or for a second."""
@@ -230,10 +232,10 @@ class Connections:
         if now - self._refused_at > _CALM:
             _LOG.warning("cannot accept a connection (%s): new clients wait until another one ends", error.strerror)
         self._refused_at = now
-        self._freed.clear()
+        self.changed.clear()
         self._close_oldest()
         try:
-            await asyncio.wait_for(self._freed.wait(), _PAUSE)
+            await asyncio.wait_for(self.changed.wait(), self._limits.pause)
         except TimeoutError:
             return
 
@@ -259,7 +261,6 @@ class Listener:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._connections.room()
             try:
                 accepted, _ = await loop.sock_accept(self._sock)
             except ConnectionAbortedError:  # the client has gone already
@@ -268,9 +269,12 @@ class Listener:
                 await self._connections.refused(exc)
                 continue
             try:
+                await self._connections.room()
                 await loop.connect_accepted_socket(self._make, accepted)
-            except OSError:  # on macOS, if the client has gone already
+            except (OSError, asyncio.CancelledError) as exc:  # OSError: on macOS, if the client has gone already
                 accepted.close()
+                if not isinstance(exc, OSError):
+                    raise
 
     def close(self) -> None:
         self._task.cancel()
@@ -283,7 +287,7 @@ class BoundedServer(uvicorn.Server):
     """A uvicorn server whose connections have limits. Give its sockets to `run` or `serve`."""
 
     def __init__(self, config: uvicorn.Config, limits: ConnectionLimits) -> None:
-        config.timeout_keep_alive = limits.idle
+        config.timeout_keep_alive = limits.idle  # type: ignore[assignment]  # any number of seconds works
         config.ws = "none"
         super().__init__(config)
         self._limits = limits

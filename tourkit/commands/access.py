@@ -38,7 +38,15 @@ def access_options(command: _Command) -> _Command:
         **more: Any,
     ) -> Any:
         def access(host: str) -> AccessRules:
-            return _rules(host, _keys(api_key, api_key_file, no_key=no_key), allow_hosts, cors, no_key=no_key)
+            keys = _keys(api_key, api_key_file, no_key=no_key)
+            rules = _rules(host, keys, allow_hosts, cors, no_key=no_key)
+            if api_key is not None:
+                note(
+                    f"--api-key: other users of this machine see the key with `ps`: use --api-key-file or ${_VARIABLE}"
+                )
+            if not (keys or _is_this_machine(host)):
+                note(f"--no-key: every machine that reaches {host} can use this server")
+            return rules
 
         return command(*args, access=access, **more)
 
@@ -78,7 +86,6 @@ def _keys(option: str | None, file: Path | None, *, no_key: bool) -> tuple[str, 
     if no_key:
         return ()
     if option is not None:
-        note(f"--api-key: every user of this machine can see the key with `ps`: use --api-key-file or ${_VARIABLE}")
         return (_checked(option, "--api-key"),)
     if file is not None:
         lines = [line.strip() for line in _text(file).splitlines()]
@@ -120,13 +127,11 @@ def _rules(
     for origin in cors:
         if not _ORIGIN.fullmatch(origin):
             raise UsageError(f"--cors {origin!r}: give an origin such as https://venue.example:3000, or *")
-    if not keys and not _is_this_machine(host):
-        if not no_key:
-            raise UsageError(
-                f"--host {host}: other machines can reach it: give a key with ${_VARIABLE} or --api-key-file, "
-                "or let everybody in with --no-key"
-            )
-        note(f"--no-key: every machine that reaches {host} can use this server")
+    if not (keys or no_key or _is_this_machine(host)):
+        raise UsageError(
+            f"--host {host}: other machines can reach it: give a key with ${_VARIABLE} or --api-key-file, "
+            "or let everybody in with --no-key"
+        )
     return AccessRules(keys, allow_hosts, cors)
 
 
