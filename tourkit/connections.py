@@ -24,7 +24,7 @@ else:
 _KEPT_FREE = 64  # file descriptors for everything that is no connection: pipes to workers, logs, libraries
 _FEWEST = 16  # connections, however few file descriptors there are
 _MOST = 4096  # connections, however many file descriptors there are
-_LONGEST_HEADER = 64 * 1024  # bytes; h11 refuses more than 16 KiB by itself, httptools accepts any length
+_LONGEST_HEADER = 64 * 1024  # bytes; httptools has no limit
 _CALM = 60.0  # seconds without a refusal, after which the next refusal is told again
 _TICKS = 5  # of uvicorn's main loop, 0.1 s each, between two looks at the time limits
 _LOG = logging.getLogger("tourkit.connections")
@@ -289,6 +289,7 @@ class BoundedServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, limits: ConnectionLimits) -> None:
         config.timeout_keep_alive = limits.idle  # type: ignore[assignment]  # any number of seconds works
         config.ws = "none"
+        config.h11_max_incomplete_event_size = 1 << 20  # by default h11 refuses over 16 KiB, and not in JSON
         super().__init__(config)
         self._limits = limits
         self._connections: Connections | None = None

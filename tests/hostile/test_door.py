@@ -142,6 +142,20 @@ def test_a_client_that_does_not_send_on_is_disconnected(
 
 
 @pytest.mark.starts
+def test_a_header_without_an_end_is_refused() -> None:
+    async def run() -> bytes:
+        async with running(Echo()) as server:
+            reader, writer = await server.connect(GET[:-2] + b"x: " + b"y" * 70_000)
+            found = await rest_of(reader)
+            writer.close()
+            return found
+
+    head, _, body = asyncio.run(run()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431 ")
+    assert json.loads(body)["error"]["code"] == "header_too_large"
+
+
+@pytest.mark.starts
 def test_bytes_that_come_one_by_one_do_not_extend_the_time_for_a_header() -> None:
     async def run() -> bytes:
         async with running(Echo(), header=0.5) as server:
