@@ -159,10 +159,10 @@ def test_a_header_without_an_end_is_refused() -> None:
 def test_bytes_that_come_one_by_one_do_not_extend_the_time_for_a_header() -> None:
     async def run() -> bytes:
         async with running(Echo(), header=0.5) as server:
-            reader, writer = await server.connect()
+            reader, writer = await server.connect(GET[:-2] + b"x: ")
             reading = asyncio.create_task(rest_of(reader))
             while not reading.done():
-                writer.write(b"G")
+                writer.write(b"y")
                 await asyncio.sleep(0.05)
             writer.close()
             return await reading
