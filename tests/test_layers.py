@@ -33,7 +33,7 @@ bundle grammar
 manifest
 hardware
 stacks generation launch headers
-files scratch data progress offline isolation client parent
+files scratch data progress offline isolation client connections parent
 units net terminal
 errors
 """

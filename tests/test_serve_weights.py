@@ -157,7 +157,7 @@ def test_log_says_when_an_answer_was_cut_short() -> None:
 def test_on_all_addresses_serve_prints_loopback_and_what_other_machines_can_use(
     tiny_gguf: Path, tmp_path: Path
 ) -> None:
-    with serve_command([str(tiny_gguf), "--host", "0.0.0.0"], tmp_path / "log") as running:
+    with serve_command([str(tiny_gguf), "--host", "0.0.0.0", "--no-key"], tmp_path / "log") as running:
         status, _, _ = fetch(running, "/")
         running.process.terminate()
         assert running.process.stdout is not None

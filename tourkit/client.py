@@ -353,12 +353,12 @@ def _parse_url(url: str) -> tuple[bool, str, str]:
     return parts.scheme == "https", parts.netloc, parts.path.rstrip("/").removesuffix("/v1")
 
 
-def _headers(api_key: str) -> dict[str, str]:
-    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+def _headers(api_key: str) -> dict[str, str | bytes]:
+    headers: dict[str, str | bytes] = {"Content-Type": "application/json", "Accept": "application/json"}
     if api_key:
-        if not (api_key.isascii() and api_key.isprintable()):
+        if not api_key.isprintable():
             raise ClientError("the API key has characters that an HTTP header cannot hold: check $TOURKIT_API_KEY")
-        headers["Authorization"] = f"Bearer {api_key}"
+        headers["Authorization"] = f"Bearer {api_key}".encode()  # as text, http.client would take Latin-1 alone
     return headers
 
 

@@ -66,6 +66,7 @@ class Request:
     """`n` sequences from one prompt: either chat `messages` or a plain `prompt`, never both.
 
     `tight`: prefer a grammar that allows less than the schema over one that allows more; for second attempts.
+    `client`: whose request it is; clients get slots in turn.
     `whole`: send only one delta for each sequence, the last one, with all its text; for answers that are not streamed.
     """
 
@@ -76,6 +77,7 @@ class Request:
     constraint: Constraint | None = None
     tight: bool = False
     whole: bool = False
+    client: str = ""
 
     @property
     def schema_source(self) -> str | None:

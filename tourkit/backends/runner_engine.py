@@ -125,6 +125,7 @@ class RunnerEngine:
             emit,
             engine_input.matchers,
             whole=request.whole,
+            client=request.client,
         )
         return Submission(submission, len(engine_input.tokens), engine_input.enforced)
 

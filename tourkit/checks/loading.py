@@ -18,7 +18,7 @@ from tourkit.checks.findings import Finding, failure, ok, warning
 from tourkit.errors import EngineDead, one_line
 from tourkit.planning.plan import Placement
 from tourkit.server.gateway.supervisor import Worker
-from tourkit.server.gateway.upstream import Upstream
+from tourkit.server.gateway.upstream import Asked, Upstream
 
 _WHAT = "load"
 _EMBED = "embed"
@@ -125,7 +125,7 @@ def _request(placement: Placement) -> _Request:
 async def _ask(worker: Worker, upstream: Upstream, request: _Request) -> str:
     """Send a request. Return what is wrong with the answer; "" if it is right."""
     try:
-        async with upstream.post(worker, request.path, orjson.dumps(request.body)) as reply:
+        async with upstream.post(worker, Asked(request.path, orjson.dumps(request.body))) as reply:
             return wrong_with(reply.status, await reply.read())
     except aiohttp.ClientError as exc:
         return f"loaded, but its process ended while it answered ({one_line(str(exc))})"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tourkit.commands import planning as tables
+from tourkit.commands.access import access_options
 from tourkit.commands.output import (
     SIZE,
     bundle_option,
@@ -23,13 +24,14 @@ from tourkit.commands.output import (
 from tourkit.errors import NotSo, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tourkit.bundle.index import Index
     from tourkit.manifest.models import VariantId
     from tourkit.net import Urls
     from tourkit.planning.model_shape import Shape
     from tourkit.planning.plan import Plan
+    from tourkit.server.gateway.access import AccessRules
 
 
 @click.command()
@@ -133,7 +135,7 @@ def _of_manifest(reference: str) -> tuple[Index, Mapping[VariantId, Shape], str]
 @click.option("--vram", type=SIZE, metavar="SIZE", help="Use at most this much of each GPU; 0 for no GPU.")
 @click.option("--context", type=click.IntRange(64), metavar="N", help="Tokens a sequence.")
 @click.option("--slots", type=click.IntRange(1, 256), metavar="N", help="Sequences at once in each worker.")
-@click.option("--api-key", envvar="TOURKIT_API_KEY", metavar="K", help="Ask clients for this key.")
+@access_options
 @click.option("--deterministic", is_flag=True, help="Same request, same text, whatever else runs (CPU); slower.")
 @click.option(
     "--prefix-cache",
@@ -160,7 +162,7 @@ def serve(
     vram: int | None,
     context: int | None,
     slots: int | None,
-    api_key: str | None,
+    access: Callable[[str], AccessRules],
     deterministic: bool,
     prefix_cache: Path | None,
     special_tokens_in_content: bool,
@@ -199,7 +201,7 @@ def serve(
         *(roles, context, slots, deterministic, prefix_cache, host, port, machine_path, limits),
         special_tokens_in_content=special_tokens_in_content,
     )
-    gateway = GatewayOptions(offline=offline, api_key=api_key, say=note, log=log)
+    gateway = GatewayOptions(offline=offline, access=access(host), say=note, log=log)
     if file is None:
         serve_bundle(bundle, options, gateway, ready)
     else:

@@ -1,7 +1,8 @@
 """The engine thread: it admits sequences into slots, packs batches, samples, and ends every sequence exactly once.
 
-scheduler.py decides which tokens a batch carries. placement.py decides which slot a prompt gets. slots.py keeps the
-slots. A Runner holds the model. The backend handles text and chat templates.
+waiting.py decides which sequence gets a slot next. scheduler.py decides which tokens a batch carries. placement.py
+decides which slot a prompt gets. slots.py keeps the slots. A Runner holds the model. The backend handles text and chat
+templates.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tourkit.engine.scheduler import Chunk, next_batches, victim
 from tourkit.engine.sequence import Sequence, Status
 from tourkit.engine.slots import SlotTable
 from tourkit.engine.stop_strings import TextStream
+from tourkit.engine.waiting import WaitingLine, may_wait
 from tourkit.errors import EngineDead, EngineError, QueueFull, TourkitError
 from tourkit.generation import Activity, Emit, EngineStats, Finish, SamplingParams
 
@@ -78,7 +80,7 @@ class BatchEngine:
         self._closing = False
         self._dead: EngineDead | None = None
         # Only the engine thread uses it:
-        self._waiting: deque[Sequence] = deque()
+        self._waiting = WaitingLine()
         self._running: list[Sequence] = []
         self._short_of_cells = False  # while it is set: admit no sequence and guess no token; cleared by an ending
         warm: Future[None] = Future()
@@ -101,17 +103,19 @@ class BatchEngine:
         matchers: Seq[Matcher | None] = (None,),
         *,
         whole: bool = False,
+        client: str = "",
     ) -> int:
         """Queue one sequence per matcher and return the submission's id. Raises QueueFull, EngineDead.
 
-        `whole`: as in Request.
+        `whole` and `client`: as in Request.
         """
         seed = params.seed if params.seed is not None else random.getrandbits(31)
         submission = next(self._ids)
         with self._gate:
             if self._dead or self._closing:
                 raise self._dead or EngineDead("the engine is shut down")
-            if len(self._inbox) + len(self._waiting) + len(matchers) > self._max_waiting:
+            waiting = Counter(seq.client for seq in (*self._inbox, *self._waiting))
+            if not may_wait(client, len(matchers), waiting, self._max_waiting):
                 raise QueueFull(f"{self._max_waiting} sequences are already waiting: try again later")
             for index, matcher in enumerate(matchers):
                 self._inbox.append(
@@ -127,6 +131,7 @@ class BatchEngine:
                         matcher=matcher,
                         top_logprobs=params.top_logprobs,
                         whole=whole,
+                        client=client,
                         lookup=PromptLookup() if self._speculate else None,
                     )
                 )
@@ -190,7 +195,8 @@ class BatchEngine:
             if self._closing:
                 return False
             new = list(self._inbox)
-            self._waiting.extend(new)
+            for seq in new:
+                self._waiting.add(seq)
             self._inbox.clear()
             aborted, self._aborted = self._aborted, set()
         self._meter.advance(0, 0)
@@ -202,8 +208,9 @@ class BatchEngine:
             for seq in [*self._running, *self._waiting]:
                 if seq.submission in aborted:
                     self._end(seq, Finish.ABORT)
-        if new or aborted:
-            self._waiting = deque(seq for seq in self._waiting if seq.status is Status.WAITING)
+        for seq in self._waiting if new or aborted else ():
+            if seq.status is not Status.WAITING:
+                self._waiting.remove(seq, served=False)
         return True
 
     def _rest_is_due(self) -> bool:
@@ -236,16 +243,16 @@ class BatchEngine:
             self._end(seq, *ending)
 
     def _admit(self) -> None:
-        """Give free slots to waiting sequences in order. Skip one if another slot is prefilling its prefix now."""
+        """Give free slots to waiting sequences in turn. Skip one if another slot is prefilling its prefix now."""
         if self._short_of_cells and self._running:
             return
-        for seq in list(self._waiting):
+        for seq in self._waiting:
             if self._slots.all_taken:
                 return
             choice = self._slots.place(seq.tokens)
             if choice is not None:
                 self._running.append(seq)  # before it leaves the queue: if a step here fails, it still gets its ending
-                self._waiting.remove(seq)
+                self._waiting.remove(seq, served=True)
                 self._slots.take(choice, seq)
                 seq.status = Status.RUNNING
                 self._count(prompt_tokens=len(seq.tokens), cached_tokens=seq.n_kv)
@@ -318,7 +325,7 @@ class BatchEngine:
             return
         self._release(seq, keep=False)
         seq.status, seq.n_kv = Status.WAITING, 0
-        self._waiting.appendleft(seq)
+        self._waiting.put_back(seq)
         self._short_of_cells = True
         self._count(preemptions=1)
 

@@ -43,6 +43,8 @@ class Sequence:
     matcher: Matcher | None = None
     top_logprobs: int | None = None
     whole: bool = False  # send text only at the end
+    client: str = ""  # whose request it is
+    turn: int = 0  # its number in the line of waiting sequences: see waiting.py
     status: Status = Status.WAITING
     slot: int | None = None
     n_kv: int = 0

@@ -25,6 +25,7 @@ from starlette.types import Receive, Scope, Send
 from tourkit import net
 from tourkit.bundle.index import read_index
 from tourkit.bundle.verify import verify
+from tourkit.connections import USUAL, BoundedServer
 from tourkit.errors import NotSo
 from tourkit.files import NotPlainError, open_below
 from tourkit.mirror.page import page
@@ -85,15 +86,14 @@ def serve(root: Path, host: str, port: int, on_ready: Callable[[Urls], None]) ->
             log_config=None,
             access_log=False,
             lifespan="off",
-            timeout_keep_alive=75,  # seconds: clients reuse a connection between big files
             timeout_graceful_shutdown=1,  # second: Ctrl-C does not wait for running downloads
         )
         _Server(config, lambda: on_ready(urls)).run(sockets=[listener])
 
 
-class _Server(uvicorn.Server):
+class _Server(BoundedServer):
     def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
-        super().__init__(config)
+        super().__init__(config, USUAL)  # clients reuse a connection between big files
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

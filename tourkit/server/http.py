@@ -12,18 +12,20 @@ from typing import Any, TypeVar
 import uvicorn
 from starlette.types import ASGIApp, Receive
 
+from tourkit.connections import BoundedServer, ConnectionLimits
+
 T = TypeVar("T")
 
 CLIENT_LEFT = 499  # the status that nginx logs for a client that hung up; no client reads it
 _GRACE_SECONDS = 3  # for running answers when the server must stop
 
 
-class EndingServer(uvicorn.Server):
-    """A uvicorn server that ends running requests first when it must stop, so that no client waits in vain."""
+class EndingServer(BoundedServer):
+    """A server that ends running requests first when it must stop, so that no client waits in vain."""
 
-    def __init__(self, app: ASGIApp, end: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, app: ASGIApp, end: Callable[[], Awaitable[None]], limits: ConnectionLimits) -> None:
         options: dict[str, Any] = {"log_level": "warning", "access_log": False, "lifespan": "on"}
-        super().__init__(uvicorn.Config(app, timeout_graceful_shutdown=_GRACE_SECONDS, **options))
+        super().__init__(uvicorn.Config(app, timeout_graceful_shutdown=_GRACE_SECONDS, **options), limits)
         self._end = end
 
     @contextlib.contextmanager

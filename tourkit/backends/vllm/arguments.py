@@ -52,6 +52,7 @@ def serve_arguments(
         "dtype": "float32" if whole else "auto",  # with 16 bits on a CPU the answers differ from the other stacks
         "max-model-len": launch.context,
         "max-num-seqs": launch.slots,
+        "scheduling-policy": "priority",  # the priority is the turn of a client: see engine.waiting
         "max-num-batched-tokens": max(_BATCH, launch.slots),
         "kv-cache-memory-bytes": _cache_bytes(launch, shape, whole=whole),
         "gpu-memory-utilization": 0.01,  # no limit because of the line before; but vLLM needs this share to be free

@@ -15,6 +15,7 @@ from typing import Any
 from tourkit.backends.text_side import EngineInput, Texts
 from tourkit.backends.vllm import translation
 from tourkit.engine.meter import WorkMeter
+from tourkit.engine.waiting import Turns, may_wait
 from tourkit.errors import EngineDead, EngineError, QueueFull, RequestError
 from tourkit.generation import (
     Activity,
@@ -64,7 +65,8 @@ class VllmEngine:
         self._spacing = texts.spacing(self._write_on)
         self._ids = itertools.count()
         self._lock = threading.Lock()
-        self._unfinished = 0  # sequences that wait or run
+        self._unfinished: Counter[str] = Counter()  # sequences of each client that wait or run
+        self._turns = Turns()  # vLLM gives a slot to the request with the lowest `priority`: its turn
         self._relays: dict[int, asyncio.Task[None]] = {}
         self._prompts: dict[int, int] = {}  # prompt tokens of the submissions without an output so far
         self._meter = WorkMeter()
@@ -82,14 +84,14 @@ class VllmEngine:
     def _queue(self, engine_input: EngineInput, request: Request, emit: Emit) -> int:
         """Queue a request with its input and return the submission's id. Raises the errors of `submit`."""
         params = translation.sampling(request, engine_input, self._texts.tokenizer.eog)
-        self._take_places(request.n)
+        self._take_places(request)
         submission = next(self._ids)
         try:
             asyncio.run_coroutine_threadsafe(
                 self._begin(submission, engine_input.tokens, params, request, emit), self._loop
             ).result()
         except BaseException:
-            self._give_places(request.n)
+            self._give_places(request)
             raise
         return submission
 
@@ -133,15 +135,16 @@ class VllmEngine:
 
     # --- places in the queue ----------------------------------------------------------------------------------------
 
-    def _take_places(self, n: int) -> None:
+    def _take_places(self, request: Request) -> None:
         with self._lock:
-            if self._unfinished + n > self._launch.slots + _MAX_WAITING:
+            if not may_wait(request.client, request.n, self._unfinished, self._launch.slots + _MAX_WAITING):
                 raise QueueFull(f"{_MAX_WAITING} sequences are already waiting: try again later")
-            self._unfinished += n
+            self._unfinished[request.client] += request.n
 
-    def _give_places(self, n: int) -> None:
+    def _give_places(self, request: Request) -> None:
         with self._lock:
-            self._unfinished -= n
+            self._unfinished[request.client] -= request.n
+            self._unfinished += Counter()  # drops the clients that have none
 
     # --- in the event loop ------------------------------------------------------------------------------------------
 
@@ -150,19 +153,26 @@ class VllmEngine:
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        turn = self._turns.take(request.client)
         try:
-            outputs = await self._client.add_request(f"tourkit-{submission}", {"prompt_token_ids": tokens}, params)
-        except (VLLMClientError, ValueError) as exc:
-            raise RequestError(f"vllm: {exc}", param=translation.refused_param(str(exc), request)) from exc
-        except EngineDeadError as exc:
-            raise EngineDead(f"vllm: {exc}") from exc
+            outputs = await self._client.add_request(
+                f"tourkit-{submission}", {"prompt_token_ids": tokens}, params, priority=turn
+            )
+        except BaseException as exc:
+            self._turns.leave(request.client, turn, served=False)
+            if isinstance(exc, VLLMClientError | ValueError):
+                raise RequestError(f"vllm: {exc}", param=translation.refused_param(str(exc), request)) from exc
+            if isinstance(exc, EngineDeadError):
+                raise EngineDead(f"vllm: {exc}") from exc
+            raise
         self._prompts[submission] = len(tokens)
         if not self._relays:
             self._meter.advance(0, len(tokens))
-        self._relays[submission] = asyncio.create_task(self._relay(submission, outputs, request, emit))
+        self._relays[submission] = asyncio.create_task(self._relay(submission, outputs, request, emit, turn))
 
-    async def _relay(self, submission: int, outputs: Any, request: Request, emit: Emit) -> None:
-        """Emit vLLM's outputs until every sequence has ended."""
+    async def _relay(self, submission: int, outputs: Any, request: Request, emit: Emit, turn: int) -> None:
+        """Emit vLLM's outputs until every sequence has ended. `turn`: of this request, over once vLLM answers."""
+        served = False
         unended, begun = set(range(request.n)), [False] * request.n
         finish, error = Finish.ABORT, None
         try:
@@ -170,6 +180,9 @@ class VllmEngine:
                 found = outputs.get_nowait() or await outputs.get()
                 done = self._prompts.pop(submission, 0) + sum(len(choice.token_ids) for choice in found.outputs)
                 self._meter.advance(done, sum(self._prompts.values()))
+                if not served:
+                    served = True
+                    self._turns.leave(request.client, turn, served=True)
                 for choice in found.outputs:
                     delta = translation.delta(choice, request, self._texts, first=not begun[choice.index])
                     begun[choice.index] |= bool(choice.text)
@@ -185,7 +198,9 @@ class VllmEngine:
             self._prompts.pop(submission, None)
             if not self._relays:
                 self._meter.rest()
-            self._give_places(request.n)
+            if not served:
+                self._turns.leave(request.client, turn, served=False)
+            self._give_places(request)
             for index in unended:
                 emit(Delta(index, "", 0, finish, error))
 

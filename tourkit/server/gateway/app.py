@@ -7,30 +7,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tourkit import net, scratch
+from tourkit.connections import USUAL, ConnectionLimits
 from tourkit.errors import EngineDead, LocalError, RequestError, TourkitError, excerpt, quoted
 from tourkit.net import Urls
 from tourkit.planning.plan import Placement
 from tourkit.server.api.replies import error_response, json_response
 from tourkit.server.gateway import bodies, status
+from tourkit.server.gateway.access import CLIENT, OPEN_TO_ALL, TRUSTED, Access, AccessRules
 from tourkit.server.gateway.metrics import WorkerFigures, exposition
 from tourkit.server.gateway.relay import Relay
 from tourkit.server.gateway.request_log import MODEL, RequestLog
 from tourkit.server.gateway.supervisor import State, Worker
 from tourkit.server.gateway.swapping import Swapper
-from tourkit.server.gateway.upstream import Upstream
+from tourkit.server.gateway.upstream import Asked, Upstream
 from tourkit.server.gateway.watchdog import TIMEOUTS, WorkerTimeouts
 from tourkit.server.http import EndingServer, hung_up
 
@@ -40,8 +41,9 @@ _FORWARDED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tok
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """`api_key` None: no key is needed. `unix` False: workers listen on loopback. `say` gets lines about workers.
+    """`access`: who may send requests. `connections`: limits of the server. `unix` False: workers listen on loopback.
 
+    `say` gets lines about workers.
     `log`: `say` gets a line for each request too. `ends_unloaded`: the server ends when none of its workers can be
     loaded from the start. `only_gpu`: this process sees one GPU alone. `plan_again`: returns a new placement for one
     that found too little memory, None if nothing else fits. Its other arguments are the placements that are loaded, and
@@ -49,7 +51,8 @@ class GatewayOptions:
     """
 
     offline: bool = False
-    api_key: str | None = None
+    access: AccessRules = OPEN_TO_ALL
+    connections: ConnectionLimits = USUAL
     unix: bool = hasattr(socket, "AF_UNIX")
     say: Callable[[str], None] = lambda text: None
     log: bool = False
@@ -96,7 +99,8 @@ class Gateway:
             else:
                 await about(scope, receive, send)
 
-        return RequestLog(app, self._options.say) if self._options.log else app
+        guarded = Access(app, self._options.access)
+        return RequestLog(guarded, self._options.say) if self._options.log else guarded
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -189,7 +193,9 @@ class Gateway:
         return PlainTextResponse(status.front_page(self._distinct(), routes))
 
     async def health(self, request: Request) -> Response:
-        return json_response(*status.health(self._distinct(), self._swapper))
+        """What stands about the workers, for everybody who has the key; for others only whether all are ready."""
+        code, body = status.health(self._distinct(), self._swapper)
+        return json_response(code, body if request.scope[TRUSTED] else {"status": body["status"]})
 
     async def metrics(self, request: Request) -> Response:
         """Counters of every worker that is up, in Prometheus' text format."""
@@ -201,16 +207,11 @@ class Gateway:
         return PlainTextResponse(exposition(found, self._swapper))
 
     async def models(self, request: Request) -> Response:
-        try:
-            self._authorize(request.headers.get("authorization"))
-        except RequestError as exc:
-            return error_response(exc)
         served = [status.model(name, worker) for name, worker in self._workers.items()]
         return json_response(200, {"object": "list", "data": served})
 
     async def model(self, request: Request) -> Response:
         try:
-            self._authorize(request.headers.get("authorization"))
             name = request.path_params["name"]
             return json_response(200, status.model(name, self._find(name)))
         except RequestError as exc:
@@ -220,7 +221,6 @@ class Gateway:
         """Pass a request to the worker of its model, and pass the worker's bytes back as they come."""
         request = Request(scope, receive)
         try:
-            self._authorize(request.headers.get("authorization"))
             bodies.check_headers(scope)
             body = await bodies.read_body(request)
             name = scope[MODEL] = await bodies.model_name(body)
@@ -228,7 +228,10 @@ class Gateway:
         except TourkitError as exc:
             await error_response(exc)(scope, receive, send)
             return
-        passing = asyncio.create_task(self._relay.answer(worker, scope["path"], body, send))
+        except ClientDisconnect:  # in the middle of its body
+            return
+        asked = Asked(scope["path"], body, scope[CLIENT])
+        passing = asyncio.create_task(self._relay.answer(worker, asked, send))
         watching = asyncio.create_task(hung_up(receive))
         done, pending = await asyncio.wait({passing, watching}, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
@@ -250,12 +253,6 @@ class Gateway:
                 status=404,
             )
         return worker
-
-    def _authorize(self, header: str | None) -> None:
-        key = self._options.api_key
-        given = (header or "").removeprefix("Bearer ")
-        if key is not None and not hmac.compare_digest(given.encode(), key.encode()):
-            raise RequestError("the API key is missing or wrong", code="invalid_api_key", status=401)
 
 
 def _still_to_come(worker: Worker, others: list[Worker]) -> tuple[Placement, ...]:
@@ -293,7 +290,7 @@ def serve(
         server.should_exit = True
 
     gateway = Gateway(placements, options, end)
-    server = Server(gateway.app(), gateway.stop)
+    server = Server(gateway.app(), gateway.stop, options.connections)
     server.run(sockets=[sock])
     if gateway.failure is not None:
         raise LocalError(gateway.failure)

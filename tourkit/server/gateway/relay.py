@@ -20,7 +20,7 @@ from tourkit.launch import Launch
 from tourkit.server.api.replies import error_body
 from tourkit.server.gateway.supervisor import Worker
 from tourkit.server.gateway.swapping import Swapper
-from tourkit.server.gateway.upstream import Upstream
+from tourkit.server.gateway.upstream import Asked, Upstream
 
 _PASSED = (  # headers of a worker's answer
     *("content-type", "content-length", "retry-after", "cache-control"),
@@ -46,7 +46,7 @@ class Relay:
         self._swapper = swapper
         self._numbers = itertools.count(1)
 
-    async def answer(self, worker: Worker, path: str, body: bytes, send: Send) -> TourkitError | None:
+    async def answer(self, worker: Worker, asked: Asked, send: Send) -> TourkitError | None:
         """Forward one request when its worker has the turn. Return an error that comes before the first byte."""
         try:
             while True:
@@ -54,17 +54,17 @@ class Relay:
                     async with admitted.lane.together():
                         if not admitted.answers_itself:
                             continue  # it has died while a request that is asked again was alone in it
-                        failed = await self._ask(admitted, path, body, send)
+                        failed = await self._ask(admitted, asked, send)
                     if failed is None:
                         return None
                     if not failed.has_died:
                         return failed.error
-                    failed = await self._ask_again(admitted, path, body, send)
+                    failed = await self._ask_again(admitted, asked, send)
                     return failed.error if failed is not None else None
         except EngineError as exc:
             return exc
 
-    async def _ask_again(self, worker: Worker, path: str, body: bytes, send: Send) -> _Failed | None:
+    async def _ask_again(self, worker: Worker, asked: Asked, send: Send) -> _Failed | None:
         """Ask a worker that has died once more, alone. Raises EngineDead if it does not come back in time."""
         try:
             async with asyncio.timeout(worker.timeouts.asked_again) as waiting, worker.lane.alone() as share:
@@ -74,7 +74,7 @@ class Relay:
                 waiting.reschedule(None)
                 sharing = asyncio.get_running_loop().call_later(worker.timeouts.alone, share)
                 try:
-                    failed = await self._ask(worker, path, body, send, on_first_byte=share)
+                    failed = await self._ask(worker, asked, send, on_first_byte=share)
                 finally:
                     sharing.cancel()
         except TimeoutError:
@@ -85,14 +85,14 @@ class Relay:
         return failed
 
     async def _ask(
-        self, worker: Worker, path: str, body: bytes, send: Send, on_first_byte: Callable[[], None] = lambda: None
+        self, worker: Worker, asked: Asked, send: Send, on_first_byte: Callable[[], None] = lambda: None
     ) -> _Failed | None:
         """Pass one request and its answer. Return None if a byte was sent."""
         started = False
         run, number = worker.run, str(next(self._numbers))
         launch = worker.current.launch
         try:
-            async with self._upstream.post(worker, path, body, number) as answer:
+            async with self._upstream.post(worker, asked, number) as answer:
                 if answer.status == _DEAD:
                     return await self._failed(worker, run, number, _message(await answer.read()))
                 await send(_start(answer, launch))

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import orjson
 
-from tourkit.server.contract import REQUEST_HEADER, SECRET_HEADER
+from tourkit.server.contract import CLIENT_HEADER, REQUEST_HEADER, SECRET_HEADER
 from tourkit.server.gateway.supervisor import Worker
 
 _STATS_SECONDS = 5.0  # for a worker to tell its figures; one that hangs never does
 _KEPT_SECONDS = 2.0  # an idle connection stays open; workers close theirs after 5, and no request may run into that
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request. `client`: the digest of the client that it comes from; "" for the gateway itself."""
+
+    path: str
+    body: bytes
+    client: str = ""
 
 
 class Upstream:
@@ -21,11 +31,16 @@ class Upstream:
     def __init__(self) -> None:
         self._sessions: dict[int, aiohttp.ClientSession] = {}
 
-    def post(self, worker: Worker, path: str, body: bytes, number: str = "") -> aiohttp.client._RequestContextManager:
-        """Send a request. `number`: the worker names the request by it in its reports."""
+    def post(self, worker: Worker, asked: Asked, number: str = "") -> aiohttp.client._RequestContextManager:
+        """Send a request to a worker. `number`: the worker names the request by it in its reports."""
         session, base = self._session(worker)
-        headers = {SECRET_HEADER: worker.secret, REQUEST_HEADER: number, "content-type": "application/json"}
-        return session.post(f"{base}{path}", data=body, headers=headers)
+        headers = {
+            SECRET_HEADER: worker.secret,
+            REQUEST_HEADER: number,
+            CLIENT_HEADER: asked.client,
+            "content-type": "application/json",
+        }
+        return session.post(f"{base}{asked.path}", data=asked.body, headers=headers)
 
     async def stats(self, worker: Worker) -> dict[str, Any]:
         """Return the figures of a worker that is up; empty if it has just gone down, or hangs."""

@@ -8,10 +8,11 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -31,7 +32,7 @@ from tourkit.server.api.requests import (
     parse_embeddings,
     parse_tokenize,
 )
-from tourkit.server.contract import SECRET_HEADER
+from tourkit.server.contract import CLIENT_HEADER, SECRET_HEADER
 from tourkit.server.http import CLIENT_LEFT
 
 if TYPE_CHECKING:
@@ -76,7 +77,11 @@ class ModelServer:
                 Route("/detokenize", self.detokenize, methods=["POST"]),
                 Route("/stats", self.stats, methods=["GET"]),
             ],
-            exception_handlers={TourkitError: self._answer_error, Exception: self._answer_failure},
+            exception_handlers={
+                TourkitError: self._answer_error,
+                ClientDisconnect: self._answer_nobody,
+                Exception: self._answer_failure,
+            },
         )
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -132,6 +137,8 @@ class ModelServer:
         return await parsed(await request.body(), parse)
 
     async def _generate(self, asked: Generate, reply: ChatReply | TextReply, request: HttpRequest) -> Response:
+        client = request.headers.get(CLIENT_HEADER, "")
+        asked = replace(asked, request=replace(asked.request, client=client))
         emulated = [name for name in asked.request.asked if name in self._engine.info.emulated]
         headers = {"x-tourkit-emulated": ", ".join(emulated)} if emulated else {}
         if not asked.stream:
@@ -150,6 +157,9 @@ class ModelServer:
         if isinstance(exc, EngineDead):  # it cannot answer any more: the gateway starts another worker
             self._on_dead()
         return error_response(exc)
+
+    async def _answer_nobody(self, request: HttpRequest, exc: Exception) -> Response:
+        return Response(status_code=CLIENT_LEFT)  # the gateway hung up in the middle of the body
 
     async def _answer_failure(self, request: HttpRequest, exc: Exception) -> Response:
         return error_response(

@@ -18,12 +18,17 @@ from functools import partial
 from pathlib import Path
 
 from tourkit import backends, net
+from tourkit.connections import ConnectionLimits
 from tourkit.errors import TourkitError
 from tourkit.parent import end_with_parent
 from tourkit.server.contract import Greeting, WorkerSpec
 from tourkit.server.http import EndingServer
 from tourkit.server.worker.app import ModelServer
 from tourkit.server.worker.pipes import Pipes
+
+# Only the gateway connects, and it keeps connections for two seconds. Closing one that it uses again would fail a
+# request, so their number has no limit of its own: the gateway has one.
+_LIMITS = ConnectionLimits(idle=5, most_idle=1_000_000, most=1_000_000)
 
 
 def _listen(spec: WorkerSpec) -> tuple[socket.socket, str]:
@@ -55,7 +60,7 @@ async def serve(spec: WorkerSpec, pipes: Pipes) -> None:
         server.should_exit = True
 
     model = ModelServer(engine, spec.secret, on_dead=leave, in_trial=pipes.in_trial)
-    server = EndingServer(model.app(), model.close)
+    server = EndingServer(model.app(), model.close, _LIMITS)
     pipes.greet(Greeting(address))
     pipes.start_beats(spec.beat, engine.activity, asyncio.get_running_loop().call_soon_threadsafe)
     starting = asyncio.create_task(model.start_trial())
