@@ -33,7 +33,8 @@ bundle grammar
 manifest
 hardware
 stacks generation launch headers
-files scratch data progress offline isolation client
+files scratch data progress offline client
+isolation
 units net terminal
 errors
 """
