@@ -17,6 +17,7 @@ class WorkerSpec:
     """What a worker gets at its start.
 
     `roles`: the roles it is loaded for. `uds`: path of a Unix socket; empty for loopback. `secret`: sent with requests.
+    `guard`: the guard that is forced if it is offline; empty for the strongest.
     """
 
     launch: Launch
@@ -24,6 +25,7 @@ class WorkerSpec:
     uds: str
     secret: str
     offline: bool
+    guard: str = ""
 
     def to_json(self) -> str:
         """Return one line, for the command line of the worker."""
@@ -51,11 +53,12 @@ def launch_of(fields: dict[str, Any]) -> Launch:
 class Greeting:
     """The first line on a worker's stdout: its `address`, or the `error` why it cannot load.
 
-    An address is `unix:PATH` or `HOST:PORT`.
+    An address is `unix:PATH` or `HOST:PORT`. `guard`: what keeps it offline, as in `isolation.guard`; empty for none.
     """
 
     address: str = ""
     error: str | None = None
+    guard: str = ""
 
     def to_json(self) -> bytes:
         return orjson.dumps(asdict(self)) + b"\n"

@@ -48,13 +48,14 @@ _PASSED = (  # headers of a worker's answer
 class GatewayOptions:
     """`api_key` None: no key is needed. `unix` False: workers listen on loopback. `say` gets lines about workers.
 
-    `log`: `say` gets a line for each request too. `ends_unloaded`: the server ends when none of its workers can be
-    loaded from the start. `only_gpu`: this process sees one GPU alone. `plan_again`: returns a new placement for one
-    that found too little memory, None if nothing else fits. Its other arguments are the placements that are loaded, and
-    those for which memory must stay free. It may take seconds.
+    `guard`: as in WorkerSpec. `log`: `say` gets a line for each request too. `ends_unloaded`: the server ends when none
+    of its workers can be loaded from the start. `only_gpu`: this process sees one GPU alone. `plan_again`: returns a
+    new placement for one that found too little memory, None if nothing else fits. Its other arguments are the
+    placements that are loaded, and those for which memory must stay free. It may take seconds.
     """
 
     offline: bool = False
+    guard: str = ""
     api_key: str | None = None
     unix: bool = hasattr(socket, "AF_UNIX")
     say: Callable[[str], None] = lambda text: None
@@ -123,6 +124,7 @@ class Gateway:
                     others=self._holder,
                     plan_again=self._plan_again if self._options.plan_again is not None else None,
                     only_gpu=self._options.only_gpu,
+                    guard=self._options.guard,
                 )
                 announcements.append(asyncio.create_task(self._announce(worker)))
                 for name in (placement.launch.model, *placement.roles):
@@ -160,7 +162,8 @@ class Gateway:
             return
         names = ", ".join(worker.placement.roles)
         seconds = time.monotonic() - worker.started
-        self._options.say(f"ready: {names} ({worker.answering.launch.model}) after {seconds:.1f} s")
+        guard = f" (guard: {answering.guard})" if answering.guard else ""
+        self._options.say(f"ready: {names} ({worker.answering.launch.model}) after {seconds:.1f} s{guard}")
 
     def _holder(self, placement: Placement) -> Worker | None:
         """Return the worker that was planned with the same variant as `placement`, unless it fell back."""
@@ -192,7 +195,7 @@ class Gateway:
         return PlainTextResponse(status.front_page(self._distinct(), routes))
 
     async def health(self, request: Request) -> Response:
-        return json_response(*status.health(self._distinct(), self._swapper))
+        return json_response(*status.health(self._distinct(), self._swapper, offline=self._options.offline))
 
     async def metrics(self, request: Request) -> Response:
         """Counters of every worker that is up, in Prometheus' text format."""

@@ -82,6 +82,7 @@ class WorkerProcess:
 
     def __init__(self, spec: WorkerSpec, device: str, *, only_gpu: bool = False) -> None:
         """`only_gpu`: this process sees one GPU alone, so a worker on it keeps our CUDA_VISIBLE_DEVICES."""
+        self.guard = ""  # what keeps it offline; empty until its greeting
         self._spec = spec
         self._device = device
         self._only_gpu = only_gpu
@@ -156,6 +157,7 @@ class WorkerProcess:
         has_children = self._program.has_children
         listening = asyncio.create_task(_listen(process, lines, every_line=not has_children))
         greeting = await _greeting(process)
+        self.guard = greeting.guard
         if greeting.address:
             await on_ready(greeting.address)
         code = await process.wait()

@@ -36,8 +36,8 @@ class Worker:
     `placement`: the planned variant. `current`: the variant in use. `answering`: the variant that answers; it may be in
     another worker. `say`: gets a message for each fallback. `others`: finds the worker that already holds a fallback;
     that worker then answers for this one too. `plan_again`: returns a new placement for the memory that is free now,
-    None if there is no other; None if nobody plans again. `only_gpu`: as in WorkerProcess. All methods belong to the
-    gateway's event loop.
+    None if there is no other; None if nobody plans again. `only_gpu`: as in WorkerProcess. `guard`: as in WorkerSpec.
+    All methods belong to the gateway's event loop.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Worker:
         others: Callable[[Placement], Worker | None] = lambda placement: None,
         plan_again: Callable[[Worker], Awaitable[Placement | None]] | None = None,
         only_gpu: bool = False,
+        guard: str = "",
     ) -> None:
         self.placement = placement
         self.current = placement
@@ -68,6 +69,7 @@ class Worker:
         self._others = others
         self._plan_again = plan_again
         self._only_gpu = only_gpu
+        self._guard = guard
         self._chain = [placement, *placement.fallbacks]  # in the order of loading
         self._crashes = 0
         self._end_state: State | None = None  # UNLOADED or STOPPED after a request to end
@@ -112,6 +114,13 @@ class Worker:
     def pid(self) -> int | None:
         """The id of its process; None if no process runs."""
         return self._process.pid if self._process is not None else None
+
+    @property
+    def guard(self) -> str:
+        """What keeps the process that answers offline; empty if it is not loaded or not offline."""
+        if self.stand_in is not None:
+            return self.stand_in.guard
+        return self._process.guard if self._process is not None and self.state is State.READY else ""
 
     @property
     def answering(self) -> Placement:
@@ -207,7 +216,7 @@ class Worker:
 
     async def _run(self, placement: Placement) -> Ending:
         """Run one process from start to end."""
-        spec = WorkerSpec(placement.launch, placement.roles, self._uds, self.secret, self._offline)
+        spec = WorkerSpec(placement.launch, placement.roles, self._uds, self.secret, self._offline, self._guard)
         self._process = WorkerProcess(spec, placement.device, only_gpu=self._only_gpu)
         return await self._process.run(self._answers_at, self._no_longer_answers)
 

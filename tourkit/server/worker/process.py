@@ -16,8 +16,9 @@ import threading
 from functools import partial
 from pathlib import Path
 
-from tourkit import backends, net
+from tourkit import backends, net, offline
 from tourkit.errors import TourkitError
+from tourkit.isolation.guard import Needs
 from tourkit.server.contract import Greeting, WorkerSpec
 from tourkit.server.http import EndingServer
 from tourkit.server.worker.app import ModelServer
@@ -43,8 +44,11 @@ def _end_with_gateway() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def serve(spec: WorkerSpec) -> None:
-    """Load the model, greet the gateway, and serve until the process must stop. A stop while loading works at once."""
+async def serve(spec: WorkerSpec, guard: str) -> None:
+    """Load the model, greet the gateway, and serve until the process must stop. A stop while loading works at once.
+
+    `guard`: what keeps this process offline.
+    """
     threading.Thread(target=_end_with_gateway, daemon=True).start()
     engine = await asyncio.to_thread(partial(backends.load, spec.launch))
     gc.collect()
@@ -56,7 +60,7 @@ async def serve(spec: WorkerSpec) -> None:
 
     app = ModelServer(engine, spec.secret, on_dead=leave).app()
     server = EndingServer(app, partial(asyncio.to_thread, engine.close))
-    _tell(Greeting(address))
+    _tell(Greeting(address, guard=guard))
     try:
         await server.serve(sockets=[sock])
     finally:
@@ -65,12 +69,9 @@ async def serve(spec: WorkerSpec) -> None:
 
 def main() -> int:
     spec = WorkerSpec.of_json(sys.argv[1])
-    if spec.offline:
-        from tourkit import offline
-
-        offline.engage()
     try:
-        asyncio.run(serve(spec))
+        guard = offline.isolate(Needs(reached_by_ip=not spec.uds), spec.guard).name if spec.offline else ""
+        asyncio.run(serve(spec, guard))
     except TourkitError as exc:
         _tell(Greeting(error=str(exc)))
         return exc.exit_code

@@ -19,6 +19,7 @@ from tourkit.backends.text_side import Texts
 from tourkit.backends.vllm import library, weights
 from tourkit.backends.vllm.arguments import environment, serve_arguments
 from tourkit.errors import LocalError
+from tourkit.isolation.guard import Needs
 from tourkit.server.contract import Greeting, WorkerSpec
 from tourkit.server.worker.vllm_front import Front, Served
 
@@ -32,13 +33,11 @@ _GRACE_SECONDS = 8.0  # for vLLM to end its engine; after that the whole process
 def main() -> int:
     spec = WorkerSpec.of_json(sys.argv[1])
     gateway = _take_stdout()
-    threading.Thread(target=_end_with_gateway, daemon=True).start()
-    if spec.offline:
-        os.environ[_OFFLINE] = "1"
-        offline.engage()
-    cpu = library.is_cpu_build()
-    os.environ.update(environment(spec.launch, cpu=cpu))
     try:
+        guard = _isolated(spec)
+        threading.Thread(target=_end_with_gateway, daemon=True).start()
+        cpu = library.is_cpu_build()
+        os.environ.update(environment(spec.launch, cpu=cpu))
         folder = weights.folder_of(spec.launch)
         serve = library.command()
         address = f"unix:{spec.uds}" if spec.uds else f"{_LOOPBACK}:{net.free_port(_LOOPBACK)}"
@@ -49,12 +48,20 @@ def main() -> int:
         ]
         texts = weights.texts_of(folder, spec.launch, shape.vocab)
         Front.served = Served(spec.launch, texts, spec.secret)
-        threading.Thread(target=_greet, args=(address, gateway, texts), daemon=True).start()
+        threading.Thread(target=_greet, args=(Greeting(address, guard=guard), gateway, texts), daemon=True).start()
         serve()
     except LocalError as exc:
         _tell(gateway, Greeting(error=str(exc)))
         return exc.exit_code
     return 0
+
+
+def _isolated(spec: WorkerSpec) -> str:
+    """Enter the guard of an offline worker, and return its name. Processes that vLLM starts are inside too."""
+    if not spec.offline:
+        return ""
+    os.environ[_OFFLINE] = "1"
+    return offline.isolate(Needs(loopback=True, reached_by_ip=not spec.uds), spec.guard).name
 
 
 def _take_stdout() -> int:
@@ -79,11 +86,11 @@ def _end_with_gateway() -> None:
         time.sleep(seconds)
 
 
-def _greet(address: str, gateway: int, texts: Texts) -> None:
+def _greet(greeting: Greeting, gateway: int, texts: Texts) -> None:
     """Wait until vLLM answers, without a time limit, greet the gateway, and prepare for grammars."""
-    while not _is_healthy(address):
+    while not _is_healthy(greeting.address):
         time.sleep(_LOOK_SECONDS)
-    _tell(gateway, Greeting(address))
+    _tell(gateway, greeting)
     texts.prepare()
 
 
