@@ -19,7 +19,8 @@ _MAPPED = bytes(10) + b"\xff\xff"  # an IPv4 address in an IPv6 one begins with 
 _INTERNET = (int(socket.AF_INET), int(socket.AF_INET6))
 _UNIX = getattr(socket, "AF_UNIX", -2)
 # Sockets that stay on this machine, and -1: the family of a socket that exists already.
-_USUAL = (*_INTERNET, _UNIX, getattr(socket, "AF_NETLINK", -1), getattr(socket, "AF_ALG", -1), -1)
+_BUT_INTERNET = (_UNIX, getattr(socket, "AF_NETLINK", -1), getattr(socket, "AF_ALG", -1), -1)
+_USUAL = (*_INTERNET, *_BUT_INTERNET)
 
 Hook = Callable[[str, tuple[object, ...]], None]
 Refuse = Callable[[str], None]
@@ -29,11 +30,12 @@ def made(refuse: Refuse, allowed: frozenset[str], beside: str) -> Hook:
     """Return the hook. It calls `refuse`, which raises, with the target of each attempt to leave this machine.
 
     `allowed`: names and addresses that may be reached besides. `beside`: the guard that holds. If it is the hook alone,
-    another interpreter in this process is refused, because that one has no hook. If it is the filter, a look-up of an
-    address is refused too: there is no socket to use it with, so this is where the attempt is seen.
+    another interpreter in this process is refused, because that one has no hook. If it is the filter, IP sockets and
+    look-ups of addresses are refused: the filter refuses the sockets in any case, and here the caller is seen.
     """
     alone, is_address_fine = beside == guard.HOOK, beside != guard.SECCOMP
-    connecting, looking_up, making = _connecting(refuse, allowed), _looking_up(refuse, allowed), _making(refuse)
+    connecting, looking_up = _connecting(refuse, allowed), _looking_up(refuse, allowed)
+    making = _making(refuse, _USUAL if is_address_fine else _BUT_INTERNET)
 
     def hook(event: str, args: tuple[object, ...]) -> None:
         if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
@@ -85,13 +87,13 @@ def _looking_up(refuse: Refuse, allowed: frozenset[str]) -> Callable[..., None]:
     return check
 
 
-def _making(refuse: Refuse) -> Callable[[object, Any], None]:
-    """Return the check of the family and the type of a new socket."""
-    is_a, internet, usual, raw = isinstance, _INTERNET, _USUAL, int(socket.SOCK_RAW)
+def _making(refuse: Refuse, usual: tuple[int, ...]) -> Callable[[object, Any], None]:
+    """Return the check of the family and the type of a new socket. `usual`: the families that are allowed."""
+    is_a, internet, raw = isinstance, _INTERNET, int(socket.SOCK_RAW)
 
     def check(family: object, type_: Any) -> None:
         if family not in usual:
-            refuse(f"a socket of the family {family}")
+            refuse(f"anything from a socket of the family {family}")
         elif family in internet and is_a(type_, int) and type_ & 0xF == raw:
             refuse("anything from a raw socket")
 
