@@ -5,11 +5,13 @@ The ways out are in ways_out.py. Each is tried in a namespace with a dead end, w
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from openai_stub import serve
-from serving import serve_command
+from serving import Serving, serve_command
 
 from hostile.ways_out import INSIDE, WAYS
 from tourkit import cli
@@ -215,6 +217,24 @@ def test_a_guard_of_the_kernel_leaves_what_a_worker_uses(tmp_path: Path) -> None
         (tmp_path / "sock").unlink(missing_ok=True)
 
 
+@pytest.mark.starts
+@needs_linux
+def test_the_sockets_of_a_resolver_are_hidden_in_a_namespace(tmp_path: Path) -> None:
+    """Unix sockets cross network namespaces, and a resolver asks the network for others."""
+    if refusal := trial.refusal():
+        pytest.skip(f"no namespaces here: {refusal}")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "resolver"))
+        server.listen()
+        done = isolated(
+            f"from pathlib import Path\nimport socket\nguard._RESOLVERS = (Path({str(tmp_path)!r}),)\n"
+            f"offline.isolate(Needs(), 'namespace')\n"
+            f"print(socket.socket(socket.AF_UNIX).connect_ex({str(tmp_path / 'resolver')!r}))"
+        )
+
+    assert done.stdout == f"{errno.ENOENT}\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -276,38 +296,45 @@ def asked(url: str, method: str, path: str, body: dict[str, Any] | None = None) 
     return answer if path == "/metrics" else json.loads(answer)
 
 
-@pytest.mark.starts
-@needs_linux
-@pytest.mark.parametrize("guard", ["namespace", "seccomp"])
-def test_a_worker_answers_under_each_guard_of_the_kernel_and_says_which(guard: str, tmp_path: Path) -> None:
-    if guard == "namespace" and (refusal := trial.refusal()):
-        pytest.skip(f"no namespaces here: {refusal}")
+def check_worker(served: Serving, guard: str) -> None:
+    """Ask a server that is offline, and look at its worker from outside."""
     question = {"model": "tool", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
-    with serve_command([str(TINY), "--offline", "--guard", guard, "--context", "512"], tmp_path / "log") as served:
-        answer = asked(served.url, "POST", "/v1/chat/completions", question)
-        health = asked(served.url, "GET", "/health")
-        metrics = asked(served.url, "GET", "/metrics")
-        [worker] = health["workers"].values()
-        networks = [Path(f"/proc/{pid}/ns/net").readlink() for pid in (served.process.pid, worker["pid"])]
-        filtered = re.search(r"^Seccomp:\t(\d)", Path(f"/proc/{worker['pid']}/status").read_text(), re.MULTILINE)
+    answer = asked(served.url, "POST", "/v1/chat/completions", question)
+    health = asked(served.url, "GET", "/health")
+    [worker] = health["workers"].values()
+    networks = [Path(f"/proc/{pid}/ns/net").readlink() for pid in (served.process.pid, worker["pid"])]
+    status = Path(f"/proc/{worker['pid']}/status").read_text()
 
     assert answer["choices"][0]["message"]["content"]
     assert (health["offline"], worker["guard"]) == (True, guard)
     assert (networks[0] != networks[1]) is (guard == "namespace")
-    assert filtered is not None
-    assert filtered[1] == "2"
-    assert re.search(r"^tourkit_offline_refused_total\{.*\} 0\.0$", metrics, re.MULTILINE)
-    assert re.search(rf"^ready: .* s \(guard: {guard}\)$", (tmp_path / "log").read_text(), re.MULTILINE)
+    assert re.search(r"^Seccomp:\t2$", status, re.MULTILINE)
+    assert re.search(r"^tourkit_offline_refused_total\{.*\} 0\.0$", asked(served.url, "GET", "/metrics"), re.MULTILINE)
+    assert re.search(rf"^ready: .* s \(guard: {guard}\)$", served.log.read_text(), re.MULTILINE)
+
+
+@needs_linux
+def test_a_worker_answers_from_a_namespace_and_says_it(served: Serving) -> None:
+    if refusal := trial.refusal():
+        pytest.skip(f"no namespaces here: {refusal}")
+    check_worker(served, "namespace")
 
 
 @pytest.mark.starts
 @needs_linux
-def test_a_run_against_an_offline_server_reaches_that_server_alone(tmp_path: Path) -> None:
+def test_a_worker_answers_under_the_filter_and_says_it(tmp_path: Path) -> None:
+    arguments = [str(TINY), "--offline", "--guard", "seccomp", "--context", "512"]
+    with serve_command(arguments, tmp_path / "log") as running:
+        check_worker(running, "seccomp")
+
+
+@needs_linux
+def test_a_run_against_an_offline_server_reaches_that_server_alone(served: Serving, tmp_path: Path) -> None:
     if refusal := trial.refusal():
         pytest.skip(f"no namespaces here: {refusal}")
     (tmp_path / "asking.py").write_text(TEMPLATE)
-    with serve_command([str(TINY), "--offline", "--context", "512"], tmp_path / "log") as served:
-        done = run(tmp_path, str(tmp_path / "asking.py"), served.url)
+
+    done = run(tmp_path, str(tmp_path / "asking.py"), served.url)
 
     assert done.returncode == 0, done.stderr
     assert f"offline: only the server at {served.url} can be reached (guard: namespace)\n" in done.stderr

@@ -379,8 +379,11 @@ def through(context: Any) -> bool:
 
 @way
 def subinterpreter() -> bool:
-    import _xxsubinterpreters as interpreters  # Python 3.13 has another name
-
+    interpreters: Any
+    try:
+        interpreters = importlib.import_module("_interpreters")  # since Python 3.13
+    except ImportError:
+        interpreters = importlib.import_module("_xxsubinterpreters")
     interpreters.run_string(interpreters.create(), CHILD)
     return True
 

@@ -13,12 +13,15 @@ import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from tourkit.errors import LocalError
 from tourkit.isolation import namespaces, seccomp
 
 NAMESPACE, SECCOMP, HOOK = "namespace", "seccomp", "hook"
 GUARDS = (NAMESPACE, SECCOMP, HOOK)  # the strongest first
+# Services that look names up for others. Their Unix sockets cross network namespaces, so they are hidden there.
+_RESOLVERS = tuple(map(Path, ("/run/systemd/resolve", "/run/nscd", "/run/avahi-daemon")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ def enter(needs: Needs, wish: str = "") -> Held:
     """Put this process under the strongest guard that it can have, for good. Raises what `available` raises."""
     held = available(needs, wish)
     if held.name == NAMESPACE:
-        namespaces.enter_network(mounts=needs.mounts)
+        _enter_namespace(needs)
         try:
             seccomp.allow(seccomp.SEPARATED)
         except LocalError as exc:
@@ -88,7 +91,15 @@ def _refusal(name: str, needs: Needs) -> str:
         return f"this process has {threads} threads already"
     if name == SECCOMP:
         return _tried(lambda: seccomp.allow(seccomp.LOCAL))
-    return _tried(lambda: namespaces.enter_network(mounts=needs.mounts))
+    return _tried(lambda: _enter_namespace(needs))
+
+
+def _enter_namespace(needs: Needs) -> None:
+    """Enter a network namespace. Raises LocalError if the system refuses it, or hiding the resolvers in it."""
+    resolvers = [folder for folder in _RESOLVERS if folder.is_dir()]
+    namespaces.enter_network(mounts=needs.mounts or bool(resolvers))
+    for folder in resolvers:
+        namespaces.hide(folder)
 
 
 def _tried(step: Callable[[], None]) -> str:
@@ -113,10 +124,13 @@ def _tried(step: Callable[[], None]) -> str:
 
 
 def _close_inherited() -> None:
-    """Close sockets of before, but Unix sockets. They belong to the network outside, whatever guard holds now."""
+    """Close sockets of before. They belong to the network outside, whatever guard holds now.
+
+    Unix sockets stay, and so do standard input and output.
+    """
     for number in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208 - numbers, no paths
         with contextlib.suppress(OSError):  # the folder's own descriptor
-            if stat.S_ISSOCK(os.fstat(number).st_mode):
+            if number > 2 and stat.S_ISSOCK(os.fstat(number).st_mode):
                 with socket.socket(fileno=os.dup(number)) as sock:
                     family = sock.family
                 if family != socket.AF_UNIX:

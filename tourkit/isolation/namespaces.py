@@ -16,6 +16,7 @@ from tourkit.isolation import netlink
 
 _NEWNS, _NEWUSER, _NEWNET = 0x20000, 0x10000000, 0x40000000  # flags of unshare(2)
 _RDONLY, _REMOUNT, _BIND, _REC, _PRIVATE = 1, 32, 4096, 16384, 1 << 18  # flags of mount(2)
+_NO_PROGRAMS = 2 | 4 | 8  # nosuid, nodev, noexec
 # Flags that a mount in a user namespace must keep: nosuid, nodev, noexec, noatime, nodiratime, and relatime, whose
 # number in statvfs(2) is another one than in mount(2).
 _KEPT = 2 | 4 | 8 | 1024 | 2048
@@ -58,6 +59,12 @@ def bind(source: Path, target: Path, *, read_only: bool = False) -> None:
         except LocalError:
             unmount(target)
             raise
+
+
+def hide(folder: Path) -> None:
+    """Show an empty folder at a place. Raises LocalError."""
+    if _libc().mount(b"tmpfs", os.fsencode(folder), b"tmpfs", ctypes.c_ulong(_RDONLY | _NO_PROGRAMS), None) != 0:
+        raise LocalError(f"{folder}: cannot be hidden ({os.strerror(ctypes.get_errno())})")
 
 
 def unmount(target: Path) -> None:
