@@ -33,21 +33,30 @@ def made(refuse: Refuse, allowed: frozenset[str], beside: str) -> Hook:
     another interpreter in this process is refused, because that one has no hook. If it is the filter, IP sockets and
     look-ups of addresses are refused: the filter refuses the sockets in any case, and here the caller is seen.
     """
-    alone, is_address_fine = beside == guard.HOOK, beside != guard.SECCOMP
+    has_sockets = beside != guard.SECCOMP
     connecting, looking_up = _connecting(refuse, allowed), _looking_up(refuse, allowed)
-    making = _making(refuse, _USUAL if is_address_fine else _BUT_INTERNET)
+    making = _making(refuse, _USUAL if has_sockets else _BUT_INTERNET)
+    checks: dict[str, Callable[[tuple[Any, ...]], None]] = {
+        **dict.fromkeys(
+            ("socket.connect", "socket.sendto", "socket.sendmsg"), lambda args: connecting(args[0], args[-1])
+        ),
+        **dict.fromkeys(
+            ("socket.getaddrinfo", "socket.gethostbyname"),
+            lambda args: looking_up(args[0], is_address_fine=has_sockets),
+        ),
+        **dict.fromkeys(
+            ("socket.gethostbyaddr", "socket.getnameinfo"), lambda args: looking_up(args[0], is_address_fine=False)
+        ),
+        "socket.__new__": lambda args: making(args[1], args[2]),
+    }
+    if beside == guard.HOOK:
+        checks["cpython.PyInterpreterState_New"] = lambda _: refuse("anything from an interpreter without the guard")
+    check_of = checks.get
 
     def hook(event: str, args: tuple[object, ...]) -> None:
-        if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
-            connecting(args[0], args[-1])
-        elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
-            looking_up(args[0], is_address_fine=is_address_fine)
-        elif event in ("socket.gethostbyaddr", "socket.getnameinfo"):
-            looking_up(args[0], is_address_fine=False)
-        elif event == "socket.__new__":
-            making(args[1], args[2])
-        elif event == "cpython.PyInterpreterState_New" and alone:
-            refuse("anything from an interpreter without the guard")
+        check = check_of(event)
+        if check is not None:
+            check(args)
 
     return hook
 
