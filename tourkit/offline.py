@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
 from tourkit.errors import TourkitError
 from tourkit.isolation import guard, hook
@@ -59,12 +60,15 @@ class Attempt:
 
 @dataclass(slots=True)
 class _Record:
-    """What was refused. `unroutable`: how many packets had no route at the start, if this is a namespace of its own."""
+    """What was refused. `unroutable`: how many packets had no route at the start, if this is a namespace of its own.
+
+    `engaged`: the arguments of `engage`; None before it.
+    """
 
     count: int = 0
     last: deque[Attempt] = field(default_factory=lambda: deque(maxlen=_MOST_KEPT))
     unroutable: int | None = None
-    engaged: bool = False
+    engaged: dict[str, Any] | None = None
 
 
 _record = _Record()
@@ -95,9 +99,14 @@ def engage(allowed: Collection[str] = (), *, beside: str = HOOK) -> None:
     for name in _PROXIES:
         os.environ.pop(name, None)
         os.environ.pop(name.upper(), None)
-    if not _record.engaged:
-        _record.engaged = True
+    if _record.engaged is None:
+        _record.engaged = {"allowed": sorted(allowed), "beside": beside}
         sys.addaudithook(hook.made(_refusing(_record), frozenset(allowed), beside))
+
+
+def handed_down() -> dict[str, Any] | None:
+    """Return the arguments with which a Python child engages the same hook; None if this process is not offline."""
+    return _record.engaged
 
 
 def attempts() -> tuple[Attempt, ...]:

@@ -266,12 +266,14 @@ def test_a_forced_guard_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
 # --- servers and runs ------------------------------------------------------------------------------------------------
 
 TEMPLATE = '''"""Ask, and try to get out."""
-import ctypes, socket, struct, subprocess
+import contextlib, ctypes, socket, struct, subprocess
 
 ROLE = "tool"
 
 
 def run(document, client):
+    with contextlib.suppress(OSError):
+        socket.getaddrinfo("hub.invalid", 443)
     libc = ctypes.CDLL(None)
     address = struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", 9, socket.inet_aton("203.0.113.7"))
     native = libc.sendto(libc.socket(socket.AF_INET, socket.SOCK_DGRAM, 0), b"x", 1, 0, address, 16)
@@ -329,15 +331,20 @@ def test_a_worker_answers_under_the_filter_and_says_it(tmp_path: Path) -> None:
 
 
 @needs_linux
-def test_a_run_against_an_offline_server_reaches_that_server_alone(served: Serving, tmp_path: Path) -> None:
+@pytest.mark.parametrize("deadline", [(), ("--deadline", "10m")])
+def test_a_run_against_an_offline_server_reaches_that_server_alone(
+    deadline: tuple[str, ...], served: Serving, tmp_path: Path
+) -> None:
+    """With a deadline the template runs in another process, which is inside too and has the hook too."""
     if refusal := trial.refusal():
         pytest.skip(f"no namespaces here: {refusal}")
     (tmp_path / "asking.py").write_text(TEMPLATE)
 
-    done = run(tmp_path, str(tmp_path / "asking.py"), served.url)
+    done = run(tmp_path, str(tmp_path / "asking.py"), served.url, *deadline)
 
     assert done.returncode == 0, done.stderr
     assert f"offline: only the server at {served.url} can be reached (guard: namespace)\n" in done.stderr
     [record] = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert record["said"]
     assert (record["out"], record["url"]) == (False, served.url)
+    assert re.search(r"refused a connection to hub\.invalid, asked for by \S+asking\.py:\d+ in run", done.stderr)

@@ -92,8 +92,12 @@ def start(address: Address) -> Outlet:
 
 
 def _end_with(parent: int) -> None:
-    """End with the parent. Ctrl-C is for the parent, and its pipes are closed only when all who hold them are gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End with the parent, and not before: a signal for both, such as Ctrl-C, is for the parent to handle.
+
+    Who reads a pipe of the parent waits until all who hold it have closed it, so this process holds none.
+    """
+    for each in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1):
         os.dup2(nothing, number)
