@@ -39,7 +39,7 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The guard that holds. `weaker`: why it is not the strongest one; "" if it is."""
+    """The guard that holds. `weaker`: why it is not the strongest one of this system; "" if it is."""
 
     name: str
     weaker: str = ""
@@ -52,11 +52,13 @@ def available(needs: Needs, wish: str = "") -> Held:
     """
     if wish and wish not in GUARDS:
         raise LocalError(f"no guard {wish!r}: choose one of {', '.join(GUARDS)}")
+    if not wish and sys.platform != "linux":
+        return Held(HOOK)
     refusals: dict[str, str] = {}
     for name in (wish,) if wish else GUARDS:
         refusals[name] = _refusal(name, needs)
         if not refusals[name]:
-            return Held(name, "; ".join(filter(None, refusals.values())))
+            return Held(name, "; ".join(dict.fromkeys(filter(None, refusals.values()))))
     raise LocalError(f"--guard {wish}: {refusals[wish]}: take another guard, or leave the choice to tourkit")
 
 
@@ -80,12 +82,12 @@ def _refusal(name: str, needs: Needs) -> str:
     """Return why this process cannot have a guard; "" if it can."""
     if name == HOOK:
         return ""
+    if sys.platform != "linux":
+        return f"the kernel's guards are for Linux, and this is {sys.platform}"
     if needs.reached_by_ip:
         return "the gateway reaches this process over loopback, not over a Unix socket"
     if name == SECCOMP and needs.loopback:
         return "this process needs IP sockets on loopback, which the filter refuses"
-    if sys.platform != "linux":
-        return f"the kernel's guards are for Linux, and this is {sys.platform}"
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - the number alone
     if threads > 1:
         return f"this process has {threads} threads already"
