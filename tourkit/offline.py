@@ -20,6 +20,7 @@ from tourkit.errors import TourkitError
 from tourkit.isolation import guard, hook
 from tourkit.isolation.counters import unroutable
 from tourkit.isolation.guard import HOOK, NAMESPACE, Held, Needs
+from tourkit.terminal import visible
 
 # The libraries read these when they are imported, so they are set first. Sources: the documentation of each library.
 ENVIRONMENT = {
@@ -122,10 +123,10 @@ def refused() -> int:
 
 def _refusing(record: _Record) -> Callable[[str], None]:
     """Return the function that refuses a target: it counts, prints and raises. It keeps what it uses, as the hook."""
-    caller, attempt, error, write, seen = _caller, Attempt, OfflineError, os.write, _printable
+    caller, attempt, error, write, seen = _caller, Attempt, OfflineError, os.write, visible
 
     def refuse(target: str) -> None:
-        target = seen(target)
+        target = seen(target[:_MOST_SHOWN])
         made = attempt(target, caller())
         record.count += 1
         record.last.append(made)
@@ -134,10 +135,6 @@ def _refusing(record: _Record) -> Callable[[str], None]:
         raise error(f"offline: refused a connection to {target}: serve without --offline to allow it")
 
     return refuse
-
-
-def _printable(text: str) -> str:
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text[:_MOST_SHOWN])
 
 
 def _caller() -> str:
