@@ -25,10 +25,10 @@ def main() -> None:
     with desk(Path(sys.argv[1]), Venue()) as made, openai_stub.serve(lambda body, index: "x") as stub:
         programs = made.virtual_environment / "bin"
         programs.mkdir(parents=True)
-        for name, arguments in (("tourkit", ["-m", "tourkit"]), ("python", [])):
-            command = shlex.join([sys.executable, *arguments])
-            (programs / name).write_text(f'#!/bin/sh\nPYTHONPATH={shlex.join(sys.path[1:2])} exec {command} "$@"\n')
-            (programs / name).chmod(0o755)
+        command = shlex.join([sys.executable, "-m", "tourkit"])
+        tourkit = programs / "tourkit"
+        tourkit.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.join(sys.path[1:2])} exec {command} "$@"\n')
+        tourkit.chmod(0o755)
         taken = [
             steps.take(samples.step_of(each), partial(samples.run, made, each, stub.url), made.attempts)
             for each in samples.templates(made.bundle)

@@ -32,6 +32,7 @@ from tourkit.checks.stack_trial import Trial
 from tourkit.fetch.wheels.target import Target
 from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
 from tourkit.hardware.machine_file import read_machine
+from tourkit.isolation.guard import GUARDS
 from tourkit.launch import Launch
 from tourkit.net import listen
 from tourkit.planning.plan import Placement
@@ -398,8 +399,20 @@ def test_a_taken_port_is_named_and_the_port_of_the_fix_is_free() -> None:
 def test_the_offline_guard_is_tried_in_a_process_of_its_own() -> None:
     answer = guard_trial.answer()
 
-    assert guard_trial.finding(answer).status is Status.OK
-    assert [guard_trial.finding(answer | {name: False}).status for name in answer] == ["failure"] * 3
+    parts = ("address_refused", "name_refused", "loopback")
+    assert guard_trial.finding(answer).status is (Status.WARNING if answer["guard"] == "hook" else Status.OK)
+    assert [guard_trial.finding(answer | {name: False}).status for name in parts] == ["failure"] * 3
+
+
+def test_a_linux_that_allows_no_guard_of_the_kernel_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    answer = dict.fromkeys(("address_refused", "name_refused", "loopback"), True) | {"weaker": "no namespaces"}
+
+    found = [guard_trial.finding(answer | {"guard": name}) for name in GUARDS]
+
+    assert [each.status for each in found] == [Status.OK, Status.OK, Status.WARNING]
+    assert found[2].detail.endswith("(no namespaces)")
+    assert "native code" in found[2].detail
 
 
 def doctor(*arguments: str, environment: dict[str, str], prefix: Sequence[str] = ()) -> tuple[int, dict[str, Any], str]:

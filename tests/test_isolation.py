@@ -83,6 +83,7 @@ _IPV6 = bytes.fromhex("60000000 0008 3a ff 20010db8000000000000000000000001 ff02
         (bytes.fromhex("45000028 00000000 40060000 c0000201 cb007107 04d2 01bb"), "TCP 203.0.113.7:443"),
         (bytes.fromhex("45000028 00000000 40010000 c0000201 cb007107 0800"), "ICMP 203.0.113.7"),
         (bytes.fromhex("45000028 00000000 40020000 c0000201 e00000fb 1600"), "protocol 2 224.0.0.251"),
+        (bytes.fromhex("4500001d 00000000 40110000 c0000201 cb007107 04d2 0035 0009 0000 78"), "UDP 203.0.113.7:53"),
         (_IPV6 + bytes.fromhex("8500"), None),  # the kernel looks for a router
         (_IPV6 + bytes.fromhex("8000"), "ICMP ff02::2"),  # a ping
         (b"\x45\x00", None),

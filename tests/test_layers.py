@@ -33,7 +33,8 @@ bundle grammar
 manifest
 hardware
 stacks generation launch headers
-files scratch data progress offline isolation client connections parent
+files scratch data progress offline client connections parent
+isolation
 units net terminal
 errors
 """

@@ -146,6 +146,23 @@ class Client:
         finally:
             self._drop(connection)
 
+    def health(self) -> dict[str, Any]:
+        """Return the server's report of itself; {} if it has none. tourkit reports whether it is `offline`.
+
+        Raises ClientError if no server answers.
+        """
+        connection = self._connection()
+        try:
+            connection.request("GET", f"{self._prefix}/health", headers=self._headers)
+            said = json.loads(connection.getresponse().read())
+            return said if isinstance(said, dict) else {}
+        except (ValueError, RecursionError):
+            return {}
+        except (http.client.HTTPException, OSError) as error:
+            raise self._trouble(error) from error
+        finally:
+            self._drop(connection)
+
     def chat(self, messages: Messages, *, model: str | None = None, **params: Any) -> Reply:
         """Return one answer to `messages`: a list of role/content objects, or a string for one user message.
 

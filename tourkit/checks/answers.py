@@ -74,7 +74,8 @@ class Answer:
 def serving(desk: Desk, machine: Path) -> Iterator[Server]:
     """Run the installed `tourkit serve --offline` on a free port. Raises EngineError if it does not start."""
     log = desk.folder / "serve.log"
-    command = desk.tourkit("serve", "--bundle", str(desk.bundle), "--offline", "--port", "0", "--machine", str(machine))
+    arguments = ("--bundle", str(desk.bundle), "--port", "0", "--machine", str(machine))
+    command = desk.tourkit("serve", *arguments, offline=True)
     if desk.venue.vram is not None:
         command += ["--vram", size_option(desk.venue.vram)]
     with log.open("w", encoding="utf-8") as errors:

@@ -19,15 +19,12 @@ from tourkit.errors import LocalError
 from tourkit.hardware import memory_cap
 from tourkit.isolation import dead_end, namespaces, trial
 from tourkit.isolation.dead_end import DeadEnd
+from tourkit.isolation.guard import HOOK
 from tourkit.units import counted, size_text
 
 # What a program needs of the surroundings. Nothing else gets in: no cache, no token, no index, no setting of Python.
 _KEPT = ("LANG", "LC_ALL", "LC_CTYPE", "TERM", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 _REFUSED = re.compile(r"^tourkit: offline: refused a connection to (.+), asked for by (.+)$", re.MULTILINE)
-# Runs tourkit with the guard engaged.
-_GUARDED = (
-    "import runpy; from tourkit import offline; offline.engage(); runpy.run_module('tourkit', run_name='__main__')"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +59,13 @@ class Desk:
     def virtual_environment(self) -> Path:
         return self.folder / "venv"
 
-    def tourkit(self, *arguments: str, guarded: bool = False) -> list[str]:
-        """Return a command of the installed tourkit. `guarded`: with the offline guard, if there is no namespace."""
-        programs = self.virtual_environment / "bin"
-        if guarded and self.network is None:
-            return [str(programs / "python"), "-c", _GUARDED, *arguments]
-        return [str(programs / "tourkit"), *arguments]
+    def tourkit(self, *arguments: str, offline: bool = False) -> list[str]:
+        """Return a command of the installed tourkit. `offline`: `serve` or `run` under the hook alone.
+
+        A namespace of its own would keep its packets from the dead end of this one, which counts them.
+        """
+        guard = ("--offline", "--guard", HOOK) if offline else ()
+        return [str(self.virtual_environment / "bin" / "tourkit"), *arguments, *guard]
 
     def run(self, command: Sequence[str], **environment: str) -> Done:
         """Run a command in the empty home and wait for its end."""

@@ -1,24 +1,32 @@
-"""Tries the offline guard: it must refuse other machines and allow loopback.
+"""Tries the offline guard: which one the system allows for workers, and whether the hook works.
 
-`python -m tourkit.checks.guard_trial` is the process that engages the guard. The guard stays engaged until the process
-ends.
+`python -m tourkit.checks.guard_trial` is the process that engages the hook. It stays engaged until the process ends.
 """
 
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from tourkit import net, offline
 from tourkit.checks import child
-from tourkit.checks.findings import Finding, failure, ok
+from tourkit.checks.findings import Finding, failure, ok, warning
 from tourkit.errors import TourkitError
+from tourkit.isolation import guard
+from tourkit.isolation.guard import HOOK, NAMESPACE, SECCOMP, Needs
 
 _WHAT = "offline guard"
 # Addresses for documentation (RFC 5737, RFC 6761): nobody has them, so a guard that does not hold harms nobody.
 _ADDRESS = ("192.0.2.1", 80)
 _NAME = "tourkit.invalid"
+_HOLDS = {
+    NAMESPACE: "workers have a network of their own",
+    SECCOMP: "workers can make no IP sockets",
+    HOOK: "holds in Python code, not in native code and children",
+}
+_ALLOW = "allow user namespaces (docs/offline.md says how), to hold native code and children too"
 _REPORT = "do not rely on --offline here; run `python -m tourkit.checks.guard_trial` and report what it prints"
 
 
@@ -38,13 +46,22 @@ def finding(answer: dict[str, Any]) -> Finding:
         return failure(
             _WHAT, "loopback does not work under it", "check that the interface lo is up: `ip link set lo up`"
         )
-    return ok(_WHAT, "refuses other machines, allows loopback")
+    detail = f"{answer['guard']}: {_HOLDS[answer['guard']]}; refuses other machines, allows loopback"
+    if answer["guard"] == HOOK and sys.platform == "linux":
+        return warning(_WHAT, f"{detail} ({answer['weaker']})", _ALLOW)
+    return ok(_WHAT, detail)
 
 
 def trial() -> dict[str, Any]:
-    """Engage the guard in this process and try it. Return what it refused, and whether loopback works."""
+    """Return which guard workers get; what the hook refuses, and whether loopback works beside it.
+
+    Engages the hook in this process.
+    """
+    held = guard.available(Needs())
     offline.engage()
     return {
+        "guard": held.name,
+        "weaker": held.weaker,
         "address_refused": _is_refused(_connect),
         "name_refused": _is_refused(_look_up),
         "loopback": _loopback_works(),

@@ -39,7 +39,7 @@ def run(desk: Desk, template: Path, url: str) -> Result:
     given, out = (desk.folder / f"{template.name}.{part}.jsonl" for part in ("in", "out"))
     given.write_text("".join(f"{line}\n" for line in chosen), encoding="utf-8")
     arguments = ["run", str(template), "--input", str(given), "--output", str(out), "--url", url]
-    done = desk.run(desk.tourkit(*arguments, "--deadline", _DEADLINE, guarded=True))
+    done = desk.run(desk.tourkit(*arguments, "--deadline", _DEADLINE, offline=True))
     if not out.exists():
         return Result(of_message(Status.FAILURE, what, done.last_words))
     return judged(what, [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()], len(lines))

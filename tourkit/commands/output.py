@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from tourkit.errors import Interrupted
+from tourkit.isolation.guard import GUARDS
 from tourkit.progress import Progress
 from tourkit.terminal import visible, visible_json
 from tourkit.units import parse_size, size_text
@@ -26,6 +27,12 @@ _Command = Callable[..., Any]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 roles_option = click.option("--role", "roles", multiple=True, metavar="R", help="Only this role; may be repeated.")
+
+guard_option = click.option(
+    "--guard",
+    type=click.Choice(GUARDS),
+    help="Force this guard; without it the strongest that the system allows (docs/offline.md).",
+)
 
 
 def bundle_option(command: _Command) -> _Command:

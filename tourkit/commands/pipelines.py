@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tourkit.commands.output import json_option, note, print_json, resumable, show, show_text
+from tourkit.commands.output import guard_option, json_option, note, print_json, resumable, show, show_text
 from tourkit.errors import LocalError, NotSo, UsageError
 from tourkit.progress import Progress
 
@@ -78,6 +78,12 @@ def copy_template(name: str, dest: Path, standalone: bool, force: bool) -> None:
 @click.option(
     "--deadline", metavar="TIME", help="Stop after this time, such as 25m or 90s; the rest become failed records."
 )
+@click.option(
+    "--offline",
+    is_flag=True,
+    help="Refuse every connection but those to the server; so it is without this too if the server is offline.",
+)
+@guard_option
 def run(
     name: str,
     input_path: Path,
@@ -88,6 +94,8 @@ def run(
     resume: bool,
     force: bool,
     deadline: str | None,
+    offline: bool,
+    guard: str | None,
 ) -> None:
     """Run a template over a file of documents: one output line for each input line, in the same order.
 
@@ -102,8 +110,9 @@ def run(
     from tourkit.pipelines.templates import declared_role, template_file
 
     deadline_s = _seconds(deadline)
-    # With a deadline the template's code runs in another process only, so that it cannot hold up this one.
     file = template_file(name)
+    _guard(url, guard, asked=offline)  # before any code of the template runs
+    # With a deadline the template's code runs in another process only, so that it cannot hold up this one.
     role = declared_role(file) if deadline_s is not None else batch.load_template(name).role
     try:
         client = Client(url, model=model)
@@ -134,6 +143,25 @@ def run(
     if summary.failed:
         raise NotSo(f"{output_path}: {summary}")
     show(f"{output_path}: {summary}")
+
+
+def _guard(url: str, wish: str | None, *, asked: bool) -> None:
+    """Take this process offline if `asked`, or if the server is offline. Raises UsageError and LocalError.
+
+    A server that does not answer is no reason for an error here: the next question to it says what is wrong.
+    """
+    from tourkit.client import Client, ClientError
+    from tourkit.pipelines.guarded import go_offline
+
+    try:
+        is_offline = asked or Client(url).health().get("offline") is True
+    except ClientError:
+        is_offline = False
+    if is_offline:
+        held = go_offline(url, wish or "")
+        note(f"offline: only the server at {url} can be reached (guard: {held.name})")
+    elif wish is not None:
+        raise UsageError(f"--guard {wish} is for a run that is offline, and the server is not: add --offline")
 
 
 def _seconds(text: str | None) -> float | None:

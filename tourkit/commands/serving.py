@@ -13,6 +13,7 @@ from tourkit.commands.output import (
     SIZE,
     bundle_option,
     gpu_options,
+    guard_option,
     is_given,
     json_option,
     note,
@@ -128,6 +129,7 @@ def _of_manifest(reference: str) -> tuple[Index, Mapping[VariantId, Shape], str]
 @click.argument("file", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
 @bundle_option
 @click.option("--offline", is_flag=True, help="Refuse every connection that is not loopback or a client's own.")
+@guard_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port; 0 takes a free one.")
 @roles_option
@@ -153,6 +155,7 @@ def serve(
     file: Path | None,
     bundle: Path,
     offline: bool,
+    guard: str | None,
     host: str,
     port: int,
     roles: tuple[str, ...],
@@ -184,10 +187,10 @@ def serve(
         raise UsageError(f"{file} and --bundle {bundle}: give one of them")
     if deterministic and prefix_cache is not None:
         raise UsageError("--deterministic shares no prompts, so --prefix-cache has nothing to keep: choose one of them")
+    if guard is not None and not offline:
+        raise UsageError(f"--guard {guard} is for a server that is offline: add --offline")
     if offline:
-        from tourkit import offline as guard
-
-        guard.engage()
+        _go_offline(guard or "")
     from tourkit.planning.limits import Limits
     from tourkit.server.gateway.app import GatewayOptions
     from tourkit.server.gateway.launch import ServeOptions, serve_bundle, serve_weights
@@ -201,11 +204,24 @@ def serve(
         *(roles, context, slots, deterministic, prefix_cache, host, port, machine_path, limits),
         special_tokens_in_content=special_tokens_in_content,
     )
-    gateway = GatewayOptions(offline=offline, access=access(host), say=note, log=log)
+    gateway = GatewayOptions(offline=offline, guard=guard or "", access=access(host), say=note, log=log)
     if file is None:
         serve_bundle(bundle, options, gateway, ready)
     else:
         serve_weights(file, options, gateway, ready)
+
+
+def _go_offline(guard: str) -> None:
+    """Engage the hook in the gateway, which listens for other machines.
+
+    `guard`: the one that is forced in the workers, "" for none. Raises LocalError if they cannot have it.
+    """
+    from tourkit import offline
+    from tourkit.isolation.guard import Needs, available
+
+    if guard:
+        available(Needs(), guard)
+    offline.engage()
 
 
 @click.command()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tourkit.errors import LocalError
 from tourkit.isolation import namespaces, netlink
+from tourkit.isolation.counters import unroutable
 from tourkit.isolation.packets import destination
 
 _INTERFACE = "deadend"
@@ -24,9 +25,6 @@ _NAME_SERVER = "192.0.2.53"
 _TUN = "/dev/net/tun"
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x1, 0x1000
 _MOST_PACKET = 65535
-# The kernel counts what it cannot send because there is no route.
-_NO_ROUTE = "no route"
-_COUNTERS = Path("/proc/self/net/snmp"), Path("/proc/self/net/snmp6")
 _SYN_RETRIES = Path("/proc/sys/net/ipv4/tcp_syn_retries")
 
 
@@ -40,7 +38,7 @@ class DeadEnd:
 
     names: bool
     _tun: int | None
-    _counted: int = field(default_factory=lambda: _unroutable())
+    _counted: int = field(default_factory=unroutable)
 
     @property
     def shows_packets(self) -> bool:
@@ -57,7 +55,7 @@ class DeadEnd:
                 break
             if where is not None:
                 found[where] += 1
-        counted = _unroutable()
+        counted = unroutable()
         if counted > self._counted:
             found["an address that is not known"] += counted - self._counted
             self._counted = counted
@@ -125,11 +123,3 @@ def _redirect_names(folder: Path) -> bool:
         empty.mkdir()
         namespaces.bind(empty, cache)
     return redirected
-
-
-def _unroutable() -> int:
-    """Return how many packets had no route so far, in this network namespace."""
-    four, six = (path.read_text().splitlines() if path.exists() else [] for path in _COUNTERS)
-    ip = [line.split() for line in four if line.startswith("Ip: ")]
-    total = int(dict(zip(*ip, strict=True))["OutNoRoutes"]) if len(ip) == 2 else 0
-    return total + sum(int(line.split()[1]) for line in six if line.startswith("Ip6OutNoRoutes"))

@@ -43,14 +43,20 @@ def _described(protocol: int, address: str, payload: bytes) -> str:
     if protocol not in (_TCP, _UDP):
         return f"{name} {address.strip('[]')}"
     port: int = struct.unpack_from("!H", payload, 2)[0]
-    asked = f" (the name {_name(payload[20:])})" if (protocol, port) == (_UDP, _DNS) else ""
-    return f"{name} {address}:{port}{asked}"
+    asked = _name(payload[20:]) if (protocol, port) == (_UDP, _DNS) else ""
+    return f"{name} {address}:{port}" + (f" (the name {asked})" if asked else "")
 
 
 def _name(question: bytes) -> str:
-    """Return the name in a DNS question: labels with their lengths before them, and a zero at the end."""
+    """Return the name in a DNS question: labels with their lengths before them, and a zero at the end.
+
+    Anything may be sent to the port of DNS. The name of what is no question is "".
+    """
     labels = []
-    while length := question[0]:
-        labels.append(question[1 : 1 + length].decode("ascii", errors="replace"))
-        question = question[1 + length :]
+    try:
+        while length := question[0]:
+            labels.append(question[1 : 1 + length].decode("ascii", errors="replace"))
+            question = question[1 + length :]
+    except IndexError:
+        return ""
     return ".".join(labels)

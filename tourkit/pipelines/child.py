@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from tourkit import offline
 from tourkit.client import Client
 from tourkit.errors import UsageError
 from tourkit.pipelines.lines import Line
@@ -36,7 +37,12 @@ class Child:
     """
 
     def __init__(self, path: Path, client: Client, concurrency: int, ends: float) -> None:
-        self._settings = {"path": str(path), "client": client.settings(), "concurrency": concurrency}
+        self._settings = {
+            "path": str(path),
+            "client": client.settings(),
+            "concurrency": concurrency,
+            "offline": offline.handed_down(),
+        }
         self._ends = ends
         self._gate = threading.Lock()
         self._life: _Life | None = None
@@ -157,6 +163,8 @@ def _named(code: int) -> str:
 def main() -> None:
     given, answers = _take_pipes()
     settings = json.loads(given.readline())
+    if settings["offline"] is not None:
+        offline.engage(**settings["offline"])
     try:
         template = load_template(Path(settings["path"]))
     except UsageError as exc:

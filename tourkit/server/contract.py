@@ -20,7 +20,7 @@ class WorkerSpec:
     """What a worker gets at its start.
 
     `roles`: the roles it is loaded for. `uds`: path of a Unix socket; empty for loopback. `secret`: sent with requests.
-    `beat`: seconds between two beats.
+    `beat`: seconds between two beats. `guard`: the guard that is forced if it is offline; empty for the strongest.
     """
 
     launch: Launch
@@ -29,6 +29,7 @@ class WorkerSpec:
     secret: str
     offline: bool
     beat: float = 1.0
+    guard: str = ""
 
     def to_json(self) -> bytes:
         """Return one line, for the worker's stdin. Its command line would show the secret to every user."""
@@ -56,11 +57,12 @@ def launch_of(fields: dict[str, Any]) -> Launch:
 class Greeting:
     """The first line on a worker's stdout: its `address`, or the `error` why it cannot load.
 
-    An address is `unix:PATH` or `HOST:PORT`.
+    An address is `unix:PATH` or `HOST:PORT`. `guard`: what keeps it offline, as in `isolation.guard`; empty for none.
     """
 
     address: str = ""
     error: str | None = None
+    guard: str = ""
 
     def to_json(self) -> bytes:
         return orjson.dumps(asdict(self)) + b"\n"

@@ -43,14 +43,15 @@ _FORWARDED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tok
 class GatewayOptions:
     """`access`: who may send requests. `connections`: limits of the server. `unix` False: workers listen on loopback.
 
-    `say` gets lines about workers.
-    `log`: `say` gets a line for each request too. `ends_unloaded`: the server ends when none of its workers can be
-    loaded from the start. `only_gpu`: this process sees one GPU alone. `plan_again`: returns a new placement for one
-    that found too little memory, None if nothing else fits. Its other arguments are the placements that are loaded, and
-    those for which memory must stay free. It may take seconds. `timeouts`: for the workers.
+    `say` gets lines about workers. `guard`: as in WorkerSpec. `log`: `say` gets a line for each request too.
+    `ends_unloaded`: the server ends when none of its workers can be loaded from the start. `only_gpu`: this process
+    sees one GPU alone. `plan_again`: returns a new placement for one that found too little memory, None if nothing else
+    fits. Its other arguments are the placements that are loaded, and those for which memory must stay free. It may take
+    seconds. `timeouts`: for the workers.
     """
 
     offline: bool = False
+    guard: str = ""
     access: AccessRules = OPEN_TO_ALL
     connections: ConnectionLimits = USUAL
     unix: bool = hasattr(socket, "AF_UNIX")
@@ -124,6 +125,7 @@ class Gateway:
                     plan_again=self._plan_again if self._options.plan_again is not None else None,
                     only_gpu=self._options.only_gpu,
                     timeouts=self._options.timeouts,
+                    guard=self._options.guard,
                 )
                 announcements.append(asyncio.create_task(self._announce(worker)))
                 for name in (placement.launch.model, *placement.roles):
@@ -161,7 +163,8 @@ class Gateway:
             return
         names = ", ".join(worker.placement.roles)
         seconds = time.monotonic() - worker.started
-        self._options.say(f"ready: {names} ({worker.answering.launch.model}) after {seconds:.1f} s")
+        guard = f" (guard: {answering.guard})" if answering.guard else ""
+        self._options.say(f"ready: {names} ({worker.answering.launch.model}) after {seconds:.1f} s{guard}")
 
     def _holder(self, placement: Placement) -> Worker | None:
         """Return the worker that was planned with the same variant as `placement`, unless it fell back."""
@@ -194,7 +197,7 @@ class Gateway:
 
     async def health(self, request: Request) -> Response:
         """What stands about the workers, for everybody who has the key; for others only whether all are ready."""
-        code, body = status.health(self._distinct(), self._swapper)
+        code, body = status.health(self._distinct(), self._swapper, offline=self._options.offline)
         return json_response(code, body if request.scope[TRUSTED] else {"status": body["status"]})
 
     async def metrics(self, request: Request) -> Response:

@@ -34,14 +34,14 @@ def _named(worker: Worker) -> str:
     return f"{launch.model} {launch.quant} on {launch.stack}"
 
 
-def health(workers: Sequence[Worker], swapper: Swapper) -> tuple[int, dict[str, Any]]:
+def health(workers: Sequence[Worker], swapper: Swapper, *, offline: bool) -> tuple[int, dict[str, Any]]:
     """Return the HTTP status and the body of /health.
 
     The status is 200 if every worker answers at once or in its turn; 503 if another worker is loading, hangs, has died
     or has failed.
     """
     ready = all(_answers(worker) for worker in workers)
-    body: dict[str, Any] = {"status": "ok" if ready else "not ready"}
+    body: dict[str, Any] = {"status": "ok" if ready else "not ready", "offline": offline}
     body["workers"] = {
         f"{each.placement.launch.model} {each.placement.launch.quant}": _of_worker(each) for each in workers
     }
@@ -72,6 +72,7 @@ def _of_worker(worker: Worker) -> dict[str, Any]:
         "error": worker.error,
         "answers": worker.answering.launch.title,
         "passed_over": worker.passed_over,
+        "guard": worker.guard or None,
     }
 
 

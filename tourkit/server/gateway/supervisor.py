@@ -40,8 +40,8 @@ class Worker:
     `placement`: the planned variant. `current`: the variant in use. `answering`: the variant that answers; it may be in
     another worker. `say`: gets a message for each fallback. `others`: finds the worker that already holds a fallback;
     that worker then answers for this one too. `plan_again`: returns a new placement for the memory that is free now,
-    None if there is no other; None if nobody plans again. `only_gpu`: as in WorkerProcess. `run`: how many processes
-    have ended so far. All methods belong to the gateway's event loop.
+    None if there is no other; None if nobody plans again. `only_gpu`: as in WorkerProcess. `guard`: as in WorkerSpec.
+    `run`: how many processes have ended so far. All methods belong to the gateway's event loop.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Worker:
         plan_again: Callable[[Worker], Awaitable[Placement | None]] | None = None,
         only_gpu: bool = False,
         timeouts: WorkerTimeouts = TIMEOUTS,
+        guard: str = "",
     ) -> None:
         self.timeouts = timeouts
         self.lane = Lane()
@@ -78,6 +79,7 @@ class Worker:
         self._others = others
         self._plan_again = plan_again
         self._only_gpu = only_gpu
+        self._guard = guard
         self._chain = [placement, *placement.fallbacks]  # in the order of loading
         self._deaths = 0  # in a row, without an answer in between
         self._loaded: Placement | None = None  # the variant that was loaded last
@@ -160,6 +162,13 @@ class Worker:
     def pid(self) -> int | None:
         """The id of its process; None if no process runs."""
         return self._process.pid if self._process is not None else None
+
+    @property
+    def guard(self) -> str:
+        """What keeps the process that answers offline; empty if it is not loaded or not offline."""
+        if self.stand_in is not None:
+            return self.stand_in.guard
+        return self._process.guard if self._process is not None and self.state is State.READY else ""
 
     @property
     def answering(self) -> Placement:
@@ -277,7 +286,9 @@ class Worker:
     async def _run(self, placement: Placement) -> Ending:
         """Run one process from start to end."""
         timeouts = self.timeouts
-        spec = WorkerSpec(placement.launch, placement.roles, self._uds, self.secret, self._offline, timeouts.beat)
+        spec = WorkerSpec(
+            placement.launch, placement.roles, self._uds, self.secret, self._offline, timeouts.beat, self._guard
+        )
         process = self._process = WorkerProcess(spec, placement.device, only_gpu=self._only_gpu, timeouts=timeouts)
         ending = await process.run(self._answers_at, self._is_silent, self._no_longer_answers)
         if not self._must_end():

@@ -95,7 +95,7 @@ class ModelServer:
     async def stats(self, request: HttpRequest) -> Response:
         from tourkit import offline
 
-        refused = {"offline_refused": len(offline.attempts())}
+        refused = {"offline_refused": offline.refused()}
         return json_response(200, asdict(self._engine.info) | asdict(self._engine.stats()) | refused)
 
     async def chat(self, request: HttpRequest) -> Response:

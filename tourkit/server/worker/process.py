@@ -17,9 +17,10 @@ import threading
 from functools import partial
 from pathlib import Path
 
-from tourkit import backends, net
+from tourkit import backends, net, offline
 from tourkit.connections import ConnectionLimits
 from tourkit.errors import TourkitError
+from tourkit.isolation.guard import Needs
 from tourkit.parent import end_with_parent
 from tourkit.server.contract import Greeting, WorkerSpec
 from tourkit.server.http import EndingServer
@@ -45,10 +46,11 @@ def _end_with_gateway(pipes: Pipes) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def serve(spec: WorkerSpec, pipes: Pipes) -> None:
+async def serve(spec: WorkerSpec, pipes: Pipes, guard: str) -> None:
     """Load the model, greet the gateway, and serve until the process must stop. A stop while loading works at once.
 
     The beats begin after the greeting: while libraries are imported and weights are read, no thread can promise them.
+    `guard`: what keeps this process offline.
     """
     threading.Thread(target=_end_with_gateway, args=(pipes,), daemon=True).start()
     engine = await asyncio.to_thread(partial(backends.load, spec.launch))
@@ -61,7 +63,7 @@ async def serve(spec: WorkerSpec, pipes: Pipes) -> None:
 
     model = ModelServer(engine, spec.secret, on_dead=leave, in_trial=pipes.in_trial)
     server = EndingServer(model.app(), model.close, _LIMITS)
-    pipes.greet(Greeting(address))
+    pipes.greet(Greeting(address, guard=guard))
     pipes.start_beats(spec.beat, engine.activity, asyncio.get_running_loop().call_soon_threadsafe)
     starting = asyncio.create_task(model.start_trial())
     try:
@@ -74,14 +76,11 @@ async def serve(spec: WorkerSpec, pipes: Pipes) -> None:
 def main() -> int:
     pipes = Pipes()
     spec = pipes.spec()
-    if spec.offline:
-        from tourkit import offline
-
-        offline.engage()
     try:
-        end_with_parent()
+        guard = offline.isolate(Needs(reached_by_ip=not spec.uds), spec.guard).name if spec.offline else ""
+        end_with_parent()  # after the guard, because entering a namespace may clear it
         pipes.end_if_gateway_is_gone()
-        asyncio.run(serve(spec, pipes))
+        asyncio.run(serve(spec, pipes, guard))
     except TourkitError as exc:
         pipes.greet(Greeting(error=str(exc)))
         return exc.exit_code

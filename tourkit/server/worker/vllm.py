@@ -23,8 +23,9 @@ from tourkit.backends.vllm import library, weights
 from tourkit.backends.vllm.arguments import environment, serve_arguments
 from tourkit.errors import LocalError
 from tourkit.generation import Activity
+from tourkit.isolation.guard import Needs
 from tourkit.parent import end_with_parent
-from tourkit.server.contract import Greeting, Report
+from tourkit.server.contract import Greeting, Report, WorkerSpec
 from tourkit.server.worker.pipes import Pipes
 from tourkit.server.worker.vllm_front import Front, Served
 
@@ -48,11 +49,9 @@ kill -9 -"$1"
 def main() -> int:
     pipes = Pipes()
     spec = pipes.spec()
-    if spec.offline:
-        os.environ[_OFFLINE] = "1"
-        offline.engage()
     try:
-        end_with_parent()
+        guard = _isolated(spec)
+        end_with_parent()  # after the guard, because entering a namespace may clear it
         pipes.end_if_gateway_is_gone()
         if _leads_group():
             subprocess.Popen(["sh", "-c", _LAST, "sh", str(os.getpid())], stderr=subprocess.DEVNULL)
@@ -69,12 +68,21 @@ def main() -> int:
         ]
         texts = weights.texts_of(folder, spec.launch, shape.vocab)
         Front.served = Served(spec.launch, texts, spec.secret, pipes.in_trial)
-        threading.Thread(target=_greet, args=(address, pipes, texts, spec.beat), daemon=True).start()
+        greeting = Greeting(address, guard=guard)
+        threading.Thread(target=_greet, args=(greeting, pipes, texts, spec.beat), daemon=True).start()
         serve()
     except LocalError as exc:
         pipes.greet(Greeting(error=str(exc)))
         return exc.exit_code
     return 0
+
+
+def _isolated(spec: WorkerSpec) -> str:
+    """Enter the guard of an offline worker, and return its name. Processes that vLLM starts are inside too."""
+    if not spec.offline:
+        return ""
+    os.environ[_OFFLINE] = "1"
+    return offline.isolate(Needs(loopback=True, reached_by_ip=not spec.uds), spec.guard).name
 
 
 def _end_with_gateway(pipes: Pipes) -> None:
@@ -93,13 +101,14 @@ def _leads_group() -> bool:
     return os.getpgrp() == os.getpid()
 
 
-def _greet(address: str, pipes: Pipes, texts: Texts, beat: float) -> None:
+def _greet(greeting: Greeting, pipes: Pipes, texts: Texts, beat: float) -> None:
     """Wait until vLLM answers, without a time limit, greet the gateway, begin to beat, and prepare for grammars."""
-    while not _is_healthy(address):
+    while not _is_healthy(greeting.address):
         time.sleep(_LOOK_SECONDS)
+    address = greeting.address
     if address.startswith("unix:"):
         net.make_private(Path(address.removeprefix("unix:")))
-    pipes.greet(Greeting(address))
+    pipes.greet(greeting)
     threading.Thread(target=_beat, args=(address, pipes, beat), name="tourkit-beat", daemon=True).start()
     texts.prepare()
 
