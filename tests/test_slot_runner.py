@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tourkit.backends.control_tokens import ControlTokens
 from tourkit.backends.slot_runner import Part, SlotRunner
 from tourkit.engine.engine import BatchEngine
 from tourkit.errors import EngineError
@@ -32,6 +33,7 @@ class HistoryRunner(SlotRunner):
             n_known=N_KNOWN,
             eog=frozenset({END}),
             special_tokens={},
+            control_tokens=ControlTokens({}),
             piece=lambda t: bytes([97 + t % 26]),
         )
         super().__init__(vocabulary, slots=slots, context=128, n_batch=n_batch, partial_kv=partial, shares_kv=shares)

@@ -213,7 +213,7 @@ def test_health_tells_a_hung_and_a_restarting_worker_apart_from_a_ready_one() ->
     found = {}
     for state in (State.READY, State.HUNG, State.RESTARTING):
         worker.state, worker.next_start = state, float("inf")
-        status, body = reported([worker], Swapper(()))
+        status, body = reported([worker], Swapper(()), offline=False)
         [told] = body["workers"].values()
         found[told["state"]] = status, told["next_start_in_s"] is not None
 
