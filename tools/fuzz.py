@@ -150,6 +150,7 @@ def main() -> int:
 
 def _try_all(served: Serving, seed: int, count: int) -> bool:
     """Run both kinds, in two halves each. Return whether every promise held."""
+    ask(served, _CHAT, chat())  # the model has loaded when this is answered
     before, broken = state(served), []
     [(pid, _)] = before.values()
     for title, requests in (("constraints", of_constraints(seed)), ("bodies", bodies(seed))):

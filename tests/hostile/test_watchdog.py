@@ -35,7 +35,7 @@ from tourkit.server.gateway.relay import Relay
 from tourkit.server.gateway.status import health as reported
 from tourkit.server.gateway.supervisor import State, Worker
 from tourkit.server.gateway.swapping import Swapper
-from tourkit.server.gateway.upstream import Upstream
+from tourkit.server.gateway.upstream import Asked, Upstream
 from tourkit.server.gateway.watchdog import TIMEOUTS, Watchdog, WorkerTimeouts
 
 TINY = Path(__file__).parents[2] / "weights" / "tiny" / "gguf" / "tiny-f16.gguf"
@@ -260,7 +260,7 @@ class Client:
             sent.append(message)
 
         body = json.dumps({"model": "m", "prompt": prompt}).encode()
-        error = await self._relay.answer(self.worker, "/tokenize", body, send)
+        error = await self._relay.answer(self.worker, Asked("/tokenize", body), send)
         return b"".join(message.get("body", b"") for message in sent), error
 
     def asked(self) -> list[str]:
