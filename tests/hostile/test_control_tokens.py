@@ -250,7 +250,7 @@ def test_a_plain_prompt_that_no_context_can_hold_is_refused_before_it_is_tokeniz
     texts = texts_of(tokenizer, "")
 
     with pytest.raises(RequestError, match="bytes of prompt do not fit") as refused:
-        texts.engine_input(Request(prompt="x" * 100_000), None, matchers=1)  # type: ignore[arg-type] # free text
+        texts.engine_input(Request(prompt="x" * 100_000), None, None, matchers=1)  # type: ignore[arg-type] # free text
 
     assert refused.value.code == "context_length_exceeded"
 

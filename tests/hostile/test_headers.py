@@ -83,7 +83,7 @@ def line(path: Path) -> str:
     with pytest.raises(LocalError) as error:
         check_weights(path)
     assert "\n" not in str(error.value)
-    assert str(error.value).endswith("copy or download it again, or choose another model")
+    assert str(error.value).endswith("copy or download it again (in a bundle: `tourkit verify`), or choose another model")
     return str(error.value)
 
 

@@ -22,7 +22,7 @@ VOCABULARY = 1 << 20  # tokens; Gemma 3 has 262,208
 EXPERTS = 512  # llama.cpp's own limit; Qwen3-Next has 512
 POOLING = 4  # the kinds of llama.cpp, which aborts for another number
 FILE_TYPE = (1 << 32) - 1  # it only names a quant
-FIX = "copy or download it again, or choose another model"
+FIX = "copy or download it again (in a bundle: `tourkit verify`), or choose another model"
 _LONGEST_SHOWN = 60  # characters of a foreign value in a message
 
 
