@@ -14,6 +14,7 @@ from hostile.files import CONFIG, gguf, model_keys, mutations, nested, refusal, 
 from tourkit import backends
 from tourkit.backends.vllm.weights import folder_of
 from tourkit.errors import LocalError
+from tourkit.headers.bounds import FIX
 from tourkit.headers.check import check_weights
 from tourkit.launch import Launch
 from tourkit.planning.model_shape import of_file
@@ -83,7 +84,7 @@ def line(path: Path) -> str:
     with pytest.raises(LocalError) as error:
         check_weights(path)
     assert "\n" not in str(error.value)
-    assert str(error.value).endswith("copy or download it again (in a bundle: `tourkit verify`), or choose another model")
+    assert str(error.value).endswith(f": {FIX}")
     return str(error.value)
 
 
