@@ -741,6 +741,61 @@ def test_a_drive_that_fills_up_is_one_clear_line(tiny: Set) -> None:
     assert "no space left on this drive" in line
 
 
+FOLDERS = ["models", FOLDER, "templates", "licenses"]
+IN_PLACE = ["part", "lock"]  # files that a prefetch writes into
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no FIFOs, and few may make links there")
+@pytest.mark.parametrize("name", [*FOLDERS, *IN_PLACE])
+@pytest.mark.parametrize("kind", ["a symbolic link", "a FIFO"])
+def test_a_prefetch_does_not_write_through_what_is_no_folder_and_no_plain_file(
+    tiny: Set, tmp_path: Path, name: str, kind: str
+) -> None:
+    path = {"part": tiny.part(BIG), "lock": tiny.root / LOCK_FILE}.get(name, tiny.root / name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    outside = tmp_path / "outside"
+    if kind == "a FIFO":
+        os.mkfifo(path)
+    elif name in IN_PLACE:
+        outside.write_bytes(b"of somebody else")
+        path.symlink_to(outside)
+    else:
+        outside.mkdir()
+        path.symlink_to(outside)
+
+    with pytest.raises(LocalError, match=f"it is {kind}") as caught:
+        tiny.run()
+
+    assert str(path) in one_line(caught.value)
+    if outside.is_dir():
+        assert list(outside.iterdir()) == []
+    elif outside.exists():
+        assert outside.read_bytes() == b"of somebody else"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no FIFOs, and few may make links there")
+@pytest.mark.parametrize("name", [f"{FOLDER}/{BIG}", "bundle.json", "SHA256SUMS"])
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_a_link_or_a_fifo_at_a_final_name_is_replaced_and_not_followed(
+    tiny: Set, tmp_path: Path, name: str, kind: str
+) -> None:
+    path = tiny.root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    outside = tmp_path / "outside"
+    outside.write_bytes(FILES[BIG])  # the right bytes, but not in the bundle
+    if kind == "link":
+        path.symlink_to(outside)
+    else:
+        os.mkfifo(path)
+
+    tiny.run()
+
+    assert_whole(tiny)
+    assert not path.is_symlink()
+    assert path.is_file()
+    assert outside.read_bytes() == FILES[BIG]
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_one_clear_line(tiny: Set) -> None:
     tiny.root.mkdir(mode=0o500)
