@@ -219,7 +219,7 @@ def test_few_jobs_run_at_normal_priority_and_the_others_wait() -> None:
         ("crash", "a chain of rules", LONG, "SIGSEGV"),
         ("hang", "for ever", SHORT, "longer than 1 seconds"),
         ("hog", "all memory", LONG, "more than 256 MiB of memory"),
-        ("keep", "200", LONG, "200 MiB of memory; at most 128 MiB"),
+        ("keep", "200", LONG, "MiB of memory; at most 128 MiB"),
     ],
 )
 def test_a_constraint_that_does_harm_is_refused_with_the_reason_and_nothing_else_happens(
