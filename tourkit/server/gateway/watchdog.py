@@ -22,16 +22,16 @@ class WorkerTimeouts:
 
     `beat`: between two beats. `silence`: without a beat. `call`: for a call of the model, at least. `first_call`: for a
     call before any was measured. `asked_again`: for a request whose worker died, until it is asked again; and for any
-    request while a worker dies again and again. `alone`: how long a request that is asked again has the worker for
-    itself. `pause` and `longest_pause`: before a worker that died twice in a row is started again; each pause is twice
-    as long as the last.
+    request while a worker dies again and again; with `silence` it is less than 30 s. `alone`: how long a request that
+    is asked again has the worker for itself. `pause` and `longest_pause`: before a worker that died twice in a row is
+    started again; each pause is twice as long as the last.
     """
 
     beat: float = 1.0
     silence: float = 15.0
     call: float = 60.0
     first_call: float = 600.0
-    asked_again: float = 25.0
+    asked_again: float = 14.0
     alone: float = 20.0
     pause: float = 1.0
     longest_pause: float = 60.0
