@@ -33,9 +33,10 @@ bundle grammar
 manifest
 hardware
 stacks generation launch headers
-files scratch data progress offline client connections parent
+scratch
+files data progress offline client connections
 isolation
-units net terminal
+units net terminal parent
 errors
 """
 LEVELS = {name: level for level, line in enumerate(reversed(TABLE.split("\n"))) for name in line.split()}

@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from uuid import uuid4
@@ -119,6 +120,25 @@ def make_folder_below(root: Path, folder: str) -> None:
     """Make `folder` below `root`, and the folders on the way to it. Raises OSError as `open_below` does."""
     check_folders_below(root, folder)
     (root / folder).mkdir(parents=True, exist_ok=True)
+
+
+def take_lock(fd: int) -> bool:
+    """Lock an open file without waiting. Return False if another process holds it. Raises OSError without locks."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except PermissionError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _mode(path: Path) -> int | None:

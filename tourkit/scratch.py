@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tourkit import net
+from tourkit.files import take_lock
 
 PREFIX = "tourkit-"
 _LOCK = ".owner.lock"
@@ -61,12 +62,7 @@ def _take(lock: int) -> bool:
 
     Without locks nobody knows whose a folder is, so each process removes only its own.
     """
-    if sys.platform == "win32":
-        return False
-    import fcntl
-
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return sys.platform != "win32" and take_lock(lock)
     except OSError:
         return False
-    return True

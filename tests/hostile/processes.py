@@ -1,10 +1,24 @@
-"""What the system says about a process and its children."""
+"""How much memory something takes: a process with its children, or one call."""
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _PAGE = 4096  # bytes
+
+
+def with_peak(work: Callable[[], T]) -> tuple[T, int]:
+    """Return the result of a call, and the most memory that Python had for it at once, in bytes."""
+    tracemalloc.start()
+    try:
+        return work(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def memory(pid: int) -> int:

@@ -7,7 +7,6 @@ import json
 import random
 import re
 import threading
-import tracemalloc
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -18,6 +17,7 @@ import pytest
 from starlette.types import Message
 
 from hostile.bodies import bodies
+from hostile.processes import with_peak
 from tourkit.errors import RequestError
 from tourkit.generation import EngineInfo
 from tourkit.server.api import json_text, limits, off_loop
@@ -161,12 +161,8 @@ def test_a_body_with_as_many_levels_as_allowed_is_parsed() -> None:
 @pytest.mark.parametrize("inner", [b"[" * 15_000_000, b"[]," * 5_000_000, b"1," * 7_000_000])
 def test_a_body_that_would_take_a_gigabyte_is_refused_with_little_memory(inner: bytes) -> None:
     body = b'{"model":"tool","metadata":[' + inner
-    tracemalloc.start()
-    try:
-        error = refused("/v1/chat/completions", body)
-        most = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+
+    error, most = with_peak(lambda: refused("/v1/chat/completions", body))
 
     assert (error.param, error.code) == ("metadata", "body_too_complex")
     assert most < 4 * 1024 * 1024

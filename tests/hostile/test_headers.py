@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hostile.files import CONFIG, gguf, model_keys, mutations, nested, refusal, safetensors
+from hostile.processes import with_peak
 from tourkit import backends
 from tourkit.backends.vllm.weights import folder_of
 from tourkit.errors import LocalError
@@ -246,12 +246,7 @@ LARGE = {  # a file of some megabytes that asks for much more
 @pytest.mark.parametrize("case", LARGE)
 def test_a_large_header_takes_little_more_memory_than_its_file(case: str, tmp_path: Path) -> None:
     kind, content = LARGE[case]
-    tracemalloc.start()
-    try:
-        said = refusal(kind, content, tmp_path)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    said, peak = with_peak(lambda: refusal(kind, content, tmp_path))
 
     assert said
     assert peak < len(content) + 200 * MIB

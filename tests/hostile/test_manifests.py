@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tomllib
-import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from referencing import Registry, Resource
 
 from hostile.files import MANIFEST, mutations, read, refusal
+from hostile.processes import with_peak
 from tourkit.bundle.index import BundleModel, BundleVariant, Index, parse_index, render_index, variant_files
 from tourkit.errors import ManifestError
 from tourkit.manifest import lock, manifest
@@ -148,12 +148,7 @@ def test_files_are_those_of_the_variant_alone() -> None:
 @pytest.mark.parametrize("kind", ["lock", "index"])
 def test_a_large_file_of_lists_takes_little_more_memory_than_it_has(kind: str, tmp_path: Path) -> None:
     content = b"[" + b"[]," * 4 * MIB + b"[]]"
-    tracemalloc.start()
-    try:
-        said = refusal(kind, content, tmp_path)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    said, peak = with_peak(lambda: refusal(kind, content, tmp_path))
 
     assert "values, which no" in said
     assert peak < len(content) + 200 * MIB

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tourkit.errors import LocalError
 from tourkit.fetch.download import FetchListener
-from tourkit.files import open_plain
+from tourkit.files import open_plain, take_lock
 
 LOCK_FILE = ".prefetch.lock"
 
@@ -23,7 +23,7 @@ def only_one(root: Path, listener: FetchListener) -> Iterator[None]:
     while True:
         fd = open_plain(path, os.O_RDWR | os.O_CREAT)
         try:
-            if not _take(fd):
+            if not take_lock(fd):
                 raise LocalError(
                     f"{root}: another `tourkit prefetch` is writing here ({path}): wait for it, or stop it"
                 )
@@ -53,22 +53,3 @@ def _is_named(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _take(fd: int) -> bool:
-    """Lock an open file without waiting. Return False if another process holds it. Raises OSError without locks."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        except PermissionError:
-            return False
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

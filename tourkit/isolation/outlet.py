@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import socket
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +18,10 @@ from pathlib import Path
 from tourkit import net
 from tourkit.errors import LocalError
 from tourkit.isolation import namespaces, netlink
+from tourkit.parent import end_with_parent
 
 _BLOCK = 1 << 16  # bytes
 _SECONDS = 10.0  # to look for an address that answers
-_END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 _HOSTS = Path("/etc/hosts")
 Address = tuple[str, int]
 
@@ -101,8 +99,7 @@ def _end_with(parent: int) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1):
         os.dup2(nothing, number)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_END_WITH_PARENT, ctypes.c_ulong(signal.SIGKILL))
+    end_with_parent()
     if os.getppid() != parent:
         os._exit(0)
 

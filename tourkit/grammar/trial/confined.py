@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import os
 import signal
 import sys
@@ -13,8 +12,9 @@ from pathlib import Path
 
 from tourkit.grammar.own_memory import address_space
 from tourkit.grammar.trial.jobs import Limits
+from tourkit.parent import end_with_parent
 
-_SET_PDEATHSIG, _SET_DUMPABLE = 1, 4  # of prctl(2)
+_SET_DUMPABLE = 4  # of prctl(2)
 _THREAD_STACK = 2 * 2**20  # bytes; glibc's for a thread if the main thread's stack has no limit
 _FIRST_TO_END = b"900"  # of 1000: if the system runs out of memory, it ends these processes before the worker
 _LOWEST = 19
@@ -34,15 +34,13 @@ def settle() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # not allowed in every container; it only changes who is ended first
             Path("/proc/self/oom_score_adj").write_bytes(_FIRST_TO_END)
-        _prctl(_SET_DUMPABLE, 0)  # a core pattern that starts a program ignores RLIMIT_CORE
+        ctypes.CDLL(None).prctl(_SET_DUMPABLE, 0, 0, 0, 0)  # a core pattern that starts a program ignores RLIMIT_CORE
 
 
 def end_with(parent: int) -> None:
     """End this process as soon as its parent has ended. `parent`: its id."""
-    if sys.platform != "linux":
-        return
-    _prctl(_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the call
+    end_with_parent()
+    if sys.platform == "linux" and os.getppid() != parent:  # it ended before the call
         os._exit(1)
 
 
@@ -79,12 +77,3 @@ def slow_down(pid: int) -> None:
     if sys.platform != "win32":
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, pid, _LOWEST)
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
-
-
-def _prctl(option: int, value: int) -> None:
-    _library().prctl(option, value, 0, 0, 0)
