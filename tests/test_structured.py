@@ -7,10 +7,11 @@ import json
 from typing import Any
 
 import pytest
+from idle_engine import IdleEngine
 from starlette.requests import Request as HttpRequest
 
 from tourkit.errors import RequestError
-from tourkit.generation import Constraint, Delta, Emit, Enforced, EngineInfo, EngineStats, Finish, Request, Submission
+from tourkit.generation import Constraint, Delta, Emit, Enforced, EngineInfo, Finish, Request, Submission
 from tourkit.grammar.prepared import Prepared
 from tourkit.grammar.trial.answers import judge
 from tourkit.server.api.generation import complete
@@ -80,7 +81,7 @@ def test_asking_again_shows_the_answer_and_what_is_wrong_with_it() -> None:
     assert "n" in (again.messages or ())[2]["content"]
 
 
-class Canned:
+class Canned(IdleEngine):
     """An Engine that answers from a list of texts, and records the requests."""
 
     info = EngineInfo("canned", 100, 1, 10)
@@ -94,19 +95,6 @@ class Canned:
         for index in range(request.n):
             emit(Delta(index, self._texts.pop(0), 5, Finish.STOP))
         return Submission(len(self.asked), 7, Enforced("relaxed", ("/not",)))
-
-    def abort(self, submission_id: int) -> None: ...
-
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        return []
-
-    def detokenize(self, tokens: list[int]) -> str:
-        return ""
-
-    def stats(self) -> EngineStats:
-        return EngineStats()
-
-    def close(self) -> None: ...
 
 
 def answer_of(engine: Canned, n: int = 1, **kind: Any) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from idle_engine import IdleEngine
 from starlette.requests import Request as HttpRequest
 from waiting import until
 
 from tourkit.errors import QueueFull, RequestError
-from tourkit.generation import Constraint, Delta, Emit, EngineInfo, EngineStats, Finish, Request, Submission
+from tourkit.generation import Constraint, Delta, Emit, EngineInfo, Finish, Request, Submission
 from tourkit.grammar.prepared import Manner, Prepared
 from tourkit.grammar.trial.cache import Known
 from tourkit.grammar.trial.client import Trial
@@ -381,7 +382,7 @@ def test_where_a_process_cannot_fork_it_is_killed_and_replaced() -> None:
 # --- answers -------------------------------------------------------------------------------------------------------
 
 
-class Echo:
+class Echo(IdleEngine):
     """An engine that answers `{"n": 1}`, and keeps what was prepared for it."""
 
     info = EngineInfo("echo", 100, 1, 256)
@@ -400,19 +401,6 @@ class Echo:
         self.prepared.append(prepared)
         emit(Delta(0, '{"n": 1}', 5, Finish.STOP))
         return Submission(1, 7)
-
-    def abort(self, submission_id: int) -> None: ...
-
-    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
-        return []
-
-    def detokenize(self, tokens: list[int]) -> str:
-        return ""
-
-    def stats(self) -> EngineStats:
-        return EngineStats()
-
-    def close(self) -> None: ...
 
 
 async def answer(trial: Trial, constraint: Constraint, left: asyncio.Event, engine: Echo | None = None) -> int:
