@@ -118,11 +118,12 @@ def test_the_server_keeps_the_promise_over_http(tiny_gguf: Path, tmp_path: Path)
     assert together == alone * 4
 
 
-def test_a_prefix_cache_beside_it_is_refused_for_it_would_stay_empty(tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli, ["serve", "--deterministic", "--prefix-cache", str(tmp_path)])
+@pytest.mark.parametrize("option", [("--prompt-cache", "1GiB"), ("--prompt-cache-dir", "kept")])
+def test_a_prompt_cache_beside_it_is_refused_for_it_would_stay_empty(option: tuple[str, str]) -> None:
+    done = CliRunner().invoke(cli, ["serve", "--deterministic", *option])
 
     assert isinstance(done.exception, UsageError)
-    assert "choose one of them" in str(done.exception)
+    assert f"so {option[0]} has nothing to keep: choose one of them" in str(done.exception)
 
 
 def test_every_call_carries_one_sequence_from_cells_of_its_own() -> None:

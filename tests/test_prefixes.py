@@ -32,14 +32,14 @@ DOCUMENTS = ["the name", "the date of the bill", "total and type", "a label"]
 
 @pytest.fixture
 def spec(tiny_gguf: Path, tmp_path: Path) -> Launch:
-    return Launch("tiny", "llama_cpp", str(tiny_gguf), 4, 1024, 1, prefix_cache=str(tmp_path / "prefixes"))
+    return Launch("tiny", "llama_cpp", str(tiny_gguf), 4, 1024, 1, prompt_cache_dir=str(tmp_path / "prefixes"))
 
 
 @pytest.fixture
 def kept(spec: Launch) -> Iterator[Path]:
     """The single file after a run over documents with the same system prompt."""
     answers(spec)
-    (path,) = Path(spec.prefix_cache).rglob("*.prefix")
+    (path,) = Path(spec.prompt_cache_dir).rglob("*.prefix")
     return path
 
 
@@ -69,7 +69,7 @@ def test_after_a_restart_the_same_answers_come_with_less_prefill(spec: Launch) -
 
     warm, _, warm_cached = answers(spec)
 
-    assert warm == cold == answers(replace(spec, prefix_cache=""))[0]
+    assert warm == cold == answers(replace(spec, prompt_cache_dir=""))[0]
     assert cold_cached < prompt_tokens / 2 + prompt_tokens / 4
     assert warm_cached - cold_cached > prompt_tokens / len(DOCUMENTS) / 2  # the first document used the cache too
 
@@ -77,7 +77,7 @@ def test_after_a_restart_the_same_answers_come_with_less_prefill(spec: Launch) -
 def test_what_no_two_prompts_shared_is_not_kept(spec: Launch) -> None:
     answers(spec, DOCUMENTS[:1])
 
-    assert not Path(spec.prefix_cache).exists()
+    assert not Path(spec.prompt_cache_dir).exists()
 
 
 def test_a_prefix_is_kept_once_however_often_it_is_used(spec: Launch, kept: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_damaged_file_is_thrown_away_and_changes_no_answer(spec: Launch, kept:
 
     (first,), _, cached = answers(spec, DOCUMENTS[:1])
 
-    assert first == answers(replace(spec, prefix_cache=""), DOCUMENTS[:1])[0][0]
+    assert first == answers(replace(spec, prompt_cache_dir=""), DOCUMENTS[:1])[0][0]
     assert cached == 0
     assert not kept.exists()
 
@@ -126,9 +126,9 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_the_saving(spec: Laun
     in_the_way = tmp_path / "file"
     in_the_way.write_text("not a folder")
 
-    found, _, _ = answers(replace(spec, prefix_cache=str(in_the_way)))
+    found, _, _ = answers(replace(spec, prompt_cache_dir=str(in_the_way)))
 
-    assert found == answers(replace(spec, prefix_cache=""))[0]
+    assert found == answers(replace(spec, prompt_cache_dir=""))[0]
 
 
 def test_what_runs_when_the_engine_closes_ends_once_and_its_prefix_is_kept() -> None:
@@ -161,7 +161,7 @@ def test_a_server_started_again_finds_what_the_last_one_kept(tiny_gguf: Path, tm
     bundle = make_bundle(tmp_path / "bundle", tiny_gguf)
     texts, cached = [], []
     for _ in range(2):
-        options = ("--offline", "--context", "1024", "--prefix-cache", str(tmp_path / "kept"))
+        options = ("--offline", "--context", "1024", "--prompt-cache-dir", str(tmp_path / "kept"))
         with (
             serving(bundle, tmp_path / "log", *options) as served,
             openai.OpenAI(base_url=f"{served.url}/v1", api_key="unused", max_retries=0) as client,

@@ -37,10 +37,11 @@ class Launch:
     """One variant on one stack. `path`: the (first) weight file, or the folder. `context`: tokens per sequence.
 
     `flash_attention`: None for yes if the device can. `lora`: adapter files to apply. `deterministic`: the same request
-    gets the same text, whatever other requests run. `prefix_cache`: folder that keeps shared prompts for the next
-    start, "" for none. `chat_template`: Jinja source for weights that have none, "" for none. `capability`: the CUDA
-    compute capability of its GPU, None if it is on no CUDA GPU. `environment`: name and value of each variable that
-    tells a library of the stack where a side asset is. `special_tokens_in_content`: a control token that a message
+    gets the same text, whatever other requests run. `prompt_cache`: bytes of host RAM for KV cells of earlier prompts,
+    0 for none, None for the engine's default. `prompt_cache_dir`: folder that keeps such cells on disk too, also for
+    the next start; "" for none. `chat_template`: Jinja source for weights that have none, "" for none. `capability`:
+    the CUDA compute capability of its GPU, None if it is on no CUDA GPU. `environment`: name and value of each variable
+    that tells a library of the stack where a side asset is. `special_tokens_in_content`: a control token that a message
     spells is the control token; otherwise it is text.
     """
 
@@ -56,7 +57,8 @@ class Launch:
     flash_attention: bool | None = None
     lora: tuple[str, ...] = ()
     deterministic: bool = False
-    prefix_cache: str = ""
+    prompt_cache: int | None = None
+    prompt_cache_dir: str = ""
     chat_template: str = ""
     capability: tuple[int, int] | None = None
     environment: tuple[tuple[str, str], ...] = ()

@@ -67,6 +67,7 @@ def start(
             speculate=speculate,
             deterministic=launch.deterministic,
             prefixes=prefixes,
+            prompt_cache=launch.prompt_cache,
             chat_template=launch.chat_template,
             special_tokens_in_content=launch.special_tokens_in_content,
         )
@@ -79,7 +80,7 @@ class RunnerEngine:
     """The Engine of one loaded model.
 
     `emulated`: parameters that tourkit serves itself because the stack's library does not.
-    `chat_template`: used if the model has none. `special_tokens_in_content`: as in Launch.
+    `chat_template`: used if the model has none. `prompt_cache` and `special_tokens_in_content`: as in Launch.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class RunnerEngine:
         speculate: bool = True,
         deterministic: bool = False,
         prefixes: PrefixStore | None = None,
+        prompt_cache: int | None = None,
         chat_template: str = "",
         special_tokens_in_content: bool = False,
     ) -> None:
@@ -107,6 +109,7 @@ class RunnerEngine:
             speculate=speculate,
             deterministic=deterministic,
             prefixes=prefixes,
+            prompt_cache=prompt_cache,
             warm_up=partial(warm_up, runner),
             at_rest=self._begin_preparing,
             release=self._release,

@@ -140,10 +140,16 @@ def _of_manifest(reference: str) -> tuple[Index, Mapping[VariantId, Shape], str]
 @access_options
 @click.option("--deterministic", is_flag=True, help="Same request, same text, whatever else runs (CPU); slower.")
 @click.option(
-    "--prefix-cache",
+    "--prompt-cache",
+    type=SIZE,
+    metavar="SIZE",
+    help="RAM for earlier prompts, of all models together; 0 for none; by default a quarter of what the models leave.",
+)
+@click.option(
+    "--prompt-cache-dir",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Keep the prompts that requests share here until the next start.",
+    help="Keep earlier prompts on this disk too, also for the next start.",
 )
 @click.option(
     "--special-tokens-in-content",
@@ -167,7 +173,8 @@ def serve(
     slots: int | None,
     access: Callable[[str], AccessRules],
     deterministic: bool,
-    prefix_cache: Path | None,
+    prompt_cache: int | None,
+    prompt_cache_dir: Path | None,
     special_tokens_in_content: bool,
     log: bool,
 ) -> None:
@@ -185,8 +192,7 @@ def serve(
     """
     if file is not None and is_given("bundle"):
         raise UsageError(f"{file} and --bundle {bundle}: give one of them")
-    if deterministic and prefix_cache is not None:
-        raise UsageError("--deterministic shares no prompts, so --prefix-cache has nothing to keep: choose one of them")
+    _check_prompt_cache(prompt_cache, prompt_cache_dir, deterministic=deterministic)
     if guard is not None and not offline:
         raise UsageError(f"--guard {guard} is for a server that is offline: add --offline")
     if offline:
@@ -199,9 +205,9 @@ def serve(
         for line in tables.serving(urls, made, offline=offline):
             show(line)
 
-    limits = Limits(vram, reserve, gpu)
+    limits = Limits(vram, reserve, gpu, prompt_cache)
     options = ServeOptions(
-        *(roles, context, slots, deterministic, prefix_cache, host, port, machine_path, limits),
+        *(roles, context, slots, deterministic, prompt_cache_dir, host, port, machine_path, limits),
         special_tokens_in_content=special_tokens_in_content,
     )
     gateway = GatewayOptions(offline=offline, guard=guard or "", access=access(host), say=note, log=log)
@@ -209,6 +215,13 @@ def serve(
         serve_bundle(bundle, options, gateway, ready)
     else:
         serve_weights(file, options, gateway, ready)
+
+
+def _check_prompt_cache(size: int | None, folder: Path | None, *, deterministic: bool) -> None:
+    """Raise UsageError for options of the prompt cache that cannot be honoured."""
+    given = {"--prompt-cache": bool(size), "--prompt-cache-dir": folder is not None}
+    for option in (option for option, is_on in given.items() if is_on and deterministic):
+        raise UsageError(f"--deterministic shares no prompts, so {option} has nothing to keep: choose one of them")
 
 
 def _go_offline(guard: str) -> None:

@@ -43,6 +43,7 @@ class BatchEngine:
     `speculate`: guess tokens by prompt lookup.
     `deterministic`: one sequence a call and no shared KV cells, so that no answer depends on other requests.
     `prefixes`: the store that keeps shared prompts between runs.
+    `prompt_cache`: bytes of host RAM for the cells of ended prompts, 0 for none, None for the default.
     `warm_up`: called first; its errors are raised here. It returns how many tokens it computed.
     `at_rest`: called once, at the first pause without work.
     `release`: called last, after an error too; by default it closes the runner.
@@ -58,6 +59,7 @@ class BatchEngine:
         speculate: bool = True,
         deterministic: bool = False,
         prefixes: PrefixStore | None = None,
+        prompt_cache: int | None = None,
         warm_up: Callable[[], int] = lambda: 0,
         at_rest: Callable[[], None] | None = None,
         release: Callable[[], None] | None = None,
@@ -66,7 +68,8 @@ class BatchEngine:
         self._at_rest = at_rest
         self._release_runner = release or runner.close
         self._deterministic = deterministic
-        self._slots = SlotTable(runner, sharing=runner.partial_kv and not deterministic, prefixes=prefixes)
+        sharing = runner.partial_kv and not deterministic
+        self._slots = SlotTable(runner, sharing=sharing, prefixes=prefixes, prompt_cache=prompt_cache)
         self._speculate = speculate and runner.partial_kv  # the cells of wrong guesses must be dropped again
         self._max_waiting = max_waiting
         self._strip_leading_space = strip_leading_space

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from tourkit.engine.parking import Parking
+from tourkit.engine.parking import MOST_BYTES, Parking
 from tourkit.engine.placement import Slot, SlotChoice, idle, place, worth_keeping
 
 if TYPE_CHECKING:
@@ -20,14 +20,17 @@ class SlotTable:
     """The slots of one runner. Only the thread that owns the runner may call it.
 
     `sharing`: prompts may reuse the cells of other prompts. `prefixes`: the store that keeps shared prompts between
-    runs.
+    runs. `prompt_cache`: bytes of host RAM for parked cells, None for the default.
     """
 
-    def __init__(self, runner: Runner, *, sharing: bool, prefixes: PrefixStore | None) -> None:
+    def __init__(
+        self, runner: Runner, *, sharing: bool, prefixes: PrefixStore | None, prompt_cache: int | None = None
+    ) -> None:
         self._runner = runner
         self._sharing = sharing
         self._prefixes = prefixes if sharing else None
-        self._parking = Parking(runner) if sharing and runner.one_pool else None
+        most_bytes = MOST_BYTES if prompt_cache is None else prompt_cache
+        self._parking = Parking(runner, most_bytes=most_bytes) if sharing and runner.one_pool else None
         self.slots = [Slot(i) for i in range(runner.n_slots)]
         self._clock = itertools.count(1)
 

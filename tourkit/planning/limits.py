@@ -14,12 +14,14 @@ class Limits:
 
     `vram`: the most bytes to use of each GPU, None for all, 0 for no GPU. `reserve`: bytes that stay free for the
     user's own program, on each GPU that is used, or in RAM if there is none. `gpu`: the only GPU to use, by its number
-    or its id; "" for all.
+    or its id; "" for all. `prompt_cache`: bytes of RAM for earlier prompts of all models together; None for a share of
+    what is left.
     """
 
     vram: int | None = None
     reserve: int = 0
     gpu: str = ""
+    prompt_cache: int | None = None
 
     def of_gpu(self, usable: int) -> int:
         """Return how many of the `usable` bytes of a GPU a plan may use."""

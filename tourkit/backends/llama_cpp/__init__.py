@@ -31,5 +31,5 @@ def load(launch: Launch) -> Engine:
     if runner.embeds:
         runner.embed([[0] * min(8, runner.context)])  # a crash at first use happens now, while the model is loading
         return BatchEmbedder(runner, "llama_cpp", deterministic=launch.deterministic)
-    kept = launch.prefix_cache and not launch.deterministic
-    return start(runner, launch, prefixes=LlamaPrefixes(runner, Path(launch.prefix_cache)) if kept else None)
+    kept = launch.prompt_cache_dir and not launch.deterministic
+    return start(runner, launch, prefixes=LlamaPrefixes(runner, Path(launch.prompt_cache_dir)) if kept else None)

@@ -32,8 +32,8 @@ class ServeOptions:
     """What to serve, where and how. `roles` () means all of them.
 
     `context` in tokens a sequence and `slots` in sequences at once; None leaves them to the plan. `deterministic` and
-    `prefix_cache` are those of Launch; they exclude each other. `port` 0 takes a free one. `machine`: the JSON file of
-    the machine to plan for, None for the machine it runs on. `limits`: what the plan may use of it.
+    `prompt_cache_dir` are those of Launch; they exclude each other. `port` 0 takes a free one. `machine`: the JSON file
+    of the machine to plan for, None for the machine it runs on. `limits`: what the plan may use of it.
     `special_tokens_in_content`: as in Launch.
     """
 
@@ -41,7 +41,7 @@ class ServeOptions:
     context: int | None = None
     slots: int | None = None
     deterministic: bool = False
-    prefix_cache: Path | None = None
+    prompt_cache_dir: Path | None = None
     host: str = "127.0.0.1"
     port: int = 0
     machine: Path | None = None
@@ -169,7 +169,7 @@ def _located(source: Source, options: ServeOptions, plan: Plan) -> tuple[Placeme
         source.locate,
         plan,
         deterministic=options.deterministic,
-        prefix_cache=options.prefix_cache,
+        prompt_cache_dir=options.prompt_cache_dir,
         special_tokens_in_content=options.special_tokens_in_content,
         chat_templates=chat_templates_of(source.index),
         assets=source.index.assets,
@@ -185,7 +185,7 @@ def placements_at(
     plan: Plan,
     *,
     deterministic: bool = False,
-    prefix_cache: Path | None = None,
+    prompt_cache_dir: Path | None = None,
     special_tokens_in_content: bool = False,
     chat_templates: Mapping[str, str] = MappingProxyType({}),
     assets: Iterable[BundleAsset] = (),
@@ -196,7 +196,7 @@ def placements_at(
     its `environment`.
     """
     assets = tuple(assets)
-    kept = str(prefix_cache.resolve()) if prefix_cache is not None else ""
+    kept = str(prompt_cache_dir.resolve()) if prompt_cache_dir is not None else ""
 
     def located(placement: Placement) -> Placement:
         launch = replace(
@@ -204,7 +204,7 @@ def placements_at(
             path=str(locate(placement.launch.path).absolute()),
             lora=tuple(str(locate(path).absolute()) for path in placement.launch.lora),
             deterministic=deterministic,
-            prefix_cache=kept,
+            prompt_cache_dir=kept,
             special_tokens_in_content=special_tokens_in_content,
             chat_template=chat_templates.get(placement.launch.model, ""),
             environment=variables(assets, placement.launch.stack, locate),
