@@ -585,8 +585,8 @@ def test_the_table_has_the_memory_of_each_placement_and_device() -> None:
 
 
 PLACEMENT_KEYS = (
-    "roles model quant stack path size context slots threads device gpu_layers cache_type resident memory numbers_from "
-    "lora fallbacks"
+    "roles model quant stack path size context slots threads device gpu_layers cache_type prompt_cache resident memory "
+    "numbers_from lora fallbacks"
 ).split()
 
 

@@ -45,6 +45,7 @@ class Stack:
     float32_cache: bool = False  # its KV cache always has 32-bit values
     quantises_cache: bool = False  # its KV cache can be q8_0
     pooled_cache: bool = False  # the KV cells of all sequences are one pool
+    keeps_prompts: bool = False  # it moves KV cells of ended prompts to RAM and back
     huge_pages: bool = False  # every step reads weights from malloc's memory, where pages of 2 MiB are faster
     drops_behind_window: bool = False  # a layer with a sliding window drops the tokens outside it
 
@@ -69,6 +70,7 @@ STACKS = {
         embeddings_in_ram=True,
         quantises_cache=True,
         pooled_cache=True,
+        keeps_prompts=True,
         huge_pages=True,
     ),
     "vllm": Stack(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from tourkit.planning import explain
 from tourkit.units import counted, size_text
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def _placement_json(placement: Placement) -> dict[str, Any]:
-    """Return a placement. `gpu_layers`: -1 for all. `size` and `memory`: bytes. `context`: tokens per sequence."""
+    """Return a placement. `gpu_layers`: -1 for all. `context`: tokens per sequence.
+
+    `size`, `memory` and `prompt_cache`: bytes.
+    """
     launch = placement.launch
     return {
         "roles": placement.roles,
@@ -57,6 +61,7 @@ def _placement_json(placement: Placement) -> dict[str, Any]:
         "device": placement.device,
         "gpu_layers": -1 if launch.gpu_layers.count is None else launch.gpu_layers.count,
         "cache_type": launch.cache_type,
+        "prompt_cache": launch.prompt_cache,
         "resident": placement.resident,
         "memory": [asdict(memory) for memory in placement.memory],
         "numbers_from": placement.numbers_from,
@@ -80,6 +85,8 @@ def lines(plan: Plan) -> Iterator[str]:
     yield ""
     for device in plan.devices:
         yield f"{names[device.id]}: {size_text(device.used)} of {size_text(device.usable)} usable"
+    if plan.prompt_cache is not None:
+        yield explain.prompt_cache(plan.prompt_cache)
     yield from plan.notes
     for placement in plan.placements:
         if placement.fallbacks:

@@ -205,7 +205,7 @@ def serve(
         for line in tables.serving(urls, made, offline=offline):
             show(line)
 
-    limits = Limits(vram, reserve, gpu, prompt_cache)
+    limits = Limits(vram, reserve, gpu, 0 if deterministic else prompt_cache)
     options = ServeOptions(
         *(roles, context, slots, deterministic, prompt_cache_dir, host, port, machine_path, limits),
         special_tokens_in_content=special_tokens_in_content,

@@ -10,6 +10,7 @@ from tourkit.planning.decision import Decision
 from tourkit.planning.model_shape import GUESSED
 from tourkit.planning.options import Option, PassedOver
 from tourkit.planning.packing import SizedOption, at_smallest, pack
+from tourkit.planning.plan import PromptCache
 from tourkit.planning.upgrades import with_option
 from tourkit.units import counted, size_text
 
@@ -49,6 +50,22 @@ def passed_over(decision: Decision) -> tuple[PassedOver, ...]:
                 best = next((option for option in same if option.on_gpu is now.option.on_gpu), same[0])
                 passed.append(PassedOver(model_id, quant, _why_not_this(decision, best, now)))
     return tuple(passed)
+
+
+def prompt_cache(kept: PromptCache) -> str:
+    """Return one line about the RAM for earlier prompts: how much, why, and how many tokens fit."""
+    if not kept.most:
+        return "prompt cache: none; " + ("--prompt-cache 0" if kept.asked == 0 else "the models leave no RAM for it")
+    part = ", a quarter" if kept.asked is None else ""
+    source = f"{part} of the {size_text(kept.left)} of RAM that the models leave"
+    return f"prompt cache: {size_text(kept.most)}{source}; {kept.tokens:,} tokens of each model fit"
+
+
+def prompt_cache_notes(kept: PromptCache | None) -> Iterator[str]:
+    """Yield a line if the prompt cache is smaller than the user asked for."""
+    if kept is not None and kept.asked is not None and kept.most < kept.asked:
+        most = f"the models leave {size_text(kept.left)} of RAM, and the cache gets three quarters of it at most"
+        yield f"--prompt-cache {size_text(kept.asked)}: {most}"
 
 
 def _not_the_first(decision: Decision) -> Iterator[str]:

@@ -63,9 +63,10 @@ class SizedOption:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The usable memory of each device. RAM is the last device."""
+    """The usable memory of each device. RAM is the last device. `kept`: bytes of free RAM that no placement may use."""
 
     devices: tuple[Device, ...]
+    kept: int = 0
 
     @property
     def ram(self) -> int:
@@ -92,17 +93,19 @@ def budget_of(hardware: Hardware, limits: Limits) -> Budget:
     If the GPU shares the machine's memory (metal), RAM gets what the GPU and the reserve leave.
     """
     devices = []
-    ram = int(hardware.ram * (1 - _RAM_KEPT))
+    kept = int(hardware.ram * _RAM_KEPT)
+    ram = hardware.ram - kept
     for gpu in hardware.gpus:
         usable = limits.of_gpu(min(gpu.free, int(gpu.total * (1 - _VRAM_KEPT))))
         devices.append(Device(gpu.id, gpu.name, gpu.total, usable))
         if gpu.runtime == "metal":
             ram = max(0, ram - usable - limits.reserve)
     if hardware.ram_free is not None:
+        kept = max(0, min(kept, hardware.ram_free - ram))
         ram = min(ram, hardware.ram_free)
     if not hardware.gpus:
         ram = max(0, ram - limits.reserve)
-    return Budget((*devices, Device(CPU, "RAM", hardware.ram, ram)))
+    return Budget((*devices, Device(CPU, "RAM", hardware.ram, ram)), kept)
 
 
 def at_smallest(option: Option, context: int, slots: int) -> SizedOption:

@@ -52,11 +52,25 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptCache:
+    """RAM for earlier prompts. `most`: bytes of all loaded models together. `left`: bytes that the placements leave.
+
+    `tokens`: how many tokens of each model fit at least. `asked`: as `Limits.prompt_cache`.
+    """
+
+    most: int
+    left: int
+    tokens: int
+    asked: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to load.
 
     `unfilled`: a line for each role without a usable variant. `notes`: a line for each difference from what the set
-    prefers. `passed_over`: every other variant of the named models, and why it is not used.
+    prefers. `passed_over`: every other variant of the named models, and why it is not used. `prompt_cache`: None if no
+    model can use one.
     """
 
     placements: tuple[Placement, ...]
@@ -65,3 +79,4 @@ class Plan:
     unfilled: tuple[str, ...] = ()
     devices: tuple[Device, ...] = ()
     threads: int = 0
+    prompt_cache: PromptCache | None = None

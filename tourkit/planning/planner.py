@@ -24,6 +24,7 @@ from tourkit.planning.model_shape import Shape
 from tourkit.planning.options import Option, PassedOver, in_turn, options_of, starts_fast
 from tourkit.planning.packing import Assignment, Budget, SizedOption, assign, at_smallest, budget_of, fits_alone, pack
 from tourkit.planning.plan import CPU, Device, Memory, Placement, Plan
+from tourkit.planning.prompt_cache import Shares, share_of_fallback, shares
 from tourkit.planning.upgrades import grow
 
 _FLOORS = (USUAL, Floor(4096, 2), Floor(2048, 2), Floor(2048, 1), Floor(1024, 1))
@@ -57,7 +58,8 @@ def plan(
     floors = dict.fromkeys(Floor(context or floor.context, slots or floor.slots) for floor in _FLOORS)
     floor, assignment = _fullest(offer, floors)
     decision = _upgraded(offer, floor, assignment, most_slots=slots or USUAL.slots, grow_context=context is None)
-    made = _plan_of(decision, hardware, warnings=tuple(unused_gpus(hardware, _formats(index, offer))))
+    warnings = tuple(unused_gpus(hardware, _formats(index, offer)))
+    made = _plan_of(decision, hardware, limits.prompt_cache, warnings=warnings)
     if made.unfilled and (roles or not made.placements):
         raise NotSo(made.unfilled[0])
     return made
@@ -161,34 +163,50 @@ def _longest(option: Option) -> int:
 # --- the plan -------------------------------------------------------------------------------------------------------
 
 
-def _plan_of(decision: Decision, hardware: Hardware, *, warnings: tuple[str, ...]) -> Plan:
-    placements = tuple(_placement(decision, model_id, hardware) for model_id in decision.sized)
+def _plan_of(decision: Decision, hardware: Hardware, prompt_cache: int | None, *, warnings: tuple[str, ...]) -> Plan:
+    """`prompt_cache`: as in Limits."""
+    kept = shares(decision.sized, decision.assignment.resident, decision.offer.budget, prompt_cache)
+    placements = tuple(_placement(decision, model_id, hardware, kept, prompt_cache) for model_id in decision.sized)
     return Plan(
         placements=placements,
-        notes=explain.notes(decision, (*warnings, *hardware.problems)),
+        notes=(*explain.notes(decision, (*warnings, *hardware.problems)), *explain.prompt_cache_notes(kept.whole)),
         passed_over=explain.passed_over(decision),
         unfilled=explain.unfilled(decision),
         devices=tuple(_with_used(device, placements) for device in decision.offer.budget.devices),
         threads=hardware.threads,
+        prompt_cache=kept.whole,
     )
 
 
-def _placement(decision: Decision, model_id: str, hardware: Hardware) -> Placement:
+def _placement(
+    decision: Decision, model_id: str, hardware: Hardware, kept: Shares, prompt_cache: int | None
+) -> Placement:
     """Return the placement of a model in use, with its fallbacks. They have the same roles and residency."""
     assignment = decision.assignment
     roles = tuple(role for role, id_ in assignment.models.items() if id_ == model_id)
     resident = model_id in assignment.resident
-    made = _placed(decision.sized[model_id], decision.devices[model_id], roles, hardware, resident=resident)
+
+    def placed(sized: SizedOption, device: str, share: int | None) -> Placement:
+        return _placed(sized, device, roles, hardware, share, resident=resident)
+
     fallbacks = tuple(
-        _placed(fallback.sized, fallback.device, roles, hardware, resident=resident)
-        for fallback in fallbacks_of(decision, model_id)
+        placed(each.sized, each.device, share_of_fallback(decision, model_id, each, prompt_cache))
+        for each in fallbacks_of(decision, model_id)
     )
+    made = placed(decision.sized[model_id], decision.devices[model_id], kept.by_model.get(model_id))
     return replace(made, fallbacks=fallbacks)
 
 
 def _placed(
-    sized: SizedOption, device: str, roles: tuple[str, ...], hardware: Hardware, *, resident: bool
+    sized: SizedOption,
+    device: str,
+    roles: tuple[str, ...],
+    hardware: Hardware,
+    prompt_cache: int | None,
+    *,
+    resident: bool,
 ) -> Placement:
+    """`prompt_cache`: as in Launch."""
     option = sized.option
     shares = [] if sized.gpu_layers.is_none else [(device, sized.gpu)]
     shares.append((CPU, sized.ram))
@@ -203,6 +221,7 @@ def _placed(
         gpu_layers=sized.gpu_layers,
         cache_type=sized.cache_type,
         lora=option.lora,
+        prompt_cache=prompt_cache,
         capability=next((gpu.capability for gpu in hardware.gpus if gpu.id == device and gpu.runtime == "cuda"), None),
     )
     return Placement(
