@@ -125,7 +125,9 @@ def test_an_answer_that_breaks_the_schema_is_asked_for_once_more_and_the_better_
         "dropped": ["/not"],
         "choices": [{"index": 0, "valid": True, "repaired": [], "retried": True, "errors": []}],
     }
+    details = answer["usage"].pop("prompt_tokens_details")
     assert answer["usage"] == {"prompt_tokens": 14, "completion_tokens": 10, "total_tokens": 24}
+    assert details == {"cached_tokens": 0}
 
 
 def test_an_answer_that_cannot_be_asked_for_again_is_given_out_as_what_it_is() -> None:

@@ -110,7 +110,8 @@ class TokenLogprob:
 class Delta:
     """New text of sequence `index`. The last delta of a sequence has `finish`, and `error` if that is ERROR.
 
-    `logprobs`: of the tokens since the last delta. The text of these tokens may come later.
+    `logprobs`: of the tokens since the last delta. The text of these tokens may come later. `n_cached`: prompt tokens
+    that the sequence found in the KV cache; only the last delta has it.
     """
 
     index: int
@@ -119,6 +120,7 @@ class Delta:
     finish: Finish | None = None
     error: TourkitError | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    n_cached: int = 0
 
     @property
     def failure(self) -> TourkitError | None:

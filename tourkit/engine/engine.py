@@ -257,7 +257,7 @@ class BatchEngine:
                 self._running.append(seq)  # before it leaves the queue: if a step here fails, it still gets its ending
                 self._waiting.remove(seq, served=True)
                 self._slots.take(choice, seq)
-                seq.status = Status.RUNNING
+                seq.begin()
                 self._count(prompt_tokens=len(seq.tokens), cached_tokens=seq.n_kv)
 
     def _step(self) -> None:

@@ -48,6 +48,7 @@ class Sequence:
     status: Status = Status.WAITING
     slot: int | None = None
     n_kv: int = 0
+    n_cached: int | None = None  # prompt tokens that were in the KV cache when it began; None before that
     n_sent: int = 0  # generated tokens that the deltas so far have counted
     lookup: PromptLookup | None = None
     draft: list[int] = field(default_factory=list)  # guesses of the tokens after `tokens`; the next batch checks them
@@ -67,6 +68,12 @@ class Sequence:
         """Tokens that may still be generated."""
         return self.max_tokens - self.n_generated
 
+    def begin(self) -> None:
+        """Run in the slot that holds its first `n_kv` tokens. If it was preempted, the first beginning counts."""
+        self.status = Status.RUNNING
+        if self.n_cached is None:
+            self.n_cached = min(self.n_kv, self.n_prompt)
+
     def send(self, text: str) -> None:
         """Send text that is final now. Send nothing if it is empty; keep it for the end if `whole`."""
         if self.whole:
@@ -81,7 +88,8 @@ class Sequence:
         self.status = Status.DONE
         self.sampler.close()
         rest = self.held + self.text.close()
-        self.emit(Delta(self.index, rest, self._unsent(), reason, error, self._unsent_logprobs()))
+        logprobs = self._unsent_logprobs()
+        self.emit(Delta(self.index, rest, self._unsent(), reason, error, logprobs, self.n_cached or 0))
 
     def _unsent(self) -> int:
         new = self.n_generated - self.n_sent

@@ -184,7 +184,8 @@ class VllmEngine:
                     served = True
                     self._turns.leave(request.client, turn, served=True)
                 for choice in found.outputs:
-                    delta = translation.delta(choice, request, self._texts, first=not begun[choice.index])
+                    is_first, n_cached = not begun[choice.index], found.num_cached_tokens or 0
+                    delta = translation.delta(choice, request, self._texts, first=is_first, n_cached=n_cached)
                     begun[choice.index] |= bool(choice.text)
                     if delta.finish is not None:
                         unended.discard(choice.index)

@@ -47,14 +47,17 @@ def _structured(grammar: str) -> dict[str, Any]:
     return {"json": only["json_schema"]} if only.get("json_schema") is not None else {"grammar": only["lark_grammar"]}
 
 
-def delta(choice: Any, request: Request, texts: Texts, *, first: bool) -> Delta:
-    """Return the new text of a sequence, from a CompletionOutput of vLLM. `first`: the sequence had no text before."""
+def delta(choice: Any, request: Request, texts: Texts, *, first: bool, n_cached: int) -> Delta:
+    """Return the new text of a sequence, from a CompletionOutput of vLLM. `first`: the sequence had no text before.
+
+    `n_cached`: as in Delta.
+    """
     text = texts.without_first_space(choice.text) if first else choice.text
     finish, error = _finish(choice.finish_reason)
     logprobs: tuple[TokenLogprob, ...] = ()
     if request.params.top_logprobs is not None and choice.logprobs:
         logprobs = _logprobs(choice.token_ids, choice.logprobs, request.params.top_logprobs, texts.tokenizer)
-    return Delta(choice.index, text, len(choice.token_ids), finish, error, logprobs)
+    return Delta(choice.index, text, len(choice.token_ids), finish, error, logprobs, n_cached if finish else 0)
 
 
 def _logprobs(tokens: Sequence[int], rows: Sequence[Any], top: int, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:

@@ -13,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from tourkit.generation import Delta, Enforced, Finish, Request, TokenLogprob
-from tourkit.server.api.replies import ChatReply, Choice, TextReply, error_body, json_response, usage
+from tourkit.server.api.replies import ChatReply, Choice, TextReply, Usage, error_body, json_response
 from tourkit.server.api.requests import Generate
 from tourkit.server.api.structured import about, check_all, checked
 from tourkit.server.contract import REQUEST_HEADER
@@ -37,6 +37,7 @@ class Generation:
         self._arrived: deque[Delta] = deque()  # deltas from the engine thread that are not in the queue yet
         self.n_prompt = 0
         self.n_completion = 0
+        self._found: list[int] = []  # prompt tokens that each ended sequence found in the KV cache
         self.constraint = Enforced()
 
     @staticmethod
@@ -84,7 +85,9 @@ class Generation:
                 if delta is None:
                     return
                 self.n_completion += delta.n_tokens
-                self._left -= delta.finish is not None
+                if delta.finish is not None:
+                    self._left -= 1
+                    self._found.append(delta.n_cached)
                 yield delta
         finally:
             watcher.cancel()
@@ -99,8 +102,9 @@ class Generation:
     def complete(self) -> bool:
         return self._left == 0
 
-    def usage(self) -> dict[str, int]:
-        return usage(self.n_prompt, self.n_completion)
+    def usage(self) -> Usage:
+        """Return the tokens so far. What the samples of a request take over from each other was not found by it."""
+        return Usage(self.n_prompt, self.n_completion, min(self._found, default=0))
 
 
 async def collect(generation: Generation, n: int, http: HttpRequest) -> list[Choice] | None:
@@ -136,7 +140,7 @@ async def complete(model: Model, asked: Generate, reply: ChatReply | TextReply, 
         second = None if retry is None else await collect(retry, 1, http)
         if retry is None or second is None:
             return None
-        used = _sum(used, retry.usage())
+        used += retry.usage()
         return second[0]
 
     results = await check_all(asked.request, choices, judge, ask)
@@ -174,10 +178,6 @@ async def stream(
     if asked.include_usage:
         yield _event(reply.closing(generation.usage()))
     yield b"data: [DONE]\n\n"
-
-
-def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
-    return {name: one[name] + other[name] for name in one}
 
 
 def _event(body: dict[str, Any]) -> bytes:

@@ -25,6 +25,28 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """The tokens of a request. `n_cached`: tokens of the prompt that were found in the KV cache."""
+
+    n_prompt: int
+    n_completion: int
+    n_cached: int
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.n_prompt + other.n_prompt, self.n_completion + other.n_completion, self.n_cached + other.n_cached
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.n_prompt,
+            "completion_tokens": self.n_completion,
+            "total_tokens": self.n_prompt + self.n_completion,
+            "prompt_tokens_details": {"cached_tokens": self.n_cached},
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class ChatReply:
     """The answers to one chat request. `created`: whole seconds since 1970."""
 
@@ -36,7 +58,7 @@ class ChatReply:
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def completion(self, choices: Iterable[Choice], usage: dict[str, int]) -> dict[str, Any]:
+    def completion(self, choices: Iterable[Choice], usage: Usage) -> dict[str, Any]:
         shown = [
             {
                 "index": i,
@@ -46,7 +68,7 @@ class ChatReply:
             }
             for i, choice in enumerate(choices)
         ]
-        return self._head("chat.completion") | {"choices": shown, "usage": usage}
+        return self._head("chat.completion") | {"choices": shown, "usage": usage.to_json()}
 
     def opening(self, n: int) -> dict[str, Any]:
         """Return the first chunk of a stream: the role of each choice."""
@@ -60,9 +82,9 @@ class ChatReply:
         choice = {"index": delta.index, "delta": content, "logprobs": logprobs, "finish_reason": finish}
         return self._chunk([choice])
 
-    def closing(self, usage: dict[str, int]) -> dict[str, Any]:
+    def closing(self, usage: Usage) -> dict[str, Any]:
         """Return the chunk for stream_options.include_usage."""
-        return self._chunk([]) | {"usage": usage}
+        return self._chunk([]) | {"usage": usage.to_json()}
 
     def remark(self, about: dict[str, Any]) -> dict[str, Any]:
         """Return a chunk without text, about the whole answer."""
@@ -89,9 +111,9 @@ class TextReply:
     created: int
     model: str
 
-    def completion(self, choices: Iterable[Choice], usage: dict[str, int]) -> dict[str, Any]:
+    def completion(self, choices: Iterable[Choice], usage: Usage) -> dict[str, Any]:
         shown = [self._choice(i, choice.text, choice.finish) for i, choice in enumerate(choices)]
-        return self._body(shown) | {"usage": usage}
+        return self._body(shown) | {"usage": usage.to_json()}
 
     def opening(self, n: int) -> None:
         """Return nothing: a plain stream has no opening chunk."""
@@ -99,8 +121,8 @@ class TextReply:
     def chunk(self, delta: Delta) -> dict[str, Any]:
         return self._body([self._choice(delta.index, delta.text, delta.finish)])
 
-    def closing(self, usage: dict[str, int]) -> dict[str, Any]:
-        return self._body([]) | {"usage": usage}
+    def closing(self, usage: Usage) -> dict[str, Any]:
+        return self._body([]) | {"usage": usage.to_json()}
 
     def remark(self, about: dict[str, Any]) -> dict[str, Any]:
         return self._body([]) | {"tourkit": about}
@@ -116,14 +138,6 @@ class TextReply:
 def _shown(token: bytes, logprob: float) -> dict[str, Any]:
     # A token may be a part of a character. Then only its bytes are exact, and its text is only for reading.
     return {"token": token.decode(errors="replace"), "logprob": logprob, "bytes": list(token)}
-
-
-def usage(n_prompt: int, n_completion: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": n_prompt,
-        "completion_tokens": n_completion,
-        "total_tokens": n_prompt + n_completion,
-    }
 
 
 def error_body(exc: TourkitError) -> tuple[int, dict[str, Any]]:
