@@ -26,7 +26,7 @@ from tourkit.planning.plan import Placement
 from tourkit.server.api.replies import error_response, json_response
 from tourkit.server.gateway import bodies, status
 from tourkit.server.gateway.access import CLIENT, OPEN_TO_ALL, TRUSTED, Access, AccessRules
-from tourkit.server.gateway.metrics import WorkerFigures, exposition
+from tourkit.server.gateway.metrics import WorkerFigures, exposition, prompt_cache_of
 from tourkit.server.gateway.relay import Relay
 from tourkit.server.gateway.request_log import MODEL, RequestLog
 from tourkit.server.gateway.supervisor import State, Worker
@@ -37,6 +37,7 @@ from tourkit.server.http import EndingServer, hung_up
 
 # What a worker answers for its model.
 _FORWARDED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
+_HEALTH_SECONDS = 0.5  # for the figures in /health, which must not wait for a worker that hangs
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +198,15 @@ class Gateway:
 
     async def health(self, request: Request) -> Response:
         """What stands about the workers, for everybody who has the key; for others only whether all are ready."""
-        code, body = status.health(self._distinct(), self._swapper, offline=self._options.offline)
+        caches = await self._prompt_caches() if request.scope[TRUSTED] else {}
+        code, body = status.health(self._distinct(), self._swapper, offline=self._options.offline, prompt_caches=caches)
         return json_response(code, body if request.scope[TRUSTED] else {"status": body["status"]})
+
+    async def _prompt_caches(self) -> dict[Worker, dict[str, int]]:
+        """Return the figures of the prompt cache of each worker that is up and has one."""
+        asked = [each for each in self._distinct() if each.answers_itself and each.current.launch.prompt_cache]
+        found = await asyncio.gather(*(self._upstream.stats(each, within=_HEALTH_SECONDS) for each in asked))
+        return {worker: prompt_cache_of(figures) for worker, figures in zip(asked, found, strict=True)}
 
     async def metrics(self, request: Request) -> Response:
         """Counters of every worker that is up, in Prometheus' text format."""

@@ -16,6 +16,10 @@ _LABELS = ("model", "quant", "stack")
 _GAUGES = {  # a worker's figure → the name of the metric and its description
     "running": ("sequences_running", "Sequences being generated."),
     "waiting": ("sequences_waiting", "Sequences waiting for a slot."),
+    "prompt_cache_bytes": ("prompt_cache_bytes", "RAM that KV cells of earlier prompts take."),
+    "prompt_cache_limit_bytes": ("prompt_cache_limit_bytes", "RAM that they may take."),
+    "prompt_cache_disk_bytes": ("prompt_cache_disk_bytes", "Disk space that they take."),
+    "prompt_cache_entries": ("prompt_cache_entries", "Pieces of prompts whose KV cells are in RAM or on disk."),
 }
 _COUNTERS = {
     "prompt_tokens": ("prompt_tokens_total", "Tokens of prompts."),
@@ -26,8 +30,11 @@ _COUNTERS = {
     "accepted_tokens": ("draft_tokens_accepted_total", "Guessed tokens that were right."),
     "decode_steps": ("decode_steps_total", "Decode calls of the model."),
     "preemptions": ("preemptions_total", "Sequences computed again because the KV cache was full."),
+    "prompt_cache_hits_total": ("prompt_cache_hits_total", "Prompts that got KV cells back from RAM or disk."),
+    "prompt_cache_tokens_total": ("prompt_cache_tokens_total", "Prompt tokens that these cells covered."),
     "offline_refused": ("offline_refused_total", "Connections that the offline guard refused."),
 }
+_PROMPT_CACHE = "prompt_cache_"  # figures of the prompt cache begin like this
 _Family = GaugeMetricFamily | CounterMetricFamily
 
 
@@ -52,6 +59,13 @@ class _Scrape:
 
     def collect(self) -> Iterable[_Family]:
         return self.families
+
+
+def prompt_cache_of(figures: dict[str, Any]) -> dict[str, int]:
+    """Return a worker's figures of its prompt cache, by their names without the common beginning."""
+    return {
+        name.removeprefix(_PROMPT_CACHE): value for name, value in figures.items() if name.startswith(_PROMPT_CACHE)
+    }
 
 
 def exposition(workers: Iterable[WorkerFigures], swapper: Swapper) -> bytes:

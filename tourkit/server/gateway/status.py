@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from tourkit.server.gateway.supervisor import State, Worker
@@ -34,8 +35,14 @@ def _named(worker: Worker) -> str:
     return f"{launch.model} {launch.quant} on {launch.stack}"
 
 
-def health(workers: Sequence[Worker], swapper: Swapper, *, offline: bool) -> tuple[int, dict[str, Any]]:
-    """Return the HTTP status and the body of /health.
+def health(
+    workers: Sequence[Worker],
+    swapper: Swapper,
+    *,
+    offline: bool,
+    prompt_caches: Mapping[Worker, dict[str, int]] = MappingProxyType({}),
+) -> tuple[int, dict[str, Any]]:
+    """Return the HTTP status and the body of /health. `prompt_caches`: figures of the workers that have one.
 
     The status is 200 if every worker answers at once or in its turn; 503 if another worker is loading, hangs, has died
     or has failed.
@@ -43,7 +50,8 @@ def health(workers: Sequence[Worker], swapper: Swapper, *, offline: bool) -> tup
     ready = all(_answers(worker) for worker in workers)
     body: dict[str, Any] = {"status": "ok" if ready else "not ready", "offline": offline}
     body["workers"] = {
-        f"{each.placement.launch.model} {each.placement.launch.quant}": _of_worker(each) for each in workers
+        f"{each.placement.launch.model} {each.placement.launch.quant}": _of_worker(each, prompt_caches.get(each))
+        for each in workers
     }
     if swapper.takes_turns:
         body["turns"] = {
@@ -60,7 +68,7 @@ def _answers(worker: Worker) -> bool:
     return in_turn or worker.state is State.READY
 
 
-def _of_worker(worker: Worker) -> dict[str, Any]:
+def _of_worker(worker: Worker, prompt_cache: dict[str, int] | None) -> dict[str, Any]:
     return {
         "state": worker.state.name.lower(),
         "roles": list(worker.placement.roles),
@@ -73,6 +81,7 @@ def _of_worker(worker: Worker) -> dict[str, Any]:
         "answers": worker.answering.launch.title,
         "passed_over": worker.passed_over,
         "guard": worker.guard or None,
+        "prompt_cache": prompt_cache or None,
     }
 
 

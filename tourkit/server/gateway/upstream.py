@@ -42,11 +42,11 @@ class Upstream:
         }
         return session.post(f"{base}{asked.path}", data=asked.body, headers=headers)
 
-    async def stats(self, worker: Worker) -> dict[str, Any]:
-        """Return the figures of a worker that is up; empty if it has just gone down, or hangs."""
+    async def stats(self, worker: Worker, *, within: float = _STATS_SECONDS) -> dict[str, Any]:
+        """Return the figures of a worker that is up; empty if it has just gone down, or hangs. `within`: seconds."""
         session, base = self._session(worker)
         try:
-            async with session.get(f"{base}/stats", timeout=aiohttp.ClientTimeout(_STATS_SECONDS)) as answer:
+            async with session.get(f"{base}/stats", timeout=aiohttp.ClientTimeout(within)) as answer:
                 return dict(orjson.loads(await answer.read()))
         except (aiohttp.ClientError, TimeoutError):
             return {}
