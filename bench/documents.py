@@ -1,6 +1,6 @@
 """Ask the same documents again: other questions after the same document, tourkit beside llama-server.
 
-`python bench/documents.py [--rounds 1] [--only asked-again twice restart] [--rows 0 1] [--binaries DIR] [--json]`
+`python bench/documents.py [--rounds 1] [--only asked-again twice restart] [--rows 0 1] [--count 4] [--binaries DIR]`
 
 asked-again: passes over 16 documents of 188 tokens, and 16 and 40 of 618, by 1 and by 4 clients. The first pass finds
 nothing, the later ones ask another question after each document. Both servers have the same GGUF file (SmolLM2), the
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
 import statistics
@@ -72,9 +73,13 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over all documents. `seconds`: of the whole pass. `latencies`: seconds of each request."""
+    """One pass over all documents. `seconds`: of the whole pass. `latencies`: seconds of each request.
+
+    `processor`: seconds of processor time of the server, which say more on a machine with other work.
+    """
 
     seconds: float
+    processor: float
     latencies: list[float]
     answers: list[str]
     cached: int  # prompt tokens that were found, of all requests
@@ -91,8 +96,8 @@ class Report:
     def add(self, title: str, number: int, server: str, found: Pass) -> None:
         each = 1000 * statistics.median(found.latencies)
         print(
-            f"{title}, pass {number}: {server}: {found.seconds:.2f} s, a request {each:.0f} ms, "
-            f"{found.cached} tokens found",
+            f"{title}, pass {number}: {server}: {found.seconds:.2f} s ({found.processor:.2f} s of processor time), "
+            f"a request {each:.0f} ms, {found.cached} tokens found",
             file=sys.stderr,
             flush=True,
         )
@@ -139,11 +144,20 @@ def run_pass(server: Server, texts: list[str], question: str, clients: int) -> P
         details = answer["usage"].get("prompt_tokens_details") or {}
         return took, answer["choices"][0]["message"]["content"], int(details.get("cached_tokens", 0))
 
-    started = time.perf_counter()
+    used, started = processor_seconds(server.process.pid), time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         found = list(pool.map(ask, texts))
-    seconds = time.perf_counter() - started
-    return Pass(seconds, [each[0] for each in found], [each[1] for each in found], sum(each[2] for each in found))
+    seconds, used = time.perf_counter() - started, processor_seconds(server.process.pid) - used
+    latencies, answers, cached = zip(*found, strict=True)
+    return Pass(seconds, used, list(latencies), list(answers), sum(cached))
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time of a process and its children so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(processor_seconds(int(child)) for child in children)
 
 
 def _post(server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -175,18 +189,19 @@ def tourkit(gguf: Path, *more: str) -> Iterator[Server]:
 # --- the three kinds of work ----------------------------------------------------------------------------------------
 
 
-def asked_again(gguf: Path, binaries: Path, number: int, seed: int, report: Report) -> None:
-    """Run the passes of a row on both servers, one after the other."""
+def asked_again(gguf: Path, binaries: Path, number: int, seed: int, report: Report, most: int) -> None:
+    """Run the passes of a row on both servers, one after the other, over `most` documents at most."""
     row = ROWS[number]
+    count = min(row.count, most)
     with ExitStack() as running:
         servers = [
             running.enter_context(tourkit(gguf)),
             running.enter_context(llama_server(gguf, binaries, LIMITS)),
         ]
         servers[1].chat("Hello", max_tokens=1)
-        texts = documents(row.count, row.length, 100 * seed + number, servers[0])
+        texts = documents(count, row.length, 100 * seed + number, servers[0])
         for at, clients in enumerate(row.clients):
-            title = f"{row.count} documents of {row.length} tokens, {clients} client{'s' * (clients > 1)}"
+            title = f"{count} documents of {row.length} tokens, {clients} client{'s' * (clients > 1)}"
             order = servers[:: 1 if (at + seed) % 2 else -1]
             found = {server.name: run_pass(server, texts, QUESTIONS[at], clients) for server in order}
             for server in servers:
@@ -199,10 +214,10 @@ def compare_with_start(gguf: Path, texts: list[str], at: int, found: Pass, repor
     """Ask the same questions on a fresh server, where it is the first pass, and compare the answers."""
     with tourkit(gguf, "--prompt-cache", "0") as fresh:
         expected = run_pass(fresh, texts, QUESTIONS[at], 1)
-    report.compare("later passes (16 documents, 1 client)", found.answers, expected.answers)
+    report.compare(f"later passes ({len(texts)} documents, 1 client)", found.answers, expected.answers)
 
 
-def twice(gguf: Path, seed: int, report: Report, count: int = 24) -> None:
+def twice(gguf: Path, seed: int, report: Report, count: int) -> None:
     """Pass over twice as many documents as the prompt cache holds, with the cache and without it."""
     shape = of_file(gguf)
     assert shape is not None
@@ -221,7 +236,7 @@ def twice(gguf: Path, seed: int, report: Report, count: int = 24) -> None:
             report.compare(title, found[WITH].answers, found[WITHOUT].answers)
 
 
-def restart(gguf: Path, seed: int, report: Report, count: int = 12) -> None:
+def restart(gguf: Path, seed: int, report: Report, count: int) -> None:
     """Pass over documents, stop the server, start it again with the same --prompt-cache-dir, and pass again."""
     title = f"a restart with --prompt-cache-dir ({count} of {LONG} tokens)"
     with tempfile.TemporaryDirectory(prefix="tourkit-prompts-") as folder:
@@ -274,6 +289,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="each has new documents and takes about nine minutes")
     parser.add_argument("--only", nargs="+", choices=WORK, default=WORK, help="do only this")
     parser.add_argument("--rows", nargs="+", type=int, choices=range(len(ROWS)), help="rows of asked-again, from 0")
+    parser.add_argument("--count", type=int, default=40, help="documents at most, for a short trial")
     parser.add_argument("--binaries", type=Path, help="the folder of llama-server, if it is already built")
     parser.add_argument("--model", type=Path, help="another GGUF file than SmolLM2")
     parser.add_argument("--json", action="store_true")
@@ -284,11 +300,11 @@ def main() -> None:
         if "asked-again" in given.only:
             binaries = given.binaries or build_llama_cpp.build()
             for number in range(len(ROWS)) if given.rows is None else given.rows:
-                asked_again(gguf, binaries, number, seed, report)
+                asked_again(gguf, binaries, number, seed, report, given.count)
         if "twice" in given.only:
-            twice(gguf, seed, report)
+            twice(gguf, seed, report, min(24, given.count))
         if "restart" in given.only:
-            restart(gguf, seed, report)
+            restart(gguf, seed, report, min(12, given.count))
     if given.json:
         passes = [{"work": title, "pass": number, "s": sides} for (title, number), sides in report.seconds.items()]
         print(json.dumps({"passes": passes, "same answers": report.same}, indent=2))
