@@ -37,7 +37,7 @@ from tourkit.server.http import EndingServer, hung_up
 
 # What a worker answers for its model.
 _FORWARDED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
-_HEALTH_SECONDS = 0.5  # for the figures in /health, which must not wait for a worker that hangs
+_HEALTH_SECONDS = 1.0  # for the figures in /health, which must not wait for a worker that hangs
 
 
 @dataclass(frozen=True, slots=True)
