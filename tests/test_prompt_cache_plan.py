@@ -14,6 +14,7 @@ from tourkit.planning.limits import UNLIMITED, Limits
 from tourkit.planning.model_shape import Shape
 from tourkit.planning.plan import Placement, Plan
 from tourkit.planning.planner import plan
+from tourkit.server.gateway.launch import useless_folder
 from tourkit.units import GIB, MIB
 
 SMALL = Shape((512,) * 8, (0,) * 8, 512, 2048, 1000, 8192, "a test", head=64)  # 8 KiB per token
@@ -147,6 +148,15 @@ def test_a_machine_that_the_models_fill_has_none() -> None:
 
     assert shares(made) == [0]
     assert text(made) == ["prompt cache: none; the models leave no RAM for it"]
+
+
+def test_a_folder_that_stays_empty_is_pointed_out() -> None:
+    full = planned({"a": {"Q4_K_M": 4}}, machine(16), Limits(prompt_cache=0))
+    onnx = planned({"a": {"ONNX-INT4": 1}}, machine(16, stacks=["onnx"]))
+
+    assert useless_folder(full).startswith("the models leave no RAM")
+    assert useless_folder(onnx).startswith("no model here runs on a stack that keeps prompts")
+    assert useless_folder(planned({"a": {"Q4_K_M": 4}}, machine(16))) == ""
 
 
 def test_the_table_says_how_much_why_and_how_many_tokens_fit() -> None:

@@ -223,9 +223,7 @@ def _check_prompt_cache(size: int | None, folder: Path | None, *, deterministic:
     for option in (option for option, is_on in given.items() if is_on and deterministic):
         raise UsageError(f"--deterministic shares no prompts, so {option} has nothing to keep: choose one of them")
     if size == 0 and folder is not None:
-        raise UsageError(
-            "--prompt-cache 0 keeps no prompts, so --prompt-cache-dir has nothing to save: choose one of them"
-        )
+        raise UsageError("--prompt-cache 0 keeps no prompts that --prompt-cache-dir could save: choose one of them")
 
 
 def _go_offline(guard: str) -> None:

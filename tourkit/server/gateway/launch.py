@@ -93,8 +93,8 @@ def _serve(
     made = _plan(source, options, machine, options.roles)
     for line in (*made.notes, *made.unfilled):
         gateway.say(line)
-    if options.prompt_cache_dir is not None and (made.prompt_cache is None or not made.prompt_cache.most):
-        gateway.say(_no_prompt_cache(made))
+    if options.prompt_cache_dir is not None and (why := useless_folder(made)):
+        gateway.say(f"--prompt-cache-dir: {why}")
     if options.deterministic and any(not placement.launch.gpu_layers.is_none for placement in made.placements):
         gateway.say("--deterministic holds on a CPU only: on a GPU a near-tie may still fall either way")
     gateway = replace(gateway, only_gpu=has_one_gpu(machine), plan_again=partial(plan_again, source, options))
@@ -102,12 +102,13 @@ def _serve(
     app.serve(placements, gateway, net.listen(options.host, options.port), lambda urls: on_ready(urls, made))
 
 
-def _no_prompt_cache(made: Plan) -> str:
-    """Return why a plan without a prompt cache has no use for its folder."""
-    why = "the models leave no RAM for the prompts that it saves: lower --context or --slots, or serve fewer roles"
-    if made.prompt_cache is None:
-        why = "no model here runs on a stack that keeps prompts: leave it out"
-    return f"--prompt-cache-dir: {why}"
+def useless_folder(plan: Plan) -> str:
+    """Return why nothing would be saved in the folder of the prompt cache, with the fix; "" if prompts are saved."""
+    if plan.prompt_cache is None:
+        return "no model here runs on a stack that keeps prompts: leave it out"
+    if not plan.prompt_cache.most:
+        return "the models leave no RAM for the prompts that it saves: lower --context or --slots, or serve fewer roles"
+    return ""
 
 
 def plan_again(
