@@ -98,13 +98,15 @@ def test_models_that_take_turns_get_the_same_bytes_because_one_of_them_is_loaded
     assert taken(made.placements[0]) + taken(made.placements[2]) + a + c + 2 * TRIALS < 10 * GIB
 
 
-def test_a_stack_that_cannot_keep_prompts_and_an_embedder_get_none() -> None:
+def test_a_stack_that_cannot_keep_prompts_an_embedder_and_a_recurrent_model_get_none() -> None:
     embedder = Shape((0,) * 4, (0,) * 4, 64, 256, 1000, 512, "a test", embeds=True)
+    recurrent = Shape((512,) * 4, (0,) * 4, 64, 256, 1000, 8192, "a test", state=MIB)
 
     onnx = planned({"a": {"ONNX-INT4": 1}}, machine(16, stacks=["onnx"]))
     embeds = planned({"a": {"Q8_0": 1}}, machine(16), shape=embedder)
+    hybrid = planned({"a": {"Q8_0": 1}}, machine(16), shape=recurrent)
 
-    for made in (onnx, embeds):
+    for made in (onnx, embeds, hybrid):
         assert shares(made) == [None]
         assert made.prompt_cache is None
         assert text(made) == []

@@ -321,7 +321,8 @@ def test_a_stream_gives_the_same_text_and_the_same_header(server: StackServer) -
 def test_usage_says_how_many_tokens_of_the_prompt_were_found(server: StackServer, n: int, stream: bool) -> None:
     """vLLM finds whole blocks only, of at most 128 tokens. On onnx a prompt finds its own slot's cells only."""
     document = f"Bill {n} {stream}. " + "Anna Petrova paid 1200 rubles for the paper. " * 30
-    fields: dict[str, Any] = {"messages": [{"role": "user", "content": document}], "max_tokens": 3, "n": n}
+    fields: dict[str, Any] = {"messages": [{"role": "user", "content": document}], "max_tokens": 3}
+    fields |= {"n": n, "temperature": 1} if n > 1 else {}
     if stream:
         fields |= {"stream": True, "stream_options": {"include_usage": True}}
 

@@ -64,8 +64,11 @@ def _trials(each: SizedOption) -> int:
 
 
 def _token_bytes(each: SizedOption) -> int:
-    """Return the bytes of a token's KV cells; 0 if the stack cannot keep them, or the model has none."""
+    """Return the bytes of a token's KV cells; 0 if the stack cannot keep them, or the model has none.
+
+    A recurrent state stands for a whole sequence, so the engine cannot keep the beginning of a prompt.
+    """
     shape = each.option.shape
-    if not STACKS[each.option.stack].keeps_prompts or shape.embeds:
+    if not STACKS[each.option.stack].keeps_prompts or shape.embeds or shape.state:
         return 0
     return round(sum(shape.kv) * CACHE_BYTES[each.cache_type])
