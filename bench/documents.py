@@ -8,7 +8,8 @@ same slots, their own defaults for the prompt cache, and are started again for e
 other is idle, and the order alternates. twice: twice as many documents as tourkit's prompt cache holds, with the cache
 and without it. restart: the same documents after a restart of `tourkit serve` with --prompt-cache-dir. The text is
 English: the sample documents of the templates, joined to the length wanted. The answers are greedy. Those of later
-passes are compared with answers that were computed from the start.
+passes are compared with the answers to the same questions on a fresh server. A few can differ: llama.cpp rounds in
+another way if a batch has other tokens, and that decides a near-tie.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,11 +195,9 @@ def asked_again(gguf: Path, binaries: Path, number: int, seed: int, report: Repo
     """Run the passes of a row on both servers, one after the other, over `most` documents at most."""
     row = ROWS[number]
     count = min(row.count, most)
+    starters = {"tourkit": partial(tourkit, gguf), "llama-server": partial(llama_server, gguf, binaries, LIMITS)}
     with ExitStack() as running:
-        servers = [
-            running.enter_context(tourkit(gguf)),
-            running.enter_context(llama_server(gguf, binaries, LIMITS)),
-        ]
+        servers = [running.enter_context(starter()) for starter in starters.values()]
         servers[1].chat("Hello", max_tokens=1)
         texts = documents(count, row.length, 100 * seed + number, servers[0])
         for at, clients in enumerate(row.clients):
@@ -206,15 +206,10 @@ def asked_again(gguf: Path, binaries: Path, number: int, seed: int, report: Repo
             found = {server.name: run_pass(server, texts, QUESTIONS[at], clients) for server in order}
             for server in servers:
                 report.add(title, at + 1, server.name, found[server.name])
-            if at and number == 0:
-                compare_with_start(gguf, texts, at, found["tourkit"], report)
-
-
-def compare_with_start(gguf: Path, texts: list[str], at: int, found: Pass, report: Report) -> None:
-    """Ask the same questions on a fresh server, where it is the first pass, and compare the answers."""
-    with tourkit(gguf, "--prompt-cache", "0") as fresh:
-        expected = run_pass(fresh, texts, QUESTIONS[at], 1)
-    report.compare(f"later passes ({len(texts)} documents, 1 client)", found.answers, expected.answers)
+            for name, starter in starters.items() if at and number == 0 else ():
+                with starter() as fresh:
+                    expected = run_pass(fresh, texts, QUESTIONS[at], clients)
+                report.compare(f"{name}: later passes and a first pass", found[name].answers, expected.answers)
 
 
 def twice(gguf: Path, seed: int, report: Report, count: int) -> None:
@@ -281,7 +276,7 @@ def _cells(seconds: list[float], documents_: int) -> tuple[str, str]:
 def same_answers(report: Report) -> Iterator[str]:
     for title, found in report.same.items():
         equal, compared = (sum(numbers) for numbers in zip(*found, strict=True))
-        yield f"{title}: {equal} of {compared} answers are the same as without the prompt cache"
+        yield f"{title}: {equal} of {compared} answers are the same"
 
 
 def main() -> None:
@@ -302,9 +297,9 @@ def main() -> None:
             for number in range(len(ROWS)) if given.rows is None else given.rows:
                 asked_again(gguf, binaries, number, seed, report, given.count)
         if "twice" in given.only:
-            twice(gguf, seed, report, min(24, given.count))
+            twice(gguf, seed, report, min(16, given.count))
         if "restart" in given.only:
-            restart(gguf, seed, report, min(12, given.count))
+            restart(gguf, seed, report, min(8, given.count))
     if given.json:
         passes = [{"work": title, "pass": number, "s": sides} for (title, number), sides in report.seconds.items()]
         print(json.dumps({"passes": passes, "same answers": report.same}, indent=2))
