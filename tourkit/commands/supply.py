@@ -342,6 +342,10 @@ def verify(root: Path, quick: bool, as_json: bool) -> None:
 
 
 def _fix_for_extra(root: Path, extra: tuple[str, ...]) -> str:
+    from tourkit.fetch.packages.take_out import FOLDER
+
+    if all(path.startswith(f"{FOLDER}/") for path in extra):
+        return "run `tourkit prefetch` again, which needed these wheels and removes them"
     if all(path.endswith(".whl") for path in extra):
         return f"index the wheels with `tourkit wheels --add {root / 'wheels'} --bundle {root}`, or delete them"
     return "delete the extra files"
