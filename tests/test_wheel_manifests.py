@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from weights_in_wheels import BELOW, JOINED, ONE, WHEEL, manifest_of, part
 
-from tourkit.errors import ManifestError, WrongContent
+from tourkit.errors import ManifestError, UsageError, WrongContent
 from tourkit.fetch.packages import members
-from tourkit.fetch.packages.offers import Offer, offers
+from tourkit.fetch.packages.offers import Offer, default_index, offers
 from tourkit.fetch.wheels.package_index import PackageIndex
 from tourkit.fetch.wheels.pip_settings import IndexSettings
 from tourkit.manifest import lock, manifest
@@ -367,6 +369,16 @@ def test_a_page_of_links_gives_its_wheels_and_nothing_else(tmp_path: Path) -> No
 
     assert here == Offer(WHEEL, tmp_path / WHEEL, 5, SHA)
     assert far == Offer("My.gguf-2.0-py3-none-any.whl", Link("https://host/My.gguf-2.0-py3-none-any.whl"), None, None)
+
+
+def test_without_a_setting_the_index_is_the_one_that_pip_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert urlsplit(default_index()).scheme == "https"
+
+    monkeypatch.setitem(sys.modules, "pip._internal.models.index", None)
+    with pytest.raises(
+        UsageError, match="no package index is known here: set PIP_INDEX_URL to its address, or install"
+    ):
+        default_index()
 
 
 def test_a_file_of_a_variant_is_where_every_other_one_is() -> None:
