@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from weights_in_wheels import BELOW, JOINED, ONE, manifest_of, part
+from weights_in_wheels import BELOW, JOINED, ONE, WHEEL, manifest_of, part
 
 from tourkit.errors import ManifestError, WrongContent
 from tourkit.fetch.packages import members
+from tourkit.fetch.packages.offers import Offer, offers
+from tourkit.fetch.wheels.package_index import PackageIndex
+from tourkit.fetch.wheels.pip_settings import IndexSettings
 from tourkit.manifest import lock, manifest
-from tourkit.manifest.models import Part, PinnedFile, PinnedPart, Source, Variant, VariantId, pinned
+from tourkit.manifest.models import Link, Part, PinnedFile, PinnedPart, Source, Variant, VariantId, pinned
 
 SHA = "ab" * 32
 
@@ -319,6 +323,50 @@ def test_a_wheel_with_a_huge_list_of_files_is_refused_before_the_list_is_read(tm
 
     with pytest.raises(WrongContent, match="its list of files has over 8388608 bytes"):
         read(path)
+
+
+def test_a_name_that_cannot_be_printed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WrongContent, match=r"w\.whl: 'a/x\\n\.gguf' is no name of a file"):
+        read(zipped(tmp_path / "w.whl", [("a/x\n.gguf", b"1")]))
+
+
+def test_200_changed_wheels_give_their_file_or_one_line(tmp_path: Path) -> None:
+    chance = random.Random(21)
+    good = zipped(tmp_path / "w.whl", [("a/x.gguf", chance.randbytes(2000)), ("a/y.json", b"{}" * 50)]).read_bytes()
+    said = []
+    for _ in range(200):
+        changed = bytearray(good)
+        for _ in range(chance.randrange(1, 4)):
+            changed[chance.randrange(-300, 0) if chance.random() < 0.7 else chance.randrange(len(good))] ^= 255
+        (tmp_path / "w.whl").write_bytes(changed)
+        try:
+            assert len(read(tmp_path / "w.whl")) == 2000
+        except (WrongContent, ManifestError) as error:
+            said.append(str(error))
+
+    assert len(said) > 100
+    assert not any("\n" in each for each in said)
+
+
+# --- what an index says ---------------------------------------------------------------------------------------------
+
+
+def test_a_page_of_links_gives_its_wheels_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "my_gguf-1.0-py3-none-any.whl").write_bytes(b"12345")
+    (tmp_path / "index.html").write_text(
+        f"""<a href="my_gguf-1.0-py3-none-any.whl#sha256={SHA}">my_gguf</a>
+        <a href="http://[::1/my_gguf-1.1-py3-none-any.whl">no address</a>
+        <a href="https://host/My.gguf-2.0-py3-none-any.whl#sha256=short">another spelling</a>
+        <a href="ftp://host/my_gguf-1.2-py3-none-any.whl">another protocol</a>
+        <a href="my_gguf-1.3-py3-none-any.whl">it is not there</a>
+        <a href="my_gguf-1.0.tar.gz">no wheel</a> <a href="other-1.0-py3-none-any.whl">another package</a> <a>"""
+    )
+    index = PackageIndex(IndexSettings(no_index=True, find_links=(str(tmp_path),)))
+
+    here, far = offers("my-gguf", index)
+
+    assert here == Offer(WHEEL, tmp_path / WHEEL, 5, SHA)
+    assert far == Offer("My.gguf-2.0-py3-none-any.whl", Link("https://host/My.gguf-2.0-py3-none-any.whl"), None, None)
 
 
 def test_a_file_of_a_variant_is_where_every_other_one_is() -> None:
