@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import signal
 import subprocess
@@ -391,8 +392,10 @@ def test_wheels_that_a_stopped_prefetch_left_are_removed_by_the_next_one(
 
 
 def test_the_drive_must_hold_the_wheels_and_their_files(
-    made: WheelIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: WheelIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main(["prefetch", str(tmp_path / "packed.toml"), "--to", str(tmp_path / "bundle"), "--dry-run"]) == 0
+    assert re.search(r"\nthe drive needs \d\.\d MiB until 5 wheels are removed\n", capsys.readouterr().out)
     plan = prefetch.fetch_plan(
         manifest.load(tmp_path / "packed.toml"), lock.read(tmp_path / "packed.lock.json"), tmp_path / "bundle"
     )

@@ -289,6 +289,7 @@ def _show_fetch_plan(
     rows = [{"path": file.path} | _origin(file.source) | {"size": file.size} for file in files]
     if as_json:
         own = {"files": rows, "total_bytes": plan.total_bytes, "to_fetch_bytes": plan.to_fetch_bytes}
+        own |= {"disk_bytes": plan.disk_bytes}
         beside = {"python": [{"path": each.path, "size": each.size} for each in archives]} if archives else {}
         print_json(own | beside | ({} if wheels is None else {"wheels": wheels.as_json}))
         return
@@ -296,6 +297,9 @@ def _show_fetch_plan(
         show(f"{size_text(file.size):>10}  {file.path}")
     total = f"{size_text(plan.total_bytes)} in {counted(len(files), 'file')}"
     show(f"{total}, {size_text(plan.to_fetch_bytes)} to fetch")
+    if plan.wheels:
+        removed = counted(len(plan.wheels), "wheel is", "wheels are")
+        show(f"the drive needs {size_text(plan.disk_bytes)} until {removed} removed")
     for archive in archives:
         show(f"{'?' if archive.size is None else size_text(archive.size):>10}  {archive.path}")
     for line in wheels.lines if wheels is not None else ():
