@@ -80,6 +80,14 @@ TINY = (
         fields=_GROUPED,
     ),
     Tiny(
+        families=("smollm2",),
+        architecture="llama",
+        config="LlamaConfig",
+        vocabulary="smollm",
+        template=templates.CHATML,
+        fields=_GROUPED | {"tie_word_embeddings": True},
+    ),
+    Tiny(
         families=("mistral", "biomistral", "openmath"),
         architecture="mistral",
         config="MistralConfig",

@@ -82,6 +82,10 @@ KINDS = {
         "bpe", "<|begin_of_text|>", "<|eot_id|>", "PreTrainedTokenizerFast", "llama-bpe", last=_LLAMA_3, adds_bos=True
     ),
     "qwen2": Kind("bpe", None, "<|im_end|>", "Qwen2Tokenizer", "qwen2", last=_CHATML, pad="<|endoftext|>"),
+    "smollm": Kind(
+        *("bpe", "<|im_start|>", "<|im_end|>", "GPT2Tokenizer", "smollm"),
+        first=_CHATML, unk="<|endoftext|>", pad="<|im_end|>",
+    ),
     "phi-2": Kind(
         "bpe", "<|endoftext|>", "<|endoftext|>", "CodeGenTokenizer", "phi-2", last=("<|endoftext|>",), text=_SPACES
     ),
@@ -168,6 +172,9 @@ def _cut(pre: str) -> Any:
             return pre_tokenizers.Sequence([split(_CL100K.replace("DIGITS", "{1,3}")), byte_level])
         case "qwen2":
             return pre_tokenizers.Sequence([split(_CL100K.replace("DIGITS", "")), byte_level])
+        case "smollm":
+            steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            return pre_tokenizers.Sequence(steps)
         case "bloom":
             return pre_tokenizers.Sequence([split(r" ?[^(\s|[.,!?…。，、।۔،])]+"), byte_level])
         case "falcon":

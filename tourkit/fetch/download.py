@@ -125,7 +125,7 @@ def download(
     job = _Download(file, root / file.path, part_path(file, root), server, listener, stop)
     try:
         job.check_stop()
-        if _is_whole(job):
+        if is_whole(file, root, listener, stop):
             return
         make_folder_below(root, str(PurePosixPath(file.path).parent))
         _fetch(job)
@@ -158,13 +158,25 @@ def local_error(exc: OSError, path: Path, size: int = 0) -> LocalError:
     return LocalError(f"{path}: {exc.strerror or exc}: check the folder and the drive {again}")
 
 
-def _is_whole(job: _Download[_From]) -> bool:
-    """Return True if the right bytes are already in place. The size is a hint, the hash decides."""
-    if job.dest.is_symlink() or not job.dest.is_file() or job.dest.stat().st_size != job.file.size:
+def is_whole(
+    file: PinnedFile[Source | Link], root: Path, listener: FetchListener, stop: threading.Event | None = None
+) -> bool:
+    """Return True if the right bytes are already in place. The size is a hint, the hash decides.
+
+    Raises OSError, and StoppedError once `stop` is set.
+    """
+
+    def checked(size: int) -> None:
+        listener.on_bytes(size, "checked")
+        if stop is not None and stop.is_set():
+            raise StoppedError
+
+    dest = root / file.path
+    if dest.is_symlink() or not dest.is_file() or dest.stat().st_size != file.size:
         return False
-    if sha256_of(job.dest, job.checked) == job.file.sha256:
+    if sha256_of(dest, checked) == file.sha256:
         return True
-    job.listener.on_again(job.file.size)
+    listener.on_again(file.size)
     return False
 
 

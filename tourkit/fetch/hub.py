@@ -112,6 +112,17 @@ class Hub:
 
     def info(self, repo: str, revision: str) -> RepoInfo:
         """Return the commit of a revision, whether the repository is gated, and its licence. Raises HubError."""
+        return self._again(repo, lambda: self._info(repo, revision))
+
+    def has(self, repo: str, commit: str) -> bool:
+        """Return whether the hub has a repository at this commit. It is asked once; no answer counts as no."""
+        try:
+            return self._info(repo, commit).commit == commit
+        except HubError:
+            return False
+
+    def _info(self, repo: str, revision: str) -> RepoInfo:
+        """Ask once what `info` returns."""
 
         def ask() -> RepoInfo:
             info = self._api().model_info(
@@ -123,7 +134,7 @@ class Hub:
                 raise ValueError("a commit that is none")
             return RepoInfo(repo, info.sha, bool(info.gated), _license(info.tags or []))
 
-        return self._again(repo, lambda: self._asking(f"{repo}@{revision}", repo, ask))
+        return self._asking(f"{repo}@{revision}", repo, ask)
 
     def tree(self, repo: str, commit: str) -> tuple[HubFile, ...]:
         """Return every file of the repository at `commit`, sorted by path. Raises HubError."""

@@ -19,7 +19,7 @@ _TYPES: dict[str, Check] = {
     "array": lambda value: isinstance(value, list),
     "object": lambda value: isinstance(value, dict),
 }
-_SILENT = ("$schema", "$id", "$defs", "title", "description")  # they refuse nothing
+_SILENT = ("$schema", "$id", "$defs", "title", "description", "then", "else")  # they refuse nothing; see "if"
 
 
 def check_of(schema: Mapping[str, Any], file: str, schemas: Mapping[str, dict[str, Any]]) -> Check:
@@ -53,6 +53,10 @@ class _Maker:
                 return lambda value: not isinstance(value, list) or all(map(item, value))
             case "anyOf":
                 return _either([self.check(each, file) for each in rule])
+            case "if":
+                holds = self.check(rule, file)
+                then, other = (self.check(schema.get(word, {}), file) for word in ("then", "else"))
+                return lambda value: then(value) if holds(value) else other(value)
         return _plain(key, rule)
 
     def _target(self, ref: str, file: str) -> Check:

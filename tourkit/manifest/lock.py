@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,17 @@ from tourkit.files import write_atomic
 from tourkit.headers.config import values_of
 from tourkit.manifest import asset_pins
 from tourkit.manifest.asset_pins import AssetPin
-from tourkit.manifest.models import Manifest, PinnedFile, Source, Variant, VariantId, pinned
+from tourkit.manifest.models import (
+    Manifest,
+    Part,
+    PinnedFile,
+    PinnedPart,
+    Source,
+    Variant,
+    VariantId,
+    pinned,
+    wheel_repo,
+)
 from tourkit.manifest.paths import check_distinct, check_path
 from tourkit.manifest.validation import raise_problems, schema_problems
 from tourkit.units import counted
@@ -26,7 +36,11 @@ _FIX = "run `tourkit lock` on the manifest to write the lock again"
 
 @dataclass(frozen=True, slots=True)
 class LockedVariant:
-    """A variant of which everything is known: the commit, and each file that the manifest's patterns take."""
+    """A variant of which everything is known: the commit, and each file that the manifest's patterns take.
+
+    `parts`: the wheels that have the files; empty if a repository has them. Then `commit` is the first 40 hex digits of
+    the first wheel's SHA-256.
+    """
 
     model: str
     quant: str
@@ -35,6 +49,7 @@ class LockedVariant:
     revision: str
     commit: str
     files: tuple[PinnedFile[Source], ...]
+    parts: tuple[PinnedPart, ...] = ()
 
     @property
     def id(self) -> VariantId:
@@ -69,6 +84,7 @@ class UnresolvedVariant:
     commit: str | None
     files: tuple[UnresolvedFile, ...]
     complete: bool
+    parts: tuple[PinnedPart, ...] = ()
 
     @property
     def id(self) -> VariantId:
@@ -112,28 +128,33 @@ def new(name: str, manifest_sha256: str, variants: Sequence[LockEntry], assets: 
 
 def render(lock: Lock) -> bytes:
     """Return the bytes of the lock file: sorted keys, indent 2, a newline at the end."""
-    variants = [
-        {
-            "model": v.model,
-            "quant": v.quant,
-            "format": v.format,
-            "repo": v.repo,
-            "revision": v.revision,
-            "commit": v.commit,
-            "complete": v.complete,
-            "files": [{"path": path, "size": size, "sha256": sha256} for path, (size, sha256) in facts(v).items()],
-        }
-        for v in lock.variants
-    ]
     content: dict[str, Any] = {
         "schema": 1,
         "name": lock.name,
         "manifest_sha256": lock.manifest_sha256,
-        "variants": variants,
+        "variants": [_raw(variant) for variant in lock.variants],
     }
     if lock.assets:  # a set without assets keeps the lock that it had before there were any
         content["assets"] = asset_pins.raw_pins(lock.assets)
     return (json.dumps(content, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _raw(v: LockEntry) -> dict[str, Any]:
+    """Return a variant as the lock file has it."""
+    raw = {
+        "model": v.model,
+        "quant": v.quant,
+        "format": v.format,
+        "repo": v.repo,
+        "revision": v.revision,
+        "commit": v.commit,
+        "complete": v.complete,
+        "files": [{"path": path, "size": size, "sha256": sha256} for path, (size, sha256) in facts(v).items()],
+    }
+    if v.parts:
+        parts = [asdict(pin.part) | {"file": pin.file, "size": pin.size, "sha256": pin.sha256} for pin in v.parts]
+        raw["parts"] = parts
+    return raw
 
 
 def read(path: Path) -> Lock:
@@ -152,8 +173,24 @@ def read(path: Path) -> Lock:
         for number, file in enumerate(variant["files"]):
             check_path(file["path"], f"{where}.files[{number}].path")
         check_distinct([file["path"] for file in variant["files"]], f"{where}.files")
+        _check_parts(variant, where)
     assets = asset_pins.pins_of(raw.get("assets", ()), str(path))
     return new(raw["name"], raw["manifest_sha256"], [_entry(item) for item in raw["variants"]], assets)
+
+
+def _check_parts(variant: dict[str, Any], where: str) -> None:
+    """Check what the schema cannot, in a variant of a lock that is inside wheels. Raises ManifestError."""
+    parts = variant.get("parts", ())
+    for number, part in enumerate(parts):
+        check_path(part["path"], f"{where}.parts[{number}].path")
+        check_path(part["file"], f"{where}.parts[{number}].file")
+        if "/" in part["file"] or not part["file"].endswith(".whl"):
+            raise ManifestError(f"{where}.parts[{number}].file: {part['file']!r} is not the name of a wheel: {_FIX}")
+    if parts:
+        first = parts[0]
+        named = (wheel_repo(first["package"]), first["version"], first["sha256"][:40])
+        if (variant["repo"], variant["revision"], variant["commit"]) != named:
+            raise ManifestError(f"{where}: repo, revision and commit are not those of its first wheel: {_FIX}")
 
 
 def write(path: Path, lock: Lock) -> None:
@@ -219,7 +256,10 @@ def _variant_differences(want: Variant, have: LockEntry) -> Iterator[str]:
         now, then = getattr(want, name), getattr(have, name)
         if now != then:
             yield f"has {name} {then!r}, the manifest {now!r}"
-    if _COMMIT.fullmatch(want.revision) and have.commit not in (None, want.revision):
+    if (want.parts or have.parts) and (isinstance(have, LockedVariant) or have.parts):
+        if want.parts != tuple(pin.part for pin in have.parts):
+            yield "has other parts than the manifest"
+    elif _COMMIT.fullmatch(want.revision) and have.commit not in (None, want.revision):
         yield f"is at commit {have.commit}, the manifest at {want.revision}"
     paths = facts(have).keys()
     for path in paths:
@@ -235,6 +275,8 @@ def _variant_changes(old: LockEntry, new: LockEntry) -> Iterator[str]:
         yield f"source {old.repo}@{old.revision} → {new.repo}@{new.revision}"
     if old.commit != new.commit:
         yield f"commit {_short(old.commit)} → {_short(new.commit)}"
+    if old.parts[1:] != new.parts[1:]:  # the first part is the commit
+        yield f"parts changed, now {', '.join(pin.file for pin in new.parts) or 'none'}"
     before, after = facts(old), facts(new)
     for path in sorted(before.keys() - after.keys()):
         yield f"{path} removed"
@@ -274,7 +316,7 @@ def _resolved(v: UnresolvedVariant) -> LockEntry:
     )
     if len(files) < len(v.files):
         return v
-    return LockedVariant(v.model, v.quant, v.format, v.repo, v.revision, v.commit, files)
+    return LockedVariant(v.model, v.quant, v.format, v.repo, v.revision, v.commit, files, v.parts)
 
 
 def _entry(raw: dict[str, Any]) -> UnresolvedVariant:
@@ -292,6 +334,10 @@ def _entry(raw: dict[str, Any]) -> UnresolvedVariant:
         raw["commit"],
         files,
         complete=raw["complete"],
+        parts=tuple(
+            PinnedPart(Part(part["package"], part["version"], part["path"]), part["file"], part["size"], part["sha256"])
+            for part in raw.get("parts", ())
+        ),
     )
 
 

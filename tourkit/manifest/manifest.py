@@ -3,6 +3,7 @@
 A file is checked completely before it becomes a dataclass. Sizes and SHA-256 of the files on the hub are in the lock.
 """
 
+import glob
 import hashlib
 import re
 import tomllib
@@ -15,7 +16,7 @@ from typing import Any
 from tourkit import data
 from tourkit.errors import ManifestError
 from tourkit.manifest import adapters, assets
-from tourkit.manifest.models import ROLES, Arch, Manifest, Model, Variant
+from tourkit.manifest.models import ROLES, Arch, Manifest, Model, Part, Variant, wheel_repo
 from tourkit.manifest.paths import path_problem
 from tourkit.manifest.validation import did_you_mean, dotted_step, raise_problems, schema_problems
 
@@ -142,10 +143,33 @@ def _variant_problems(model: dict[str, Any]) -> Iterator[str]:
         if other is not None:
             yield f"{where}.quant: {quant!r} names the same folder as {other!r} above: choose another name"
         seen[quant.casefold()] = quant
-        for number, pattern in enumerate(variant["files"]):
+        for number, pattern in enumerate(variant.get("files", ())):
             problem = path_problem(re.sub(r"[*?\[\]]", "x", pattern))
             if problem:
                 yield f"{where}.files[{number}]: {pattern!r} {problem}"
+        yield from (f"{where}.{problem}" for problem in _source_problems(variant))
+
+
+def _source_problems(variant: dict[str, Any]) -> Iterator[str]:
+    """Problems of the keys that say where the files of a variant are: in a repository, or inside wheels."""
+    parts = variant.get("parts", ())
+    if not parts:
+        if "file" in variant:
+            yield "file: only a variant with `parts` has it: name the file in `files`"
+        return
+    for key in ("repo", "revision"):
+        if key in variant:
+            yield f"{key}: the files are in a repository or in wheels: remove `{key}`, or remove `source` and `parts`"
+    for number, part in enumerate(parts):
+        if problem := path_problem(part["path"]):
+            yield f"parts[{number}].path: {part['path']!r} {problem}"
+    file = variant.get("file")
+    if file is not None and (problem := path_problem(file) or ("is in a folder: give its name" if "/" in file else "")):
+        yield f"file: {file!r} {problem}"
+    if "files" in variant and (file is not None or len(parts) > 1):
+        yield "files: it names files in the folder of one part: remove it, or give one part and no `file`"
+    elif file is None and len(parts) > 1:
+        yield f"file: missing: give the name of the file that the {len(parts)} parts make when they are joined"
 
 
 def _catalogue_ids() -> list[str]:
@@ -182,7 +206,13 @@ def _model(id_: str, raw: dict[str, Any]) -> Model:
 
 def _variant(raw: dict[str, Any]) -> Variant:
     size = int(raw["size"]) if "size" in raw else None
-    return Variant(raw["format"], raw["quant"], raw["repo"], raw["revision"], tuple(raw["files"]), size)
+    if "parts" not in raw:
+        return Variant(raw["format"], raw["quant"], raw["repo"], raw["revision"], tuple(raw["files"]), size)
+    parts = tuple(Part(part["package"], part["version"], part["path"]) for part in raw["parts"])
+    file = "" if "files" in raw else raw.get("file") or parts[0].path.rpartition("/")[2]
+    files = (glob.escape(file),) if file else tuple(raw["files"])
+    repo, version = wheel_repo(parts[0].package), parts[0].version
+    return Variant(raw["format"], raw["quant"], repo, version, files, size, parts, file)
 
 
 def _filtered(manifest: Manifest, formats: list[str] | None, quants: list[str] | None) -> Manifest:

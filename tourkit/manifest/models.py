@@ -3,6 +3,7 @@
 import fnmatch
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -79,10 +80,43 @@ def pinned(variant: VariantId, source: Source, size: int, sha256: str) -> Pinned
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A file or a folder inside a wheel of a package index: its `path` in the wheel of one version of a package."""
+
+    package: str
+    version: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedPart:
+    """A part whose wheel is known: the name of the wheel's `file`, its `size` in bytes and its `sha256`."""
+
+    part: Part
+    file: str
+    size: int
+    sha256: str
+
+
+def wheel_repo(package: str) -> str:
+    """Return the repository that a package of the index stands for in locks, in bundles and on the mirror."""
+    return f"pypi/{normalised(package)}"
+
+
+def normalised(package: str) -> str:
+    """Return the name of a package as an index spells it: lower-case letters, digits and "-"."""
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """One quantised form of a model. `files` are fnmatch patterns for the whole path: `*` also matches "/".
 
     `size`: bytes of the weights, for choosing a variant. It may be rounded; the lock has the exact sizes.
+
+    A variant with `parts` is inside wheels of a package index. Then `repo` and `revision` are the repository and the
+    version of the first part. With `file` the parts make one file of this name, joined in order. Without `file` there
+    is one part, a folder, and `files` are patterns for the paths below it.
     """
 
     format: str
@@ -91,6 +125,8 @@ class Variant:
     revision: str
     files: tuple[str, ...]
     size: int | None = None
+    parts: tuple[Part, ...] = ()
+    file: str = ""
 
     def takes(self, path: str) -> bool:
         """Return True if a file of the repository belongs to this variant."""
@@ -184,5 +220,9 @@ class Manifest:
 
 
 def _lock_part(variant: Variant) -> dict[str, Any]:
-    """Return the fields of a variant that a lock depends on: all but the size, which is only a fact."""
-    return {name: value for name, value in asdict(variant).items() if name != "size"}
+    """Return the fields of a variant that a lock depends on: all but the size, which is only a fact.
+
+    A variant from a hub has no fields of wheels. So it keeps the digest that older locks have.
+    """
+    absent = ("size",) if variant.parts else ("size", "parts", "file")
+    return {name: value for name, value in asdict(variant).items() if name not in absent}

