@@ -69,6 +69,7 @@ class FakeRunner:
         self.eog = frozenset({EOG})
         self.partial_kv = self.shares_kv = self.one_pool = partial_kv
         self.prompts_apart = prompts_apart
+        self.longest_run = 100 if partial_kv else 0
         self._next_token = next_token
         self._fail_at_step = fail_at_step
         self._gate = gate
@@ -115,12 +116,13 @@ class FakeRunner:
     def sampler(self, params: SamplingParams, seed: int) -> FakeSampler:
         return FakeSampler(self)
 
-    def share(self, source: int, target: int, length: int) -> None:
+    def share(self, source: int, target: int, length: int) -> bool:
         assert self.partial_kv, "shares cells of a model that keeps all or none"
         assert not self._tokens[target], "share into a slot that is not empty"
         assert length <= len(self._tokens[source]), "shares cells that are not there"
         self._tokens[target] = self._tokens[source][:length]
         self._cells[target] = self._cells[source][:length]
+        return True
 
     def truncate(self, slot: int, length: int) -> bool:
         if not self.partial_kv and 0 < length < len(self._tokens[slot]):
@@ -129,18 +131,20 @@ class FakeRunner:
         del self._cells[slot][length:]
         return self.partial_kv or not length
 
-    def read_state(self, slot: int) -> bytearray:
-        assert self._tokens[slot], "reads a slot that holds nothing"
-        return bytearray(array("i", self._tokens[slot]).tobytes())
+    def read_cells(self, slot: int, start: int, end: int) -> bytearray:
+        assert 0 <= start < end <= len(self._tokens[slot]), "reads cells that are not there"
+        assert end - start <= self.longest_run
+        return bytearray(array("i", [start, *self._tokens[slot][start:end]]).tobytes())
 
-    def write_state(self, slot: int, data: bytearray) -> bool:
-        assert not self._tokens[slot], "writes into a slot that is not empty"
-        tokens = array("i", bytes(data)).tolist()
+    def write_cells(self, slot: int, data: bytearray, start: int, end: int) -> bool:
+        begin, *tokens = array("i", bytes(data)).tolist()
+        assert len(self._tokens[slot]) == start, "writes cells that do not follow the slot's"
+        assert begin <= start < end <= begin + len(tokens), "writes cells that are not in the data"
         used = {id(cell) for cells in self._cells.values() for cell in cells}
         if len(used) + len(tokens) > self.n_ctx:
             return False
-        self._tokens[slot] = tokens
-        self._cells[slot] = [object() for _ in tokens]
+        self._tokens[slot] += tokens[start - begin : end - begin]
+        self._cells[slot] += [object() for _ in range(end - start)]
         return True
 
     def tokens(self, slot: int) -> list[int]:

@@ -196,3 +196,9 @@ class EngineStats:
     accepted_tokens: int = 0  # drafted tokens that were right
     decode_steps: int = 0  # calls of the model
     preemptions: int = 0  # sequences computed again because the KV cache was full
+    prompt_cache_bytes: int = 0  # now in RAM, in bytes
+    prompt_cache_limit_bytes: int = 0  # of RAM, in bytes
+    prompt_cache_disk_bytes: int = 0  # now on disk, in bytes
+    prompt_cache_entries: int = 0  # runs of tokens whose KV cells are in RAM or on disk
+    prompt_cache_hits_total: int = 0  # prompts that got cells back from RAM or disk
+    prompt_cache_tokens_total: int = 0  # tokens that these cells covered

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from tourkit.backends.template_trial import try_out
 from tourkit.backends.text_side import Texts, Tokenizer
 from tourkit.engine.engine import BatchEngine
-from tourkit.engine.runner import PrefixStore, Runner
+from tourkit.engine.run_store import RunStore
+from tourkit.engine.runner import Runner
 from tourkit.errors import LocalError, TourkitError
 from tourkit.generation import Activity, Emit, EngineInfo, EngineStats, Request, SamplingParams, Submission
 from tourkit.grammar.prepared import Manner, Prepared
@@ -53,7 +54,7 @@ def start(
     *,
     emulated: tuple[str, ...] = (),
     speculate: bool = True,
-    prefixes: PrefixStore | None = None,
+    store: RunStore | None = None,
 ) -> RunnerEngine:
     """Try the chat template in a process of its own, and start the engine of a loaded model. Raises LocalError."""
     try:
@@ -66,7 +67,7 @@ def start(
             emulated=emulated,
             speculate=speculate,
             deterministic=launch.deterministic,
-            prefixes=prefixes,
+            store=store,
             prompt_cache=launch.prompt_cache,
             chat_template=launch.chat_template,
             special_tokens_in_content=launch.special_tokens_in_content,
@@ -92,7 +93,7 @@ class RunnerEngine:
         max_waiting: int = 256,
         speculate: bool = True,
         deterministic: bool = False,
-        prefixes: PrefixStore | None = None,
+        store: RunStore | None = None,
         prompt_cache: int | None = None,
         chat_template: str = "",
         special_tokens_in_content: bool = False,
@@ -108,7 +109,7 @@ class RunnerEngine:
             strip_leading_space=runner.starts_with_space,
             speculate=speculate,
             deterministic=deterministic,
-            prefixes=prefixes,
+            store=store,
             prompt_cache=prompt_cache,
             warm_up=partial(warm_up, runner),
             at_rest=self._begin_preparing,

@@ -47,6 +47,7 @@ class SlotRunner(ABC):
         self.partial_kv = partial_kv
         self.shares_kv = shares_kv
         self.one_pool = self.prompts_apart = False
+        self.longest_run = 0
         self.special_tokens = vocabulary.special_tokens
         self.control_tokens = vocabulary.control_tokens
         self._held: list[int] = [0] * slots  # how many cells each slot holds
@@ -147,14 +148,15 @@ class SlotRunner(ABC):
     def sampler(self, params: SamplingParams, seed: int) -> NumpySampler:
         return NumpySampler(self.logits, params, seed)
 
-    def share(self, source: int, target: int, length: int) -> None:
+    def share(self, source: int, target: int, length: int) -> bool:
         self.copy_cells(source, target, length)
         self._held[target] = length
+        return True
 
-    def read_state(self, slot: int) -> bytearray:
+    def read_cells(self, slot: int, start: int, end: int) -> bytearray:
         raise EngineError(f"slot {slot}: this stack cannot move KV cells out of a slot")
 
-    def write_state(self, slot: int, data: bytearray) -> bool:
+    def write_cells(self, slot: int, data: bytearray, start: int, end: int) -> bool:
         raise EngineError(f"slot {slot}: this stack cannot move KV cells into a slot")
 
     def truncate(self, slot: int, length: int) -> bool:

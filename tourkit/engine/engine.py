@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from collections.abc import Sequence as Seq
 
-    from tourkit.engine.runner import PrefixStore, Runner
+    from tourkit.engine.run_store import RunStore
+    from tourkit.engine.runner import Runner
     from tourkit.grammar.matcher import Matcher
 
 _REST_AFTER = 0.3  # seconds without work
@@ -42,8 +43,8 @@ class BatchEngine:
     `max_waiting`: sequences that may queue for a slot; `submit` raises QueueFull for more.
     `speculate`: guess tokens by prompt lookup.
     `deterministic`: one sequence a call and no shared KV cells, so that no answer depends on other requests.
-    `prefixes`: the store that keeps shared prompts between runs.
     `prompt_cache`: bytes of host RAM for the cells of ended prompts, 0 for none, None for the default.
+    `store`: the disk for them; it is closed at the end.
     `warm_up`: called first; its errors are raised here. It returns how many tokens it computed.
     `at_rest`: called once, at the first pause without work.
     `release`: called last, after an error too; by default it closes the runner.
@@ -58,8 +59,8 @@ class BatchEngine:
         strip_leading_space: bool = False,
         speculate: bool = True,
         deterministic: bool = False,
-        prefixes: PrefixStore | None = None,
         prompt_cache: int | None = None,
+        store: RunStore | None = None,
         warm_up: Callable[[], int] = lambda: 0,
         at_rest: Callable[[], None] | None = None,
         release: Callable[[], None] | None = None,
@@ -69,13 +70,15 @@ class BatchEngine:
         self._release_runner = release or runner.close
         self._deterministic = deterministic
         sharing = runner.partial_kv and not deterministic
-        self._slots = SlotTable(runner, sharing=sharing, prefixes=prefixes, prompt_cache=prompt_cache)
+        self._meter = WorkMeter()
+        self._slots = SlotTable(
+            runner, sharing=sharing, prefill_rate=self._meter.prefill_rate, prompt_cache=prompt_cache, store=store
+        )
         self._speculate = speculate and runner.partial_kv  # the cells of wrong guesses must be dropped again
         self._max_waiting = max_waiting
         self._strip_leading_space = strip_leading_space
         self._ids = itertools.count(1)
         self._counts: Counter[str] = Counter()  # the counters of EngineStats, by field
-        self._meter = WorkMeter()
         # Shared with other threads; _gate guards it:
         self._gate = threading.Condition()
         self._inbox: deque[Sequence] = deque()
@@ -148,7 +151,7 @@ class BatchEngine:
 
     def stats(self) -> EngineStats:
         waiting = len(self._inbox) + len(self._waiting)
-        return EngineStats(running=len(self._running), waiting=waiting, **self._counts)
+        return EngineStats(running=len(self._running), waiting=waiting, **self._counts, **self._slots.cache_stats())
 
     def activity(self) -> Activity:
         return self._meter.activity()
@@ -168,14 +171,13 @@ class BatchEngine:
             self._meter.advance(0, 0)
             self._meter.advance(warm_up(), 0)
             self._meter.rest()
-            self._slots.restore()
             warm.set_result(None)
             while self._take_inbox():
                 self._admit()
                 self._step()
             for seq in list(self._running):
                 self._end(seq, Finish.ABORT)
-            self._slots.save()
+            self._slots.rest()
         except Exception as exc:  # noqa: BLE001 - thread boundary: every caller must get the error
             error = EngineDead(f"the engine thread died: {exc!r}")
             if not warm.done():
@@ -186,6 +188,7 @@ class BatchEngine:
                 left = [*self._running, *self._waiting, *self._inbox]
             for seq in left:
                 seq.finish(Finish.ERROR if error else Finish.ABORT, error)
+            self._slots.close()
             self._release_runner()
 
     def _take_inbox(self) -> bool:

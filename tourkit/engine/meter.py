@@ -6,6 +6,8 @@ import time
 
 from tourkit.generation import Activity
 
+_MANY = 64  # tokens: a call of at least this many takes as long a token as the prefill of a prompt
+
 
 class WorkMeter:
     """Measures one thread. That thread calls `advance` and `rest`; any thread may read `activity`.
@@ -16,6 +18,7 @@ class WorkMeter:
     def __init__(self) -> None:
         self._tokens = 0
         self._seconds = 0.0  # with work under way
+        self._large = 0, 0.0  # tokens and seconds of the calls with many tokens
         self._now: tuple[float, int] | None = None  # begin and tokens of the work under way
 
     def advance(self, done: int, coming: int) -> None:
@@ -23,6 +26,8 @@ class WorkMeter:
         now = time.monotonic()
         if self._now is not None:
             self._seconds += now - self._now[0]
+            if done >= _MANY:
+                self._large = self._large[0] + done, self._large[1] + now - self._now[0]
         self._tokens += done
         self._now = now, coming
 
@@ -33,3 +38,8 @@ class WorkMeter:
     def activity(self) -> Activity:
         now, rate = self._now, self._tokens / self._seconds if self._seconds else 0.0
         return Activity(rate=rate) if now is None else Activity(time.monotonic() - now[0], now[1], rate)
+
+    def prefill_rate(self) -> float:
+        """Return the tokens a second of calls with many tokens; of all calls if there was none, 0 before the first."""
+        tokens, seconds = self._large
+        return tokens / seconds if seconds else self.activity().rate

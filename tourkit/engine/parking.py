@@ -1,129 +1,124 @@
-"""Parking: KV cells of ended sequences are moved to host RAM and back.
+"""Parking: KV cells of ended sequences leave the model's memory, and come back when a prompt begins like theirs.
 
 If all slots share one pool of KV cells, decoding attends to every used cell. So the cells of finished prompts slow down
-running sequences. Only the latest of them stay in the pool, and none stay while no sequence runs. The others are parked
-in host RAM. They come back in a few milliseconds and need not be computed again.
+running sequences. Only the latest of them stay in the pool, and none stay while no sequence runs. The others go to the
+prompt cache (prompt_cache.py) if they come back sooner than they are computed again, as measured on this machine.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
 from typing import TYPE_CHECKING
 
-from tourkit.engine.placement import common_prefix, idle
+from tourkit.engine.placement import idle
 
 if TYPE_CHECKING:
+    from tourkit.engine.costs import Costs
     from tourkit.engine.placement import Slot
+    from tourkit.engine.prompt_cache import PromptCache
+    from tourkit.engine.prompt_tree import Run
     from tourkit.engine.runner import Runner
 
 IDLE_CELLS = 128  # cells of ended sequences that may stay in the pool while others run
-MOST_BYTES = 256 << 20  # of parked cells
-_WORTH_PARKING = 256  # tokens: while a prompt waits, park cells only if this can save at least this much prefill
-_WORTH_BRINGING_BACK = 64  # tokens: bring cells back only if this saves at least this much prefill
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Parked:
-    """The parked content of a slot. `taken_over`: as in Slot. `data`: its KV cells as the runner wrote them."""
-
-    tokens: list[int]
-    taken_over: int
-    data: bytearray
 
 
 class Parking:
-    """The parked prompts of one runner, least recently used first. Only the thread that owns the runner calls it."""
+    """Moves cells between the slots of one runner and the prompt cache. Only the engine's thread calls it."""
 
-    def __init__(self, runner: Runner, *, idle_cells: int = IDLE_CELLS, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, runner: Runner, cache: PromptCache, costs: Costs, *, idle_cells: int = IDLE_CELLS) -> None:
         self._runner = runner
+        self._cache = cache
+        self._costs = costs
         self._idle_cells = idle_cells
-        self._most_bytes = most_bytes
-        self._parked: list[Parked] = []
+        self.hits = self.tokens_found = 0  # prompts that cells came back for, and how many tokens these cells cover
 
     def rest(self, slots: list[Slot]) -> None:
-        """Empty every idle slot while no request waits, so that the next prompt finds an empty pool.
-
-        Moving cells delays no request now, so all cells that are worth bringing back are parked.
-        """
+        """Empty every idle slot while no request waits, so that the next prompt finds an empty pool."""
         for slot in idle(slots):
-            self.clear(slot, slots, worth=_WORTH_BRINGING_BACK)
+            self.clear(slot, slots, waiting=False)
 
     def is_due(self, slots: list[Slot]) -> bool:
         """Whether `rest` has anything to do."""
         return bool(idle(slots))
 
     def make_way(self, slots: list[Slot]) -> None:
-        """Empty idle slots, least recently used first, until their cells are within the limit. A sequence begins.
-
-        While other sequences run, only long prompts are parked, because moving cells takes time. If no other sequence
-        runs, short prompts are parked too, if a good part of their cells is held nowhere else.
-        """
-        alone = sum(slot.owner is not None for slot in slots) <= 1
+        """Empty idle slots, least recently used first, until their cells are within the limit. A sequence begins."""
         resting = idle(slots)
         held = sum(len(slot.cells or ()) for slot in resting)
         for slot in resting:
             if held <= self._idle_cells:
                 return
-            size = len(slot.cells or ())
-            held -= size
-            good_part = max(_WORTH_BRINGING_BACK, size // 4)
-            self.clear(slot, slots, worth=min(good_part, _WORTH_PARKING) if alone else _WORTH_PARKING)
+            held -= len(slot.cells or ())
+            self.clear(slot, slots)
 
-    def clear(self, slot: Slot, slots: list[Slot], *, worth: int = _WORTH_PARKING) -> None:
+    def clear(self, slot: Slot, slots: list[Slot], *, waiting: bool = True) -> None:
         """Park the cells of one idle slot if that is worth it, and empty the slot."""
-        self.keep(slot, slots, worth=worth)
+        self.keep(slot, slots, waiting=waiting)
         self._runner.truncate(slot.id, 0)
         slot.cells = None
 
-    def keep(self, slot: Slot, slots: list[Slot], *, staying: int = 0, worth: int = _WORTH_PARKING) -> None:
-        """Park the cells of an idle slot if at least `worth` of its tokens would be lost otherwise.
+    def keep(self, slot: Slot, slots: list[Slot], *, staying: int = 0, waiting: bool = True) -> None:
+        """Park the cells of an idle slot if that is worth it. `waiting`: a prompt waits meanwhile.
 
-        Tokens that another slot or a parked prompt holds are not lost. The first `staying` tokens are not lost either:
-        the prompt that takes the slot begins with them.
+        Tokens that another slot or the cache holds are not lost. The first `staying` tokens are not lost either: the
+        prompt that takes the slot begins with them.
         """
         tokens = slot.cells or []
-        elsewhere = (other.shares(tokens) for other in slots if other is not slot)
-        known = (common_prefix(tokens, parked.tokens, len(tokens)) for parked in self._parked)
-        if len(tokens) - max((staying, *elsewhere, *known)) >= worth:
-            self._park(slot, tokens)
-
-    def bring_back(self, slot: Slot, tokens: list[int], beyond: int) -> int:
-        """Fill a free slot with the longest parked prefix of `tokens`.
-
-        `beyond`: length of the prefix that a slot already holds; the parked one must be clearly longer.
-        Return how many of the first `tokens` the slot holds now; 0 if nothing was done or the pool has no room.
-        """
-        limit = len(tokens) - 1  # the last token's logits are needed
-        lengths = [common_prefix(tokens, parked.tokens, limit) for parked in self._parked]
-        length = max(lengths, default=0)
-        if length < beyond + _WORTH_BRINGING_BACK:
-            return 0
-        parked = self._parked[lengths.index(length)]
-        self._runner.truncate(slot.id, 0)
-        slot.cells = None
-        if not self._runner.write_state(slot.id, parked.data):
-            return 0
-        self._use(parked)
-        self._runner.truncate(slot.id, length)
-        return length
-
-    def unpark(self, slots: list[Slot]) -> None:
-        """Fill empty slots with parked cells, most recently used first, so that they can be saved to disk."""
-        empty = [slot for slot in slots if slot.owner is None and not slot.cells]
-        for slot, parked in zip(empty, reversed(self._parked), strict=False):
-            if self._runner.write_state(slot.id, parked.data):
-                slot.cells, slot.taken_over = parked.tokens, parked.taken_over
-
-    def _park(self, slot: Slot, tokens: list[int]) -> None:
-        data = self._runner.read_state(slot.id)
-        if not data or len(data) > self._most_bytes:
+        if not tokens:
             return
-        covered = [old for old in self._parked if common_prefix(old.tokens, tokens, len(old.tokens)) == len(old.tokens)]
-        self._parked = [old for old in self._parked if old not in covered]
-        self._parked.append(Parked(tokens, slot.taken_over, data))
-        while sum(len(parked.data) for parked in self._parked) > self._most_bytes:
-            self._parked.pop(0)
+        known = self._cache.length_of(tokens)
+        lost = len(tokens) - max(known, staying, *(other.shares(tokens) for other in slots if other is not slot), 0)
+        missing = (
+            self._cache.missing(tokens) if lost > 0 else []
+        )  # the tree remembers them, whether they are kept or not
+        if self._costs.worth_parking(lost, len(tokens) - known, waiting=waiting):
+            for run in missing:
+                if not self._park(slot, run):
+                    return
 
-    def _use(self, parked: Parked) -> None:
-        self._parked.remove(parked)
-        self._parked.append(parked)
+    def _park(self, slot: Slot, run: Run) -> bool:
+        began = time.perf_counter()
+        cells = self._runner.read_cells(slot.id, run.start, run.end)
+        self._costs.out.learn(len(cells), time.perf_counter() - began)
+        return bool(cells) and self._cache.add(run, cells)
+
+    def bring_back(self, slot: Slot, tokens: list[int], have: int) -> int:
+        """Add cells from the cache to a slot that holds the first `have` tokens of a prompt.
+
+        Nothing is added if computing the tokens is sooner done, or if the pool has no room. At least the last token is
+        left to decode, because its logits are needed. Return how many of the first `tokens` the slot holds now.
+        """
+        limit, before = len(tokens) - 1, have
+        for run, end in self._worth_bringing_back(tokens, have, limit):
+            cells = self._cache.load(run)
+            if cells is None:
+                break
+            began = time.perf_counter()
+            if not self._runner.write_cells(slot.id, cells, have, end):
+                break
+            self._costs.back.learn(len(cells), time.perf_counter() - began)
+            have = end
+        if have == before:
+            return have
+        if not self._runner.truncate(slot.id, have):
+            return 0
+        self.hits += 1
+        self.tokens_found += have - before
+        return have
+
+    def _worth_bringing_back(self, tokens: list[int], have: int, limit: int) -> list[tuple[Run, int]]:
+        """Return the runs to add, each with the position up to which it is used: those that save the most time."""
+        runs: list[tuple[Run, int]] = []
+        best, n_best, seconds = 0.0, 0, 0.0
+        for step in self._cache.look_up(tokens):
+            end = min(step.end, limit)
+            if end <= have:
+                continue
+            runs.append((step.run, end))
+            if step.run.cells is None:
+                seconds += self._costs.disk.seconds(step.run.n_bytes)
+            seconds += self._costs.back.seconds(step.run.n_bytes)
+            saved = self._costs.prefill(end - have) - seconds
+            if saved >= best:
+                best, n_best = saved, len(runs)
+        return runs[:n_best]

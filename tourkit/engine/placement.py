@@ -11,22 +11,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tourkit.engine.sequence import Sequence
 
-_WORTH_KEEPING = 64  # tokens: shorter prefixes are not kept on disk for the next start
 _WORTH_WAITING = 32  # tokens: wait for the prefill of another prompt if it saves at least this many
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One sequence id of the context. While `owner` is None, `cells` are the tokens whose KV cells it holds.
-
-    `taken_over`: how many of these tokens its last sequence took from an earlier one.
-    """
+    """One sequence id of the context. While `owner` is None, `cells` are the tokens whose KV cells it holds."""
 
     id: int
     owner: Sequence | None = None
     cells: list[int] | None = None
     used: int = 0
-    taken_over: int = 0
 
     def shares(self, tokens: list[int]) -> int:
         """Return how many of the first `tokens` this slot has KV cells for."""
@@ -59,10 +54,10 @@ class SlotChoice:
     length: int
 
 
-def place(slots: list[Slot], tokens: list[int]) -> SlotChoice | None:
+def place(slots: list[Slot], tokens: list[int], cached: int = 0) -> SlotChoice | None:
     """Return the best free slot for a prompt; None if no slot is free or if waiting for a shared prefix pays.
 
-    At least the last token is left to decode, because its logits are needed.
+    `cached`: how many of the first tokens the prompt cache holds: for these it need not wait. At least the last token is left to decode, because its logits are needed.
     """
     free = [slot for slot in slots if slot.owner is None]
     if not free:
@@ -72,23 +67,13 @@ def place(slots: list[Slot], tokens: list[int]) -> SlotChoice | None:
     source = max(slots, key=lambda slot: (lengths[slot.id], slot.owner is None))
     length = lengths[source.id]
     coming = min(max(slot.will_share(tokens) for slot in slots), limit)
-    if coming >= length + _WORTH_WAITING or (coming == limit > length):
+    there = max(length, min(cached, limit))
+    if coming >= there + _WORTH_WAITING or (coming == limit > there):
         return None
     if source.owner is None and length > 0:
         return SlotChoice(source, source, length)
     target = min(free, key=lambda slot: (bool(slot.cells), slot.used))
     return SlotChoice(target, source if length else target, length)
-
-
-def worth_keeping(slots: list[Slot]) -> list[tuple[Slot, list[int]]]:
-    """Return the prefixes to keep for the next start, longest first: what prompts had in common, each only once."""
-    shared = [(slot, slot.cells[: slot.taken_over]) for slot in slots if slot.cells]
-    kept: list[tuple[Slot, list[int]]] = []
-    for slot, tokens in sorted(shared, key=lambda pair: -len(pair[1])):
-        begins = any(other[: len(tokens)] == tokens for _, other in kept)
-        if len(tokens) >= _WORTH_KEEPING and not begins:
-            kept.append((slot, tokens))
-    return kept
 
 
 def common_prefix(a: list[int], b: list[int], end: int) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy as np
 
     from tourkit.generation import SamplingParams
@@ -34,18 +32,6 @@ class Sampler(Protocol):
     def close(self) -> None: ...
 
 
-class PrefixStore(Protocol):
-    """KV cells of prompts, kept on disk between runs. Called from the thread that owns the runner."""
-
-    def restore(self, slots: Sequence[int]) -> dict[int, list[int]]:
-        """Fill empty slots, most recently used prompts first. Return the tokens that each filled slot holds now."""
-        ...
-
-    def save(self, slot: int, tokens: Sequence[int]) -> None:
-        """Save the cells of a slot. They are the cells of exactly these `tokens`. A full disk is no error."""
-        ...
-
-
 class Runner(Protocol):
     """One loaded model and its context, as our engine drives it from one thread."""
 
@@ -57,6 +43,7 @@ class Runner(Protocol):
     partial_kv: bool  # whether a part of a slot's cells can be kept or shared; recurrent models cannot do this
     shares_kv: bool  # whether a slot can take over cells of another slot
     one_pool: bool  # whether all slots take their cells from one pool; then each decode attends to all used cells
+    longest_run: int  # most tokens that `read_cells` reads at once; 0 if this model's cells cannot be moved
     prompts_apart: bool  # whether prompts are best decoded in separate calls
 
     def add(self, token: int, pos: int, slot: int, *, logits: bool) -> int | None:
@@ -73,20 +60,26 @@ class Runner(Protocol):
 
     def sampler(self, params: SamplingParams, seed: int) -> Sampler: ...
 
-    def share(self, source: int, target: int, length: int) -> None:
-        """Let slot `target` use the KV cells [0, length) of slot `source` too. `target` must be empty."""
+    def share(self, source: int, target: int, length: int) -> bool:
+        """Let slot `target` use the KV cells [0, length) of slot `source` too. `target` must be empty.
+
+        Return False if the source has no longer all cells that the next token attends to; then `target` stays empty.
+        """
         ...
 
     def truncate(self, slot: int, length: int) -> bool:
         """Keep KV cells [0, length) of a slot. Return False if this model cannot keep a part; then all are gone."""
         ...
 
-    def read_state(self, slot: int) -> bytearray:
-        """Return the cells of a slot for `write_state`; empty if they cannot be read. Only if `one_pool` is set."""
+    def read_cells(self, slot: int, start: int, end: int) -> bytearray:
+        """Return the cells [start, end) of a slot for `write_cells`; empty if they cannot be read."""
         ...
 
-    def write_state(self, slot: int, data: bytearray) -> bool:
-        """Fill an empty slot with cells from `read_state`. Return False if there is no room; the slot stays empty."""
+    def write_cells(self, slot: int, data: bytearray, start: int, end: int) -> bool:
+        """Add the cells [start, end) to a slot that holds [0, start). `data` has them, and perhaps more on both sides.
+
+        Return False if there is no room; the slot then holds what it held.
+        """
         ...
 
     def piece(self, token: int) -> bytes:

@@ -1,6 +1,6 @@
 """KV slots: allocation, prefix reuse, eviction.
 
-placement.py chooses the slot for a prompt. parking.py moves KV cells to host RAM and back.
+placement.py chooses the slot for a prompt. parking.py moves KV cells to the prompt cache and back.
 """
 
 from __future__ import annotations
@@ -8,29 +8,42 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from tourkit.engine.parking import MOST_BYTES, Parking
-from tourkit.engine.placement import Slot, SlotChoice, idle, place, worth_keeping
+from tourkit.engine.costs import Costs
+from tourkit.engine.parking import Parking
+from tourkit.engine.placement import Slot, SlotChoice, idle, place
+from tourkit.engine.prompt_cache import DEFAULT_BYTES, PromptCache
 
 if TYPE_CHECKING:
-    from tourkit.engine.runner import PrefixStore, Runner
+    from collections.abc import Callable
+
+    from tourkit.engine.run_store import RunStore
+    from tourkit.engine.runner import Runner
     from tourkit.engine.sequence import Sequence
 
 
 class SlotTable:
     """The slots of one runner. Only the thread that owns the runner may call it.
 
-    `sharing`: prompts may reuse the cells of other prompts. `prefixes`: the store that keeps shared prompts between
-    runs. `prompt_cache`: bytes of host RAM for parked cells, None for the default.
+    `sharing`: prompts may reuse the cells of other prompts. `prefill_rate`: returns the measured tokens a second.
+    `prompt_cache`: bytes of host RAM for cells of ended prompts, None for the default. `store`: the disk for them.
     """
 
     def __init__(
-        self, runner: Runner, *, sharing: bool, prefixes: PrefixStore | None, prompt_cache: int | None = None
+        self,
+        runner: Runner,
+        *,
+        sharing: bool,
+        prefill_rate: Callable[[], float],
+        prompt_cache: int | None = None,
+        store: RunStore | None = None,
     ) -> None:
         self._runner = runner
         self._sharing = sharing
-        self._prefixes = prefixes if sharing else None
-        most_bytes = MOST_BYTES if prompt_cache is None else prompt_cache
-        self._parking = Parking(runner, most_bytes=most_bytes) if sharing and runner.one_pool else None
+        costs = Costs(prefill_rate)
+        longest = runner.longest_run if sharing else 0
+        most_bytes = DEFAULT_BYTES if prompt_cache is None else prompt_cache
+        self._cache = PromptCache(longest, costs, most_bytes=most_bytes, store=store)
+        self._parking = Parking(runner, self._cache, costs) if sharing and runner.one_pool else None
         self.slots = [Slot(i) for i in range(runner.n_slots)]
         self._clock = itertools.count(1)
 
@@ -46,12 +59,13 @@ class SlotTable:
         free = [slot for slot in self.slots if slot.owner is None]
         if not self._sharing:
             return SlotChoice(free[0], free[0], 0)
-        return place(self.slots if self._runner.shares_kv else free, tokens)
+        slots = self.slots if self._runner.shares_kv else free
+        return place(slots, tokens) or place(slots, tokens, self._cache.length_of(tokens))
 
     def take(self, choice: SlotChoice, seq: Sequence) -> None:
         """Give a slot to a sequence, and fill it with the existing cells for its prompt."""
         target, length = choice.target, self._fill(choice, seq.tokens)
-        target.owner, target.cells, target.used, target.taken_over = seq, None, next(self._clock), length
+        target.owner, target.cells, target.used = seq, None, next(self._clock)
         seq.slot, seq.n_kv = target.id, length
         if self._parking is not None:
             self._parking.make_way(self.slots)
@@ -59,17 +73,15 @@ class SlotTable:
     def _fill(self, choice: SlotChoice, tokens: list[int]) -> int:
         """Fill a free slot with the existing cells for a prompt. Return how many tokens they cover."""
         source, target, length = choice.source, choice.target, choice.length
+        in_place = source is target
         if self._parking is not None:
-            self._parking.keep(target, self.slots, staying=length if source is target else 0)
-            if back := self._parking.bring_back(target, tokens, length):
-                return back
-        if source is target and target.cells is not None:
-            return length if self._runner.truncate(target.id, length) else 0
-        self._runner.truncate(target.id, 0)
-        if source is target:
-            return 0
-        self._runner.share(source.id, target.id, length)
-        return length
+            self._parking.keep(target, self.slots, staying=length if in_place else 0)
+        kept = in_place and target.cells is not None
+        have = length if self._runner.truncate(target.id, length if kept else 0) and kept else 0
+        target.cells = None
+        if not in_place and self._runner.share(source.id, target.id, length):
+            have = length
+        return self._parking.bring_back(target, tokens, have) if self._parking is not None else have
 
     def give_back(self, seq: Sequence, *, keep: bool) -> None:
         """Take the slot from a sequence. `keep`: its cells stay as a prefix for later prompts."""
@@ -103,19 +115,18 @@ class SlotTable:
         if self._parking is not None:
             self._parking.rest(self.slots)
 
-    def restore(self) -> None:
-        """Load the prompts that the last run saved, as if they had just been answered."""
-        if self._prefixes is None:
-            return
-        for slot_id, tokens in self._prefixes.restore([slot.id for slot in self.slots]).items():
-            self.slots[slot_id].cells = tokens
+    def cache_stats(self) -> dict[str, int]:
+        """The figures of the prompt cache, by the fields of EngineStats. Any thread may call it."""
+        cache, parking = self._cache, self._parking
+        return {
+            "prompt_cache_bytes": cache.n_bytes,
+            "prompt_cache_limit_bytes": cache.most_bytes,
+            "prompt_cache_disk_bytes": cache.disk_bytes,
+            "prompt_cache_entries": cache.n_kept,
+            "prompt_cache_hits_total": parking.hits if parking else 0,
+            "prompt_cache_tokens_total": parking.tokens_found if parking else 0,
+        }
 
-    def save(self) -> None:
-        """Save the prefixes that prompts had in common. No slot may be in use."""
-        if self._prefixes is None:
-            return
-        if self._parking is not None:
-            self._parking.unpark(self.slots)
-        for slot, tokens in worth_keeping(self.slots):
-            self._runner.truncate(slot.id, len(tokens))
-            self._prefixes.save(slot.id, tokens)
+    def close(self) -> None:
+        """End the writing of cells to disk."""
+        self._cache.close()

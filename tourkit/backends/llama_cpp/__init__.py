@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tourkit.backends.embedder import BatchEmbedder
-from tourkit.backends.llama_cpp.prefixes import LlamaPrefixes
+from tourkit.backends.llama_cpp.identity import cells_identity
 from tourkit.backends.llama_cpp.runner import LlamaRunner
 from tourkit.backends.runner_engine import start
+from tourkit.engine.run_store import RunStore, open_store
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
@@ -31,5 +33,15 @@ def load(launch: Launch) -> Engine:
     if runner.embeds:
         runner.embed([[0] * min(8, runner.context)])  # a crash at first use happens now, while the model is loading
         return BatchEmbedder(runner, "llama_cpp", deterministic=launch.deterministic)
-    kept = launch.prompt_cache_dir and not launch.deterministic
-    return start(runner, launch, prefixes=LlamaPrefixes(runner, Path(launch.prompt_cache_dir)) if kept else None)
+    return start(runner, launch, store=_store(runner, launch))
+
+
+def _store(runner: LlamaRunner, launch: Launch) -> RunStore | None:
+    """Return the disk for KV cells; None if there is none, or if the cells of this model cannot be moved."""
+    if not launch.prompt_cache_dir or not runner.longest_run or launch.prompt_cache == 0:
+        return None
+    return open_store(Path(launch.prompt_cache_dir), cells_identity(runner, launch), _say)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"tourkit: {line}\n")  # the gateway passes such lines on

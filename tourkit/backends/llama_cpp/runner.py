@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _DECODE_MEANING = {2: "aborted", -1: "invalid batch", -2: "could not allocate", -3: "compute failed"}
 _CACHE_TYPES = ("f16", "q8_0")
 _ADDRESS_OF = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+_RUN = 256  # most cells that are moved at once
 _EMBEDDING_SLOTS = 32  # texts in a call of an embedding model; they need no cells between calls
 
 
@@ -62,12 +63,17 @@ class LlamaRunner(LlamaModel):
         self.context = min(context or self.n_ctx_train, self.n_ctx_train)
         self.n_slots = _EMBEDDING_SLOTS if self.embeds else slots
         self.n_batch = max(n_batch, self.n_slots)  # llama.cpp ends the process otherwise
+        self.longest_run = 0
         self.cache_type = "f16" if self.embeds else cache_type  # nothing is kept between calls
         cells = n_ctx or self.context * slots
         self._splits_texts = self.pooling == LAST_POOLING and self.causal  # the embedding needs the last token only
         if self.embeds:
             cells, unified = max(self.context, self.n_batch), True
             self.n_batch = self.n_batch if self._splits_texts else cells
+        self._window = int(lib.llama_model_n_swa(self._model))  # of the layers with a sliding window; 0 without them
+        movable = unified and self.partial_kv and not self.embeds
+        if movable and self.n_slots < int(lib.llama_max_parallel_sequences()):  # one sequence more: see read_cells
+            self.longest_run = min(_RUN, self._window or _RUN)
         self._context = self._make_context(cells, threads, unified, flash_attention)
         self._apply_adapters()
         self._memory = lib.llama_get_memory(self._context)  # None for encoders
@@ -91,7 +97,7 @@ class LlamaRunner(LlamaModel):
         params.n_ctx = n_ctx
         # One ubatch a decode: if the KV cache has no room for a batch, no part of it is computed.
         params.n_batch = params.n_ubatch = self.n_batch
-        params.n_seq_max = self.n_slots
+        params.n_seq_max = self.n_slots + bool(self.longest_run)
         params.kv_unified = unified
         params.swa_full = True  # sliding-window models must keep whole prefixes, so that slots can share them
         params.no_perf = True
@@ -176,14 +182,30 @@ class LlamaRunner(LlamaModel):
             self._room = address, view
         return view
 
-    def share(self, source: int, target: int, length: int) -> None:
+    def share(self, source: int, target: int, length: int) -> bool:
         self._lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        return self._check_window(target, length)
 
     def truncate(self, slot: int, length: int) -> bool:
         if self._lib.llama_memory_seq_rm(self._memory, slot, length, -1):
-            return True
+            return self._check_window(slot, length)
         self._lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
         return False
+
+    def _check_window(self, slot: int, length: int) -> bool:
+        """Return whether a slot has all cells that the token after `length` attends to. If not, empty the slot.
+
+        Layers with a sliding window lose cells: llama.cpp uses those outside a sequence's window for other sequences.
+        They are needed again if the sequence is cut.
+        """
+        if self._window and length and not self._is_there(slot, max(0, length - self._window + 1)):
+            self._lib.llama_memory_seq_rm(self._memory, slot, -1, -1)
+            return False
+        return True
+
+    def _is_there(self, slot: int, start: int) -> bool:
+        """Return whether all layers have the cells of a slot from `start` on."""
+        return bool(0 <= self._lib.llama_memory_seq_pos_min(self._memory, slot) <= start)
 
     def sampler(self, params: SamplingParams, seed: int) -> Sampler:
         """Return the faster sampler. Both draw the same tokens.
@@ -231,37 +253,26 @@ class LlamaRunner(LlamaModel):
 
     # --- state ----------------------------------------------------------------------------------------------------
 
-    def read_state(self, slot: int) -> bytearray:
-        size = self.state_size(slot)
+    def read_cells(self, slot: int, start: int, end: int) -> bytearray:
+        """Return the cells [start, end) of a slot. A spare sequence takes part in them, and its state is read."""
+        if self._window and not self._is_there(slot, start):
+            return bytearray()
+        lib, spare = self._lib, self.n_slots
+        lib.llama_memory_seq_cp(self._memory, slot, spare, start, end)
+        size = int(lib.llama_state_seq_get_size(self._context, spare))
         data = bytearray(size)
-        read = self._lib.llama_state_seq_get_data(self._context, (ctypes.c_uint8 * size).from_buffer(data), size, slot)
+        read = lib.llama_state_seq_get_data(self._context, (ctypes.c_uint8 * size).from_buffer(data), size, spare)
+        lib.llama_memory_seq_rm(self._memory, spare, -1, -1)
         return data if read == size else bytearray()
 
-    def write_state(self, slot: int, data: bytearray) -> bool:
+    def write_cells(self, slot: int, data: bytearray, start: int, end: int) -> bool:
+        lib, spare = self._lib, self.n_slots
         source = (ctypes.c_uint8 * len(data)).from_buffer(data)
-        if self._lib.llama_state_seq_set_data(self._context, source, len(data), slot):
-            return True
-        self.truncate(slot, 0)
-        return False
-
-    def state_size(self, slot: int) -> int:
-        """Return the bytes that the KV cells of a slot take when they are written out."""
-        return int(self._lib.llama_state_seq_get_size(self._context, slot))
-
-    def save_state(self, slot: int, tokens: Sequence[int], path: Path) -> bool:
-        """Write a slot's cells and their tokens to a file. Return False if that fails."""
-        array = (self._lib.llama_token * len(tokens))(*tokens)
-        saved = self._lib.llama_state_seq_save_file(self._context, str(path).encode(), slot, array, len(tokens))
-        return bool(saved)
-
-    def load_state(self, slot: int, path: Path) -> list[int]:
-        """Fill an empty slot from a file of `save_state`. Return its tokens; empty if it does not fit this context."""
-        tokens, count = (self._lib.llama_token * self.context)(), ctypes.c_size_t()
-        source = str(path).encode()
-        read = self._lib.llama_state_seq_load_file(
-            self._context, source, slot, tokens, self.context, ctypes.byref(count)
-        )
-        return list(tokens[: count.value]) if read else []
+        written = bool(lib.llama_state_seq_set_data(self._context, source, len(data), spare))
+        if written:
+            lib.llama_memory_seq_cp(self._memory, spare, slot, start, end)
+        lib.llama_memory_seq_rm(self._memory, spare, -1, -1)
+        return written
 
     def close(self) -> None:
         if self._context is None:

@@ -1,0 +1,48 @@
+"""Which cached prompts to drop first. Pure: no clock, no model.
+
+Time is counted in tokens of prompts. A prompt that was asked for twice is expected again after the same interval. One
+that was asked for once is expected within four times what the cache holds. Dropped first is what was expected by now
+and did not come; then what is expected last.
+
+The order survives loops over more prompts than fit. If twice as many are asked for in turn, "least recently used" drops
+every prompt just before its turn. Here all prompts have the same interval, so the one that was just used is expected
+last and is dropped. The others stay, and each pass finds half of the prompts.
+
+What was used within the last eighth of the cache is dropped last: a prompt mostly comes again soon or in a later pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tourkit.engine.prompt_tree import Run
+
+_RECENT = 1 / 8  # of what the cache holds
+_FIRST_INTERVAL = 4.0  # times what the cache holds: when a prompt is expected that came only once
+_LATE = 1.25  # times its interval: a prompt that has not come by then is not expected any more
+
+
+def touch(run: Run, now: int, capacity: int) -> None:
+    """Note that a run is asked for. `now`: tokens of prompts so far. `capacity`: tokens that the cache holds.
+
+    Two uses shortly after each other, for example the votes on one question, count as one.
+    """
+    passed = now - run.last
+    if passed > capacity * _RECENT:
+        run.interval = passed
+    run.last = now
+
+
+def drop_order(runs: Iterable[Run], now: int, capacity: int) -> list[Run]:
+    """Return the runs, the first to drop first."""
+
+    def rank(run: Run) -> tuple[int, float]:
+        idle = now - run.last
+        if idle <= capacity * _RECENT:
+            return 2, -idle
+        expected = _FIRST_INTERVAL * capacity if run.interval is None else _LATE * run.interval
+        return (0, expected - idle) if idle > expected else (1, idle - expected)
+
+    return sorted(runs, key=rank)
