@@ -43,8 +43,7 @@ class BatchEngine:
     `max_waiting`: sequences that may queue for a slot; `submit` raises QueueFull for more.
     `speculate`: guess tokens by prompt lookup.
     `deterministic`: one sequence a call and no shared KV cells, so that no answer depends on other requests.
-    `prompt_cache`: bytes of host RAM for the cells of ended prompts, 0 for none, None for the default.
-    `store`: the disk for them; it is closed at the end.
+    `prompt_cache`: bytes of RAM for the cells of ended prompts, 0 for none, None for the default. `store`: their disk.
     `warm_up`: called first; its errors are raised here. It returns how many tokens it computed.
     `at_rest`: called once, at the first pause without work.
     `release`: called last, after an error too; by default it closes the runner.
@@ -71,9 +70,8 @@ class BatchEngine:
         self._deterministic = deterministic
         sharing = runner.partial_kv and not deterministic
         self._meter = WorkMeter()
-        self._slots = SlotTable(
-            runner, sharing=sharing, prefill_rate=self._meter.prefill_rate, prompt_cache=prompt_cache, store=store
-        )
+        rate = self._meter.prefill_rate
+        self._slots = SlotTable(runner, rate, sharing=sharing, prompt_cache=prompt_cache, store=store)
         self._speculate = speculate and runner.partial_kv  # the cells of wrong guesses must be dropped again
         self._max_waiting = max_waiting
         self._strip_leading_space = strip_leading_space
@@ -196,8 +194,9 @@ class BatchEngine:
         if self._running and not (self._inbox or self._aborted or self._closing):
             return True  # mostly nothing is new between two tokens, and locking the gate costs as much as all the rest
         self._meter.rest()
+        rest_is_due = self._at_rest is not None or self._slots.rest_is_due
         with self._gate:
-            idle = not self._gate.wait_for(self._has_work, timeout=_REST_AFTER if self._rest_is_due() else None)
+            idle = not self._gate.wait_for(self._has_work, timeout=_REST_AFTER if rest_is_due else None)
             if self._closing:
                 return False
             new = list(self._inbox)
@@ -218,9 +217,6 @@ class BatchEngine:
             if seq.status is not Status.WAITING:
                 self._waiting.remove(seq, served=False)
         return True
-
-    def _rest_is_due(self) -> bool:
-        return self._at_rest is not None or self._slots.rest_is_due
 
     def _rest(self) -> None:
         """Do the work that is best done while no request waits."""

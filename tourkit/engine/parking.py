@@ -68,9 +68,7 @@ class Parking:
             return
         known = self._cache.length_of(tokens)
         lost = len(tokens) - max(known, staying, *(other.shares(tokens) for other in slots if other is not slot), 0)
-        missing = (
-            self._cache.missing(tokens) if lost > 0 else []
-        )  # the tree remembers them, whether they are kept or not
+        missing = self._cache.missing(tokens) if lost > 0 else []  # the tree remembers them in any case
         if self._costs.worth_parking(lost, len(tokens) - known, waiting=waiting):
             for run in missing:
                 if not self._park(slot, run):

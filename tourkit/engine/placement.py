@@ -57,7 +57,8 @@ class SlotChoice:
 def place(slots: list[Slot], tokens: list[int], cached: int = 0) -> SlotChoice | None:
     """Return the best free slot for a prompt; None if no slot is free or if waiting for a shared prefix pays.
 
-    `cached`: how many of the first tokens the prompt cache holds: for these it need not wait. At least the last token is left to decode, because its logits are needed.
+    `cached`: how many of the first tokens the prompt cache holds; for these it need not wait. At least the last token
+    is left to decode, because its logits are needed.
     """
     free = [slot for slot in slots if slot.owner is None]
     if not free:

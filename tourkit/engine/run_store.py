@@ -1,8 +1,8 @@
 """Runs of KV cells as files on a disk, so that they outlive RAM and the process.
 
-A file has one run of prompt_tree.py: a header, the tokens and the cells, with a checksum. Its name is the run's name. It
-is written beside its place and then renamed, so a kill leaves whole files and perhaps one `.part`, which the next start
-removes. A thread writes and removes files. It never touches the model: it gets bytes and nothing else.
+A file has one run of prompt_tree.py: a header, the tokens and the cells, with a checksum. Its name is the run's name.
+It is written beside its place and then renamed, so a kill leaves whole files and perhaps one `.part`, which the next
+start removes. A thread writes and removes files. It never touches the model: it gets bytes and nothing else.
 
 The rule for the disk: the store takes at most half of the space that is free when it is opened. Its own files count as
 free. So at least the other half stays free of it, however many stores share the disk.
@@ -104,7 +104,7 @@ class RunStore:
         self.limit = self._keep_free = (shutil.disk_usage(self._folder).free + own) // 2
 
     def scan(self) -> list[StoredRun]:
-        """Return the headers of all files, parents first. Other files are left alone; `say` gets one line about them."""
+        """Return the headers of all files, parents first. Other files are left alone; `say` gets a line about them."""
         found, foreign = [], 0
         for path in sorted(self._folder.iterdir()):
             if path.name == _LOCK:
@@ -228,7 +228,7 @@ def _file_name(name: bytes) -> str:
 
 
 def _read_header(data: bytes, file_name: str) -> tuple[StoredRun, int]:
-    """Return the header in the first bytes of a file, and the checksum of its cells. Raises ValueError if it is wrong."""
+    """Return the header of a file, and the checksum of its cells. Raises ValueError if the header is wrong."""
     if len(data) < _HEADER.size:
         raise ValueError(file_name)
     magic, name, parent, start, n_tokens, n_bytes, crc = _HEADER.unpack_from(data)

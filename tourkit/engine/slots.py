@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 class SlotTable:
     """The slots of one runner. Only the thread that owns the runner may call it.
 
-    `sharing`: prompts may reuse the cells of other prompts. `prefill_rate`: returns the measured tokens a second.
+    `prefill_rate`: returns the measured tokens a second. `sharing`: prompts may reuse the cells of other prompts.
     `prompt_cache`: bytes of host RAM for cells of ended prompts, None for the default. `store`: the disk for them.
     """
 
     def __init__(
         self,
         runner: Runner,
+        prefill_rate: Callable[[], float],
         *,
         sharing: bool,
-        prefill_rate: Callable[[], float],
         prompt_cache: int | None = None,
         store: RunStore | None = None,
     ) -> None:
