@@ -229,7 +229,7 @@ def test_a_q8_0_cache_takes_about_half_the_memory_and_says_nearly_the_same(wide_
     for cache_type in ("f16", "q8_0"):
         runner = LlamaRunner(wide_heads, slots=2, context=256, threads=1, cache_type=cache_type)
         logits.append(prefill(runner, "the name and the date " * 10))
-        sizes.append(runner.state_size(0))
+        sizes.append(len(runner.read_cells(0, 0, 40)))
         runner.close()
 
     assert 0.5 < sizes[1] / sizes[0] < 0.56  # 34 bytes for 32 numbers instead of 64; both also have data for each cell
@@ -394,24 +394,25 @@ def test_cells_that_were_read_out_give_the_same_logits_when_written_back(runner:
         return runner.logits(rows[-1]).copy()
 
     whole = last_logits(0, 0)
-    state = runner.read_state(0)
+    middle, last = len(tokens) // 2, len(tokens) - 1
+    first, second = runner.read_cells(0, 0, middle + 1), runner.read_cells(0, middle, last + 1)
     runner.truncate(0, 0)
-    assert runner.write_state(1, state)
-    runner.truncate(1, len(tokens) - 1)
+    assert runner.write_cells(1, first, 0, middle)  # a part of what was read
+    assert runner.write_cells(1, second, middle, last)
 
-    assert np.allclose(last_logits(1, len(tokens) - 1), whole, atol=1e-4)
+    assert runner.read_cells(1, 0, middle + 1) == first  # bit for bit
+    assert np.allclose(last_logits(1, last), whole, atol=1e-4)
 
 
-def test_a_state_that_does_not_fit_leaves_the_slot_empty(tiny_gguf: Path) -> None:
+def test_cells_that_do_not_fit_leave_the_slot_as_it_was(tiny_gguf: Path) -> None:
     runner = LlamaRunner(tiny_gguf, slots=2, context=128, n_ctx=256, n_batch=256, threads=1)
     for slot, length in ((0, 150), (1, 50)):
         for pos in range(length):
             runner.add(5, pos, slot, logits=False)
     assert runner.decode()
-    state = runner.read_state(0)
-    runner.truncate(1, 0)
-    fits = runner.write_state(1, state)
-    for pos in range(100):
+    cells = runner.read_cells(0, 0, 150)
+    fits = runner.write_cells(1, cells, 50, 150)
+    for pos in range(50, 100):
         runner.add(5, pos, 1, logits=False)
     decoded = runner.decode()
     runner.close()

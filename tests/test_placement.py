@@ -79,3 +79,14 @@ def test_a_prompt_with_little_to_share_does_not_wait() -> None:
 
 def test_no_free_slot_means_waiting() -> None:
     assert place([Slot(0, owner=sequence(1, 5, 5))], [1, 2]) is None
+
+
+def test_a_prompt_that_the_cache_holds_does_not_wait_for_a_shared_prefix() -> None:
+    slots = [Slot(0, owner=sequence(1, 200, 10)), Slot(1)]
+    tokens = [7] * 100 + [8, 9]
+
+    assert place(slots, tokens) is None
+    assert place(slots, tokens, 50) is None
+    choice = place(slots, tokens, 90)
+    assert choice is not None
+    assert (choice.target.id, choice.length) == (1, 10)

@@ -32,6 +32,11 @@ class Parking:
         self._idle_cells = idle_cells
         self.hits = self.tokens_found = 0  # prompts that cells came back for, and how many tokens these cells cover
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the parked cells in RAM."""
+        return self._cache.n_bytes
+
     def rest(self, slots: list[Slot]) -> None:
         """Empty every idle slot while no request waits, so that the next prompt finds an empty pool."""
         for slot in idle(slots):

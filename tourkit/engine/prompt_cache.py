@@ -142,17 +142,15 @@ class PromptCache:
         if self.n_bytes <= self.most_bytes:
             return
         goal = self.most_bytes - self.most_bytes // _SLACK
-        while self.n_bytes > goal:
-            ends = [run for run in self._tree if run.cells is not None and self._may_leave_ram(run)]
-            for run in drop_order(ends, self._now, self._capacity(self.most_bytes)):
-                self._set_cells(run, None)
-                if self.n_bytes <= goal:
-                    return
-            if not ends:
+        for run in drop_order(self._tree, self._may_leave_ram, self._now, self._capacity(self.most_bytes)):
+            self._set_cells(run, None)
+            if self.n_bytes <= goal:
                 return
 
     @staticmethod
     def _may_leave_ram(run: Run) -> bool:
+        if run.cells is None:
+            return False
         below = run.children.values()
         if run.disk is Disk.YES:
             return all(child.cells is None for child in below)
@@ -176,21 +174,17 @@ class PromptCache:
         if self.disk_bytes + size <= store.limit:
             return True
         goal = store.limit - store.limit // _SLACK - size
-        while self.disk_bytes > goal:
-            ends = [run for run in self._tree if run.disk is Disk.YES and self._may_leave_disk(run)]
-            for run in drop_order(ends, self._now, self._capacity(store.limit)):
-                self._set_disk(run, Disk.NO)
-                store.remove(run.name)
-                if self.disk_bytes <= goal:
-                    return True
-            if not ends:
-                break
+        for run in drop_order(self._tree, self._may_leave_disk, self._now, self._capacity(store.limit)):
+            self._set_disk(run, Disk.NO)
+            store.remove(run.name)
+            if self.disk_bytes <= goal:
+                return True
         return self.disk_bytes + size <= store.limit
 
     @staticmethod
     def _may_leave_disk(run: Run) -> bool:
         below = run.children.values()
-        if any(child.disk is not Disk.NO for child in below):
+        if run.disk is not Disk.YES or any(child.disk is not Disk.NO for child in below):
             return False
         return run.cells is not None or not any(child.is_kept for child in below)
 

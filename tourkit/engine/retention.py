@@ -13,7 +13,8 @@ What was used within the last eighth of the cache is dropped last: a prompt most
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,14 +36,24 @@ def touch(run: Run, now: int, capacity: int) -> None:
     run.last = now
 
 
-def drop_order(runs: Iterable[Run], now: int, capacity: int) -> list[Run]:
-    """Return the runs, the first to drop first."""
+def rank(run: Run, now: int, capacity: int) -> tuple[int, float]:
+    """Return a number of a run: the run with the lowest one is dropped first."""
+    idle = now - run.last
+    if idle <= capacity * _RECENT:
+        return 2, -idle
+    expected = _FIRST_INTERVAL * capacity if run.interval is None else _LATE * run.interval
+    return (0, expected - idle) if idle > expected else (1, idle - expected)
 
-    def rank(run: Run) -> tuple[int, float]:
-        idle = now - run.last
-        if idle <= capacity * _RECENT:
-            return 2, -idle
-        expected = _FIRST_INTERVAL * capacity if run.interval is None else _LATE * run.interval
-        return (0, expected - idle) if idle > expected else (1, idle - expected)
 
-    return sorted(runs, key=rank)
+def drop_order(runs: Iterable[Run], may_go: Callable[[Run], bool], now: int, capacity: int) -> Iterator[Run]:
+    """Yield the runs to drop, the first to drop first. The caller drops each before it takes the next one.
+
+    `may_go`: whether a run can be dropped now. It is asked again for the parent of each run that was dropped.
+    """
+    heap = [(rank(run, now, capacity), run.name, run) for run in runs if may_go(run)]
+    heapify(heap)
+    while heap:
+        run = heappop(heap)[2]
+        yield run
+        if run.parent is not None and may_go(run.parent):
+            heappush(heap, (rank(run.parent, now, capacity), run.parent.name, run.parent))
