@@ -99,6 +99,41 @@ def write_lora(path: Path, base: Path, *, strength: float = 1, seed: int = 0) ->
     return path
 
 
+def write_sliding(path: Path, base: Path, *, window: int, seed: int = 0) -> Path:
+    """Write a model with random weights and the tokenizer of `base`. Three of its four layers see `window` tokens."""
+    width, layers, heads, kv_heads, forward = 64, 4, 4, 2, 128
+    rng, reader = np.random.default_rng(seed), gguf.GGUFReader(base)
+    writer = gguf.GGUFWriter(str(path), "cohere2")
+    for name, field in reader.fields.items():
+        if name.startswith("tokenizer."):
+            sub_type = field.types[1] if len(field.types) > 1 else None
+            writer.add_key_value(name, field.contents(), field.types[0], sub_type)
+    n_vocab = len(reader.fields["tokenizer.ggml.tokens"].contents())
+    writer.add_context_length(4096)
+    writer.add_embedding_length(width)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(forward)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_rope_dimension_count(width // heads)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_logit_scale(1.0)
+    writer.add_sliding_window(window)
+    writer.add_vocab_size(n_vocab)
+    kv_width = width // heads * kv_heads
+    shapes = {"attn_q": (width, width), "attn_k": (kv_width, width), "attn_v": (kv_width, width)}
+    shapes |= {"attn_output": (width, width), "ffn_gate": (forward, width), "ffn_up": (forward, width)}
+    shapes |= {"ffn_down": (width, forward)}
+    writer.add_tensor("token_embd.weight", rng.standard_normal((n_vocab, width), dtype=np.float32))
+    writer.add_tensor("output_norm.weight", np.ones(width, dtype=np.float32))
+    for i in range(layers):
+        writer.add_tensor(f"blk.{i}.attn_norm.weight", np.ones(width, dtype=np.float32))
+        for name, shape in shapes.items():
+            writer.add_tensor(f"blk.{i}.{name}.weight", rng.standard_normal(shape, dtype=np.float32) / 4)
+    _write(writer)
+    return path
+
+
 def _write(writer: Any) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf_files import rewrite
+from gguf_files import rewrite, write_sliding
 
 from tourkit.backends.llama_cpp import load
 from tourkit.backends.llama_cpp.runner import LlamaRunner
@@ -402,6 +402,59 @@ def test_cells_that_were_read_out_give_the_same_logits_when_written_back(runner:
 
     assert runner.read_cells(1, 0, middle + 1) == first  # bit for bit
     assert np.allclose(last_logits(1, last), whole, atol=1e-4)
+
+
+class Slots:
+    """A runner of a model with a sliding window of 128 tokens, and the tokens that its slots get."""
+
+    def __init__(self, path: Path) -> None:
+        self.runner = LlamaRunner(path, slots=3, context=1024, n_ctx=2048, n_batch=512, threads=1)
+
+    def add(self, slot: int, start: int, end: int, seed: int = 0) -> np.ndarray:
+        """Compute tokens [start, end) of a text in a slot. Return the logits after them."""
+        for pos in range(start, end):
+            self.runner.add((pos * 7 + seed) % 200 + 5, pos, slot, logits=pos == end - 1)
+        assert self.runner.decode()
+        return self.runner.logits(end - start - 1).copy()
+
+
+@pytest.fixture(scope="module")
+def sliding(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sliding(tmp_path_factory.mktemp("sliding") / "sliding.gguf", tiny_gguf, window=128)
+
+
+def test_a_sliding_window_loses_no_cells_when_they_are_moved(sliding: Path) -> None:
+    """llama.cpp leaves out of a sequence's state what its last token no longer attends to. A run is never so long."""
+    slots = Slots(sliding)
+    slots.add(0, 0, 400)
+    runs = [(start, min(400, start + 128)) for start in range(0, 400, 128)]
+    cells = [slots.runner.read_cells(0, *run) for run in runs]
+    slots.runner.truncate(0, 200)
+    again = slots.add(0, 200, 210, seed=3)
+    slots.runner.truncate(0, 0)
+
+    assert slots.runner.longest_run == 128
+    for (start, end), data in zip(runs[:2], cells, strict=False):
+        assert slots.runner.write_cells(1, data, start, min(200, end))
+    assert np.allclose(slots.add(1, 200, 210, seed=3), again, atol=1e-3)
+    slots.runner.close()
+
+
+def test_cells_that_a_sliding_window_has_lost_are_not_used_again(sliding: Path) -> None:
+    """llama.cpp gives the cells of slot 1 that are outside its window to slot 0, though other cells are free."""
+    slots = Slots(sliding)
+    slots.add(0, 0, 20)
+    slots.add(1, 0, 400)
+    slots.runner.truncate(0, 0)
+    slots.add(0, 0, 100, seed=3)
+
+    assert slots.runner.read_cells(1, 0, 100) == bytearray()
+    assert not slots.runner.share(1, 2, 150)
+    assert slots.runner.share(1, 2, 399)
+    assert not slots.runner.truncate(1, 150)  # now the slot is empty
+    slots.add(1, 0, 10)
+    slots.add(2, 399, 405)
+    slots.runner.close()
 
 
 def test_cells_that_do_not_fit_leave_the_slot_as_it_was(tiny_gguf: Path) -> None:

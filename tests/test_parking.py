@@ -254,3 +254,23 @@ def test_a_model_that_keeps_all_or_none_has_no_prompt_cache() -> None:
     stats = engine.stats()
     engine.close()
     assert (stats.prompt_cache_limit_bytes, stats.prompt_cache_bytes, stats.cached_tokens) == (0, 0, 0)
+
+
+def test_cells_that_a_model_has_lost_are_computed_again() -> None:
+    """A model with a sliding window may have lost cells of a slot that another prompt wants to share."""
+
+    class Forgetful(FakeRunner):
+        def share(self, source: int, target: int, length: int) -> bool:
+            return False
+
+        def truncate(self, slot: int, length: int) -> bool:
+            super().truncate(slot, 0)
+            return not length
+
+    engine = BatchEngine(Forgetful(slots=3, n_batch=512), speculate=False)
+    prompts = [text(1, 200), text(1, 200) + "more", text(1, 150)]
+
+    answers = [collected.wait()[0] for collected in [submit(engine, prompt, max_tokens=5) for prompt in prompts * 2]]
+
+    engine.close()
+    assert answers == [alone(prompt, 5) for prompt in prompts * 2]
