@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tourkit.engine import prompt_cache
 from tourkit.engine.costs import Costs
 from tourkit.engine.prompt_cache import PromptCache
 from tourkit.engine.run_store import RunStore, open_store
@@ -102,6 +105,15 @@ def test_the_files_keep_within_their_limit_and_the_beginnings_stay(tmp_path: Pat
     again.close()
 
 
+def test_the_number_of_files_is_limited_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_cache, "_MOST_FILES", 6)
+    kept = Kept(tmp_path)
+    kept.put(*map(prompt, range(20)))
+    kept.close()
+
+    assert len(files(tmp_path)) <= 6
+
+
 def test_half_of_what_is_free_stays_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     free = [40_000]
@@ -191,6 +203,37 @@ def test_a_kill_in_the_middle_of_a_file_leaves_the_others(tmp_path: Path) -> Non
     assert again.get(prompt(1)) == prompt(1)
     assert again.said == []
     again.close()
+
+
+WRITER = """
+import itertools, sys
+from pathlib import Path
+from test_run_store import Kept, prompt
+kept = Kept(Path(sys.argv[1]), ram=1 << 20)
+for number in itertools.count(100):
+    kept.put([number % 200] * 60 + [number // 200] * 60)
+    if number == 140:
+        print("begun", flush=True)
+"""
+
+
+@pytest.mark.starts
+def test_a_process_that_is_killed_while_it_writes_leaves_a_usable_store(tmp_path: Path) -> None:
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    for _ in range(2):
+        command = [sys.executable, "-c", WRITER, str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths}) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            process.kill()
+
+        again = Kept(tmp_path)
+        for step in again.cache.look_up([100] * 60 + [0] * 60):
+            assert again.cache.load(step.run) is not None
+        again.put(prompt(1))
+        assert again.get(prompt(1)) == prompt(1)
+        assert again.said == []
+        again.close()
 
 
 def test_a_file_whose_beginning_is_gone_is_removed(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_BYTES = 256 << 20  # of RAM
 _SLACK = 32  # if RAM or disk is full, free this part of it more, so that choosing what to drop is rare
 _MOST_REMEMBERED = 1 << 20  # tokens of runs that are not kept; they cost four bytes each
+_MOST_FILES = 1 << 14  # on disk: each costs 2 KB of RAM, and the next start reads its header
 _SWEEP_AFTER = 1 << 16  # new tokens after which forgotten runs are counted again
 
 
@@ -37,7 +38,7 @@ class PromptCache:
         self.is_on = longest > 0 and most_bytes > 0
         self.most_bytes = most_bytes if self.is_on else 0
         self.n_bytes = self.disk_bytes = 0
-        self.n_kept = 0  # runs in RAM or on disk
+        self.n_kept = self._n_files = 0  # runs in RAM or on disk; on disk
         self._now = 0  # tokens of prompts so far
         self._sweep_at = _SWEEP_AFTER
         if store is not None:
@@ -133,7 +134,9 @@ class PromptCache:
 
     def _set_disk(self, run: Run, disk: Disk) -> None:
         before, size = run.is_kept, file_size(run.n_bytes, len(run.tokens))
-        self.disk_bytes += size * ((disk is not Disk.NO) - (run.disk is not Disk.NO))
+        more = (disk is not Disk.NO) - (run.disk is not Disk.NO)
+        self.disk_bytes += size * more
+        self._n_files += more
         run.disk = disk
         self.n_kept += run.is_kept - before
 
@@ -170,16 +173,16 @@ class PromptCache:
             self._store.write(run)
 
     def _make_room(self, store: RunStore, size: int) -> bool:
-        """Remove files until `size` more bytes are within the limit. Return False if that is not possible."""
-        if self.disk_bytes + size <= store.limit:
+        """Remove files until one more of `size` bytes is within the limits. Return False if that is not possible."""
+        if self.disk_bytes + size <= store.limit and self._n_files < _MOST_FILES:
             return True
-        goal = store.limit - store.limit // _SLACK - size
+        goal, most = store.limit - store.limit // _SLACK - size, _MOST_FILES - _MOST_FILES // _SLACK
         for run in drop_order(self._tree, self._may_leave_disk, self._now, self._capacity(store.limit)):
             self._set_disk(run, Disk.NO)
             store.remove(run.name)
-            if self.disk_bytes <= goal:
+            if self.disk_bytes <= goal and self._n_files < most:
                 return True
-        return self.disk_bytes + size <= store.limit
+        return self.disk_bytes + size <= store.limit and self._n_files < _MOST_FILES
 
     @staticmethod
     def _may_leave_disk(run: Run) -> bool:

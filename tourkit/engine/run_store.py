@@ -151,7 +151,7 @@ class RunStore:
     def use(self, name: bytes) -> None:
         """Note on the disk that a run is used now."""
         path = self._folder / _file_name(name)
-        self._order(lambda: os.utime(path, follow_symlinks=False))
+        self._order(lambda: os.utime(path))
 
     def settle(self) -> Iterator[Written]:
         """Yield the writes that have ended since the last call, in their order."""
