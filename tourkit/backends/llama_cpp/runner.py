@@ -62,18 +62,18 @@ class LlamaRunner(LlamaModel):
         lib = self._lib
         self.context = min(context or self.n_ctx_train, self.n_ctx_train)
         self.n_slots = _EMBEDDING_SLOTS if self.embeds else slots
-        self.n_batch = max(n_batch, self.n_slots)  # llama.cpp ends the process otherwise
+        self._window = int(lib.llama_model_n_swa(self._model))  # of the layers with a sliding window; 0 without them
         self.longest_run = 0
+        if unified and self.partial_kv and not self.embeds and slots < int(lib.llama_max_parallel_sequences()):
+            self.longest_run = min(_RUN, self._window or _RUN)
+        self._n_sequences = self.n_slots + bool(self.longest_run)  # one sequence more: see read_cells
+        self.n_batch = max(n_batch, self._n_sequences)  # llama.cpp ends the process otherwise
         self.cache_type = "f16" if self.embeds else cache_type  # nothing is kept between calls
         cells = n_ctx or self.context * slots
         self._splits_texts = self.pooling == LAST_POOLING and self.causal  # the embedding needs the last token only
         if self.embeds:
             cells, unified = max(self.context, self.n_batch), True
             self.n_batch = self.n_batch if self._splits_texts else cells
-        self._window = int(lib.llama_model_n_swa(self._model))  # of the layers with a sliding window; 0 without them
-        movable = unified and self.partial_kv and not self.embeds
-        if movable and self.n_slots < int(lib.llama_max_parallel_sequences()):  # one sequence more: see read_cells
-            self.longest_run = min(_RUN, self._window or _RUN)
         self._context = self._make_context(cells, threads, unified, flash_attention)
         self._apply_adapters()
         self._memory = lib.llama_get_memory(self._context)  # None for encoders
@@ -97,7 +97,7 @@ class LlamaRunner(LlamaModel):
         params.n_ctx = n_ctx
         # One ubatch a decode: if the KV cache has no room for a batch, no part of it is computed.
         params.n_batch = params.n_ubatch = self.n_batch
-        params.n_seq_max = self.n_slots + bool(self.longest_run)
+        params.n_seq_max = self._n_sequences
         params.kv_unified = unified
         params.swa_full = True  # sliding-window models must keep whole prefixes, so that slots can share them
         params.no_perf = True
