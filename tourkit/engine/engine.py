@@ -69,9 +69,8 @@ class BatchEngine:
         self._release_runner = release or runner.close
         self._deterministic = deterministic
         sharing = runner.partial_kv and not deterministic
-        self._meter = WorkMeter()
-        rate = self._meter.prefill_rate
-        self._slots = SlotTable(runner, rate, sharing=sharing, prompt_cache=prompt_cache, store=store)
+        self._meter = meter = WorkMeter()
+        self._slots = SlotTable(runner, meter.prefill_rate, sharing=sharing, prompt_cache=prompt_cache, store=store)
         self._speculate = speculate and runner.partial_kv  # the cells of wrong guesses must be dropped again
         self._max_waiting = max_waiting
         self._strip_leading_space = strip_leading_space
