@@ -304,9 +304,8 @@ def main() -> None:
         found = {title: {"unit": row.unit, "ratios": row.ratios, "cpu": row.cpu} for title, row in rows.items()}
         print(json.dumps({"work": found, "quality": quality}, indent=2))
         return
-    print(
-        f"{gguf.name}, {probe().threads} threads, {LIMITS.slots} slots of {LIMITS.context} tokens, {given.rounds} rounds\n"
-    )
+    print(f"{gguf.name}, {probe().threads} threads, {LIMITS.slots} slots of {LIMITS.context} tokens.")
+    print(f"{given.rounds} rounds: medians [lowest–highest].\n")
     report(rows, quality)
 
 
