@@ -127,7 +127,17 @@ class Connection:
         self._http = http.client.HTTPConnection(server.host, timeout=1200)
 
     def ask(self, body: dict[str, Any]) -> Answer:
-        """Send a chat request and read its answer. Raises RefusedError."""
+        """Send a chat request and read its answer. Raises RefusedError.
+
+        llama-server closes a connection after a stream, without saying so. Then a new one is opened, as clients do.
+        """
+        try:
+            return self._ask(body)
+        except http.client.RemoteDisconnected:
+            self._http.close()
+            return self._ask(body)
+
+    def _ask(self, body: dict[str, Any]) -> Answer:
         began = time.perf_counter()
         data = json.dumps({"model": self._server.model, **body})
         self._http.request("POST", "/v1/chat/completions", data, {"content-type": "application/json"})
