@@ -76,7 +76,8 @@ class Row:
     def cell(self, name: str) -> str:
         """Return the median rate with the lowest and highest, and the median milliseconds."""
         rates = sorted(each.rate for each in self.figures[name])
-        shown = f"{statistics.median(each.milliseconds for each in self.figures[name]):.4g} ms"
+        took = statistics.median(each.milliseconds for each in self.figures[name])
+        shown = f"{took:.1f} ms" if took < 100 else f"{took:.0f} ms"
         if not self.unit:
             return shown
         return f"{statistics.median(rates):.3g} {self.unit} [{rates[0]:.3g}–{rates[-1]:.3g}], {shown}"
