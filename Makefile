@@ -102,6 +102,7 @@ docs: $(DEV)/ready ## write docs/cli.md from --help, docs/catalogue.md from mani
 	$(DEV)/bin/python tools/gpu_table.py docs/plan.md
 
 bench: $(DEV)/ready ## tourkit beside its peers, as ratios of interleaved runs
+	$(DEV)/bin/python bench/real.py
 	$(DEV)/bin/python bench/prefetch_vs_hf.py
 	$(DEV)/bin/python bench/verify_vs_sha256sum.py
 	$(DEV)/bin/python bench/memory_estimate.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import socket
 import statistics
@@ -19,10 +20,7 @@ from typing import Any
 
 import httpx2
 
-from tourkit.bundle.build import build_index
-from tourkit.bundle.index import BundleModel, BundleVariant, write_index
 from tourkit.hardware.probe import probe
-from tourkit.manifest.models import VariantId
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,11 @@ class Server:
                 answer.raise_for_status()
         return 1000 * statistics.median(took[3:])  # the first three open the connection and fill the prompt cache
 
+    def cpu_seconds(self) -> float:
+        """Return the processor time of the process and its children until now."""
+        ticks = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in _family(self.process.pid))
+        return sum(int(fields[11]) + int(fields[12]) for fields in ticks) / os.sysconf("SC_CLK_TCK")
+
     def memory(self) -> int:
         """Return the peak resident bytes of the process and its children."""
         return sum(_peak(pid) for pid in _family(self.process.pid))
@@ -103,18 +106,71 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`texts`: one for each choice. `tokens`: generated ones, as the server counts them.
+
+    `seconds`: until the whole answer had come. `first`: until the first text had come; the same if it was not streamed.
+    """
+
+    texts: tuple[str, ...]
+    tokens: int
+    seconds: float
+    first: float
+
+
+class Connection:
+    """One kept-alive connection to a server, with TCP_NODELAY, which http.client always sets."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._http = http.client.HTTPConnection(server.host, timeout=1200)
+
+    def ask(self, body: dict[str, Any]) -> Answer:
+        """Send a chat request and read its answer. Raises RefusedError.
+
+        llama-server closes a connection after a stream, without saying so. Then a new one is opened, as clients do.
+        """
+        try:
+            return self._ask(body)
+        except http.client.RemoteDisconnected:
+            self._http.close()
+            return self._ask(body)
+
+    def _ask(self, body: dict[str, Any]) -> Answer:
+        began = time.perf_counter()
+        data = json.dumps({"model": self._server.model, **body})
+        self._http.request("POST", "/v1/chat/completions", data, {"content-type": "application/json"})
+        reply = self._http.getresponse()
+        if reply.status != 200:
+            raise RefusedError(f"{self._server.name}: {reply.read().decode()}")
+        if body.get("stream"):
+            return self._streamed(reply, began)
+        whole = json.loads(reply.read())
+        took = time.perf_counter() - began
+        texts = tuple(choice["message"]["content"] or "" for choice in whole["choices"])
+        return Answer(texts, whole["usage"]["completion_tokens"], took, took)
+
+    def _streamed(self, reply: http.client.HTTPResponse, began: float) -> Answer:
+        first, tokens, pieces = 0.0, 0, []
+        for line in reply:
+            if line.startswith(b"data: {"):
+                event = json.loads(line[6:])
+                tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+                piece = "".join(choice["delta"].get("content") or "" for choice in event["choices"])
+                first = first or (time.perf_counter() - began if piece else 0.0)
+                pieces.append(piece)
+        return Answer(("".join(pieces),), tokens, time.perf_counter() - began, first)
+
+    def close(self) -> None:
+        self._http.close()
+
+
 @contextmanager
-def tourkit(gguf: Path, work: Path, limits: Limits) -> Iterator[Server]:
-    root = work / "bundle"
-    if not root.exists():
-        folder = root / VariantId("bench", "Q8_0").folder
-        folder.mkdir(parents=True)
-        (folder / gguf.name).hardlink_to(gguf)
-        model = BundleModel("bench", "bench/bench", "none", limits.context, None, False)
-        variant = BundleVariant("bench", "Q8_0", "gguf", "bench/bench", "main", "1" * 40)
-        write_index(root, build_index(root, "bench", {"tool": ["bench"]}, [model], [variant]))
-    command = [sys.executable, "-m", "tourkit", "serve", "--bundle", str(root), "--port", "0", "--offline"]
-    command += ["--slots", str(limits.slots), "--context", str(limits.context)]
+def tourkit(gguf: Path, limits: Limits, *more: str) -> Iterator[Server]:
+    """Run `tourkit serve` on the file. `more`: extra options."""
+    command = [sys.executable, "-m", "tourkit", "serve", str(gguf), "--port", "0", "--offline"]
+    command += ["--slots", str(limits.slots), "--context", str(limits.context), *more]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     host = next(found[1] for line in process.stdout if (found := re.search(r"http://([\d.:]+)/v1", line)))

@@ -142,9 +142,9 @@ def engine_alone(gguf: Path, binaries: Path, table: Table) -> None:
     table.add("a step of 8 without one", "ms", "tourkit", ours["step"])
 
 
-def starters(gguf: Path, binaries: Path, work: Path) -> list[Callable[[], AbstractContextManager[Server]]]:
+def starters(gguf: Path, binaries: Path) -> list[Callable[[], AbstractContextManager[Server]]]:
     return [
-        partial(tourkit, gguf, work, LIMITS),
+        partial(tourkit, gguf, LIMITS),
         partial(llama_server, gguf, binaries, LIMITS),
         partial(llama_server, gguf, binaries, LIMITS, *NGRAM, name="llama-server, n-gram"),
         partial(llama_cpp_server, gguf, LIMITS),
@@ -184,7 +184,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tourkit-bench-") as folder:
         gguf = Path(folder) / f"{given.shape}.gguf"
         shapes.write(shapes.SHAPES[given.shape], gguf)
-        start = dict(zip(COLUMNS, starters(gguf, binaries, Path(folder)), strict=False))
+        start = dict(zip(COLUMNS, starters(gguf, binaries), strict=False))
         for number in range(1, given.rounds + 1):
             engine_alone(gguf, binaries, table)
             wanted = [name for name in given.only if number == 1 or not given.others_once or name in COLUMNS[:2]]

@@ -12,7 +12,6 @@ import gzip
 import http.client
 import json
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -110,14 +109,13 @@ def main() -> None:
         rows = [json.loads(line) for line in file]
     if given.limit:
         rows = rows[:: max(1, len(rows) // given.limit)][: given.limit]
-    with tempfile.TemporaryDirectory(prefix="tourkit-bench-") as folder:
-        for start in starters(given, Path(folder)):
-            with start() as server:
-                report(server.name, rows, *measure(server, rows), given)
+    for start in starters(given):
+        with start() as server:
+            report(server.name, rows, *measure(server, rows), given)
 
 
-def starters(given: argparse.Namespace, work: Path) -> list[Callable[[], AbstractContextManager[Server]]]:
-    found: list[Callable[[], AbstractContextManager[Server]]] = [lambda: tourkit(given.gguf, work, LIMITS)]
+def starters(given: argparse.Namespace) -> list[Callable[[], AbstractContextManager[Server]]]:
+    found: list[Callable[[], AbstractContextManager[Server]]] = [lambda: tourkit(given.gguf, LIMITS)]
     if given.peers:
         import build_llama_cpp
 

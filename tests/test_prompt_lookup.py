@@ -8,14 +8,16 @@ from tourkit.engine.prompt_lookup import PromptLookup
 def test_lookup_guesses_what_followed_the_last_tokens_before() -> None:
     lookup = PromptLookup()
 
-    assert lookup.propose([1, 2, 3, 4, 5, 6, 1, 2, 3], 16) == [4, 5, 6, 1]
-    assert PromptLookup().propose([1, 2, 3, 4], 16) == []
+    assert lookup.propose([1, 2, 3, 4, 5, 6, 1, 2, 3, 4], 16) == [5]
+    lookup.learn(1, 1, 11)
+    assert lookup.propose([1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5], 16) == [6, 1]
+    assert lookup.propose([1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5], 1) == [6]
+    assert PromptLookup().propose([1, 2, 3, 4, 5], 16) == []
     assert PromptLookup().propose([1, 2], 16) == []
-    assert PromptLookup().propose([1, 2, 3, 4, 5, 1, 2, 3], 2) == [4, 5]
 
 
 def test_guesses_grow_with_success_and_rest_after_failure() -> None:
-    lookup, tokens = PromptLookup(), [1, 2, 3, *range(10, 40), 1, 2, 3]
+    lookup, tokens = PromptLookup(), [1, 2, 3, 4, *range(10, 40), 1, 2, 3, 4]
 
     first = lookup.propose(tokens, 99)
     lookup.learn(len(first), len(first), len(tokens))
@@ -23,5 +25,5 @@ def test_guesses_grow_with_success_and_rest_after_failure() -> None:
     for _ in range(8):
         lookup.learn(8, 0, len(tokens))
 
-    assert (len(first), len(second)) == (4, 8)
+    assert (len(first), len(second)) == (1, 2)
     assert lookup.propose(tokens, 99) == []

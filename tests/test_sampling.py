@@ -73,6 +73,7 @@ def llama_chain() -> Iterator[Callable[[SamplingParams, int], Callable[[np.ndarr
         SamplingParams(top_k=40),
         SamplingParams(top_p=0.9),
         SamplingParams(top_p=0.05),
+        SamplingParams(top_p=0.99),
         SamplingParams(min_p=0.05),
         SamplingParams(top_k=50, top_p=0.95, min_p=0.02, temperature=1.3),
         SamplingParams(frequency_penalty=0.5, presence_penalty=1.0),

@@ -337,6 +337,8 @@ class BatchEngine:
         while ending is None:
             before = len(seq.tokens)
             ending = self._extend(seq, rows[right])
+            if not draft:
+                break
             new = seq.tokens[before:]
             known = common_prefix(new, list(draft[right:]), len(new))
             right += known

@@ -36,12 +36,15 @@ class TextStream:
 
     def _release(self) -> str:
         held = self._held
+        if not self._stop:
+            self._held = ""
+            return held
         hits = [at for at in (held.find(stop) for stop in self._stop) if at >= 0]
         if hits:
             self.stopped = True
             self._held = ""
             return held[: min(hits)]
-        keep = max((_overlap(held, stop) for stop in self._stop), default=0)
+        keep = max(_overlap(held, stop) for stop in self._stop)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 

@@ -85,7 +85,12 @@ class LlamaRunner(LlamaModel):
         self.prompts_apart = self.one_pool and not self.on_gpu
         # The library's own binding would make a pointer object at every call, which is slow.
         self._logits_address = _ADDRESS_OF(ctypes.cast(lib.llama_get_logits, ctypes.c_void_p).value or 0)
-        self._batch = lib.llama_batch_init(self.n_batch, 0, 1)
+        self._batch = batch = lib.llama_batch_init(self.n_batch, 0, 1)
+        # ctypes makes a new object whenever a pointer is read from a struct, so the pointers are read only once.
+        self._tokens_in, self._positions_in, self._wanted_in = batch.token, batch.pos, batch.logits
+        self._slots_in = [batch.seq_id[i] for i in range(self.n_batch)]
+        for i in range(self.n_batch):
+            batch.n_seq_id[i] = 1
         self._wanted: list[int] = []  # rows of the batch that need logits
         self._outputs: dict[int, int] = {}  # row of the last decode → index of its logits
         self._logits: np.ndarray | None = None  # of the last decode, shape (outputs, n_vocab); None until they are used
@@ -129,22 +134,20 @@ class LlamaRunner(LlamaModel):
     # --- batch and KV cache -------------------------------------------------------------------------------------
 
     def add(self, token: int, pos: int, slot: int, *, logits: bool) -> int | None:
-        batch, i = self._batch, self._batch.n_tokens
+        i = int(self._batch.n_tokens)
         if i >= self.n_batch:  # llama.cpp would write past its arrays
             raise EngineError(f"the batch holds {self.n_batch} tokens, but the scheduler added more")
         if not 0 <= slot < self.n_slots or not 0 <= token < self.n_vocab:
             raise EngineError(f"slot {slot} or token {token} is out of range")
-        batch.token[i] = token
-        batch.pos[i] = pos
-        batch.n_seq_id[i] = 1
-        batch.seq_id[i][0] = slot
-        batch.logits[i] = logits
-        batch.n_tokens = i + 1
+        self._tokens_in[i] = token
+        self._positions_in[i] = pos
+        self._slots_in[i][0] = slot
+        self._wanted_in[i] = logits
+        self._batch.n_tokens = i + 1
         if not logits:
             return None
-        row = int(i)
-        self._wanted.append(row)
-        return row
+        self._wanted.append(i)
+        return i
 
     def decode(self) -> bool:
         run = self._lib.llama_encode if self._memory is None else self._lib.llama_decode
