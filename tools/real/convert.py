@@ -1,4 +1,4 @@
-"""Write a quantised GGUF of Llama's kind in every format: `python -m tools.real.convert MODEL.gguf OUT`.
+"""Write a quantised GGUF of Llama's kind in other formats: `python -m tools.real.convert MODEL.gguf OUT [FORMAT…]`.
 
 OUT gets model-f32.gguf and safetensors/ with the same float32 numbers, and onnx/, which onnxruntime-genai's builder
 makes of safetensors/. So the stacks can be compared: llama.cpp rounds activations to 8 bits with quantised weights, and
@@ -17,7 +17,7 @@ import numpy as np
 
 from tools.tiny.export import write_onnx
 
-GGUF, SAFETENSORS, ONNX = "model-f32.gguf", "safetensors", "onnx"
+FILES = {"gguf": "model-f32.gguf", "safetensors": "safetensors", "onnx": "onnx"}
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -133,6 +133,7 @@ def names_of(source: gguf.GGUFReader) -> dict[str, Any]:
     ids = {name: value(source, f"tokenizer.ggml.{key}_token_id") for key, name in kinds.items()}
     named = {f"{name}_token": tokens[id_] for name, id_ in ids.items() if id_ is not None}
     return named | {
+        # Not GPT2Tokenizer: transformers 5 makes that class without the rule for digits that tokenizer.json has.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
@@ -161,10 +162,14 @@ def tokenizer_of(source: gguf.GGUFReader) -> Any:
 
 def main() -> None:
     source, out = gguf.GGUFReader(sys.argv[1]), Path(sys.argv[2])
+    formats = sys.argv[3:] or list(FILES)
     out.mkdir(parents=True, exist_ok=True)
-    write_gguf(source, out / GGUF)
-    write_safetensors(source, out / SAFETENSORS)
-    write_onnx(out / SAFETENSORS, out / ONNX)
+    if "gguf" in formats:
+        write_gguf(source, out / FILES["gguf"])
+    if "safetensors" in formats:
+        write_safetensors(source, out / FILES["safetensors"])
+    if "onnx" in formats:
+        write_onnx(out / FILES["safetensors"], out / FILES["onnx"])
 
 
 if __name__ == "__main__":
