@@ -30,7 +30,7 @@ pytestmark = [
 ]
 WINDOW = 512
 THREADS = len(os.sched_getaffinity(0))
-NEAR = 0.01  # of the logits' length: batches of other sizes use other kernels, which round differently
+NEAR = 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +46,6 @@ def tokens(model: LlamaRunner) -> list[int]:
     return model.tokenize(real_texts.document(600), add_special=True, parse_special=False)[:700]
 
 
-@pytest.fixture(scope="module")
-def expected(model: LlamaRunner, tokens: list[int]) -> np.ndarray:
-    """The logits of the last token, computed from an empty slot."""
-    return last_logits(model, tokens, slot=0)
-
-
 def last_logits(model: LlamaRunner, tokens: list[int], slot: int, start: int = 0) -> np.ndarray:
     """Compute tokens from position `start` on, in batches. Return a copy of the last one's logits."""
     row = None
@@ -64,43 +58,38 @@ def last_logits(model: LlamaRunner, tokens: list[int], slot: int, start: int = 0
     return np.array(model.logits(row))
 
 
-def close(found: np.ndarray, expected: np.ndarray) -> bool:
-    return bool(np.linalg.norm(found - expected) <= NEAR * np.linalg.norm(expected - expected.mean()))
-
-
 def test_it_has_windows(model: LlamaRunner) -> None:
     assert model.metadata("gemma3.attention.sliding_window") == str(WINDOW)
 
 
 @pytest.mark.parametrize("kept", [WINDOW + 120, 100])
-def test_a_slot_that_was_cut_back_goes_on_as_if_it_were_new(
-    kept: int, model: LlamaRunner, tokens: list[int], expected: np.ndarray
-) -> None:
+def test_a_slot_that_was_cut_back_goes_on_as_if_it_were_new(kept: int, model: LlamaRunner, tokens: list[int]) -> None:
     """Also if it is cut to before the window of its last token."""
+    expected = in_two_steps(model, tokens, kept)
     assert model.truncate(0, kept)
 
-    assert close(last_logits(model, tokens, 0, kept), expected)
+    assert np.allclose(last_logits(model, tokens, 0, kept), expected, atol=NEAR)
 
 
 def test_a_slot_that_shares_a_prefix_longer_than_the_window_goes_on_alike(
-    model: LlamaRunner, tokens: list[int], expected: np.ndarray
+    model: LlamaRunner, tokens: list[int]
 ) -> None:
+    expected = in_two_steps(model, tokens, 650)
     model.truncate(1, 0)
     model.share(0, 1, 650)
 
-    assert close(last_logits(model, tokens, 1, 650), expected)
+    assert np.allclose(last_logits(model, tokens, 1, 650), expected, atol=NEAR)
 
 
-def test_cells_that_were_moved_out_and_back_are_the_same(
-    model: LlamaRunner, tokens: list[int], expected: np.ndarray
-) -> None:
-    state = model.read_state(0)
+def in_two_steps(model: LlamaRunner, tokens: list[int], first: int) -> np.ndarray:
+    """Compute the tokens in slot 0, from an empty slot: `first` tokens, then the others. Return the last logits.
+
+    Quantised weights round activations, and each number of tokens in a batch rounds differently. So the logits are only
+    the same for the same batches.
+    """
     model.truncate(0, 0)
-    model.truncate(1, 0)
-
-    assert model.write_state(0, state)
-    assert model.truncate(0, 650)
-    assert close(last_logits(model, tokens, 0, 650), expected)
+    last_logits(model, tokens[:first], 0)
+    return last_logits(model, tokens, 0, first)
 
 
 def answer(engine: RunnerEngine, prompt: str, **fields: Any) -> str:
@@ -120,8 +109,8 @@ def answer(engine: RunnerEngine, prompt: str, **fields: Any) -> str:
 def test_prompts_longer_than_the_window_come_back_from_host_memory(gemma3: Path) -> None:
     """Three prompts take turns in two slots. The second time, nearly all of their tokens are found."""
     engine = RunnerEngine(LlamaRunner(gemma3, slots=2, context=1024, threads=THREADS), "llama_cpp")
-    words = real_texts.document(1600).split()
-    prompts = [" ".join(words[start : start + 450]) for start in (0, 550, 1100)]
+    words = real_texts.document(900).split()
+    prompts = [" ".join(words[start : start + 250]) for start in (0, 300, 600)]
     lengths = [len(engine.tokenize(prompt, add_special=True)) for prompt in prompts]
     assert min(lengths) > WINDOW
 
@@ -135,24 +124,24 @@ def test_prompts_longer_than_the_window_come_back_from_host_memory(gemma3: Path)
     assert found >= 0.9 * sum(lengths)
 
 
-def test_the_tables_of_262144_tokens_are_made_in_seconds(gemma3: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    start, before = time.monotonic(), resident()
+def test_an_answer_under_a_schema_from_262144_tokens(gemma3: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start, before = time.process_time(), resident()
     model = LlamaRunner(gemma3, slots=1, context=512, threads=THREADS)
-    loaded, with_weights = time.monotonic(), resident()
+    loaded, with_weights = time.process_time(), resident()
     engine = RunnerEngine(model, "llama_cpp")
     engine.token_table()
-    ready, with_tables = time.monotonic(), resident()
+    ready, with_tables = time.process_time(), resident()
     schema = {"type": "object", "properties": {"year": {"type": "integer", "minimum": 1000, "maximum": 2100}}}
     constraint = Constraint("json_schema", json.dumps(schema | {"required": ["year"], "additionalProperties": False}))
     text = answer(engine, "The war ended in 1945. As JSON: ", constraint=constraint, max_tokens=30)
-    answered = time.monotonic()
+    answered = time.process_time()
     engine.close()
 
     said(
         capsys,
-        f"Gemma 3 270M: loaded in {loaded - start:.1f} s with {with_weights - before} MiB; grammar tables of "
-        f"{model.n_vocab} tokens in {ready - loaded:.1f} s with {with_tables - with_weights} MiB; first answer under "
-        f"a schema in {answered - ready:.1f} s: {text}",
+        f"Gemma 3 270M, seconds of processor time: loaded in {loaded - start:.1f} s with {with_weights - before} MiB; "
+        f"grammar tables of {model.n_vocab} tokens in {ready - loaded:.1f} s with {with_tables - with_weights} MiB; "
+        f"first answer under a schema in {answered - ready:.1f} s: {text.strip()}",
     )
     assert model.n_vocab == 262_144
     assert 1000 <= json.loads(text)["year"] <= 2100
