@@ -109,8 +109,8 @@ def answer(engine: RunnerEngine, prompt: str, **fields: Any) -> str:
 def test_prompts_longer_than_the_window_come_back_from_host_memory(gemma3: Path) -> None:
     """Three prompts take turns in two slots. The second time, nearly all of their tokens are found."""
     engine = RunnerEngine(LlamaRunner(gemma3, slots=2, context=1024, threads=THREADS), "llama_cpp")
-    words = real_texts.document(900).split()
-    prompts = [" ".join(words[start : start + 250]) for start in (0, 300, 600)]
+    words = real_texts.document(1100).split()
+    prompts = [" ".join(words[start : start + 330]) for start in (0, 350, 700)]
     lengths = [len(engine.tokenize(prompt, add_special=True)) for prompt in prompts]
     assert min(lengths) > WINDOW
 
