@@ -39,8 +39,11 @@ ANSWER = 24  # tokens
 SAME = 0.95  # the least share of greedy answers that are those of the reference
 CONTEXT = 4608
 THREADS = len(os.sched_getaffinity(0))
-# The reference has a KV cache of 16 bits, the other stacks have 32.
+TORCH_AND_ONNX = ("transformers", "onnx")
+# The most that log probabilities may differ. The reference has a KV cache of 16 bits, the other stacks have 32. On a CPU,
+# llama.cpp's flash attention also adds up the values in 16 bits, which shows after thousands of tokens.
 NEAR = 0.03
+NEAR_AFTER_4000 = 0.3
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 PAYMENT = "On 14 March 2025 Anna Petrova paid 1,200 dollars for a laptop."
@@ -196,7 +199,12 @@ def test_a_prompt_of_4000_tokens_is_read_as_by_the_float32_gguf(
     n_prompt = found["usage"]["prompt_tokens"]
     say(f"{stack}: after {n_prompt} tokens, log probabilities differ by {apart:.4f} at most from the F32 GGUF")
     assert 4000 <= n_prompt == expected["usage"]["prompt_tokens"]
-    assert apart < NEAR
+    assert apart < NEAR_AFTER_4000
+
+
+@pytest.mark.skipif(any(find_spec(PACKAGES[stack]) is None for stack in TORCH_AND_ONNX), reason="needs both stacks")
+def test_stacks_with_numbers_of_32_bits_read_a_prompt_of_4000_tokens_alike(real: Real) -> None:
+    assert difference(*map(real.long_answer, TORCH_AND_ONNX)) < NEAR
 
 
 def difference(expected: Any, found: Any) -> float:
