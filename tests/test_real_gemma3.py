@@ -123,7 +123,7 @@ def test_prompts_longer_than_the_window_come_back_from_host_memory(gemma3: Path)
     found = engine.stats().cached_tokens - before
     engine.close()
 
-    assert answers == again == [f" {start + 130}" for start in starts]
+    assert answers == again == [str(start + 130) for start in starts]
     assert found >= 0.9 * sum(lengths)
 
 

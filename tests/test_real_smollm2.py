@@ -40,8 +40,8 @@ SAME = 0.95  # the least share of greedy answers that are those of the reference
 CONTEXT = 4608
 THREADS = len(os.sched_getaffinity(0))
 TORCH_AND_ONNX = ("transformers", "onnx")
-# The most that log probabilities may differ. The reference has a KV cache of 16 bits, the other stacks have 32. On a CPU,
-# llama.cpp's flash attention also adds up the values in 16 bits, which shows after thousands of tokens.
+# The most that log probabilities may differ. The reference has a KV cache of 16 bits, the other stacks have 32. On a
+# CPU, flash attention of llama.cpp also adds up the values in 16 bits, which shows after thousands of tokens.
 NEAR = 0.03
 NEAR_AFTER_4000 = 0.3
 
