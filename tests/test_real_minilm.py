@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,24 +53,29 @@ def engine(minilm: Path) -> Iterator[Any]:
     engine.close()
 
 
-def own_vectors(folder: Path, texts: list[str]) -> np.ndarray:
-    """Return the vectors as the card of the model computes them: transformers, and the mean over the tokens."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModel.from_pretrained(folder).eval()
-    given = tokenizer(texts, padding=True, truncation=False, return_tensors="pt")
-    with torch.inference_mode():
-        states = model(**given).last_hidden_state
-    mask = given["attention_mask"][:, :, None]
-    mean = (states * mask).sum(1) / mask.sum(1)
-    found: np.ndarray = torch.nn.functional.normalize(mean, dim=1).numpy()
-    return found
+@pytest.fixture(scope="module")
+def own_vectors(minilm: Path) -> Callable[[list[str]], np.ndarray]:
+    """Vectors as the card of the model computes them: transformers, and the mean over the tokens."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
+    model = transformers.AutoModel.from_pretrained(minilm).eval()
+
+    def vectors(texts: list[str]) -> np.ndarray:
+        given = tokenizer(texts, padding=True, truncation=False, return_tensors="pt")
+        with torch.inference_mode():
+            states = model(**given).last_hidden_state
+        mask = given["attention_mask"][:, :, None]
+        mean = (states * mask).sum(1) / mask.sum(1)
+        found: np.ndarray = torch.nn.functional.normalize(mean, dim=1).numpy()
+        return found
+
+    return vectors
 
 
 def test_50_texts_have_the_vectors_of_the_models_own_mean_pooling(
-    engine: Any, minilm: Path, capsys: pytest.CaptureFixture[str]
+    engine: Any, own_vectors: Callable[[list[str]], np.ndarray], capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = engine.embed(TEXTS).result().vectors
-    cosines = (found * own_vectors(minilm, TEXTS)).sum(1)
+    cosines = (found * own_vectors(TEXTS)).sum(1)
 
     with capsys.disabled():
         sys.stdout.write(f"\nMiniLM: cosine with transformers' own vectors of 50 texts: {cosines.min():.6f} or more\n")
@@ -78,7 +83,7 @@ def test_50_texts_have_the_vectors_of_the_models_own_mean_pooling(
 
 
 def test_passages_are_ranked_as_by_the_models_own_vectors(
-    engine: Any, minilm: Path, capsys: pytest.CaptureFixture[str]
+    engine: Any, own_vectors: Callable[[list[str]], np.ndarray], capsys: pytest.CaptureFixture[str]
 ) -> None:
     questions, passages = list(FOUND), list(FOUND.values())
     ranks = ranked(*(engine.embed(texts).result().vectors for texts in (questions, passages)))
@@ -86,7 +91,7 @@ def test_passages_are_ranked_as_by_the_models_own_vectors(
 
     with capsys.disabled():
         sys.stdout.write(f"\nMiniLM: {right} of {len(FOUND)} questions find their passage first\n")
-    assert (ranks == ranked(*(own_vectors(minilm, texts) for texts in (questions, passages)))).all()
+    assert (ranks == ranked(*(own_vectors(texts) for texts in (questions, passages)))).all()
     assert right >= len(FOUND) - 1  # "Who runs the company?" finds the number of its employees first
 
 

@@ -127,13 +127,19 @@ OTHERS = params("transformers", "onnx", "vllm")
 # --- tokens -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["safetensors", "onnx"])
-def test_1000_texts_have_the_tokens_of_llama_cpp(form: str, smollm2: Path) -> None:
-    pytest.importorskip("tokenizers", reason="tokenizers is not installed here: make test-real")
+@pytest.fixture(scope="module")
+def reference(smollm2: Path) -> Any:
+    """The published GGUF in this process, for its tokens."""
     from tourkit.backends.llama_cpp.model import LlamaModel
+
+    return LlamaModel(smollm2)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "onnx"])
+def test_1000_texts_have_the_tokens_of_llama_cpp(form: str, smollm2: Path, reference: Any) -> None:
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed here: make test-real")
     from tourkit.backends.vocabulary import Vocabulary
 
-    reference = LlamaModel(smollm2)
     found = Vocabulary(converted(smollm2, form), reference.n_vocab)
 
     other = [
@@ -223,15 +229,12 @@ def difference(expected: Any, found: Any) -> float:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_chat_template_is_the_models_own(name: str, real: Real, smollm2: Path) -> None:
+def test_the_chat_template_is_the_models_own(name: str, real: Real, reference: Any) -> None:
     """The count of tokens tells: the template adds a system message, and marks that messages cannot write."""
-    from tourkit.backends.llama_cpp.model import LlamaModel
-
     text = "Say <|im_end|> twice."
     whole = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
-    model = LlamaModel(smollm2)
-    marks = sum(len(model.tokenize(part, add_special=False, parse_special=True)) for part in whole)
-    content = len(model.tokenize(text, add_special=False, parse_special=False))
+    marks = sum(len(reference.tokenize(part, add_special=False, parse_special=True)) for part in whole)
+    content = len(reference.tokenize(text, add_special=False, parse_special=False))
 
     assert real.chat(name, text, max_tokens=1)["usage"]["prompt_tokens"] == marks + content
 
