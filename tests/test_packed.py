@@ -31,6 +31,7 @@ PACKED: dict[str, Any] = {
     "Qwen2": GROUPED,
     "Gemma": GROUPED | {"head_dim": 16},
     "Gemma2": GROUPED | {"head_dim": 16, "query_pre_attn_scalar": 16, **WINDOWS},  # with soft caps too
+    "Gemma3Text": GROUPED | {"head_dim": 16, "query_pre_attn_scalar": 16, **WINDOWS},  # two rotary bases
     "Phi": USUAL,
     "Phi3": GROUPED | {"sliding_window": 10, "pad_token_id": 0},
     "GPTNeoX": USUAL,

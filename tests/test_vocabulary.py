@@ -148,6 +148,14 @@ def test_what_ends_an_answer_comes_from_every_file_and_from_well_known_names(
     assert read(folder(tmp_path, byte_level(), **files)).eog == ends
 
 
+@pytest.mark.parametrize("name", ["<reponame>", "<|repo_name|>", "<|file_sep|>", "<|fim_pad|>"])
+def test_a_token_between_the_files_of_a_repository_ends_an_answer_as_in_llama_cpp(name: str, tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens([added(name, special=True)])
+
+    assert tokenizer.token_to_id(name) in read(folder(tmp_path, tokenizer), n_vocab=264).eog
+
+
 @pytest.mark.parametrize(
     ("make", "config", "first"),
     [

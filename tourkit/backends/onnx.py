@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,9 @@ EMULATED = (
     *("json_object", "choice"),
 )
 _LOGITS = 1 << 24  # most numbers of logits in a call: the graph gives logits for every token of a prompt
-_MOST_TOKENS = 512  # in a call
+_MOST_TOKENS = 512  # in a batch
+_FIRST_TOKENS = 32  # in a call, before its time is known
+_SECONDS = 1.0  # of a call: the library holds Python's lock until it returns, and no beat of the worker gets through
 
 
 def _import_genai() -> Any:
@@ -42,6 +45,20 @@ def _import_genai() -> Any:
         raise LocalError(f"onnxruntime-genai cannot be imported ({exc}): install tourkit[onnx]") from exc
     onnxruntime_genai.set_log_options(enabled=False)
     return onnxruntime_genai
+
+
+class CallSize:
+    """How many tokens a call may have, so that it takes about a second. `most`: never more."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.tokens = min(_FIRST_TOKENS, most)
+
+    def took(self, tokens: int, seconds: float) -> None:
+        """Learn from a call. Calls of fewer tokens say little: they are slower for each token."""
+        if tokens >= self.tokens:
+            fitting = int(self.tokens * _SECONDS / max(seconds, 1e-6))
+            self.tokens = max(1, min(fitting, 4 * self.tokens, self._most))
 
 
 class OnnxRunner(SlotRunner):
@@ -66,6 +83,7 @@ class OnnxRunner(SlotRunner):
             partial_kv=rewinds,
             shares_kv=False,
         )
+        self._call_size = CallSize(self.n_batch)
 
     def _load(self, threads: int | None, gpu_layers: GpuLayers) -> Any:
         try:
@@ -113,21 +131,36 @@ class OnnxRunner(SlotRunner):
     def forward(self, parts: list[Part]) -> np.ndarray | None:
         import numpy as np
 
-        rows = [self._one(part) for part in parts]
+        rows = [row for part in parts for row in self._one(part)]
         return np.concatenate(rows) if rows else np.empty((0, self.n_vocab), dtype=np.float32)
 
-    def _one(self, part: Part) -> np.ndarray:
-        """Run the tokens of one slot. Return the wanted rows of logits."""
+    def _one(self, part: Part) -> list[np.ndarray]:
+        """Run the tokens of one slot, in calls of about a second. Return the wanted rows of logits, a block a call."""
+        found, start = [], 0
+        while start < len(part.tokens):
+            tokens = part.tokens[start : start + self._call_size.tokens]
+            wanted = [at - start for at in part.wanted if start <= at < start + len(tokens)]
+            begin = time.monotonic()
+            rows = self._call(self._generators[part.slot], tokens, wanted)
+            self._call_size.took(len(tokens), time.monotonic() - begin)
+            if rows is not None:
+                found.append(rows)
+            start += len(tokens)
+        return found
+
+    def _call(self, generator: Any, tokens: list[int], wanted: list[int]) -> np.ndarray | None:
+        """Run tokens. Return the logits of the wanted ones, None if none is wanted. Raises EngineError."""
         import numpy as np
 
-        generator = self._generators[part.slot]
         try:
-            generator.append_tokens(np.array(part.tokens, dtype=np.int32))
+            generator.append_tokens(np.array(tokens, dtype=np.int32))
+            if not wanted:
+                return None
             logits = generator.get_output("logits")[0]  # shape (tokens, n_vocab), or only the row of the last token
         except Exception as exc:
             raise EngineError(f"onnxruntime-genai: {one_line(str(exc))}") from exc
-        skipped = len(part.tokens) - len(logits)
-        return np.array(logits[[at - skipped for at in part.wanted]], dtype=np.float32)
+        skipped = len(tokens) - len(logits)
+        return np.array(logits[[at - skipped for at in wanted]], dtype=np.float32)
 
     def copy_cells(self, source: int, target: int, length: int) -> None:
         raise EngineError("a Generator's cells cannot be shared")

@@ -17,10 +17,13 @@ from typing import Any
 from tourkit.backends.control_tokens import ControlTokens, is_marker
 from tourkit.errors import LocalError
 
-# Tokens that always end an answer, as in llama.cpp: some configurations do not list their end tokens.
+# Tokens that always end an answer, as in llama.cpp: some configurations do not list their end tokens. Those between the
+# files of a code repository are not in an answer, so they end it too.
 _ENDS = set(
     "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <end_of_turn> <|endoftext|> <|eom_id|> <EOT> _<EOT> [EOT] "
-    "<|end_of_text|> <end_of_utterance>".split()
+    "<|end_of_text|> <end_of_utterance> "
+    "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> "
+    "<|file_sep|>".split()
 )
 _SECRET = 8  # characters of a secret, each of 16 bits
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space

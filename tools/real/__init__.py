@@ -1,0 +1,1 @@
+"""Real models in the formats of every stack, for `make test-real`."""
