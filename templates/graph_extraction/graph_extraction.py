@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import unicodedata
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ RELATIONS = {  # label: what it says about `from` and `to`
     "related_to": "a relation that none of the others names",
 }
 MAX_NODES = 8  # per chunk; limits make sure that the answer of a small model ends
-MAX_EDGES = 8
 MAX_NAME = 40  # characters
 CHUNK = 3000  # characters of text per call: 1,000 to 1,400 tokens
 
@@ -49,9 +49,9 @@ Relations, from one entity to another:
 NODES = """-----Text begins-----
 {text}
 -----Text ends-----
-First step: list the most important entities as "nodes", each with "id" (its name) and "type"."""
-EDGES = """Second step: list the relations the text states between these nodes as "edges", each with "from", "to" and
-"label". No relation twice, none of a node to itself."""
+First step: list the most important entities as "nodes", each with "name" and "type"."""
+EDGES = """Second step: list the relations the text states between these nodes: {"from": {"to": "label"}}.
+"from" and "to" are names of nodes, in the order of the list. Leave out what the text does not state."""
 
 
 def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
         found, related = ask(text[start:end], client)
         graph.add(found, related)
     nodes = [{**node, "mentions": mentions(node, text)} for node in graph.nodes.values()]
-    seen = {node["id"] for node in nodes if node["mentions"]}
+    seen = {node["name"] for node in nodes if node["mentions"]}
     edges = [{**edge, "grounded": edge["from"] in seen and edge["to"] in seen} for edge in graph.edges]
     return {"id": document["id"], "ok": True, "nodes": nodes, "edges": edges, "dropped": graph.dropped}
 
@@ -75,43 +75,52 @@ def ask(text: str, client: Client) -> tuple[list[dict[str, Any]], list[dict[str,
         {"role": "system", "content": system},
         {"role": "user", "content": NODES.replace("{text}", text)},
     ]
-    answer = client.structured(messages, nodes_schema(), temperature=0)
-    nodes = answer["nodes"]
-    names = list(dict.fromkeys(node["id"] for node in nodes))
-    if len(names) < 2:
+    nodes = client.structured(messages, nodes_schema(), temperature=0)["nodes"]
+    # The second step lists each entity once: then no edge can join two spellings of one entity.
+    once = list({normal_name(node["name"]): node for node in reversed(nodes)}.values())[::-1]
+    if len(once) < 2:
         return nodes, []
     messages += [
-        {"role": "assistant", "content": json.dumps(answer, ensure_ascii=False)},
+        {"role": "assistant", "content": json.dumps({"nodes": once}, ensure_ascii=False)},
         {"role": "user", "content": EDGES},
     ]
-    return nodes, client.structured(messages, edges_schema(names), temperature=0)["edges"]
+    answer = client.structured(messages, edges_schema([node["name"] for node in once]), temperature=0)
+    return nodes, edges_of(answer)
 
 
 def nodes_schema() -> dict[str, Any]:
     name = {"type": "string", "minLength": 1, "maxLength": MAX_NAME}
-    return list_of("nodes", MAX_NODES, {"id": name, "type": {"type": "string", "enum": list(TYPES)}})
+    node = closed({"name": name, "type": {"type": "string", "enum": list(TYPES)}}, ["name", "type"])
+    nodes = {"type": "array", "items": node, "maxItems": MAX_NODES}
+    return {"title": "nodes", **closed({"nodes": nodes}, ["nodes"])}
 
 
 def edges_schema(names: list[str]) -> dict[str, Any]:
-    end = {"type": "string", "enum": names}
+    """Return the schema of {from: {to: label}}. Keys are unique: no pair twice, and no node with itself."""
     label = {"type": "string", "enum": list(RELATIONS)}
-    return list_of("edges", MAX_EDGES, {"from": end, "label": label, "to": end})
+    return {
+        "title": "edges",
+        **closed({source: closed({target: label for target in names if target != source}) for source in names}),
+    }
 
 
-def list_of(key: str, most: int, properties: dict[str, Any]) -> dict[str, Any]:
-    item = {
+def closed(properties: dict[str, Any], required: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the schema of an object that has no other properties than these."""
+    return {
         "type": "object",
         "properties": properties,
-        "required": list(properties),
+        "required": list(required),
         "additionalProperties": False,
     }
-    return {
-        "title": key,
-        "type": "object",
-        "properties": {key: {"type": "array", "items": item, "maxItems": most}},
-        "required": [key],
-        "additionalProperties": False,
-    }
+
+
+def edges_of(answer: dict[str, dict[str, str]]) -> list[dict[str, str]]:
+    """Return {from: {to: label}} as a list of edges."""
+    return [
+        {"from": source, "to": target, "label": label}
+        for source, targets in answer.items()
+        for target, label in targets.items()
+    ]
 
 
 class Graph:
@@ -124,13 +133,13 @@ class Graph:
 
     def add(self, nodes: list[dict[str, Any]], edges: list[dict[str, Any]]) -> None:
         for node in nodes:
-            key = normal_name(node["id"])
+            key = normal_name(node["name"])
             if not key or node["type"] not in TYPES:
                 self.dropped.append({"node": node, "why": "unknown type" if key else "no name"})
                 continue
-            known = self.nodes.setdefault(key, {"id": node["id"], "type": node["type"], "aliases": []})
-            if node["id"] not in (known["id"], *known["aliases"]):
-                known["aliases"].append(node["id"])
+            known = self.nodes.setdefault(key, {"name": node["name"], "type": node["type"], "aliases": []})
+            if node["name"] not in (known["name"], *known["aliases"]):
+                known["aliases"].append(node["name"])
         for edge in edges:
             if why := self._add_edge(edge):
                 self.dropped.append({"edge": edge, "why": why})
@@ -144,7 +153,7 @@ class Graph:
             return "unknown relation"
         if source is target:
             return "from a node to itself"
-        whole = {"from": source["id"], "to": target["id"], "label": edge["label"]}
+        whole = {"from": source["name"], "to": target["name"], "label": edge["label"]}
         if whole in self.edges:
             return "said twice"
         self.edges.append(whole)
@@ -171,7 +180,7 @@ def normal_name(name: str) -> str:
 def mentions(node: dict[str, Any], text: str) -> list[list[int]]:
     """Return where the text names the node: [start, end) in characters, sorted. Inflected forms are not found."""
     places: set[tuple[int, int]] = set()
-    for name in (node["id"], *node["aliases"]):
+    for name in (node["name"], *node["aliases"]):
         words = [re.sub("[её]", "[её]", re.escape(word), flags=re.IGNORECASE) for word in name.split()]
         if words:
             pattern = r"(?<!\w)" + r"\s+".join(words) + r"(?!\w)"

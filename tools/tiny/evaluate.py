@@ -105,12 +105,12 @@ def graphs(answer: Ask, split: Split, count: int) -> dict[str, float]:
         messages = item.messages[:2]
         text = answer(messages, template.nodes_schema())[0]
         nodes = (parsed(text) or {"nodes": []})["nodes"]
-        names = list(dict.fromkeys(node["id"] for node in nodes))
+        names = list(dict.fromkeys(node["name"] for node in nodes))
         if len(names) < 2:
             return _bag(nodes), Counter()
         messages = [*messages, {"role": "assistant", "content": text}, item.messages[3]]
-        edges = (parsed(answer(messages, template.edges_schema(names))[0]) or {"edges": []})["edges"]
-        return _bag(nodes), _bag(edges)
+        edges = parsed(answer(messages, template.edges_schema(names))[0]) or {}
+        return _bag(nodes), _bag(template.edges_of(edges))
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(both, items))

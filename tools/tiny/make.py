@@ -14,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "weights" / "tiny" / "recipe.json"
 QUICK = ["--steps", "8", "--width", "64", "--layers", "2", "--heads", "4", "--feed", "128", "--workers", "1"]
+QUICK_RUNS = ("first", "last")
 
 
 def run(module: str, *arguments: str, compiled: bool = True) -> None:
@@ -26,24 +27,32 @@ def run(module: str, *arguments: str, compiled: bool = True) -> None:
 
 def training(recipe: dict[str, Any]) -> list[str]:
     """Return the options of a recorded run: with them the same machine repeats it step by step."""
-    names = ("steps", "middle_from", "seed", "rate", "width", "layers", "heads", "feed", "workers")
+    names = ("run", "steps", "middle_from", "seed", "rate", "width", "layers", "heads", "feed", "workers")
     return [part for name in names for part in (f"--{name.replace('_', '-')}", str(recipe[name]))]
 
 
-def train(out: Path, tokenizer: str, quick: bool) -> None:
-    """Run both trainings: the long one, then the one with the prompts of the templates and a falling rate."""
-    both = ["--tokenizer", tokenizer, "--out"]
-    first, last = str(out / "model1"), str(out / "model")
-    if quick:
-        run("train", *both, first, *QUICK, compiled=False)
-        run("train", *both, last, "--init", first, *QUICK, compiled=False)
-    elif RECIPE.is_file():
-        recipe = json.loads(RECIPE.read_text(encoding="utf-8"))
-        run("train", *both, first, *training(recipe["before"]))
-        run("train", *both, last, "--init", first, *training(recipe))
-    else:
-        run("train", *both, first, "--minutes", "75")
-        run("train", *both, last, "--init", first, "--minutes", "25", "--seed", "2")
+def runs() -> list[list[str]]:
+    """Return the options of the recorded runs, first to last, or of the runs that make the first recipe."""
+    if not RECIPE.is_file():
+        later = ["--run", "last", "--minutes", "25", "--seed", "2"], ["--run", "graphs", "--minutes", "20", "--seed", "3"]
+        return [["--minutes", "75"], *later]
+    found: list[list[str]] = []
+    recipe: dict[str, Any] | None = json.loads(RECIPE.read_text(encoding="utf-8"))
+    while recipe is not None:
+        found.insert(0, training(recipe))
+        recipe = recipe["before"]
+    return found
+
+
+def train(out: Path, tokenizer: str, quick: bool) -> Path:
+    """Run the trainings one after another: each continues from the one before. Return the folder of the last."""
+    before: list[str] = []
+    model = out
+    for index, options in enumerate([["--run", name, *QUICK] for name in QUICK_RUNS] if quick else runs(), 1):
+        model = out / f"model{index}"
+        run("train", "--tokenizer", tokenizer, "--out", str(model), *before, *options, compiled=not quick)
+        before = ["--init", str(model)]
+    return model
 
 
 def main() -> None:
@@ -53,11 +62,11 @@ def main() -> None:
     parser.add_argument("--no-onnx", action="store_true")
     args = parser.parse_args()
     out = args.out.resolve()
-    tokenizer, model, weights = str(out / "tokenizer"), str(out / "model"), str(out / "weights")
+    tokenizer, weights = str(out / "tokenizer"), str(out / "weights")
     onnx = ["--no-onnx"] if args.no_onnx else []
     run("tokenizer", tokenizer, *(["--samples", "300", "--vocabulary", "512"] if args.quick else []))
-    train(out, tokenizer, args.quick)
-    run("export", "--model", model, "--tokenizer", tokenizer, "--out", weights, *onnx)
+    model = train(out, tokenizer, args.quick)
+    run("export", "--model", str(model), "--tokenizer", tokenizer, "--out", weights, *onnx)
     run("parity", weights, "--count", "3" if args.quick else "120", "--json", str(out / "parity.json"), *onnx)
     gguf, scores = str(out / "weights" / "gguf" / "tiny-f16.gguf"), str(out / "scores.json")
     run("evaluate", gguf, "--count", "2" if args.quick else "200", "--json", scores)

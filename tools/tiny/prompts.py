@@ -1,5 +1,6 @@
 """The prompts: those of the shipped templates, read from their files, and those of tasks without a template."""
 
+import hashlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,16 @@ def template(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def digests() -> dict[str, str]:
+    """Return the SHA-256 of the texts that each template says to the model, by template."""
+    found = {}
+    for name in ("graph_extraction", "json_extraction", "self_consistency"):
+        texts = {key: value for key, value in vars(template(name)).items() if key.isupper() and isinstance(value, str)}
+        del texts["ROLE"]
+        found[name] = hashlib.sha256(repr(sorted(texts.items())).encode()).hexdigest()
+    return found
 
 
 def turn(role: str, content: str) -> str:
