@@ -12,6 +12,11 @@ CHAT_TEMPLATE = (
 )
 SPECIAL_TOKENS = ("<|begin|>", "<|start|>", "<|end|>")
 
+TAUGHT = {  # the texts of each template that training uses
+    "graph_extraction": ("SYSTEM", "NODES", "EDGES"),
+    "json_extraction": ("SYSTEM", "USER"),
+    "self_consistency": ("SYSTEM", "USER"),
+}
 CLASSIFY = """Say which label fits the document. Answer with JSON: {"label": one of the labels}.
 Labels: {labels}"""
 REPAIR = "Repair the broken JSON. Answer with the whole corrected JSON only."
@@ -31,12 +36,11 @@ def template(name: str) -> ModuleType:
 
 
 def digests() -> dict[str, str]:
-    """Return the SHA-256 of the texts that each template says to the model, by template."""
+    """Return the SHA-256 of the prompts that the model learns from each template, by template."""
     found = {}
-    for name in ("graph_extraction", "json_extraction", "self_consistency"):
-        texts = {key: value for key, value in vars(template(name)).items() if key.isupper() and isinstance(value, str)}
-        del texts["ROLE"]
-        found[name] = hashlib.sha256(repr(sorted(texts.items())).encode()).hexdigest()
+    for name, parts in TAUGHT.items():
+        module = template(name)
+        found[name] = hashlib.sha256("\n".join(getattr(module, part) for part in parts).encode()).hexdigest()
     return found
 
 

@@ -19,7 +19,7 @@ _VOTE = prompts.template("self_consistency")
 WEIGHTS = {  # by run: the shares of the tasks
     "first": {"json": 60, "graph": 12, "classify": 9, "repair": 3, "cite": 6, "arithmetic": 10},
     "last": {"json": 52, "graph": 14, "classify": 7, "repair": 4, "cite": 8, "arithmetic": 15},
-    "graphs": {"json": 34, "graph": 36, "classify": 6, "repair": 4, "cite": 8, "arithmetic": 12},
+    "graphs": {"json": 25, "graph": 50, "classify": 5, "repair": 4, "cite": 6, "arithmetic": 10},
 }
 _SHORT = ("Extract JSON.\nSchema:\n{schema}", "Schema:\n{schema}")
 

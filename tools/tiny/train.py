@@ -31,7 +31,6 @@ from tools.tiny.wiring import wire
 
 SHAPES = {128: 40, 256: 20, 384: 12, 512: 8, 640: 6, 768: 4, 1024: 3}  # padded length → rows: about equal time
 BATCHES = 1  # per worker and step
-WARM_UP = 100  # steps
 COPY_UNTIL, COPY_ROWS = 300, 40  # in the first steps each worker also has a batch of copying
 EARLY = 0.4  # share of the first run with mostly drills
 LATER = {"last": tasks.LAST, "graphs": tasks.GRAPHS}  # the samples of the runs after the first
@@ -199,6 +198,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--middle-from", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--warm-up", type=int, default=100, help="steps until the rate is full")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=4)
@@ -261,7 +261,7 @@ def train(args: argparse.Namespace, model: LlamaForCausalLM, encoder: Encoder, r
     started = last_log = last_print = time.monotonic()
     mean = 0.0
     while gone < 1:
-        scale = min(1.0, (n + 1) / WARM_UP) * (max(0.01, 1 - gone) if args.run in LATER else 1)
+        scale = min(1.0, (n + 1) / args.warm_up) * (max(0.01, 1 - gone) if args.run in LATER else 1)
         mine = list(islice(stream, BATCHES))
         tokens += sum(len(row.ids) for batch in mine for row in batch)
         learnt += sum(row.learnt for batch in mine for row in batch)
