@@ -417,9 +417,7 @@ def test_what_an_unconstrained_server_makes_up_is_left_out_and_listed() -> None:
 @pytest.mark.starts
 def test_an_edge_whose_ends_are_not_in_the_text_is_flagged_not_dropped() -> None:
     nodes = {"nodes": [node("Вектра"), node("Nowhere", "place")]}
-    record, _ = graph_of(
-        {"id": "x", "text": "Завод ВЕКТРА строят."}, nodes, {"Вектра": {"Nowhere": "located_in"}}
-    )
+    record, _ = graph_of({"id": "x", "text": "Завод ВЕКТРА строят."}, nodes, {"Вектра": {"Nowhere": "located_in"}})
 
     assert record["edges"] == [{**edge("Вектра", "Nowhere", "located_in"), "grounded": False}]
     assert [n["mentions"] for n in record["nodes"]] == [[[6, 12]], []]

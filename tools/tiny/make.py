@@ -18,7 +18,7 @@ SHIPPED = ROOT / "weights" / "tiny"
 RECIPE = SHIPPED / "recipe.json"
 QUICK = ["--steps", "8", "--width", "64", "--layers", "2", "--heads", "4", "--feed", "128", "--workers", "1"]
 QUICK_RUNS = ("first", "last")
-NEXT = ["--run", "graphs", "--steps", "300", "--seed", "3", "--rate", "0.0008", "--warm-up", "30"]
+NEXT = ["--run=graphs", "--steps=200", "--seed=3", "--rate=0.0008", "--warm-up=30", "--log-every=3600"]
 
 
 def run(module: str, *arguments: str, compiled: bool = True) -> None:
@@ -47,7 +47,7 @@ def runs() -> list[list[str]]:
     return found
 
 
-def train(out: Path, tokenizer: str, options: list[list[str]], before: Path | None = None, compiled: bool = True) -> Path:
+def train(out: Path, tokenizer: str, options: list[list[str]], before: Path | None, compiled: bool) -> Path:
     """Do the runs one after another: each continues from the one before. Return the folder of the last model."""
     for index, option in enumerate(options, 1):
         model = out / f"model{index}"
@@ -91,11 +91,11 @@ def main() -> None:
     onnx = ["--no-onnx"] if args.no_onnx else []
     if args.next:
         tokenizer = str(SHIPPED / "safetensors")
-        model = train(out, tokenizer, [NEXT], shipped_model(out / "shipped"))
+        model = train(out, tokenizer, [NEXT], shipped_model(out / "shipped"), compiled=True)
     else:
         run("tokenizer", tokenizer, *(["--samples", "300", "--vocabulary", "512"] if args.quick else []))
         options = [["--run", name, *QUICK] for name in QUICK_RUNS] if args.quick else runs()
-        model = train(out, tokenizer, options, compiled=not args.quick)
+        model = train(out, tokenizer, options, None, compiled=not args.quick)
     run("export", "--model", str(model), "--tokenizer", tokenizer, "--out", weights, *onnx)
     run("parity", weights, "--count", "3" if args.quick else "102", "--json", str(out / "parity.json"), *onnx)
     gguf, scores = str(out / "weights" / "gguf" / "tiny-f16.gguf"), str(out / "scores.json")
