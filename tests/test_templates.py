@@ -144,6 +144,7 @@ def schemas() -> list[Any]:
     found.append(pytest.param(graph_extraction.nodes_schema(), 700, id="nodes"))
     names = [str(index) + "x" * (graph_extraction.MAX_NAME - 1) for index in range(graph_extraction.MAX_NODES)]
     found.append(pytest.param(graph_extraction.edges_schema(names), 4000, id="edges"))
+    found.append(pytest.param(graph_extraction.edge_list_schema(["x" * 40, "y"]), 1200, id="edge-list"))
     return found
 
 
@@ -386,6 +387,19 @@ def test_the_schema_of_edges_has_every_pair_once_and_no_node_with_itself() -> No
             jsonschema.validate(answer, schema)
     for answer in ({}, {"A": {"B": "owns"}, "B": {"A": "supplies"}}):
         jsonschema.validate(answer, schema)
+
+
+@pytest.mark.starts
+def test_a_document_can_ask_in_the_form_that_the_tiny_model_learnt() -> None:
+    nodes = {"nodes": [{"id": "A", "type": "organization"}, {"id": "B", "type": "place"}]}
+    edges = {"edges": [edge("A", "B", "located_in"), edge("A", "B", "located_in")]}
+    record, bodies = graph_of({"id": "x", "text": "A is in B.", "form": "list"}, nodes, edges)
+
+    assert [n["name"] for n in record["nodes"]] == ["A", "B"]
+    assert [(e["from"], e["label"], e["to"]) for e in record["edges"]] == [("A", "located_in", "B")]
+    assert json.loads(bodies[1]["messages"][2]["content"]) == nodes
+    for body, answer in zip(bodies, (nodes, edges), strict=True):
+        jsonschema.validate(answer, schema_of(body))
 
 
 @pytest.mark.starts

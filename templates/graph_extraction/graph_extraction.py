@@ -54,12 +54,19 @@ EDGES = """Second step: list the relations the text states between these nodes: 
 "from" and "to" are names of nodes, in the order of the list. Leave out what the text does not state."""
 
 
+# A document with `"form": "list"` is asked in the earlier form, for models that were trained with it (weights/tiny): the
+# key of a name is "id", and the relations are a list. That form does not exclude repeated edges.
+LIST_NODES = NODES.replace('"name"', '"id" (its name)')
+LIST_EDGES = """Second step: list the relations the text states between these nodes as "edges", each with "from", "to" and
+"label". No relation twice, none of a node to itself."""
+
+
 def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
     """Return the record of one document. Raises ClientError if the server fails."""
     text = document["text"]
     graph = Graph()
     for start, end in chunks(text, CHUNK):
-        found, related = ask(text[start:end], client)
+        found, related = ask(text[start:end], client, as_list=document.get("form") == "list")
         graph.add(found, related)
     nodes = [{**node, "mentions": mentions(node, text)} for node in graph.nodes.values()]
     seen = {node["name"] for node in nodes if node["mentions"]}
@@ -67,30 +74,34 @@ def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
     return {"id": document["id"], "ok": True, "nodes": nodes, "edges": edges, "dropped": graph.dropped}
 
 
-def ask(text: str, client: Client) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def ask(text: str, client: Client, as_list: bool = False) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Ask the model about one chunk. Return its nodes, and edges whose ends can only be these nodes."""
     relations = "\n".join(f"- {label}: {meaning}" for label, meaning in RELATIONS.items())
     system = SYSTEM.replace("{types}", ", ".join(TYPES)).replace("{relations}", relations)
+    key, first, second = ("id", LIST_NODES, LIST_EDGES) if as_list else ("name", NODES, EDGES)
     messages = [
         {"role": "system", "content": system},
-        {"role": "user", "content": NODES.replace("{text}", text)},
+        {"role": "user", "content": first.replace("{text}", text)},
     ]
-    nodes = client.structured(messages, nodes_schema(), temperature=0)["nodes"]
+    found = client.structured(messages, nodes_schema(key), temperature=0)["nodes"]
+    nodes = [{"name": node[key], "type": node["type"]} for node in found]
     # The second step lists each entity once: then no edge can join two spellings of one entity.
     once = list({normal_name(node["name"]): node for node in reversed(nodes)}.values())[::-1]
     if len(once) < 2:
         return nodes, []
+    listed = [{key: node["name"], "type": node["type"]} for node in once]
     messages += [
-        {"role": "assistant", "content": json.dumps({"nodes": once}, ensure_ascii=False)},
-        {"role": "user", "content": EDGES},
+        {"role": "assistant", "content": json.dumps({"nodes": listed}, ensure_ascii=False)},
+        {"role": "user", "content": second},
     ]
-    answer = client.structured(messages, edges_schema([node["name"] for node in once]), temperature=0)
-    return nodes, edges_of(answer)
+    schema = (edge_list_schema if as_list else edges_schema)([node["name"] for node in once])
+    answer = client.structured(messages, schema, temperature=0)
+    return nodes, answer["edges"] if as_list else edges_of(answer)
 
 
-def nodes_schema() -> dict[str, Any]:
+def nodes_schema(key: str = "name") -> dict[str, Any]:
     name = {"type": "string", "minLength": 1, "maxLength": MAX_NAME}
-    node = closed({"name": name, "type": {"type": "string", "enum": list(TYPES)}}, ["name", "type"])
+    node = closed({key: name, "type": {"type": "string", "enum": list(TYPES)}}, [key, "type"])
     nodes = {"type": "array", "items": node, "maxItems": MAX_NODES}
     return {"title": "nodes", **closed({"nodes": nodes}, ["nodes"])}
 
@@ -98,20 +109,20 @@ def nodes_schema() -> dict[str, Any]:
 def edges_schema(names: list[str]) -> dict[str, Any]:
     """Return the schema of {from: {to: label}}. Keys are unique: no pair twice, and no node with itself."""
     label = {"type": "string", "enum": list(RELATIONS)}
-    return {
-        "title": "edges",
-        **closed({source: closed({target: label for target in names if target != source}) for source in names}),
-    }
+    pairs = {source: closed({target: label for target in names if target != source}) for source in names}
+    return {"title": "edges", **closed(pairs)}
+
+
+def edge_list_schema(names: list[str]) -> dict[str, Any]:
+    end = {"type": "string", "enum": names}
+    label = {"type": "string", "enum": list(RELATIONS)}
+    edge = closed({"from": end, "label": label, "to": end}, ["from", "label", "to"])
+    return {"title": "edges", **closed({"edges": {"type": "array", "items": edge, "maxItems": MAX_NODES}}, ["edges"])}
 
 
 def closed(properties: dict[str, Any], required: Sequence[str] = ()) -> dict[str, Any]:
     """Return the schema of an object that has no other properties than these."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(required),
-        "additionalProperties": False,
-    }
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
 
 
 def edges_of(answer: dict[str, dict[str, str]]) -> list[dict[str, str]]:

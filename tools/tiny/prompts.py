@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -37,11 +38,19 @@ def template(name: str) -> ModuleType:
 
 def digests() -> dict[str, str]:
     """Return the SHA-256 of the prompts that the model learns from each template, by template."""
-    found = {}
-    for name, parts in TAUGHT.items():
-        module = template(name)
-        found[name] = hashlib.sha256("\n".join(getattr(module, part) for part in parts).encode()).hexdigest()
-    return found
+    return {name: _digest(name, parts) for name, parts in TAUGHT.items()}
+
+
+def learnt_as_list(weights: Path) -> bool:
+    """Return whether the weights in a folder learnt the earlier form of graph_extraction, by their recipe."""
+    recipe = json.loads((weights / "recipe.json").read_text(encoding="utf-8"))
+    earlier = _digest("graph_extraction", ("SYSTEM", "LIST_NODES", "LIST_EDGES"))
+    return bool(recipe["prompts"]["graph_extraction"] == earlier)
+
+
+def _digest(name: str, parts: tuple[str, ...]) -> str:
+    module = template(name)
+    return hashlib.sha256("\n".join(getattr(module, part) for part in parts).encode()).hexdigest()
 
 
 def turn(role: str, content: str) -> str:
