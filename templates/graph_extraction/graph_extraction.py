@@ -54,10 +54,11 @@ EDGES = """Second step: list the relations the text states between these nodes: 
 "from" and "to" are names of nodes, in the order of the list. Leave out what the text does not state."""
 
 
-# A document with `"form": "list"` is asked in the earlier form, for models that were trained with it (weights/tiny): the
-# key of a name is "id", and the relations are a list. That form does not exclude repeated edges.
+# A document with `"form": "list"` is asked in the earlier form, for models that were trained with it (weights/tiny):
+# the key of a name is "id", and the relations are a list. That form does not exclude repeated edges.
 LIST_NODES = NODES.replace('"name"', '"id" (its name)')
-LIST_EDGES = """Second step: list the relations the text states between these nodes as "edges", each with "from", "to" and
+LIST_EDGES = """\
+Second step: list the relations the text states between these nodes as "edges", each with "from", "to" and
 "label". No relation twice, none of a node to itself."""
 
 

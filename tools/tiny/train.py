@@ -1,8 +1,8 @@
 """Train the tiny model: `python -m tools.tiny.train --tokenizer DIR --out DIR (--minutes M | --steps N)`.
 
-The first run has a constant rate after a warm-up. It starts with drills and goes on to documents. A later run (--run last
-or --run graphs) continues from --init with the prompts of the templates, and its rate falls to zero. recipe.json
-records the steps: --steps and --middle-from repeat a run that was limited by --minutes.
+The first run has a constant rate after a warm-up. It starts with drills and goes on to documents. A later run
+(--run last or --run graphs) continues from --init with the prompts of the templates, and its rate falls to zero.
+recipe.json records the steps: --steps and --middle-from repeat a run that was limited by --minutes.
 """
 
 import argparse
