@@ -20,7 +20,7 @@ class Asker:
     """A client that asks a model in this process. `answers`: the texts of all answers, in order."""
 
     def __init__(self, model: Path) -> None:
-        self._ask = evaluate.asker(model, threads=2)
+        self._ask = evaluate.asker(model, threads=1)
         self.answers: list[str] = []
 
     def structured(self, messages: list[dict[str, str]], schema: dict[str, Any], temperature: float) -> Any:
