@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,28 @@ pytestmark = pytest.mark.starts
 
 TEMPLATE = prompts.template("graph_extraction")
 DOCUMENTS = Path(__file__).resolve().parents[1] / "templates" / "graph_extraction" / "documents.jsonl"
-ASKED = ("news-01", "news-03")
+ASKED = ("news-02", "news-03")
 
 
 class Asker:
-    """A client that asks a model in this process. `answers`: the texts of all answers, in order."""
+    """A client that asks a model in this process. `answers`: the texts of all answers."""
 
     def __init__(self, model: Path) -> None:
         self._ask = evaluate.asker(model, threads=1)
         self.answers: list[str] = []
 
     def structured(self, messages: list[dict[str, str]], schema: dict[str, Any], temperature: float) -> Any:
-        self.answers += self._ask(messages, schema, temperature=temperature)
-        return json.loads(self.answers[-1])
+        [text] = self._ask(messages, schema, temperature=temperature)
+        self.answers.append(text)
+        return json.loads(text)
 
 
 def test_names_come_from_the_text_and_no_pair_of_entities_is_joined_twice(smollm2: Path) -> None:
     lines = map(json.loads, DOCUMENTS.read_text(encoding="utf-8").splitlines())
     documents = [document for document in lines if document["id"] in ASKED]
     client = Asker(smollm2)
-    records = [TEMPLATE.run(document, client) for document in documents]
+    with ThreadPoolExecutor(len(documents)) as pool:
+        records = list(pool.map(lambda document: TEMPLATE.run(document, client), documents))
 
     assert len(client.answers) == 2 * len(documents)
     for document, record in zip(documents, records, strict=True):
