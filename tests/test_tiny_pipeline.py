@@ -54,8 +54,8 @@ def test_the_shipped_files_are_those_of_the_recipe() -> None:
 def test_the_recipe_says_what_it_takes_to_repeat_the_run() -> None:
     recipe = json.loads((WEIGHTS / "recipe.json").read_text(encoding="utf-8"))
     while recipe is not None:
-        assert {"run", "seed", "steps", "middle_from", "warm_up", "prompts", "tokens", "torch", "python"} <= recipe.keys()
-        assert {"transformers", "tokenizers"} <= recipe.keys()
+        assert {"run", "seed", "steps", "middle_from", "warm_up", "prompts", "tokens"} <= recipe.keys()
+        assert {"torch", "transformers", "tokenizers", "python"} <= recipe.keys()
         recipe = recipe["before"]
 
 
