@@ -140,10 +140,22 @@ def test_what_no_sentence_says_is_null_or_an_empty_list() -> None:
 
 def test_the_nodes_and_edges_of_a_graph_stand_in_its_text() -> None:
     for sample in [s for s in TRAINED if s.task == "graph"]:
-        ids = {node["id"] for node in sample.gold["nodes"]}
-        assert all(name in sample.about["text"] for name in ids)
-        assert all({edge["from"], edge["to"]} <= ids for edge in sample.gold["edges"])
-        jsonschema.validate({"edges": sample.gold["edges"]}, sample.schema)
+        names = {node["name"] for node in sample.gold["nodes"]}
+        assert all(name in sample.about["text"] for name in names)
+        assert all({edge["from"], edge["to"]} <= names for edge in sample.gold["edges"])
+
+
+def test_the_answer_about_relations_follows_its_schema_in_its_order_and_says_every_edge() -> None:
+    template = prompts.template("graph_extraction")
+    for sample in [s for s in TRAINED if s.task == "graph"]:
+        answer = json.loads(sample.messages[-1]["content"])
+        jsonschema.validate(answer, sample.schema)
+        assert template.edges_of(answer) == [
+            {"from": edge["from"], "to": edge["to"], "label": edge["label"]} for edge in sample.gold["edges"]
+        ]
+        assert sample.schema is not None
+        order = list(sample.schema["properties"])
+        assert list(answer) == sorted(answer, key=order.index)
 
 
 def test_a_cited_sentence_is_one_of_the_document() -> None:

@@ -66,7 +66,7 @@ def test_entities_and_relations_are_those_of_the_text(client: Client) -> None:
         return Counter(tuple(item[key] for key in keys) for item in items)
 
     found = answers("graph_extraction", client)
-    nodes = [(bag(gold["nodes"], "id", "type"), bag(record["nodes"], "id", "type")) for record, gold in found]
+    nodes = [(bag(gold["nodes"], "name", "type"), bag(record["nodes"], "name", "type")) for record, gold in found]
     edges = [(bag(g["edges"], "from", "label", "to"), bag(r["edges"], "from", "label", "to")) for r, g in found]
     assert evaluate.f1(nodes) >= NODES
     assert evaluate.f1(edges) >= EDGES

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.tiny import prompts
+
 pytestmark = pytest.mark.starts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +53,16 @@ def test_the_shipped_files_are_those_of_the_recipe() -> None:
 @shipped
 def test_the_recipe_says_what_it_takes_to_repeat_the_run() -> None:
     recipe = json.loads((WEIGHTS / "recipe.json").read_text(encoding="utf-8"))
-    assert {"seed", "steps", "middle_from", "tokens", "torch", "transformers", "python"} <= recipe.keys()
+    while recipe is not None:
+        assert {"run", "seed", "steps", "middle_from", "warm_up", "prompts", "tokens"} <= recipe.keys()
+        assert {"torch", "transformers", "tokenizers", "python"} <= recipe.keys()
+        recipe = recipe["before"]
+
+
+@shipped
+def test_the_shipped_weights_learnt_graphs_in_one_of_the_forms_that_the_template_asks() -> None:
+    learnt = json.loads((WEIGHTS / "recipe.json").read_text(encoding="utf-8"))["prompts"]["graph_extraction"]
+    assert prompts.learnt_as_list(WEIGHTS) or learnt == prompts.digests()["graph_extraction"]
 
 
 @shipped

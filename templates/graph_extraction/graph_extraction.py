@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import unicodedata
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ RELATIONS = {  # label: what it says about `from` and `to`
     "related_to": "a relation that none of the others names",
 }
 MAX_NODES = 8  # per chunk; limits make sure that the answer of a small model ends
-MAX_EDGES = 8
 MAX_NAME = 40  # characters
 CHUNK = 3000  # characters of text per call: 1,000 to 1,400 tokens
 
@@ -49,8 +49,16 @@ Relations, from one entity to another:
 NODES = """-----Text begins-----
 {text}
 -----Text ends-----
-First step: list the most important entities as "nodes", each with "id" (its name) and "type"."""
-EDGES = """Second step: list the relations the text states between these nodes as "edges", each with "from", "to" and
+First step: list the most important entities as "nodes", each with "name" and "type"."""
+EDGES = """Second step: list the relations the text states between these nodes: {"from": {"to": "label"}}.
+"from" and "to" are names of nodes, in the order of the list. Leave out what the text does not state."""
+
+
+# A document with `"form": "list"` is asked in the earlier form, for models that were trained with it (weights/tiny):
+# the key of a name is "id", and the relations are a list. That form does not exclude repeated edges.
+LIST_NODES = NODES.replace('"name"', '"id" (its name)')
+LIST_EDGES = """\
+Second step: list the relations the text states between these nodes as "edges", each with "from", "to" and
 "label". No relation twice, none of a node to itself."""
 
 
@@ -59,59 +67,72 @@ def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
     text = document["text"]
     graph = Graph()
     for start, end in chunks(text, CHUNK):
-        found, related = ask(text[start:end], client)
+        found, related = ask(text[start:end], client, as_list=document.get("form") == "list")
         graph.add(found, related)
     nodes = [{**node, "mentions": mentions(node, text)} for node in graph.nodes.values()]
-    seen = {node["id"] for node in nodes if node["mentions"]}
+    seen = {node["name"] for node in nodes if node["mentions"]}
     edges = [{**edge, "grounded": edge["from"] in seen and edge["to"] in seen} for edge in graph.edges]
     return {"id": document["id"], "ok": True, "nodes": nodes, "edges": edges, "dropped": graph.dropped}
 
 
-def ask(text: str, client: Client) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def ask(text: str, client: Client, as_list: bool = False) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Ask the model about one chunk. Return its nodes, and edges whose ends can only be these nodes."""
     relations = "\n".join(f"- {label}: {meaning}" for label, meaning in RELATIONS.items())
     system = SYSTEM.replace("{types}", ", ".join(TYPES)).replace("{relations}", relations)
+    key, first, second = ("id", LIST_NODES, LIST_EDGES) if as_list else ("name", NODES, EDGES)
     messages = [
         {"role": "system", "content": system},
-        {"role": "user", "content": NODES.replace("{text}", text)},
+        {"role": "user", "content": first.replace("{text}", text)},
     ]
-    answer = client.structured(messages, nodes_schema(), temperature=0)
-    nodes = answer["nodes"]
-    names = list(dict.fromkeys(node["id"] for node in nodes))
-    if len(names) < 2:
+    found = client.structured(messages, nodes_schema(key), temperature=0)["nodes"]
+    nodes = [{"name": node[key], "type": node["type"]} for node in found]
+    # The second step lists each entity once: then no edge can join two spellings of one entity.
+    once = list({normal_name(node["name"]): node for node in reversed(nodes)}.values())[::-1]
+    if len(once) < 2:
         return nodes, []
+    listed = [{key: node["name"], "type": node["type"]} for node in once]
     messages += [
-        {"role": "assistant", "content": json.dumps(answer, ensure_ascii=False)},
-        {"role": "user", "content": EDGES},
+        {"role": "assistant", "content": json.dumps({"nodes": listed}, ensure_ascii=False)},
+        {"role": "user", "content": second},
     ]
-    return nodes, client.structured(messages, edges_schema(names), temperature=0)["edges"]
+    schema = (edge_list_schema if as_list else edges_schema)([node["name"] for node in once])
+    answer = client.structured(messages, schema, temperature=0)
+    return nodes, answer["edges"] if as_list else edges_of(answer)
 
 
-def nodes_schema() -> dict[str, Any]:
+def nodes_schema(key: str = "name") -> dict[str, Any]:
     name = {"type": "string", "minLength": 1, "maxLength": MAX_NAME}
-    return list_of("nodes", MAX_NODES, {"id": name, "type": {"type": "string", "enum": list(TYPES)}})
+    node = closed({key: name, "type": {"type": "string", "enum": list(TYPES)}}, [key, "type"])
+    nodes = {"type": "array", "items": node, "maxItems": MAX_NODES}
+    return {"title": "nodes", **closed({"nodes": nodes}, ["nodes"])}
 
 
 def edges_schema(names: list[str]) -> dict[str, Any]:
+    """Return the schema of {from: {to: label}}. Keys are unique: no pair twice, and no node with itself."""
+    label = {"type": "string", "enum": list(RELATIONS)}
+    pairs = {source: closed({target: label for target in names if target != source}) for source in names}
+    return {"title": "edges", **closed(pairs)}
+
+
+def edge_list_schema(names: list[str]) -> dict[str, Any]:
     end = {"type": "string", "enum": names}
     label = {"type": "string", "enum": list(RELATIONS)}
-    return list_of("edges", MAX_EDGES, {"from": end, "label": label, "to": end})
+    edge = closed({"from": end, "label": label, "to": end}, ["from", "label", "to"])
+    return {"title": "edges", **closed({"edges": {"type": "array", "items": edge, "maxItems": MAX_NODES}}, ["edges"])}
 
 
-def list_of(key: str, most: int, properties: dict[str, Any]) -> dict[str, Any]:
-    item = {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-    return {
-        "title": key,
-        "type": "object",
-        "properties": {key: {"type": "array", "items": item, "maxItems": most}},
-        "required": [key],
-        "additionalProperties": False,
-    }
+def closed(properties: dict[str, Any], required: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the schema of an object that has no other properties than these."""
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+def edges_of(answer: dict[str, dict[str, str]]) -> list[dict[str, str]]:
+    """Return {from: {to: label}} as a list of edges."""
+    return [
+        {"from": source, "to": target, "label": label}
+        for source, targets in answer.items()
+        for target, label in targets.items()
+    ]
 
 
 class Graph:
@@ -124,13 +145,13 @@ class Graph:
 
     def add(self, nodes: list[dict[str, Any]], edges: list[dict[str, Any]]) -> None:
         for node in nodes:
-            key = normal_name(node["id"])
+            key = normal_name(node["name"])
             if not key or node["type"] not in TYPES:
                 self.dropped.append({"node": node, "why": "unknown type" if key else "no name"})
                 continue
-            known = self.nodes.setdefault(key, {"id": node["id"], "type": node["type"], "aliases": []})
-            if node["id"] not in (known["id"], *known["aliases"]):
-                known["aliases"].append(node["id"])
+            known = self.nodes.setdefault(key, {"name": node["name"], "type": node["type"], "aliases": []})
+            if node["name"] not in (known["name"], *known["aliases"]):
+                known["aliases"].append(node["name"])
         for edge in edges:
             if why := self._add_edge(edge):
                 self.dropped.append({"edge": edge, "why": why})
@@ -144,7 +165,7 @@ class Graph:
             return "unknown relation"
         if source is target:
             return "from a node to itself"
-        whole = {"from": source["id"], "to": target["id"], "label": edge["label"]}
+        whole = {"from": source["name"], "to": target["name"], "label": edge["label"]}
         if whole in self.edges:
             return "said twice"
         self.edges.append(whole)
@@ -171,7 +192,7 @@ def normal_name(name: str) -> str:
 def mentions(node: dict[str, Any], text: str) -> list[list[int]]:
     """Return where the text names the node: [start, end) in characters, sorted. Inflected forms are not found."""
     places: set[tuple[int, int]] = set()
-    for name in (node["id"], *node["aliases"]):
+    for name in (node["name"], *node["aliases"]):
         words = [re.sub("[её]", "[её]", re.escape(word), flags=re.IGNORECASE) for word in name.split()]
         if words:
             pattern = r"(?<!\w)" + r"\s+".join(words) + r"(?!\w)"

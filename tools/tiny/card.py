@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tools.tiny import prompts
+
 CARD = Path(__file__).resolve().parents[2] / "docs" / "tiny-model.md"
 BEGIN, END = "<!-- figures: written by tools/tiny/card.py -->\n", "<!-- end of figures -->\n"
 
@@ -116,14 +118,27 @@ def _parity(parity: dict[str, Any]) -> list[str]:
 
 
 def _run(recipe: dict[str, Any]) -> list[str]:
+    """Return the table of the runs, first to last: each continues from the one before."""
     names = {
         "steps": "steps", "tokens": "tokens read", "learnt_tokens": "of them learnt",
-        "minutes_taken": "minutes", "seed": "seed",
+        "minutes_taken": "minutes", "seed": "seed", "rate": "rate",
     }  # fmt: skip
-    lines = ["### The run", "", "| | first run | last run |", "|---|---|---|"]
-    lines += [f"| {text} | {recipe['before'][name]} | {recipe[name]} |" for name, text in names.items()]
+    runs: list[dict[str, Any]] = []
+    run: dict[str, Any] | None = recipe
+    while run is not None:
+        runs.insert(0, run)
+        run = run["before"]
+    heads = [f"{number}: {run['run']}" for number, run in enumerate(runs, 1)]
+    lines = ["### The runs", "", f"| | {' | '.join(heads)} |", "|---" * (len(runs) + 1) + "|"]
+    lines += [f"| {text} | {' | '.join(str(run[name]) for run in runs)} |" for name, text in names.items()]
+    lines.append(f"| prompts that are different today | {' | '.join(_changed(run['prompts']) for run in runs)} |")
     versions = ", ".join(f"{name} {recipe[name]}" for name in ("torch", "transformers", "tokenizers", "python"))
     return [*lines, "", f"{recipe['parameters']} parameters; {versions}.", ""]
+
+
+def _changed(trained: dict[str, str]) -> str:
+    """Return the names of the templates whose prompts are not those of the training any more."""
+    return ", ".join(name for name, digest in prompts.digests().items() if trained[name] != digest) or "none"
 
 
 def _files(weights: Path) -> list[str]:

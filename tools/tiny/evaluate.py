@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -96,20 +97,26 @@ def extraction(answer: Ask, name: str, split: Split, count: int) -> dict[str, di
     return scores
 
 
-def graphs(answer: Ask, split: Split, count: int) -> dict[str, float]:
-    """Return F1 of nodes (name and type) and edges, with the two steps of templates/graph_extraction."""
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """What templates/graph_extraction needs of a client."""
+
+    answer: Ask
+
+    def structured(self, messages: list[dict[str, str]], schema: dict[str, Any], temperature: float) -> Any:
+        return json.loads(self.answer(messages, schema, temperature=temperature)[0])
+
+
+def graphs(answer: Ask, split: Split, count: int, as_list: bool) -> dict[str, float]:
+    """Return F1 of nodes (name and type) and edges, as templates/graph_extraction asks.
+
+    `as_list`: in its earlier form.
+    """
     template = prompts.template("graph_extraction")
     items = [item for part in samples("graph", count, _full_graph, split).values() for item in part]
 
     def both(item: Sample) -> tuple[Counter[Any], Counter[Any]]:
-        messages = item.messages[:2]
-        text = answer(messages, template.nodes_schema())[0]
-        nodes = (parsed(text) or {"nodes": []})["nodes"]
-        names = list(dict.fromkeys(node["id"] for node in nodes))
-        if len(names) < 2:
-            return _bag(nodes), Counter()
-        messages = [*messages, {"role": "assistant", "content": text}, item.messages[3]]
-        edges = (parsed(answer(messages, template.edges_schema(names))[0]) or {"edges": []})["edges"]
+        nodes, edges = template.ask(item.about["text"], _Client(answer), as_list)
         return _bag(nodes), _bag(edges)
 
     with ThreadPoolExecutor(8) as pool:
@@ -175,6 +182,7 @@ def _number(data: Any) -> str | None:
 def evaluate(path: Path, count: int, threads: int = 2, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Return every score of the model card, from `count` samples per language and suite."""
     answer = asker(path, threads)
+    as_list = prompts.learnt_as_list(path.parents[1])
     result: dict[str, Any] = {"model": path.name, "count": count, "extraction": {}}
     for name, split in SUITES.items():
         result["extraction"][name] = extraction(answer, name, split, count)
@@ -182,7 +190,7 @@ def evaluate(path: Path, count: int, threads: int = 2, say: Callable[[str], None
     for name in ("unseen entities", "unseen templates"):
         split = SUITES[name]
         result[name] = {
-            "graph": graphs(answer, split, count // 2),
+            "graph": graphs(answer, split, count // 2, as_list),
             "classify": share_right(answer, "classify", tasks.classify_sample, split, count),
             "repair": share_right(answer, "repair", tasks.repair_sample, split, count // 2, free=True),
             "cite": share_right(answer, "cite", tasks.cite_sample, split, count),

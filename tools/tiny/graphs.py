@@ -57,7 +57,10 @@ class GraphText:
 
 
 def graph_text(rng: Random, lang: str, split: Split) -> GraphText:
-    """Make a text with two to four relations that share entities, and distractors."""
+    """Make a text with two to four relations that share entities, and distractors.
+
+    A pair of entities has one relation at most. The edges are in the order of the nodes: sources first, then targets.
+    """
     draw = Values(rng, lang, split.names)
     known: list[tuple[str, str]] = []  # name, type
     edges: list[dict[str, str]] = []
@@ -69,6 +72,8 @@ def graph_text(rng: Random, lang: str, split: Split) -> GraphText:
             old = [entity for entity in known if entity[1] == kind and entity not in ends.values()]
             reuse = old and rng.random() < (0.75 if kind == "organization" else 0.25)
             ends[slot] = rng.choice(old) if reuse else (draw.name(MAKERS[kind]), kind)
+        if any((edge["from"], edge["to"]) == (ends["a"][0], ends["b"][0]) for edge in edges):
+            continue
         line = rng.choice(variants(LINES[lang][label], split.lines))
         used.add(line)
         pattern = choose(line, rng)
@@ -82,5 +87,7 @@ def graph_text(rng: Random, lang: str, split: Split) -> GraphText:
         used.add(line)
         pattern = choose(line, rng)
         sentences.insert(rng.randint(1, len(sentences)), fill(pattern, {s: draw.of(s) for s in slots(pattern)}))
-    nodes = tuple({"id": name, "type": kind} for name, kind in known)
+    nodes = tuple({"name": name, "type": kind} for name, kind in known)
+    order = [name for name, _ in known]
+    edges.sort(key=lambda edge: (order.index(edge["from"]), order.index(edge["to"])))
     return GraphText(lang, " ".join(sentences), nodes, tuple(edges), frozenset(used), frozenset(draw.names))

@@ -1,6 +1,8 @@
 """The prompts: those of the shipped templates, read from their files, and those of tasks without a template."""
 
+import hashlib
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +13,11 @@ CHAT_TEMPLATE = (
 )
 SPECIAL_TOKENS = ("<|begin|>", "<|start|>", "<|end|>")
 
+TAUGHT = {  # the texts of each template that training uses
+    "graph_extraction": ("SYSTEM", "NODES", "EDGES"),
+    "json_extraction": ("SYSTEM", "USER"),
+    "self_consistency": ("SYSTEM", "USER"),
+}
 CLASSIFY = """Say which label fits the document. Answer with JSON: {"label": one of the labels}.
 Labels: {labels}"""
 REPAIR = "Repair the broken JSON. Answer with the whole corrected JSON only."
@@ -27,6 +34,23 @@ def template(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def digests() -> dict[str, str]:
+    """Return the SHA-256 of the prompts that the model learns from each template, by template."""
+    return {name: _digest(name, parts) for name, parts in TAUGHT.items()}
+
+
+def learnt_as_list(weights: Path) -> bool:
+    """Return whether the weights in a folder learnt the earlier form of graph_extraction, by their recipe."""
+    recipe = json.loads((weights / "recipe.json").read_text(encoding="utf-8"))
+    earlier = _digest("graph_extraction", ("SYSTEM", "LIST_NODES", "LIST_EDGES"))
+    return bool(recipe["prompts"]["graph_extraction"] == earlier)
+
+
+def _digest(name: str, parts: tuple[str, ...]) -> str:
+    module = template(name)
+    return hashlib.sha256("\n".join(getattr(module, part) for part in parts).encode()).hexdigest()
 
 
 def turn(role: str, content: str) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tools.tiny import tasks
+from tools.tiny import prompts, tasks
 from tools.tiny.documents import Split
 from tools.tiny.evaluate import LANGUAGES
 from tools.tiny.names import HELD, TRAIN
 from tools.tiny.tasks import Sample
 
+SHIPPED = prompts.ROOT / "weights" / "tiny"
 COUNT = 12  # documents per template, every second one in Russian
 SPLIT = Split(names=HELD)
 
@@ -39,7 +40,8 @@ def _json(rng: Random, head: dict[str, Any], lang: str) -> tuple[dict[str, Any],
 
 def _graph(rng: Random, head: dict[str, Any], lang: str) -> tuple[dict[str, Any], dict[str, Any]]:
     sample = tasks.graph_sample(rng, SPLIT, lang=lang, full=True)
-    return {**head, "text": sample.about["text"]}, {"id": head["id"], **sample.gold}
+    form = {"form": "list"} if prompts.learnt_as_list(SHIPPED) else {}
+    return {**head, **form, "text": sample.about["text"]}, {"id": head["id"], **sample.gold}
 
 
 def _sum(rng: Random, head: dict[str, Any], lang: str) -> tuple[dict[str, Any], dict[str, Any]]:

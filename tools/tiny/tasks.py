@@ -1,6 +1,7 @@
 """Conversations of the six tasks. Each is a list of messages; the model learns to write the answers."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -15,8 +16,11 @@ _EXTRACT = prompts.template("json_extraction")
 _GRAPH = prompts.template("graph_extraction")
 _VOTE = prompts.template("self_consistency")
 
-WEIGHTS = {"json": 60, "graph": 12, "classify": 9, "repair": 3, "cite": 6, "arithmetic": 10}
-LAST_WEIGHTS = {"json": 52, "graph": 14, "classify": 7, "repair": 4, "cite": 8, "arithmetic": 15}
+WEIGHTS = {  # by run: the shares of the tasks
+    "first": {"json": 60, "graph": 12, "classify": 9, "repair": 3, "cite": 6, "arithmetic": 10},
+    "last": {"json": 52, "graph": 14, "classify": 7, "repair": 4, "cite": 8, "arithmetic": 15},
+    "graphs": {"json": 25, "graph": 50, "classify": 5, "repair": 4, "cite": 6, "arithmetic": 10},
+}
 _SHORT = ("Extract JSON.\nSchema:\n{schema}", "Schema:\n{schema}")
 
 _COMPACT = ("JSON fields: {fields}", "Extract: {fields}")
@@ -28,7 +32,7 @@ class Phase:
 
     Shares of the extraction samples: `drill` (one to three sentences, their fields, several turns), `compact` (a
     document with a short list of fields), `schema` (with a bare schema), `full` (with the whole prompt of a template).
-    `blur`: share of sentences with one word changed. `last`: draw the tasks by LAST_WEIGHTS.
+    `blur`: share of sentences with one word changed. `run`: draw the tasks by the WEIGHTS of this run.
     """
 
     drill: float
@@ -36,12 +40,13 @@ class Phase:
     schema: float
     full: float
     blur: float = 0.0
-    last: bool = False
+    run: str = "first"
 
 
 EARLY = Phase(0.65, 0.25, 0.06, 0.04)
 MIDDLE = Phase(0.25, 0.30, 0.25, 0.20)
-LAST = Phase(0.10, 0.10, 0.20, 0.60, blur=0.3, last=True)
+LAST = Phase(0.10, 0.10, 0.20, 0.60, blur=0.3, run="last")
+GRAPHS = Phase(0.10, 0.10, 0.20, 0.60, blur=0.3, run="graphs")
 
 Message = dict[str, str]
 
@@ -125,12 +130,20 @@ def graph_sample(rng: Random, split: Split, *, lang: str, full: bool) -> Sample:
         _message("user", user),
         _message("assistant", dumps({"nodes": list(graph.nodes)})),
         _message("user", _GRAPH.EDGES),
-        _message("assistant", dumps({"edges": list(graph.edges)})),
+        _message("assistant", dumps(by_source(graph.edges))),
     ]
-    names = [node["id"] for node in graph.nodes]
+    names = [node["name"] for node in graph.nodes]
     gold = {"nodes": list(graph.nodes), "edges": list(graph.edges)}
     about = {"lines": graph.lines, "names": graph.names, "text": graph.text}
     return Sample("graph", lang, messages, _GRAPH.edges_schema(names), gold, about)
+
+
+def by_source(edges: Iterable[dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Return edges as templates/graph_extraction asks for them: {from: {to: label}}."""
+    answer: dict[str, dict[str, str]] = {}
+    for edge in edges:
+        answer.setdefault(edge["from"], {})[edge["to"]] = edge["label"]
+    return answer
 
 
 def classify_sample(rng: Random, split: Split, *, lang: str, turns: int = 1, short: bool = False) -> Sample:
@@ -245,7 +258,7 @@ def sample(seed: int | str, index: int, phase: Phase = MIDDLE) -> Sample:
     """Return training sample number `index`. It is the same for the same seed and phase on every machine."""
     rng = Random(f"{seed}:{index}")
     split, lang = Split(blur=phase.blur), pick_lang(rng)
-    weights = LAST_WEIGHTS if phase.last else WEIGHTS
+    weights = WEIGHTS[phase.run]
     task = rng.choices(list(weights), list(weights.values()))[0]
     styles = {"drill": phase.drill, "compact": phase.compact, "schema": phase.schema, "full": phase.full}
     style = rng.choices(list(styles), list(styles.values()))[0]

@@ -1,8 +1,8 @@
 """Train the tiny model: `python -m tools.tiny.train --tokenizer DIR --out DIR (--minutes M | --steps N)`.
 
-The first run has a constant rate after a warm-up. It starts with drills and goes on to documents. The last run (--init)
-continues with the prompts of the templates, and its rate falls to zero. recipe.json records the steps: --steps and
---middle-from repeat a run that was limited by --minutes.
+The first run has a constant rate after a warm-up. It starts with drills and goes on to documents. A later run
+(--run last or --run graphs) continues from --init with the prompts of the templates, and its rate falls to zero.
+recipe.json records the steps: --steps and --middle-from repeat a run that was limited by --minutes.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tools.tiny import tasks
+from tools.tiny import prompts, tasks
 from tools.tiny.data import CONTEXT, IGNORE, Encoder, Row, copy_row, rows
 from tools.tiny.documents import Split
 from tools.tiny.forward import last_hidden
@@ -31,9 +31,9 @@ from tools.tiny.wiring import wire
 
 SHAPES = {128: 40, 256: 20, 384: 12, 512: 8, 640: 6, 768: 4, 1024: 3}  # padded length → rows: about equal time
 BATCHES = 1  # per worker and step
-WARM_UP = 100  # steps
 COPY_UNTIL, COPY_ROWS = 300, 40  # in the first steps each worker also has a batch of copying
 EARLY = 0.4  # share of the first run with mostly drills
+LATER = {"last": tasks.LAST, "graphs": tasks.GRAPHS}  # the samples of the runs after the first
 SHORT = 60  # answers with fewer tokens get a higher weight per token
 
 
@@ -191,12 +191,14 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="continue from this model: the last run, with a falling rate")
+    parser.add_argument("--init", type=Path, help="continue from this model")
+    parser.add_argument("--run", choices=["first", *LATER], default="first", help="which samples; default first")
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--middle-from", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--warm-up", type=int, default=100, help="steps until the rate is full")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=4)
@@ -250,8 +252,8 @@ def train(args: argparse.Namespace, model: LlamaForCausalLM, encoder: Encoder, r
     tokens = learnt = 0  # of this worker
 
     def phase() -> tasks.Phase:
-        if args.init:
-            return tasks.LAST
+        if args.run in LATER:
+            return LATER[args.run]
         return tasks.MIDDLE if middle_from and n >= middle_from else tasks.EARLY
 
     copies = Random(f"copies:{args.seed}:{rank}")
@@ -259,7 +261,7 @@ def train(args: argparse.Namespace, model: LlamaForCausalLM, encoder: Encoder, r
     started = last_log = last_print = time.monotonic()
     mean = 0.0
     while gone < 1:
-        scale = min(1.0, (n + 1) / WARM_UP) * (max(0.01, 1 - gone) if args.init else 1)
+        scale = min(1.0, (n + 1) / args.warm_up) * (max(0.01, 1 - gone) if args.run in LATER else 1)
         mine = list(islice(stream, BATCHES))
         tokens += sum(len(row.ids) for batch in mine for row in batch)
         learnt += sum(row.learnt for batch in mine for row in batch)
@@ -269,7 +271,7 @@ def train(args: argparse.Namespace, model: LlamaForCausalLM, encoder: Encoder, r
         n += 1
         mean = loss if n == 1 else 0.95 * mean + 0.05 * loss
         gone = n / args.steps if args.steps else clock(started) / args.minutes
-        if not args.init and not middle_from and gone >= EARLY:
+        if args.run not in LATER and not middle_from and gone >= EARLY:
             middle_from = n
             say(f"longer prompts from step {n}")
         now = time.monotonic()
@@ -303,6 +305,7 @@ def recipe_of(args: argparse.Namespace, model: LlamaForCausalLM, run: dict[str, 
         "before": json.loads(before.read_text(encoding="utf-8")) if before else None,
         **asked,
         **run,
+        "prompts": prompts.digests(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -129,7 +129,7 @@ def _spread(pairs: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
 def facts(record: dict[str, Any]) -> Counter[str]:
     """Return the facts in a record of one of the three templates: fields, nodes, edges, or the answer."""
     if "nodes" in record:
-        nodes = ["{id} is a {type}".format(**node) for node in record["nodes"]]
+        nodes = ["{name} is a {type}".format(**node) for node in record["nodes"]]
         return Counter(nodes + ["{from} {label} {to}".format(**edge) for edge in record["edges"]])
     if "answer" in record:
         return Counter([f"the answer is {record['answer']}"])
