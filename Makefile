@@ -39,12 +39,13 @@ install: $(RUN)/ready ## make .venv with tourkit and llama.cpp
 	@echo "tourkit is installed in $(RUN): . $(RUN)/bin/activate"
 
 demo: $(RUN)/ready ## the whole trip on two real models of 90 MB: prefetch, verify, serve --offline, answers beside the right ones
-	$(RUN)/bin/tourkit demo
+	$(RUN)/bin/tourkit demo --keep build/demo
 
 picture: $(RUN)/ready ## record docs/demo.svg, the picture of the demo
 	PATH=$(CURDIR)/$(RUN)/bin:$$PATH $(RUN)/bin/python -m tools.terminal_picture --out docs/demo.svg \
-		--keep '^▸ (Pin|Download|The hub|\d|In the background: \$$ tourkit serve)' --keep '^  \$$ tourkit (lock|prefetch|verify)' \
-		--keep 'lock.json: |^  bundle: |facts found|^All steps' --pair '(json-01|json-04|graph-04|self-04):' -- tourkit demo
+		--keep '^▸ (Download|Check|Questions|\d|A vote|Search)' --keep '^  \$$ tourkit (prefetch|verify)' \
+		--keep '^  bundle: | right$$|^All steps' --pair 'capital of France|17 \+ 25|music in November' \
+		-- tourkit demo --keep build/demo
 
 test: $(DEV)/ready ## every test; no GPU, no downloaded weights; one test asks the package index, and skips without it
 	$(DEV)/bin/python -m pytest -n auto

@@ -111,7 +111,8 @@ def _template(say: Say, work: Path, name: str, url: str, documents: int) -> None
     chosen = _spread(list(zip(lines["documents"], lines["gold"], strict=True)), documents)
     docs, out = f"{name}.docs.jsonl", f"{name}.out.jsonl"
     (work / docs).write_text("".join(f"{document}\n" for document, _ in chosen), encoding="utf-8")
-    (work / out).unlink(missing_ok=True)
+    for left in (out, f"{out}.journal"):  # of an earlier demo, which may have been interrupted
+        (work / left).unlink(missing_ok=True)
     title = f"{len(chosen)} documents through the template {name}"
     command(say, work, title, ["run", name, "--input", docs, "--output", out], {"TOURKIT_URL": url})
     records = (work / out).read_text(encoding="utf-8").splitlines()

@@ -18,6 +18,7 @@ from tourkit.client import Client
 from tourkit.commands.demo_steps import Say, command, server, step
 from tourkit.commands.minilm import write_gguf
 from tourkit.errors import EngineError, HubError, UsageError, one_line
+from tourkit.units import counted
 
 _SET = "smol"
 _CONTEXT = 2048  # tokens: enough for each request below, and a small KV cache
@@ -89,8 +90,9 @@ def trip(say: Say, work: Path, documents: int) -> None:
 def _ask(say: Say, client: Client) -> None:
     right = 0
     for question, word in _QUESTIONS:
-        answer = " ".join(client.chat(question, model="brain", temperature=0, max_tokens=60).text.split())
+        answer = " ".join(client.chat(question, model="brain", temperature=0, max_tokens=40).text.split())
         good = word in answer
+        answer = _short(answer)
         right += good
         say(f"    {question}")
         say(f"      = {answer}" if good else f"      ≠ {answer} (right: {word})")
@@ -100,7 +102,7 @@ def _ask(say: Say, client: Client) -> None:
 def _extract(say: Say, work: Path, url: str, documents: int) -> None:
     """Show each field that the template finds in English documents, beside the right value."""
     chosen = _spread(_english("json_extraction"), documents)
-    title = f"{len(chosen)} documents through the template json_extraction"
+    title = f"{counted(len(chosen), 'document')} through the template json_extraction"
     right = total = 0
     for (document, gold), record in zip(chosen, _run(say, work, url, "json_extraction", title, chosen), strict=True):
         say(f"    {document['id']}: {_short(document['text'])}")
@@ -122,7 +124,7 @@ def _vote(say: Say, work: Path, url: str, documents: int) -> None:
     """Show the winner of the vote on problems with a few possible answers."""
     problems = [pair for pair in _english("self_consistency") if "choices" in pair[0]]
     chosen = _spread(problems, documents)
-    title = f"A vote over several samples of each answer: {len(chosen)} problems"
+    title = f"A vote over several samples of each answer: {counted(len(chosen), 'problem')}"
     right = 0
     for (document, gold), record in zip(chosen, _run(say, work, url, "self_consistency", title, chosen), strict=True):
         say(f"    {document['id']}: {document['text']}")
@@ -190,7 +192,8 @@ def _run(say: Say, work: Path, url: str, template: str, title: str, chosen: Sequ
     docs, out = work / f"{template}.docs.jsonl", work / f"{template}.out.jsonl"
     lines = [json.dumps(document, ensure_ascii=False) for document, _ in chosen]
     docs.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    out.unlink(missing_ok=True)
+    for left in (out, out.with_name(f"{out.name}.journal")):  # of an earlier demo, which may have been interrupted
+        left.unlink(missing_ok=True)
     command(say, work, title, ["run", template, "--input", docs.name, "--output", out.name], {"TOURKIT_URL": url})
     return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
 
