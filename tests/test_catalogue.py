@@ -58,6 +58,7 @@ FAMILIES = {
     "OpenMath-Mistral": "openmath",
     "OpenAssistant Falcon": "openassistant-falcon",
     "GPT4All Falcon": "gpt4all-falcon",
+    "SmolLM2": "smollm2",
     "all-MiniLM-L6-v2": "all-minilm",
     "bge-m3": "bge-m3",
     "multilingual-e5-small": "multilingual-e5",

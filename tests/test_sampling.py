@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tourkit.engine.sampling import NumpySampler
+from tourkit.engine.sampling import NumpySampler, draw
 from tourkit.generation import SamplingParams
 
 N_VOCAB = 2048
@@ -94,6 +95,40 @@ def test_draws_are_those_of_llama_cpp(params: SamplingParams, seed: int, llama_c
 
     for _ in range(50):
         assert theirs(logits.next()) == ours.sample(0)
+
+
+def by_full_sort(scores: np.ndarray, params: SamplingParams, uniform: float) -> int:
+    """Draw from a vocabulary that is sorted as a whole, in double precision; equal scores in the order of ids."""
+    order = np.argsort(-scores, kind="stable")
+    order = order[: params.top_k] if params.top_k > 0 else order
+    weights = np.exp(scores[order].astype(np.float64) - scores[order[0]])
+    order = order[: int(np.searchsorted(np.cumsum(weights), params.top_p * weights.sum())) + 1]
+    order = order[scores[order] >= scores[order[0]] + np.log(params.min_p)] if params.min_p > 0 else order
+    weights = np.exp((scores[order].astype(np.float64) - scores[order[0]]) / params.temperature)
+    return int(order[min(int(np.searchsorted(np.cumsum(weights), uniform * weights.sum())), len(order) - 1)])
+
+
+@pytest.mark.parametrize("width", [0.0, 0.5, 4.0])
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(top_p=0.9),
+        SamplingParams(top_p=0.9999, temperature=0.7),
+        SamplingParams(top_k=40, top_p=0.95),
+        SamplingParams(top_k=9000),
+        SamplingParams(top_p=0.95, min_p=0.02, temperature=1.5),
+    ],
+    ids=str,
+)
+def test_a_large_vocabulary_is_cut_as_by_a_full_sort(params: SamplingParams, width: float) -> None:
+    """Scores are rounded, so that many are equal. Some tokens are masked, as a grammar masks them."""
+    random = np.random.default_rng(11)
+    for _ in range(8):
+        scores = (random.standard_normal(50_000) * width).round(2).astype(np.float32)
+        scores[random.integers(0, 50_000, 9_000)] = -np.inf
+        uniform = float(random.random())
+
+        assert draw(scores, params, Counter(), lambda uniform=uniform: uniform) == by_full_sort(scores, params, uniform)
 
 
 def test_a_masked_token_is_never_drawn() -> None:

@@ -158,7 +158,7 @@ def _vectors(url: str, texts: Sequence[str]) -> list[list[float]]:
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port)
     try:
         body = json.dumps({"model": "minilm", "input": texts})
-        connection.request("POST", f"{parts.path}/embeddings", body, {"Content-Type": "application/json"})
+        connection.request("POST", "/v1/embeddings", body, {"Content-Type": "application/json"})
         response = connection.getresponse()
         answer = response.read()
         if response.status != http.HTTPStatus.OK:

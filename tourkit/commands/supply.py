@@ -289,6 +289,7 @@ def _show_fetch_plan(
     rows = [{"path": file.path} | _origin(file.source) | {"size": file.size} for file in files]
     if as_json:
         own = {"files": rows, "total_bytes": plan.total_bytes, "to_fetch_bytes": plan.to_fetch_bytes}
+        own |= {"disk_bytes": plan.disk_bytes}
         beside = {"python": [{"path": each.path, "size": each.size} for each in archives]} if archives else {}
         print_json(own | beside | ({} if wheels is None else {"wheels": wheels.as_json}))
         return
@@ -296,6 +297,9 @@ def _show_fetch_plan(
         show(f"{size_text(file.size):>10}  {file.path}")
     total = f"{size_text(plan.total_bytes)} in {counted(len(files), 'file')}"
     show(f"{total}, {size_text(plan.to_fetch_bytes)} to fetch")
+    if plan.wheels:
+        removed = counted(len(plan.wheels), "wheel is", "wheels are")
+        show(f"the drive needs {size_text(plan.disk_bytes)} until {removed} removed")
     for archive in archives:
         show(f"{'?' if archive.size is None else size_text(archive.size):>10}  {archive.path}")
     for line in wheels.lines if wheels is not None else ():
@@ -342,6 +346,10 @@ def verify(root: Path, quick: bool, as_json: bool) -> None:
 
 
 def _fix_for_extra(root: Path, extra: tuple[str, ...]) -> str:
+    from tourkit.fetch.packages.take_out import FOLDER
+
+    if all(path.startswith(f"{FOLDER}/") for path in extra):
+        return "run `tourkit prefetch` again, which needed these wheels and removes them"
     if all(path.endswith(".whl") for path in extra):
         return f"index the wheels with `tourkit wheels --add {root / 'wheels'} --bundle {root}`, or delete them"
     return "delete the extra files"

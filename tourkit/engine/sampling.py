@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from tourkit.generation import SamplingParams
 
-_FEW = 256  # candidates that usually reach top_p together
 _WORDS = 64  # random words drawn at a time: one call of the generator costs as much as hundreds of words
 _BLOCK = 256  # weights in one partial sum
 _ROOM = threading.local()
@@ -62,43 +61,78 @@ class NumpySampler:
 
 
 def draw(logits: np.ndarray, params: SamplingParams, seen: Counter[int], uniform: Callable[[], float]) -> int:
-    """Draw one token. Order: bias, penalties, top-k, top-p, min-p, temperature, random draw. `logits` do not change."""
+    """Draw one token. Order: bias, penalties, top-k, top-p, min-p, temperature, random draw. `logits` do not change.
+
+    Candidates are sorted by score without their ids, because sorting numbers is many times faster than sorting ids. The
+    id of the drawn score is looked up at the end.
+    """
     scores = _adjusted(logits, params, seen)
     if params.temperature <= 0:
         return int(scores.argmax())
-    ids: np.ndarray | None = None  # None: every token, in the order of ids; else the candidates, the likeliest first
-    if params.top_k > 0:
-        ids = _likeliest(scores, params.top_k)
-    if params.top_p < 1:
-        ids = _nucleus(scores, ids, params.top_p)
-    if params.min_p > 0:
-        import numpy as np
+    if params.top_k <= 0 and params.top_p >= 1:
+        return _unsorted(scores, params, uniform)
+    import numpy as np
 
-        ids = np.arange(len(scores)) if ids is None else ids
-        ids = ids[scores[ids] >= scores[ids].max() + np.log(np.float32(params.min_p))]
-    at = _by_chance(scores if ids is None else scores[ids], params.temperature, uniform())
-    return at if ids is None else int(ids[at])
+    best = _highest(scores, params.top_k) if params.top_k > 0 else None
+    if params.top_p < 1 or best is None:
+        best = _nucleus(scores, best, params.top_p)
+    if params.min_p > 0:
+        best = best[best >= best[0] + np.log(np.float32(params.min_p))]
+    return _id_at(scores, best, _by_chance(best, params.temperature, uniform()))
+
+
+def _unsorted(scores: np.ndarray, params: SamplingParams, uniform: Callable[[], float]) -> int:
+    """Draw from every token, or from those that min-p leaves, in the order of ids."""
+    if params.min_p <= 0:
+        return _by_chance(scores, params.temperature, uniform())
+    import numpy as np
+
+    ids = np.flatnonzero(scores >= scores[scores.argmax()] + np.log(np.float32(params.min_p)))
+    return int(ids[_by_chance(scores[ids], params.temperature, uniform())])
 
 
 def _by_chance(scores: np.ndarray, temperature: float, uniform: float) -> int:
     """Return the index at which the running sum of the weights reaches the share `uniform` of the total.
 
+    After a decode the processor's caches hold none of this code. So the shortest path through numpy matters: argmax,
+    reduce and accumulate instead of max, sum and cumsum.
+    """
+    weights = _weights(scores, temperature)
+    reached = _running_sums(weights)
+    return _reaching(weights, reached, reached[-1] * uniform)
+
+
+def _weights(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Return the weight of each score relative to the highest, in the buffer of this thread."""
+    import numpy as np
+
+    weights: np.ndarray = np.subtract(scores, scores[scores.argmax()], out=_scratch(len(scores)))
+    if temperature != 1:
+        weights /= np.float32(temperature)
+    np.exp(weights, out=weights)
+    return weights
+
+
+def _running_sums(weights: np.ndarray) -> np.ndarray:
+    """Return the running sum at the end of each block of weights. The last one is the total.
+
     A running sum over a whole vocabulary takes several times as long as all the rest. So blocks are summed first, and
-    only one block is summed weight by weight. After a decode the processor's caches hold none of this code. So the
-    shortest path through numpy matters: argmax, reduce and accumulate instead of max, sum and cumsum.
+    `_reaching` sums only one block weight by weight.
     """
     import numpy as np
 
-    weights = np.subtract(scores, scores[scores.argmax()], out=_scratch(len(scores)))
-    weights /= np.float32(temperature)
-    np.exp(weights, out=weights)
     even = len(weights) // _BLOCK * _BLOCK
     sums = np.add.reduce(weights[:even].reshape(-1, _BLOCK), axis=1).astype(np.float64)
     if even < len(weights):
         sums = np.append(sums, weights[even:].sum())
-    reached = np.add.accumulate(sums)
-    goal = reached[-1] * uniform
-    block = int(reached.searchsorted(goal))
+    return np.add.accumulate(sums)
+
+
+def _reaching(weights: np.ndarray, reached: np.ndarray, goal: float) -> int:
+    """Return the index at which the running sum of the weights reaches `goal`; the last one if it stays below."""
+    import numpy as np
+
+    block = min(int(reached.searchsorted(goal)), len(reached) - 1)
     inside = np.add.accumulate(weights[block * _BLOCK : (block + 1) * _BLOCK].astype(np.float64))
     at = int(inside.searchsorted(goal - (reached[block - 1] if block else 0.0)))
     return block * _BLOCK + min(at, len(inside) - 1)
@@ -128,25 +162,59 @@ def _adjusted(logits: np.ndarray, params: SamplingParams, seen: Counter[int]) ->
     return scores
 
 
-def _likeliest(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return the ids of the `k` highest scores, the highest first."""
+def _highest(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return the `k` highest scores, the highest first."""
     import numpy as np
 
-    if k < len(scores):
-        ids = np.argpartition(scores, -k)[-k:]
-        return ids[np.argsort(-scores[ids], kind="stable")]
-    return np.argsort(-scores, kind="stable")
+    return _descending(np.partition(scores, -k)[-k:] if k < len(scores) else scores)
 
 
-def _nucleus(scores: np.ndarray, ids: np.ndarray | None, top_p: float) -> np.ndarray:
-    """Return the smallest set of candidates whose probabilities reach `top_p` together, the likeliest first."""
+def _descending(scores: np.ndarray) -> np.ndarray:
+    """Return a sorted copy. It lies in memory in this order: numpy is twice as slow on a reversed view."""
     import numpy as np
 
-    highest = scores.max()
-    total = np.exp((scores if ids is None else scores[ids]) - highest).sum(dtype=np.float64)
-    for k in (_FEW, len(scores)) if ids is None else (len(ids),):  # a whole vocabulary rarely needs to be sorted
-        best = _likeliest(scores, k) if ids is None else ids
-        reached = np.cumsum(np.exp(scores[best] - highest), dtype=np.float64) / total
-        if reached[-1] >= top_p:
-            break
-    return best[: int(np.searchsorted(reached, top_p)) + 1]
+    best: np.ndarray = np.negative(scores)
+    best.sort()
+    np.negative(best, out=best)
+    return best
+
+
+def _nucleus(scores: np.ndarray, best: np.ndarray | None, top_p: float) -> np.ndarray:
+    """Return the fewest scores whose probabilities reach `top_p` together, the highest first.
+
+    `best`: the scores that top-k left, the highest first. None: all of `scores` are candidates.
+    """
+    if best is None:
+        best = _descending(_likely(scores, (1 - top_p) / len(scores)))
+    else:
+        scores = best
+    # The buffer of weights is used twice, so the total of all scores comes first.
+    total = _running_sums(_weights(scores))[-1] if len(best) < len(scores) else None
+    weights = _weights(best)
+    reached = _running_sums(weights)
+    return best[: _reaching(weights, reached, top_p * (reached[-1] if total is None else total)) + 1]
+
+
+def _likely(scores: np.ndarray, share: float) -> np.ndarray:
+    """Return the scores with at least half of this share of the highest weight; all if fewer than half can be left out.
+
+    `share`: (1 - top_p) / the number of scores. All that weigh less have together a probability below 1 - top_p, so the
+    nucleus is in the rest. Half of the share leaves room for rounding. If the logits have a peak, few are left to sort.
+    """
+    if share <= 0:
+        return scores
+    import numpy as np
+
+    left = scores >= scores[scores.argmax()] + np.float32(np.log(share / 2))
+    return scores[left.nonzero()[0]] if 2 * np.count_nonzero(left) < len(scores) else scores
+
+
+def _id_at(scores: np.ndarray, best: np.ndarray, at: int) -> int:
+    """Return the token with the score `best[at]`. Tokens with equal scores stand in the order of ids.
+
+    `best`: the highest scores, the highest first.
+    """
+    import numpy as np
+
+    equal = np.flatnonzero(scores == best[at])
+    return int(equal[at - int((best[: at + 1] != best[at]).sum())])

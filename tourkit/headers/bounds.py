@@ -20,6 +20,7 @@ FEED_FORWARD = 1 << 21  # Llama 3.1 405B has 53,248
 CONTEXT = 1 << 28  # tokens; Llama 4 Scout has 10,485,760
 VOCABULARY = 1 << 20  # tokens; Gemma 3 has 262,208
 EXPERTS = 512  # llama.cpp's own limit; Qwen3-Next has 512
+STATE = 1 << 14  # sizes of recurrent states and convolutions; Mamba's state has 256 values for each channel
 POOLING = 4  # the kinds of llama.cpp, which aborts for another number
 FILE_TYPE = (1 << 32) - 1  # it only names a quant
 FIX = "copy or download it again (in a bundle: `tourkit verify`), or choose another model"

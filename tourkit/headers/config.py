@@ -26,13 +26,22 @@ _NUMBERS = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), bounds.LAYERS),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model"), bounds.WIDTH),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"), bounds.CONTEXT),
+    "num_kv_shared_layers": bounds.LAYERS,
     "vocab_size": bounds.VOCABULARY,
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), bounds.HEADS),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "mamba_n_groups", "n_groups"), bounds.HEADS),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), bounds.HEAD_SIZE),
+    **dict.fromkeys(("mamba_d_head", "mamba_head_dim"), bounds.HEAD_SIZE),
+    **dict.fromkeys(("linear_conv_kernel_dim", "conv_L_cache", "mamba_d_conv", "conv_kernel"), bounds.STATE),
+    **dict.fromkeys(("mamba_d_state", "ssm_state_size"), bounds.STATE),
+    "mamba_expand": bounds.STATE,
 }
 _PER_LAYER = {
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads"), bounds.HEADS),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads"), bounds.HEADS),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"), bounds.FEED_FORWARD),
-    "head_dim": bounds.HEAD_SIZE,
+    **dict.fromkeys(("head_dim", "global_head_dim"), bounds.HEAD_SIZE),
+    "num_global_key_value_heads": bounds.HEADS,
     "num_experts_per_tok": bounds.EXPERTS,
     "sliding_window": bounds.CONTEXT,
 }
@@ -124,8 +133,9 @@ def _check_numbers(path: Path, where: str, config: Mapping[str, Any]) -> None:
             whole_or_each(config[key], path, f"{where}{key}", most)
     if not isinstance(kind := config.get("model_type"), str | None):
         raise refused(path, f"{where}model_type is {shown(kind)}, not a name")
-    if not isinstance(kinds := config.get("layer_types"), list | None) or len(kinds or ()) > bounds.LAYERS:
-        raise refused(path, f"{where}layer_types is {shown(kinds)}, not a list of at most {bounds.LAYERS} names")
+    for key in ("layer_types", "layers_block_type"):
+        if not isinstance(kinds := config.get(key), list | None) or len(kinds or ()) > bounds.LAYERS:
+            raise refused(path, f"{where}{key} is {shown(kinds)}, not a list of at most {bounds.LAYERS} names")
 
 
 def _check_quantisation(path: Path, where: str, part: Mapping[str, Any]) -> None:

@@ -100,15 +100,16 @@ def estimate(sizing: Sizing) -> Estimate:
 
 
 def cache_size(sizing: Sizing) -> int:
-    """Return the bytes of the KV cache on all devices together."""
+    """Return the bytes of the KV cache and the recurrent states on all devices together."""
     shape = sizing.shape
+    states = shape.state * sizing.slots
     if sizing.traits.pooled_cache:
-        return round(sum(shape.kv) * _cells(sizing) * sizing.cache_value_bytes)
+        return round(sum(shape.kv) * _cells(sizing) * sizing.cache_value_bytes) + states
     windows = shape.windows if sizing.traits.drops_behind_window else (0,) * shape.layers
     kept = {window: _kept(sizing.context, window) for window in windows}
     padded = _with_padding(windows)
     values = sum(kv * kept[window] * padded[window] for kv, window in zip(shape.kv, windows, strict=True))
-    return round(values * sizing.slots * sizing.cache_value_bytes)
+    return round(values * sizing.slots * sizing.cache_value_bytes) + states
 
 
 def _cells(sizing: Sizing) -> int:

@@ -15,10 +15,12 @@ from tourkit.errors import LocalError
 from tourkit.headers.config import folder_config
 from tourkit.headers.gguf import gguf_header, is_gguf
 from tourkit.manifest.models import Arch
+from tourkit.planning import recurrent
 
 GUESSED = "the file's size alone"  # a shape's source
 _POOLINGS = (1, 2, 3, 4)  # mean, first token, last token, rank: all except "none"
 _ENCODERS = ("bert", "xlm-roberta")  # model types whose tokens attend to the whole text: they make embeddings
+_STATE_BYTES = 4  # per value of a recurrent state: llama.cpp keeps them in 32 bits
 _GUESSED_KV_PER_PARAM = 1 / 20_000  # values per token; Phi-3 mini, which keeps many, has 1/19,400
 
 
@@ -28,7 +30,8 @@ class Shape:
 
     `kv`: for each layer, how many values (keys and values) one token adds to the KV cache. `windows`: how many tokens
     back each layer attends, 0 for all. `context`: tokens, 0 if unknown. `source`: where the numbers come from.
-    `embeds`: the model makes embeddings and reads a text in one call.
+    `embeds`: the model makes embeddings and reads a text in one call. `state`: bytes of the recurrent states of one
+    sequence, whatever its length.
     """
 
     kv: tuple[int, ...]
@@ -41,6 +44,7 @@ class Shape:
     head: int = 0  # divides the size of every key and value; a quantised cache needs a multiple of 32; 0 if unknown
     experts_used: int = 1
     embeds: bool = False
+    state: int = 0
 
     @property
     def layers(self) -> int:
@@ -90,20 +94,29 @@ def _of_gguf(header: dict[str, Any]) -> Shape:
         raise ValueError(f"the header of a {name} has no block_count or no embedding_length")
     head = width // heads if heads else 0
     key, value = number("attention.key_length", head), number("attention.value_length", head)
+    key_near, value_near = number("attention.key_length_swa", key), number("attention.value_length_swa", value)
+    near = header.get(f"{name}.attention.sliding_window_pattern")  # Gemma 4's layers with a window have smaller heads
+    near = near if isinstance(near, list) and len(near) == layers else [False] * layers
+    sizes = [key_near + value_near if each else key + value for each in near]
     kv_heads = _per_layer(header.get(f"{name}.attention.head_count_kv", heads), layers)
+    kept = layers - number("attention.shared_kv_layers")  # the last layers read the cells of earlier ones
+    states = recurrent.of_gguf(header, kv_heads)
     if header.get(f"{name}.attention.causal") is False:
         kv_heads = [0] * layers  # an embedder reads its text in one call and has no KV cache
     return Shape(
-        kv=tuple(each * (key + value) for each in kv_heads),
+        kv=states.cached(
+            [n * size if i < kept else 0 for i, (n, size) in enumerate(zip(kv_heads, sizes, strict=True))]
+        ),
         windows=(0,) * layers,  # our backend keeps whole prefixes in every layer, so that slots can share them
         width=width,
         feed_forward=number("feed_forward_length", 4 * width),
         vocab=number("vocab_size") or int(header.get("tokenizer.ggml.tokens", 0)),
         context=number("context_length"),
         source="the GGUF header",
-        head=gcd(key, value),
+        head=gcd(key, value, key_near, value_near),
         experts_used=max(1, number("expert_used_count", 1)),
         embeds=number("pooling_type") in _POOLINGS,
+        state=_STATE_BYTES * states.total,
     )
 
 
@@ -125,8 +138,9 @@ def _of_config(config: dict[str, Any]) -> Shape:
     kv_heads = _largest((config.get("attn_config") or {}).get("kv_n_heads") or kv_heads)  # MPT
     head = number("head_dim", default=width // heads)
     embeds = embeds_by(config)
+    states = recurrent.of_config(config, layers)
     return Shape(
-        kv=(0 if embeds else kv_heads * 2 * head,) * layers,
+        kv=states.cached((0,) * layers if embeds else _config_cache(config, layers, kv_heads, head)),
         windows=_windows(config, layers),
         width=width,
         feed_forward=number("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", default=4 * width),
@@ -136,7 +150,21 @@ def _of_config(config: dict[str, Any]) -> Shape:
         head=head,
         experts_used=max(1, number("num_experts_per_tok", default=1)),
         embeds=embeds,
+        state=_STATE_BYTES * states.total,
     )
+
+
+def _config_cache(config: dict[str, Any], layers: int, kv_heads: int, head: int) -> list[int]:
+    """Return the values that one token adds to the cache of each layer, if the layer attends.
+
+    Gemma 4 has larger heads, and fewer of them, in layers without a window. Its last layers read earlier cells.
+    """
+    kept = layers - _largest(config.get("num_kv_shared_layers") or 0)
+    whole = _largest(config.get("global_head_dim") or head)
+    whole_heads = _largest(config.get("num_global_key_value_heads") or kv_heads)
+    near = [bool(window) for window in _windows(config, layers)]
+    sizes = [2 * (kv_heads * head if each else whole_heads * whole) for each in near]
+    return [size if layer < kept else 0 for layer, size in enumerate(sizes)]
 
 
 def embeds_by(config: dict[str, Any]) -> bool:

@@ -6,6 +6,7 @@ A wheel is a zip file from a stranger. Nothing in it decides where tourkit write
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import re
 import struct
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tourkit.errors import LocalError, ManifestError, WrongContent
+from tourkit.errors import LocalError, ManifestError, WrongContent, one_line
 from tourkit.manifest.validation import did_you_mean
 
 BLOCK = 1 << 20  # bytes: the most of a member that is in memory at once
@@ -47,6 +48,8 @@ class Wheel:
         self._infos: dict[str, zipfile.ZipInfo] = {}
         self._twice: set[str] = set()
         for info in archive.infolist():
+            if not info.filename.isprintable():
+                raise WrongContent(f"{name}: {info.filename!r} is no name of a file: {_FIX}")
             if info.filename in self._infos:
                 self._twice.add(info.filename)
             self._infos[info.filename] = info
@@ -100,8 +103,12 @@ class Wheel:
                     if count > member.size:
                         break
                     yield block
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:  # the offset in the list of files is none
+                raise
+            raise WrongContent(f"{self.name}: {member.path}: damaged ({exc.strerror}): {_FIX}") from exc
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as exc:
-            raise WrongContent(f"{self.name}: {member.path}: damaged ({exc}): {_FIX}") from exc
+            raise WrongContent(f"{self.name}: {member.path}: damaged ({one_line(str(exc))}): {_FIX}") from exc
         if count != member.size:
             raise WrongContent(f"{self.name}: {member.path}: it has not the {member.size} bytes that it states: {_FIX}")
 
@@ -117,7 +124,7 @@ def opened(path: Path) -> Iterator[Wheel]:
             try:
                 archive = zipfile.ZipFile(file)
             except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as exc:
-                raise WrongContent(f"{path.name}: not a wheel ({exc}): {_FIX}") from exc
+                raise WrongContent(f"{path.name}: not a wheel ({one_line(str(exc))}): {_FIX}") from exc
             with archive:
                 yield Wheel(archive, path.name, size)
     except OSError as exc:

