@@ -7,7 +7,7 @@ TINY   := .venv-tiny
 HF     := .venv-transformers
 ORT    := .venv-onnx
 VLLM   := .venv-vllm
-# llama-cpp-python comes as source: built once, about three minutes on two cores, and used by both environments. Only what
+# llama-cpp-python comes as source: built once, about two minutes on two cores, and used by every environment. Only what
 # tourkit uses is built: no images and no tools of llama.cpp.
 WHEELS := .wheels
 LEAN   := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE='$(CURDIR)/tourkit/fetch/wheels/llama.cmake'
@@ -19,6 +19,16 @@ NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 export CMAKE_ARGS += -DCMAKE_C_FLAGS="$(NO_AMX)" -DCMAKE_CXX_FLAGS="$(NO_AMX)"
 endif
 
+# What .venv holds beside llama-cpp-python and its own needs: these packages are downloaded while llama.cpp is built.
+define OTHERS
+import tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+extras = project["optional-dependencies"]
+lines = [*project["dependencies"], *extras["llama"], *extras["supply"]]
+print("\n".join(line for line in lines if not line.startswith("llama-cpp-python")))
+endef
+export OTHERS
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo picture test test-quick test-full test-documents test-stacks test-transformers test-onnx test-vllm test-wheels test-arch test-arch-sample test-real test-real-full arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench gpu-check-dry wheel portable-wheel test-portable fuzz clean
 
@@ -28,13 +38,14 @@ help: ## list the targets
 install: $(RUN)/ready ## make .venv with tourkit and llama.cpp
 	@echo "tourkit is installed in $(RUN): . $(RUN)/bin/activate"
 
-demo: $(RUN)/ready ## the whole trip on a tiny model: mirror, lock, prefetch, verify, serve --offline, templates
-	$(RUN)/bin/tourkit demo
+demo: $(RUN)/ready ## the whole trip on two real models of 90 MB: prefetch, verify, serve --offline, answers beside the right ones
+	$(RUN)/bin/tourkit demo --keep build/demo
 
 picture: $(RUN)/ready ## record docs/demo.svg, the picture of the demo
 	PATH=$(CURDIR)/$(RUN)/bin:$$PATH $(RUN)/bin/python -m tools.terminal_picture --out docs/demo.svg \
-		--keep '^▸ (Pin|Download|The hub|\d|In the background: \$$ tourkit serve)' --keep '^  \$$ tourkit (lock|prefetch|verify)' \
-		--keep 'lock.json: |^  bundle: |facts found|^All steps' --pair '(json-01|json-04|graph-04|self-04):' -- tourkit demo
+		--keep '^▸ (Download|Check|Questions|\d|A vote|Search)' --keep '^  \$$ tourkit (prefetch|verify)' \
+		--keep '^  bundle: | right$$|^All steps' --pair 'capital of France|17 \+ 25|music in November' \
+		-- tourkit demo --keep build/demo
 
 test: $(DEV)/ready ## every test; no GPU, no downloaded weights; one test asks the package index, and skips without it
 	$(DEV)/bin/python -m pytest -n auto
@@ -158,13 +169,20 @@ $(ARCH)/ready: $(TINY)/ready $(wildcard tools/arch/*.py)
 	$(TINY)/bin/python -m tools.arch.convert $(ARCH)
 	touch $@
 
+# MAKEFLAGS: the build of llama.cpp must not share the two jobs of $(RUN)/ready.
 $(WHEELS)/ready:
-	CMAKE_ARGS="$$CMAKE_ARGS $(LEAN)" SKBUILD_WHEEL_EXCLUDE="/include/;/lib/" \
+	MAKEFLAGS= CMAKE_ARGS="$$CMAKE_ARGS $(LEAN)" SKBUILD_WHEEL_EXCLUDE="/include/;/lib/" \
 		$(PYTHON) -m pip wheel --no-cache-dir --no-deps -w $(WHEELS) "$(LLAMA)"
 	touch $@
 
-$(RUN)/ready: pyproject.toml $(WHEELS)/ready
+$(RUN)/packages: pyproject.toml
 	$(PYTHON) -m venv $(RUN)
+	$(PYTHON) -c "$$OTHERS" > $@.txt
+	$(RUN)/bin/python -m pip install -q -r $@.txt
+	touch $@
+
+$(RUN)/ready: pyproject.toml
+	@$(MAKE) --no-print-directory -s -j2 $(WHEELS)/ready $(RUN)/packages
 	$(RUN)/bin/python -m pip install -q --find-links $(WHEELS) -e ".[llama,supply]" "$(LLAMA)"
 	touch $@
 

@@ -272,8 +272,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What the demo prints. `make demo` runs it in the environment that it makes first."""
     recipe = re.search(r"^demo: .*\n\t(.*)", MAKEFILE, flags=re.MULTILINE)
     assert recipe
-    assert recipe[1] == "$(RUN)/bin/tourkit demo"
-    command = [sys.executable, "-m", "tourkit", "demo"]
+    assert recipe[1] == "$(RUN)/bin/tourkit demo --keep build/demo"
+    command = [sys.executable, "-m", "tourkit", "demo", "--keep", "build/demo", "--documents", "1"]
     folder = tmp_path_factory.mktemp("demo")
     return subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, check=True).stdout
 

