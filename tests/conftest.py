@@ -8,6 +8,7 @@ from pathlib import Path
 
 import openai
 import pytest
+import real_weights
 from serving import Serving, make_bundle, serving
 from starts import Guard
 
@@ -18,11 +19,12 @@ for name in ("HF_TOKEN", "HF_ENDPOINT", "TOURKIT_URL", "TOURKIT_BUNDLE", "TOURKI
 
 
 # Fixtures that start a process or a server, here or in a test module. A test that uses one gets the marker `starts`.
-STARTING = {"served", "client", "server", "runner", "engine", "start", "url"}
+STARTING = {"served", "client", "server", "runner", "engine", "start", "url", "smollm2", "minilm", "gemma3"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Guard(), "starts")
+    config.pluginmanager.register(real_weights)  # the fixtures of real weights
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

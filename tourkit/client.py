@@ -250,25 +250,25 @@ class Client:
 
     def _complete_by_deadline(self, body: dict[str, Any]) -> list[Reply]:
         """Return the answers that are whole at the deadline. They are streamed, so that none waits for the others."""
-        whole: list[Reply] = []
+        whole: dict[int, Reply] = {}  # by the index of the choice
         try:
             connection, response = self._open({**body, "stream": True}, by_deadline=True)
             read_to_end = False
             try:
-                for reply in self._whole_answers(connection, response):
-                    whole.append(reply)
+                for index, reply in self._whole_answers(connection, response):
+                    whole[index] = reply
                 read_to_end = not self._is_late()
             finally:
                 self._give_back(connection, response, whole=read_to_end)
         except ClientError:
             if not self._is_late():
                 raise
-        return whole
+        return [whole[index] for index in sorted(whole)]
 
     def _whole_answers(
         self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
-    ) -> Iterator[Reply]:
-        """Yield each answer of a stream when it ends. Stop at the deadline."""
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield each answer of a stream when it ends, with its index. Stop at the deadline."""
         texts: dict[int, str] = {}
         try:
             for event in _events(response, self.url):
@@ -278,7 +278,7 @@ class Client:
                     index = int(choice.get("index", 0))
                     texts[index] = texts.get(index, "") + ((choice.get("delta") or {}).get("content") or "")
                     if choice.get("finish_reason"):
-                        yield Reply(texts[index], choice["finish_reason"], str(event.get("model") or ""))
+                        yield index, Reply(texts[index], choice["finish_reason"], str(event.get("model") or ""))
                 if self._is_late():
                     return
                 if connection.sock is not None:  # else the server closes it after this answer

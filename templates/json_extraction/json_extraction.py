@@ -194,7 +194,7 @@ YEAR = r"(?P<year>\d{4}(?!\d)|['’]\d\d(?!\d)|\d\d(?= ?г\b))"
 DAY_MONTH = re.compile(
     rf"(?<![\d.,:/-]){DAYS}(?: of)?[ ./-]{{1,2}}{WORD}\b\.?(?:(?: of)?[ ,./-]{{0,2}}{YEAR}|[./-](?P<two>\d\d)\b)?"
 )
-MONTH_DAY = re.compile(rf"(?<!(?<!\d)\d[ ./-])(?<!(?<!\d)\d\d[ ./-])\b{WORD}\.? {DAYS}\b(?![:.,]\d)(?:,? ?{YEAR})?")
+MONTH_DAY = re.compile(rf"\b{WORD}\.? {DAYS}\b(?![:.,]\d)(?:,? ?{YEAR})?")
 YEAR_FIRST = re.compile(r"(?<![\d.,:/-])(\d{4})(?:([-/.]) ?(\d{1,2})\2 ?(\d{1,2})|(\d\d)(\d\d))(?!\d|[.:/-]\d)")
 YEAR_LAST = re.compile(r"(?<![\d.,:/-])(\d{1,2})([-/.]) ?(\d{1,2})\2 ?(\d{4}|\d\d)(?!\d|[.:/-]\d)")
 NO_YEAR = re.compile(r"(?<![\d.,:/-])(\d\d)[./](\d\d)(?!\d|[.:/-]\d)")
@@ -207,7 +207,7 @@ def dates_in(plain: str) -> set[str]:
     a year gets the years of the other dates; if they have none, each year that the text contains.
     """
     found: list[tuple[int | None, int, int]] = []
-    for match in [*DAY_MONTH.finditer(plain), *MONTH_DAY.finditer(plain)]:
+    for match in [*DAY_MONTH.finditer(plain), *MONTH_DAY.finditer(without_day_month(plain))]:
         groups = match.groupdict()
         year = (groups["year"] or groups.get("two") or "").lstrip("'’")
         for month in months_of(groups["word"]):
@@ -221,6 +221,10 @@ def dates_in(plain: str) -> set[str]:
     years = years or {int(year) for year in re.findall(r"(?<![\w-])(?:19|20)\d\d(?!\w)", plain)}
     dates = {iso_date(one, month, day) for year, month, day in found for one in ({year} if year else years)}
     return dates - {""}
+
+
+def without_day_month(plain: str) -> str:
+    return DAY_MONTH.sub(lambda match: "|" if months_of(match["word"]) else match[0], plain)
 
 
 def months_of(word: str) -> list[int]:
@@ -262,12 +266,14 @@ def narrowed(schema: dict[str, Any], dates: list[str], values: list[str], quotes
     if "items" in schema:
         return {**schema, "items": narrowed(schema["items"], dates, values, quotes)}
     kinds, form, pattern = schema.get("type"), schema.get("format"), schema.get("pattern")
-    longest = schema.get("maxLength", 10 if form or pattern else QUOTE + 1)
+    longest = schema.get("maxLength", QUOTE if form or pattern else QUOTE + 1)
     if kinds not in ("string", ["string", "null"]) or "enum" in schema or form not in (None, "date") or longest > QUOTE:
         return schema
     if not form and not pattern and len(quotes) > MOST:
         return schema
-    found = quotes if pattern is None else [*values, *quotes]
+    found = quotes
+    if pattern:  # the numbers of the text are among the values
+        found = [*values, *(quote for quote in quotes if not re.fullmatch(r"\d+([.,]\d+)?", quote))]
     if form or (pattern and re.search(pattern, "2026-02-03") and not re.search(pattern, "2026002003")):
         found = dates
     shortest, pattern = schema.get("minLength", 0), pattern or ""
@@ -307,9 +313,10 @@ def amounts_in(plain: str) -> list[str]:
 
     "0" is among them: it stands for words such as "free". An order sign before a number is kept: "<0.5".
     """
-    rest = DAY_MONTH.sub(lambda match: " " if months_of(match["word"]) else match[0], plain)
     found = ["0"]
-    for sign, digits in re.findall(r"([<>]?) ?((?:\d{1,3}(?:[ .,'’]\d{3})+|\d+)(?:[.,]\d+)?)(?!\d)", rest):
+    for sign, digits in re.findall(
+        r"([<>]?) ?((?:\d{1,3}(?:[ .,'’]\d{3})+|\d+)(?:[.,]\d+)?)(?!\d)", without_day_month(plain)
+    ):
         point = re.sub(r"[ '’]", "", digits)
         whole = re.sub(r"[.,](?=\d{3}(?!\d))", "", point)  # 1,240.50 and 1.240,50
         found += [sign + form.replace(",", ".") for form in (whole, point) if len(re.findall("[.,]", form)) < 2]
