@@ -25,7 +25,7 @@ def by_instructor(client: openai.OpenAI) -> Ask:
     """JSON_SCHEMA mode, with instructor's own retries: it sends the errors of validation back, three times at most."""
     import instructor
     import jsonschema
-    from instructor.core.exceptions import InstructorRetryException
+    from instructor.core.exceptions import InstructorError
     from pydantic import RootModel, model_validator
 
     patched = instructor.from_openai(client, mode=instructor.Mode.JSON_SCHEMA)
@@ -54,7 +54,7 @@ def by_instructor(client: openai.OpenAI) -> Ask:
                 temperature=0,
                 max_tokens=question["max_tokens"],
             )
-        except InstructorRetryException as error:
+        except InstructorError as error:
             return failed("instructor", error)
         return json.dumps(found.root, ensure_ascii=False)
 
