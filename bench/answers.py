@@ -31,6 +31,7 @@ from typing import Any
 
 import jsonschema
 from answer_peers import PEERS
+from portable_vs_native import weights
 from servers import Limits, llama_server, tourkit
 
 from tourkit.client import Client
@@ -38,7 +39,7 @@ from tourkit.data import TEMPLATES
 from tourkit.pipelines.templates import load_template
 
 ROOT = Path(__file__).resolve().parents[1]
-SMOLLM2 = ROOT / "build" / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+WEIGHTS = ROOT / "build" / "smollm2"
 ENVIRONMENT = ROOT / "build" / "peers"
 PACKAGES = ("instructor==1.17.0", "outlines==1.3.3", "jsonschema")
 LIMITS = Limits(slots=4, context=4096)
@@ -237,14 +238,12 @@ def table(title: str, scores: dict[str, dict[str, Score]], as_json: bool) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gguf", type=Path, default=SMOLLM2)
+    parser.add_argument("--gguf", type=Path, help="default: SmolLM2-135M-Instruct, from the package index")
     parser.add_argument("--binaries", type=Path, help="the folder of llama-server, if it is already built")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    if not given.gguf.is_file():
-        print(f"skipped: there is no {given.gguf.name}", file=sys.stderr)
-        return
+    gguf = given.gguf or weights(WEIGHTS)
     if given.binaries is None:
         import build_llama_cpp
 
@@ -252,8 +251,8 @@ def main() -> None:
     python = environment()
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tourkit-bench-")))
-        ours = stack.enter_context(tourkit(given.gguf, work, LIMITS))
-        theirs = stack.enter_context(llama_server(given.gguf, given.binaries, LIMITS))
+        ours = stack.enter_context(tourkit(gguf, work, LIMITS))
+        theirs = stack.enter_context(llama_server(gguf, given.binaries, LIMITS))
         peers = {name: stack.enter_context(peer(python, name, theirs.host)) for name in PEERS}
         client = stack.enter_context(Client(f"http://{ours.host}", model=ours.model))
         extraction = {"tourkit": by_template("json_extraction", client, lambda record: record.get("data"))}

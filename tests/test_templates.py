@@ -19,6 +19,9 @@ import pytest
 from openai_stub import Answer, Refusal, minimal_instance, schema_of, serve
 from template_names import NAMES
 
+from tools.tiny.documents import Split
+from tools.tiny.names import HELD
+from tools.tiny.tasks import json_sample
 from tourkit.client import Client
 from tourkit.data import TEMPLATES
 from tourkit.errors import LocalError, UsageError
@@ -419,6 +422,17 @@ def test_the_gold_answers_can_be_said_under_what_the_documents_offer() -> None:
         jsonschema.validate(answers[identity]["data"], narrow)
 
 
+@pytest.mark.parametrize("lang", ["en", "ru"])
+def test_the_answers_of_generated_documents_can_be_said_and_count_as_found(lang: str) -> None:
+    """The schemas have all kinds of fields, with patterns and without; the texts all kinds of dates and amounts."""
+    random = Random(lang)
+    for _ in range(25):
+        sample = json_sample(random, Split(names=HELD), lang=lang)
+        text = sample.about["text"]
+        jsonschema.validate(sample.gold, json_extraction.offered(sample.schema, text))
+        assert all(json_extraction.grounded(sample.gold, sample.schema, text).values()), text
+
+
 def offer(part: dict[str, Any], text: str) -> Any:
     """Return the choices that a document leaves to a field; None if the field stays as it is."""
     schema = {"type": "object", "properties": {"x": part}}
@@ -442,6 +456,11 @@ def offer(part: dict[str, Any], text: str) -> Any:
             ["a@b.example", "a@b.example.", None],
         ),
         ({"type": "string", "maxLength": 9}, "«Ёлка», Oslo.", ["«Ёлка»", "«Ёлка", "Ёлка»", "Ёлка", "Oslo", "Oslo."]),
+        (
+            {"type": "string", "maxLength": 11},
+            "£1,240 on 4 May 2026",
+            ["£1,240", "1240", "4 May", "May", "2026-05-04", "0"],
+        ),
         ({"type": "string", "maxLength": 200}, "a summary", None),
         ({"type": "string"}, "any length", None),
         ({"type": "string", "format": "uri", "maxLength": 40}, "http://a.example", None),

@@ -271,7 +271,7 @@ def narrowed(schema: dict[str, Any], dates: list[str], values: list[str], quotes
         return schema
     if not form and not pattern and len(quotes) > MOST:
         return schema
-    found = quotes
+    found = list(dict.fromkeys([*quotes, *values, *dates]))
     if pattern:  # the numbers of the text are among the values
         found = [*values, *(quote for quote in quotes if not re.fullmatch(r"\d+([.,]\d+)?", quote))]
     if form or (pattern and re.search(pattern, "2026-02-03") and not re.search(pattern, "2026002003")):
