@@ -21,7 +21,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from tourkit.client import Client
+from tourkit.client import Client, ClientError
 
 ROLE = "fast"  # which model: a role, or a model id
 QUOTE = 80  # characters: the longest text that the answer copies from the document; 0: the model may write any text
@@ -54,14 +54,14 @@ def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
         {"role": "user", "content": USER.replace("{text}", document["text"])},
     ]
     narrow = offered(schema, document["text"]) if QUOTE else schema
-    data = client.structured(messages, narrow, temperature=0)
+    data = ask(messages, narrow, schema, client)
     validated, problem = check(data, schema)
     if problem:
         messages += [
             {"role": "assistant", "content": json.dumps(data, ensure_ascii=False)},
             {"role": "user", "content": AGAIN.replace("{problem}", problem)},
         ]
-        data = client.structured(messages, narrow, temperature=0)
+        data = ask(messages, narrow, schema, client)
         validated, problem = check(data, schema)
     evidence = grounded(data, schema, document["text"])
     record = {
@@ -73,6 +73,16 @@ def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
         "ungrounded": [pointer for pointer, found in evidence.items() if not found],
     }
     return record if problem is None else {**record, "error": f"the answer breaks the schema: {problem}"}
+
+
+def ask(messages: list[dict[str, str]], narrow: dict[str, Any], schema: dict[str, Any], client: Client) -> Any:
+    """Return the model's object under `narrow`; under `schema` if the server refuses that many choices."""
+    try:
+        return client.structured(messages, narrow, temperature=0)
+    except ClientError as error:
+        if error.status != 400 or narrow == schema:
+            raise
+    return client.structured(messages, schema, temperature=0)
 
 
 def schema_for(document: dict[str, Any]) -> dict[str, Any]:
@@ -284,19 +294,24 @@ def narrowed(schema: dict[str, Any], dates: list[str], values: list[str], quotes
 
 
 def quotes_in(text: str) -> list[str]:
-    """Return the pieces of the text from the start of a word to the end of a word, up to QUOTE characters."""
+    """Return the pieces of the text from the start of a word to the end of a word, up to QUOTE characters.
+
+    None goes on after the end of a sentence: a dot after five letters or two digits. Shorter words are abbreviations.
+    """
     words = text.split()
     found: list[str] = []
     for start, first in enumerate(words):
         begins = [first] if first[0].isalnum() else [first, first.lstrip("\"'«“„([<")]
-        for end in range(start, len(words)):
+        for end in range(start, len(words) if any(map(str.isalnum, first)) else 0):
             middle = " ".join(words[start + 1 : end + 1])
             if len(middle) > QUOTE:
                 break
             for begin in begins:
-                piece = f"{begin} {middle}".rstrip(",;: ")
+                piece = f"{begin} {middle}".rstrip(",;: —–")
                 bare = piece.rstrip(".!?)]»”\"'")
                 found += [piece] if piece == bare else [piece.rstrip("."), piece, bare]
+            if re.search(r"([^\W\d]{5}|\d\d)[)»”\"]*\.[)»”\"]*$|[!?;]$", words[end]):
+                break
     return [piece for piece in dict.fromkeys(found) if 0 < len(piece) <= QUOTE]
 
 
