@@ -45,6 +45,7 @@ PACKAGES = ("instructor==1.17.0", "outlines==1.3.3", "jsonschema")
 LIMITS = Limits(slots=4, context=4096)
 # Tokens of a peer's answer. A template sets no limit: its schemas end every answer. The longest English one has 250.
 MAX_TOKENS = 600
+SHARES = 5  # rounds that the documents are divided among; a sixth round has those of the first again
 LANGUAGES = {"en": 1, "ru": 2}  # a round has one document of each kind; by language, each how many of them are asked
 PLAIN_GRAPH = """{text}
 
@@ -205,7 +206,7 @@ def race(name: str, contenders: dict[str, Contender], judge: Scorer, rounds: int
     order = list(contenders)
     for number in range(rounds):
         for lang, step in LANGUAGES.items():
-            documents = [row for row in rows if row["lang"] == lang][number::rounds][number % step :: step]
+            documents = [row for row in rows if row["lang"] == lang][number % SHARES :: SHARES][number % step :: step]
             for each in order:
                 answers, seconds = contenders[each](documents)
                 score = scores[each][lang]
