@@ -25,7 +25,7 @@ from tourkit.client import Client, ClientError
 
 ROLE = "fast"  # which model: a role, or a model id
 QUOTE = 80  # characters: the longest text that the answer copies from the document; 0: the model may write any text
-MOST = 3000  # quotes that a field may choose from; in a document of some 200 words or more there are more
+MOST = 3000  # quotes that a field may choose from; a document of some 300 words has more
 SCHEMAS = Path(__file__).resolve().parent / "schemas"
 
 # The schema comes before the text: then documents of one kind begin with the same prompt, and the server computes this
