@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 from typing import Any
 
 
@@ -108,13 +109,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.stub.headers.append({"path": self.path, **dict(self.headers)})
         self.stub.ports.append(self.client_address[1])
         count = 1 if self.stub.ignore_n else body.get("n", 1)
-        answers = [self.stub.answer(body, index) for index in range(count)]
+        made = (self.stub.answer(body, index) for index in range(count))
+        answers = [next(made)] if body.get("stream") else list(made)  # a stream begins before its last answer is made
         refusal = next((answer for answer in answers if isinstance(answer, Refusal)), None)
         with contextlib.suppress(OSError):
             if refusal is not None:
                 self._refuse(refusal)
             elif body.get("stream"):
-                self._stream(_answer(answers[0]))
+                self._stream(map(_answer, chain(answers, made)))
             else:
                 self._complete(body, [_answer(answer) for answer in answers])
 
@@ -154,18 +156,20 @@ class _Handler(BaseHTTPRequestHandler):
         }
         self._send(200, json.dumps(done, ensure_ascii=False).encode(), {})
 
-    def _stream(self, answer: Answer) -> None:
+    def _stream(self, answers: Iterator[Answer]) -> None:
+        """Send the answers one after the other. `cut_stream_after`: pieces of the first one."""
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         try:
-            for index, piece in enumerate(_pieces(answer.text)):
-                if index == self.stub.cut_stream_after:
-                    self.close_connection = True
-                    return
-                self._event({"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]})
-            self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": answer.finish_reason}]})
+            for index, answer in enumerate(answers):
+                for number, piece in enumerate(_pieces(answer.text)):
+                    if number == self.stub.cut_stream_after:
+                        self.close_connection = True
+                        return
+                    self._event({"choices": [{"index": index, "delta": {"content": piece}, "finish_reason": None}]})
+                self._event({"choices": [{"index": index, "delta": {}, "finish_reason": answer.finish_reason}]})
             self._chunk(b": a comment, to be passed over\n\n")
             self._chunk(b"data: [DONE]\n\n")
             self._chunk(b"")

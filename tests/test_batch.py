@@ -457,7 +457,42 @@ def test_a_summary_without_failures_names_no_error() -> None:
     assert str(Summary(total=1, ok=1, failed=0, late=0, resumed=0)) == "1 line: 1 ok"
 
 
+def test_the_summary_counts_the_values_that_are_not_in_the_texts(tmp_path: Path) -> None:
+    """Any template may list such values under `ungrounded`. Lines that an earlier run did count too."""
+    template = write(
+        tmp_path / "doubting.py",
+        "def run(document, client):\n    return {'ungrounded': ['/a', '/b'][: int(document['text'][-1])]}\n",
+    )
+    docs, out = write_documents(tmp_path / "docs.jsonl", 3), tmp_path / "out.jsonl"
+
+    summary = run_batch(template, docs, out, client=Client())
+    again = run_batch(template, docs, out, client=Client(), resume=True)
+
+    assert (summary.ungrounded, summary.loose) == (again.ungrounded, again.loose) == (3, 2)
+    assert str(summary) == '3 lines: 3 ok; 3 values are not in the text (in 2 lines: "ungrounded" lists them)'
+
+
 # --- the deadline ---
+
+
+@pytest.mark.starts
+def test_samples_from_before_the_deadline_vote_and_the_record_says_how_many(tmp_path: Path) -> None:
+    let_go = threading.Event()
+
+    def answer(body: dict[str, Any], index: int) -> str:
+        if index == 2 or body["messages"][-1]["content"] == "text 1":
+            let_go.wait(timeout=60)
+        return '{"reasoning": "…", "answer": "yes"}'
+
+    docs, out = write_documents(tmp_path / "docs.jsonl", 2), tmp_path / "out.jsonl"
+    with serve(answer) as stub:
+        summary = run_batch("self_consistency", docs, out, client=Client(stub.url), concurrency=2, deadline_s=5.0)
+        let_go.set()
+
+    voted, late = read(out)
+    assert (voted["answer"], voted["samples"], voted["voted"], voted["late"]) == ("yes", 2, 2, True)
+    assert (late["ok"], late["type"]) == (False, "deadline")
+    assert (summary.ok, summary.late) == (1, 1)
 
 
 @pytest.mark.starts

@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,43 @@ def test_a_server_that_ignores_n_is_asked_for_the_rest_with_other_seeds() -> Non
 
     assert [reply.text for reply in replies] == ["10", "11", "12"]
     assert [body["n"] for body in stub.bodies] == [3, 2, 1]
+
+
+def test_at_the_deadline_sample_gives_the_answers_that_are_whole() -> None:
+    let_go = threading.Event()
+
+    def answer(body: dict[str, Any], index: int) -> str:
+        if index == 2:
+            let_go.wait(timeout=60)
+        return f"answer {index}"
+
+    with serve(answer) as stub, Client(stub.url, ends=time.monotonic() + 2) as client:
+        replies = client.sample("x", 4, seed=5)
+        let_go.set()
+        later = client.sample("x", 4)
+
+    assert [(reply.text, reply.finish_reason) for reply in replies] == [("answer 0", "stop"), ("answer 1", "stop")]
+    assert later == []
+    assert len(stub.bodies) == 1
+
+
+def test_before_the_deadline_sample_gives_every_answer_and_raises_what_goes_wrong() -> None:
+    answers: dict[int, str | Refusal] = {0: "one", 1: "two", 2: Refusal(400, "no such thing")}
+    with (
+        serve(lambda body, index: answers[2 if body["n"] == 1 else index]) as stub,
+        Client(stub.url, ends=time.monotonic() + 3600) as client,
+    ):
+        replies = client.sample("x", 2)
+        with pytest.raises(ClientError, match="no such thing"):
+            client.sample("x", 1)
+
+    assert [reply.text for reply in replies] == ["one", "two"]
+
+
+def test_the_deadline_ends_the_wait_for_a_busy_server() -> None:
+    busy = Refusal(429, headers={"Retry-After": "20"})
+    with serve(lambda body, index: busy) as stub, Client(stub.url, ends=time.monotonic() + 0.5) as client:
+        assert client.sample("x", 2) == []
 
 
 def test_a_stream_gives_the_pieces_of_the_answer() -> None:

@@ -72,7 +72,7 @@ class Client:
 
     `url`: default $TOURKIT_URL, then http://127.0.0.1:8000. `api_key`: default $TOURKIT_API_KEY. `model`: a role or a
     model id, default "tool". `timeout`: seconds without a byte from the server. `patience`: seconds spent waiting
-    while the server is busy.
+    while the server is busy. `ends`: the deadline of `sample`, as a time of time.monotonic(); None if there is none.
     """
 
     def __init__(
@@ -83,11 +83,13 @@ class Client:
         api_key: str | None = None,
         timeout: float = 600,
         patience: float = PATIENCE,
+        ends: float | None = None,
     ) -> None:
         self.url = (url or os.environ.get("TOURKIT_URL") or DEFAULT_URL).rstrip("/")
         self.model = model  # None: the caller chose none, so a batch may use the template's own role
         self.timeout = timeout
         self.patience = patience
+        self.ends = ends
         self._api_key = api_key or os.environ.get("TOURKIT_API_KEY") or ""
         self._tls, self._netloc, self._prefix = _parse_url(self.url)
         self._headers = _headers(self._api_key)
@@ -116,6 +118,7 @@ class Client:
             "api_key": self._api_key,
             "timeout": self.timeout,
             "patience": self.patience,
+            "ends": self.ends,
         }
 
     def close(self) -> None:
@@ -192,17 +195,18 @@ class Client:
     ) -> list[Reply]:
         """Return `n` answers to one prompt from one call: the server reads the prompt once for all of them.
 
-        If the server returns fewer answers, it is asked again for the rest. Raises ClientError.
+        If the server returns fewer answers, it is asked again for the rest. If the client has a deadline, the result
+        has only the answers that are whole by then, maybe none. Raises ClientError.
         """
         if schema is not None:
             params["response_format"] = _json_schema(schema)
         seed = params.pop("seed", None)
         replies: list[Reply] = []
-        while len(replies) < n:  # the loop ends: a call returns at least one answer or raises
+        while len(replies) < n and not self._is_late():  # it ends: a call returns at least one answer or raises
             # Each new call needs another seed: the same seed would return the same answers.
             params["seed"] = None if seed is None else seed + len(replies)
             body = _body(messages, model or self.model or DEFAULT_MODEL, {**params, "n": n - len(replies)})
-            replies.extend(self._complete(body))
+            replies.extend(self._complete(body) if self.ends is None else self._complete_by_deadline(body))
         return replies[:n]
 
     def stream(self, messages: Messages, *, model: str | None = None, **params: Any) -> Iterator[str]:
@@ -241,12 +245,65 @@ class Client:
             self._give_back(connection, response, whole=whole)
         return _replies(data, self.url)
 
-    def _open(self, body: dict[str, Any]) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Send `body` and return when the status is 200. Ask a busy server again for up to `patience` seconds."""
+    def _is_late(self) -> bool:
+        return self.ends is not None and time.monotonic() >= self.ends
+
+    def _complete_by_deadline(self, body: dict[str, Any]) -> list[Reply]:
+        """Return the answers that are whole at the deadline. They are streamed, so that none waits for the others."""
+        whole: dict[int, Reply] = {}  # by the index of the choice
+        try:
+            connection, response = self._open({**body, "stream": True}, by_deadline=True)
+            read_to_end = False
+            try:
+                for index, reply in self._whole_answers(connection, response):
+                    whole[index] = reply
+                read_to_end = not self._is_late()
+            finally:
+                self._give_back(connection, response, whole=read_to_end)
+        except ClientError:
+            if not self._is_late():
+                raise
+        return [whole[index] for index in sorted(whole)]
+
+    def _whole_answers(
+        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield each answer of a stream when it ends, with its index. Stop at the deadline."""
+        texts: dict[int, str] = {}
+        try:
+            for event in _events(response, self.url):
+                if event.get("error") is not None:
+                    raise _error_of(event, None)
+                for choice in event.get("choices") or ():
+                    index = int(choice.get("index", 0))
+                    texts[index] = texts.get(index, "") + ((choice.get("delta") or {}).get("content") or "")
+                    if choice.get("finish_reason"):
+                        yield index, Reply(texts[index], choice["finish_reason"], str(event.get("model") or ""))
+                if self._is_late():
+                    return
+                if connection.sock is not None:  # else the server closes it after this answer
+                    connection.sock.settimeout(self._patience_left(by_deadline=True))
+            response.read()
+        except (http.client.HTTPException, OSError) as error:
+            raise self._trouble(error) from error
+
+    def _patience_left(self, *, by_deadline: bool) -> float:
+        """Return the seconds to wait for the next byte."""
+        if not by_deadline or self.ends is None:
+            return self.timeout
+        return min(self.timeout, max(SHORTEST_WAIT, self.ends - time.monotonic()))
+
+    def _open(
+        self, body: dict[str, Any], *, by_deadline: bool = False
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Send `body` and return when the status is 200. Ask a busy server again for up to `patience` seconds.
+
+        `by_deadline`: give up at the client's deadline.
+        """
         data = json.dumps(body, allow_nan=False).encode()
         waited = 0.0
         while True:
-            connection, response = self._send(data)
+            connection, response = self._send(data, by_deadline)
             if response.status == 200:
                 return connection, response
             try:
@@ -258,14 +315,14 @@ class Client:
             wait = _wait(response.headers.get("Retry-After"))
             if response.status not in BUSY or waited + wait > self.patience:
                 raise _error_of(text, response.status)
-            time.sleep(wait)
+            time.sleep(min(wait, self._patience_left(by_deadline=by_deadline)))
             waited += wait
 
-    def _send(self, data: bytes) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    def _send(self, data: bytes, by_deadline: bool) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         """Send one request. If the server has closed a kept-alive connection, try once more on a new one."""
         connection, kept = self._take()
         try:
-            return connection, self._exchange(connection, data)
+            return connection, self._exchange(connection, data, by_deadline)
         except (http.client.HTTPException, OSError) as error:
             self._drop(connection)
             stale = isinstance(error, (http.client.BadStatusLine, ConnectionError))
@@ -273,12 +330,17 @@ class Client:
                 raise self._trouble(error) from error
         connection = self._connection()
         try:
-            return connection, self._exchange(connection, data)
+            return connection, self._exchange(connection, data, by_deadline)
         except (http.client.HTTPException, OSError) as error:
             self._drop(connection)
             raise self._trouble(error) from error
 
-    def _exchange(self, connection: http.client.HTTPConnection, data: bytes) -> http.client.HTTPResponse:
+    def _exchange(
+        self, connection: http.client.HTTPConnection, data: bytes, by_deadline: bool
+    ) -> http.client.HTTPResponse:
+        connection.timeout = self._patience_left(by_deadline=by_deadline)
+        if connection.sock is not None:
+            connection.sock.settimeout(connection.timeout)
         connection.request("POST", f"{self._prefix}/v1/chat/completions", body=data, headers=self._headers)
         return connection.getresponse()
 

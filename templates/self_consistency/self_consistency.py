@@ -49,21 +49,24 @@ def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
     ]
     whole = "schema" in document  # the whole object is the answer, not only its field `answer`
     samples: list[Any] = []
-    drawn = 0
-    while drawn < CAP:
+    drawn, late = 0, False
+    while drawn < CAP and not late:
         n = min(CHUNK, CAP - drawn)
         replies = client.sample(messages, n, schema=schema, temperature=TEMPERATURE, seed=SEED + drawn)
-        drawn += n
+        late = len(replies) < n  # the deadline came: what was drawn before it votes
+        drawn += len(replies)
         objects = [data for reply in replies if (data := valid(reply, schema)) is not None]
         samples += objects if whole else [data["answer"] for data in objects]
         if decided(samples, CAP - drawn):
             break
     if not samples:
-        return {"id": document["id"], "ok": False, "error": f"none of {drawn} samples follows the schema"}
+        error = "the deadline came before the first sample" if late else f"none of {drawn} samples follows the schema"
+        return {"id": document["id"], "ok": False, "error": error, **({"type": "deadline"} if late else {})}
     result = object_vote(samples, schema) if whole else scalar_vote(samples, drawn)
     if document.get("kind") == "number" and (value := as_number(str(result["answer"]))) is not None:
         result["answer"] = int(value) if value == int(value) else float(value)
-    return {"id": document["id"], "ok": True, **result, "samples": drawn, "spoiled": drawn - len(samples)}
+    counts = {"samples": drawn, "voted": len(samples), "spoiled": drawn - len(samples), "late": late}
+    return {"id": document["id"], "ok": True, **result, **counts}
 
 
 def answer_schema(document: dict[str, Any]) -> dict[str, Any]:

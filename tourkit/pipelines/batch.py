@@ -10,8 +10,8 @@ import re
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ OnProgress = Callable[[int, int], None]
 class Summary:
     """How the lines ended: total = ok + failed. `late` of the failed ones were not finished by the deadline. `resumed`
     of the good ones are from an earlier run. `commonest`: an error of the most frequent kind, which `times` lines have.
+    `ungrounded`: values that the templates did not find in the texts, in `loose` lines.
     """
 
     total: int
@@ -47,6 +48,8 @@ class Summary:
     resumed: int
     commonest: str = ""
     times: int = 0
+    ungrounded: int = 0
+    loose: int = 0
 
     def __str__(self) -> str:
         text = f"{counted(self.total, 'line')}: {self.ok} ok"
@@ -58,6 +61,9 @@ class Summary:
             text += f" ({self.late} of them not finished by the deadline)"
         if self.times:
             text += f"; most often ({self.times} of {self.failed}): {self.commonest}"
+        if self.ungrounded:
+            values = "1 value is" if self.ungrounded == 1 else f"{self.ungrounded} values are"
+            text += f'; {values} not in the text (in {counted(self.loose, "line")}: "ungrounded" lists them)'
         return text + ("; --resume runs the failed ones again" if self.failed else "")
 
 
@@ -94,13 +100,15 @@ def run_batch(
     progress = on_progress or (lambda done, total: None)
     if _finished_earlier(input_path, lines, output_path, resume=resume, force=force):
         progress(len(lines), len(lines))
-        return Summary(len(lines), ok=len(lines), failed=0, late=0, resumed=len(lines))
+        done = Summary(len(lines), ok=len(lines), failed=0, late=0, resumed=len(lines))
+        return _with_doubts(done, map(json.loads, output_path.read_bytes().splitlines()))
     try:
         with Journal(journal_of(output_path), lines, keep=resume) as journal:
             if journal.damaged:
                 say(f"{journal_of(output_path)}: {counted(journal.damaged, 'line')} damaged: done again now")
             with _ways(template, client, concurrency, ends) as make_record:
                 summary = _work(make_record, lines, journal, concurrency, ends, progress)
+            summary = _with_doubts(summary, (journal.record(line.number) for line in lines if line.number in journal))
             write_atomic(output_path, _records(lines, journal))
         if not summary.failed:  # else it is kept, because --resume reads it
             journal_of(output_path).unlink()
@@ -108,6 +116,12 @@ def run_batch(
         where = error.filename or output_path
         raise LocalError(f"cannot write {where} ({error.strerror}): make room, or name another output") from error
     return summary
+
+
+def _with_doubts(summary: Summary, records: Iterable[Record]) -> Summary:
+    """Return the summary with the values that records list under `ungrounded`: those that are not in the text."""
+    counts = [len(found) for record in records if isinstance(found := record.get("ungrounded"), list) and found]
+    return replace(summary, ungrounded=sum(counts), loose=len(counts))
 
 
 def _finished_earlier(input_path: Path, lines: list[Line], output: Path, *, resume: bool, force: bool) -> bool:
@@ -170,7 +184,7 @@ def _work(
     """Run the template on every line that is not in the journal. Only this thread writes."""
     todo = deque(line for line in lines if line.number not in journal)
     resumed = ok = len(lines) - len(todo)
-    done, failures = ok, _Failures()
+    done, late, failures = ok, 0, _Failures()
     progress(done, len(lines))
     results: queue.SimpleQueue[tuple[Line, dict[str, Any]]] = queue.SimpleQueue()
     stop = threading.Event()
@@ -190,10 +204,11 @@ def _work(
             done, ok = done + 1, ok + (record["ok"] is True)
             if record["ok"] is not True:
                 failures.add(record)
+                late += record.get("type") == "deadline"  # a template that knows the deadline said so itself
             progress(done, len(lines))
     finally:
         stop.set()
-    late = len(lines) - done
+    late += len(lines) - done
     commonest, times = failures.commonest()
     return Summary(len(lines), ok, len(lines) - ok, late, resumed, commonest, times)
 

@@ -28,6 +28,7 @@ from tourkit.pipelines.record import Record, failure, record_of
 from tourkit.pipelines.templates import load_template
 
 _ENDED = "TemplateEnded"
+_MARGIN = 1.0  # seconds between the deadline that a template gets and the run's: a record must be back before that
 
 
 class Child:
@@ -39,7 +40,7 @@ class Child:
     def __init__(self, path: Path, client: Client, concurrency: int, ends: float) -> None:
         self._settings = {
             "path": str(path),
-            "client": client.settings(),
+            "client": client.settings() | {"ends": ends - min(_MARGIN, 0.1 * max(0.0, ends - time.monotonic()))},
             "concurrency": concurrency,
             "offline": offline.handed_down(),
         }
