@@ -131,11 +131,8 @@ bench: $(DEV)/ready ## tourkit beside its peers, as ratios of interleaved runs
 	$(DEV)/bin/python -m pip install -q "llama-cpp-python[server]"
 	$(DEV)/bin/python bench/structured_http.py --peers
 	$(DEV)/bin/python bench/serving.py
-<<<<<<< HEAD
 	$(DEV)/bin/python bench/documents.py
-=======
 	$(DEV)/bin/python bench/answers.py
->>>>>>> w-answers
 	$(DEV)/bin/python bench/hostile.py
 
 fuzz: $(DEV)/ready ## 14,000 generated constraints and 14,000 bodies against a running server, and 35,000 files: half an hour, before a release
