@@ -7,7 +7,7 @@ TINY   := .venv-tiny
 HF     := .venv-transformers
 ORT    := .venv-onnx
 VLLM   := .venv-vllm
-# llama-cpp-python comes as source: built once, about two minutes on two cores, and used by every environment. Only what
+# llama-cpp-python comes as source: built once, two to three minutes on two cores, and used by every environment. Only what
 # tourkit uses is built: no images and no tools of llama.cpp.
 WHEELS := .wheels
 LEAN   := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE='$(CURDIR)/tourkit/fetch/wheels/llama.cmake'
