@@ -44,7 +44,7 @@ demo: $(RUN)/ready ## the whole trip on two real models of 90 MB: prefetch, veri
 picture: $(RUN)/ready ## record docs/demo.svg, the picture of the demo
 	PATH=$(CURDIR)/$(RUN)/bin:$$PATH $(RUN)/bin/python -m tools.terminal_picture --out docs/demo.svg \
 		--keep '^▸ (Download|Check|Questions|\d|A vote|Search)' --keep '^  \$$ tourkit (prefetch|verify)' \
-		--keep '^  bundle: | right$$|^All steps' --pair 'capital of France|17 \+ 25|music in November' \
+		--keep '^  bundle: | right$$|^All steps' --pair 'the capital of France[?]|What is 17|music in November' \
 		-- tourkit demo --keep build/demo
 
 test: $(DEV)/ready ## every test; no GPU, no downloaded weights; one test asks the package index, and skips without it
