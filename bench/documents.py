@@ -16,18 +16,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,7 +32,7 @@ from typing import Any
 
 import build_llama_cpp
 from portable_vs_native import weights
-from servers import Limits, Server, llama_server
+from servers import Limits, Server, llama_server, tourkit
 
 from tourkit.planning.model_shape import of_file
 
@@ -146,20 +143,12 @@ def run_pass(server: Server, texts: list[str], question: str, clients: int) -> P
         details = answer["usage"].get("prompt_tokens_details") or {}
         return took, answer["choices"][0]["message"]["content"], int(details.get("cached_tokens", 0))
 
-    used, started = processor_seconds(server.process.pid), time.perf_counter()
+    used, started = server.cpu_seconds(), time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         found = list(pool.map(ask, texts))
-    seconds, used = time.perf_counter() - started, processor_seconds(server.process.pid) - used
+    seconds, used = time.perf_counter() - started, server.cpu_seconds() - used
     latencies, answers, cached = zip(*found, strict=True)
     return Pass(seconds, used, list(latencies), list(answers), sum(cached))
-
-
-def processor_seconds(pid: int) -> float:
-    """Return the processor time of a process and its children so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return own + sum(processor_seconds(int(child)) for child in children)
 
 
 def _post(server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -170,22 +159,11 @@ def _post(server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def tourkit(gguf: Path, *more: str) -> Iterator[Server]:
-    """Run `tourkit serve FILE`. `more`: extra options, such as --prompt-cache."""
-    command = [sys.executable, "-m", "tourkit", "serve", str(gguf), "--port", "0", "--offline", "--role", "tool"]
-    command += ["--slots", str(LIMITS.slots), "--context", str(LIMITS.context), *more]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    try:
-        host = next(found[1] for line in process.stdout if (found := re.search(r"http://([\d.:]+)/v1", line)))
-        next(line for line in process.stderr if line.startswith("ready:"))
-        server = Server("tourkit", host, "tool", process)
+def warm(starting: AbstractContextManager[Server]) -> Iterator[Server]:
+    """Start a server, and let it answer once: its first answer takes longer than later ones."""
+    with starting as server:
         server.chat("Hello", max_tokens=1)
         yield server
-    finally:
-        process.terminate()
-        process.communicate()
 
 
 # --- the three kinds of work ----------------------------------------------------------------------------------------
@@ -195,9 +173,12 @@ def asked_again(gguf: Path, binaries: Path, number: int, seed: int, report: Repo
     """Run the passes of a row on both servers, one after the other, over `most` documents at most."""
     row = ROWS[number]
     count = min(row.count, most)
-    starters = {"tourkit": partial(tourkit, gguf), "llama-server": partial(llama_server, gguf, binaries, LIMITS)}
+    starters = {
+        "tourkit": partial(tourkit, gguf, LIMITS),
+        "llama-server": partial(llama_server, gguf, binaries, LIMITS),
+    }
     with ExitStack() as running:
-        servers = [running.enter_context(starter()) for starter in starters.values()]
+        servers = [running.enter_context(warm(starter())) for starter in starters.values()]
         servers[1].chat("Hello", max_tokens=1)
         texts = documents(count, row.length, 100 * seed + number, servers[0])
         for at, clients in enumerate(row.clients):
@@ -219,8 +200,9 @@ def twice(gguf: Path, seed: int, report: Report, count: int) -> None:
     per_document = (SHORT + 60) * 2 * sum(shape.kv)  # with the chat template, a question and an answer
     title = f"twice as many as fit ({count} of {SHORT} tokens)"
     with ExitStack() as running:
-        held = running.enter_context(tourkit(gguf, "--prompt-cache", f"{count // 2 * per_document // 1024}KiB"))
-        bare = running.enter_context(tourkit(gguf, "--prompt-cache", "0"))
+        room = f"{count // 2 * per_document // 1024}KiB"
+        held = running.enter_context(warm(tourkit(gguf, LIMITS, "--prompt-cache", room)))
+        bare = running.enter_context(warm(tourkit(gguf, LIMITS, "--prompt-cache", "0")))
         texts = documents(count, SHORT, 100 * seed + 50, held)
         pair = {WITH: held, WITHOUT: bare}
         for at in range(3):
@@ -235,12 +217,12 @@ def restart(gguf: Path, seed: int, report: Report, count: int) -> None:
     """Pass over documents, stop the server, start it again with the same --prompt-cache-dir, and pass again."""
     title = f"a restart with --prompt-cache-dir ({count} of {LONG} tokens)"
     with tempfile.TemporaryDirectory(prefix="tourkit-prompts-") as folder:
-        with tourkit(gguf, "--prompt-cache-dir", folder) as server:
+        with warm(tourkit(gguf, LIMITS, "--prompt-cache-dir", folder)) as server:
             texts = documents(count, LONG, 100 * seed + 60, server)
             report.add(title, 1, WITH, run_pass(server, texts, QUESTIONS[0], 1))
-        with tourkit(gguf, "--prompt-cache-dir", folder) as server:
+        with warm(tourkit(gguf, LIMITS, "--prompt-cache-dir", folder)) as server:
             kept = run_pass(server, texts, QUESTIONS[1], 1)
-    with tourkit(gguf) as server:
+    with warm(tourkit(gguf, LIMITS)) as server:
         fresh = run_pass(server, texts, QUESTIONS[1], 1)
     report.add(title, 2, WITH, kept)
     report.add(title, 2, WITHOUT, fresh)
