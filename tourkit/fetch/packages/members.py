@@ -49,7 +49,7 @@ class Wheel:
         self._twice: set[str] = set()
         for info in archive.infolist():
             if not info.filename.isprintable():
-                raise WrongContent(f"{name}: {info.filename!r} is no name of a file: {_FIX}")
+                raise WrongContent(f"{name}: {info.filename!r} is not a file name: {_FIX}")
             if info.filename in self._infos:
                 self._twice.add(info.filename)
             self._infos[info.filename] = info
@@ -110,7 +110,8 @@ class Wheel:
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as exc:
             raise WrongContent(f"{self.name}: {member.path}: damaged ({one_line(str(exc))}): {_FIX}") from exc
         if count != member.size:
-            raise WrongContent(f"{self.name}: {member.path}: it has not the {member.size} bytes that it states: {_FIX}")
+            what = f"it does not have the {member.size} bytes that it states"
+            raise WrongContent(f"{self.name}: {member.path}: {what}: {_FIX}")
 
 
 @contextlib.contextmanager
