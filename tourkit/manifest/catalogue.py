@@ -146,13 +146,14 @@ def smallest(model: Model, stack: str | None = None) -> SizedVariant | None:
 def memory(model: Model, weights: int) -> int:
     """Return the bytes of the weights and of a 16-bit KV cache for one sequence of CONTEXT tokens."""
     arch = model.arch
-    if arch is None or "embed" in model.roles:  # an embedding model keeps no KV cache between calls
+    if arch is None or model.only_reads:  # it keeps no KV cache between calls
         return weights
     tokens = min(CONTEXT, model.context)
     windowed = 0
     if arch.sliding_window is not None:
         windowed = arch.n_layers if arch.sliding_layers is None else arch.sliding_layers
-    cells = (arch.n_layers - windowed) * tokens + windowed * min(tokens, arch.sliding_window or tokens)
+    whole = (arch.n_layers - windowed) // (arch.full_attention_interval or 1)
+    cells = whole * tokens + windowed * min(tokens, arch.sliding_window or tokens)
     return weights + 2 * cells * arch.n_kv_heads * arch.head_dim * _KV_BYTES
 
 
@@ -171,6 +172,7 @@ def as_json(model: Model, stack: str | None = None) -> dict[str, Any]:
         "gated": model.gated,
         "context": model.context,
         "params": model.params,
+        "base": model.base,
         "roles": list(model.roles),
         "languages": list(model.languages),
         "summary": model.summary,

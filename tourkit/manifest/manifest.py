@@ -15,7 +15,7 @@ from typing import Any
 
 from tourkit import data
 from tourkit.errors import ManifestError
-from tourkit.manifest import adapters, assets
+from tourkit.manifest import adapters, assets, base_models
 from tourkit.manifest.models import ROLES, Arch, Manifest, Model, Part, Variant, wheel_repo
 from tourkit.manifest.paths import path_problem
 from tourkit.manifest.validation import did_you_mean, dotted_step, raise_problems, schema_problems
@@ -35,6 +35,7 @@ def load(ref: str | Path) -> Manifest:
     ids = [id_ for ids in raw["roles"].values() for id_ in ids]
     models = adapters.with_bases(ids, lambda id_: _model(id_, own[id_]) if id_ in own else _catalogue_model(id_))
     raise_problems(path, adapters.problems(models))
+    raise_problems(path, base_models.problems(raw["roles"], models))
     manifest = Manifest(
         name=raw["name"],
         summary=raw.get("summary", ""),
@@ -201,6 +202,7 @@ def _model(id_: str, raw: dict[str, Any]) -> Model:
         languages=tuple(raw.get("languages", ())),
         adapts=raw.get("adapts"),
         chat_template=raw.get("chat_template"),
+        base=raw.get("base", False),
     )
 
 

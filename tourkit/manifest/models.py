@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-ROLES = ("brain", "fast", "tool", "graph", "embed")
+CHAT_ROLES = ("brain", "fast", "tool", "graph")  # their models answer chats
+ROLES = (*CHAT_ROLES, "embed", "rerank")
+NOT_SERVED = ("rerank",)  # such a role is fetched and planned, but no server answers for it yet
 FORMATS = ("gguf", "safetensors", "onnx")
 
 
@@ -135,7 +137,10 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Arch:
-    """The numbers that size the KV cache. `sliding_layers` layers look back `sliding_window` tokens only."""
+    """The numbers that size the KV cache. `sliding_layers` layers look back `sliding_window` tokens only.
+
+    `full_attention_interval`: only every such layer has a KV cache, the others have a state of fixed size.
+    """
 
     n_layers: int
     n_heads: int
@@ -145,6 +150,7 @@ class Arch:
     vocab_size: int
     sliding_window: int | None = None
     sliding_layers: int | None = None
+    full_attention_interval: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +158,7 @@ class Model:
     """One upstream model. `context` is in tokens. None or an empty tuple means that no source states the value.
 
     `architecture` is transformers' model_type. `roles` are hints. "multilingual" in `languages` means many more.
+    `base`: it only continues texts, so it answers no chats unless it has a `chat_template`.
     """
 
     id: str
@@ -169,6 +176,12 @@ class Model:
     languages: tuple[str, ...] = ()
     adapts: str | None = None  # the id of the model this LoRA adapter is for
     chat_template: str | None = None  # Jinja source, for weights without a chat template
+    base: bool = False
+
+    @property
+    def only_reads(self) -> bool:
+        """True if it makes embeddings or scores, and writes no text."""
+        return bool(self.roles) and not set(self.roles) & set(CHAT_ROLES)
 
 
 @dataclass(frozen=True, slots=True)
