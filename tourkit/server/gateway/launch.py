@@ -90,7 +90,7 @@ def _serve(
     source: Source, options: ServeOptions, gateway: GatewayOptions, on_ready: Callable[[Urls, Plan], None]
 ) -> None:
     machine = _hardware(options)
-    source, options, unserved = _served_part(source, options)
+    source, options, unserved = served_part(source, options)
     made = _plan(source, options, machine, options.roles)
     for line in unserved:
         gateway.say(line)
@@ -105,7 +105,7 @@ def _serve(
     app.serve(placements, gateway, net.listen(options.host, options.port), lambda urls: on_ready(urls, made))
 
 
-def _served_part(source: Source, options: ServeOptions) -> tuple[Source, ServeOptions, tuple[str, ...]]:
+def served_part(source: Source, options: ServeOptions) -> tuple[Source, ServeOptions, tuple[str, ...]]:
     """Return source and options without the roles that no server answers for yet, and a line for each such role.
 
     Raises NotSo if no other role is left.
