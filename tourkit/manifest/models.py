@@ -139,7 +139,8 @@ class Variant:
 class Arch:
     """The numbers that size the KV cache. `sliding_layers` layers look back `sliding_window` tokens only.
 
-    `full_attention_interval`: only every such layer has a KV cache, the others have a state of fixed size.
+    Of a hybrid model, `attention_layers` layers have a KV cache (None: all of them). The other layers together keep
+    `state_values` numbers for one sequence, whatever its length.
     """
 
     n_layers: int
@@ -150,15 +151,17 @@ class Arch:
     vocab_size: int
     sliding_window: int | None = None
     sliding_layers: int | None = None
-    full_attention_interval: int | None = None
+    attention_layers: int | None = None
+    state_values: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """One upstream model. `context` is in tokens. None or an empty tuple means that no source states the value.
 
-    `architecture` is transformers' model_type. `roles` are hints. "multilingual" in `languages` means many more.
-    `base`: it only continues texts, so it answers no chats unless it has a `chat_template`.
+    `architecture` is transformers' model_type. `roles` are hints. `languages` are those that the publisher names.
+    "multilingual" among them means that it claims more without naming them. `base`: the model only continues texts, so
+    it answers no chats unless it has a `chat_template`.
     """
 
     id: str

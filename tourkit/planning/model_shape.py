@@ -79,15 +79,22 @@ def of_model(model: Model) -> Shape | None:
 def of_arch(arch: Arch, context: int) -> Shape:
     """Return the shape of the catalogue's numbers.
 
-    The catalogue has no feed-forward width: four times the model's width is assumed, an upper bound. It does not have
-    the size of recurrent states either: they are not counted.
+    The catalogue has no feed-forward width: four times the model's width is assumed, an upper bound. It does not say
+    which layers of a hybrid model have a KV cache: they are spread evenly, as in Qwen3.5.
     """
-    layer = 2 * arch.n_kv_heads * arch.head_dim
-    every = arch.full_attention_interval or 1
-    kv = tuple(0 if (number + 1) % every else layer for number in range(arch.n_layers))
-    windows = (0,) * arch.n_layers
-    width = arch.hidden_size
-    return Shape(kv, windows, width, 4 * width, arch.vocab_size, context, "the catalogue", head=arch.head_dim)
+    layers, attending = arch.n_layers, arch.attention_layers or arch.n_layers
+    each = 2 * arch.n_kv_heads * arch.head_dim
+    return Shape(
+        kv=tuple(each * ((i + 1) * attending // layers - i * attending // layers) for i in range(layers)),
+        windows=(0,) * layers,
+        width=arch.hidden_size,
+        feed_forward=4 * arch.hidden_size,
+        vocab=arch.vocab_size,
+        context=context,
+        source="the catalogue",
+        head=arch.head_dim,
+        state=_STATE_BYTES * (arch.state_values or 0),
+    )
 
 
 def of_size(size: int, bits: int, context: int) -> Shape:
