@@ -70,7 +70,7 @@ def _models(models: Iterable[Model]) -> Iterator[str]:
             model.license + (", gated" if model.gated else ""),
             catalogue.terms(model.license).use,
             str(model.context),
-            ", ".join(model.languages) or "not stated",
+            catalogue.languages_text(model.languages),
             ", ".join(model.roles),
             size_text(catalogue.memory(model, small.size)) if small else "not stated",
             "<br>".join(f"{form}: {', '.join(quants)}" for form, quants in _by_format(model).items()),

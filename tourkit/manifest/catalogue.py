@@ -16,6 +16,7 @@ from tourkit.units import size_text
 
 CONTEXT = 4096  # tokens of the one sequence whose KV cache `memory` counts
 MANY = "multilingual"
+_SHOWN = 12  # of a list of languages, for people
 _KV_BYTES = 2  # a 16-bit key or value
 _STATE_BYTES = 4  # a number in the state of a hybrid model's layer
 
@@ -140,6 +141,17 @@ def _may_speak(model: Model, language: str) -> bool:
     """Return True if no source says whether the model speaks the language: it claims many, or nothing at all."""
     open_list = not model.languages or (MANY in model.languages and language.lower() != "code")
     return open_list and not speaks(model, language)
+
+
+def languages_text(languages: Sequence[str]) -> str:
+    """Return languages as people read them: a long list is cut."""
+    codes = [code for code in languages if code != MANY]
+    text = ", ".join(codes[:_SHOWN]) if len(codes) > _SHOWN + 1 else ", ".join(codes)
+    if len(codes) > _SHOWN + 1:
+        return f"{text} and {len(codes) - _SHOWN} more"
+    if MANY in languages:
+        return f"{text} and more" if text else "many, none named"
+    return text or "not stated"
 
 
 def stacks(model: Model) -> tuple[str, ...]:

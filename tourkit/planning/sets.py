@@ -21,6 +21,7 @@ SIZES = tuple(size * GIB for size in (2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64
 RAM_BESIDE_GPU = 32 * GIB
 _THREADS = 8  # no memory depends on it
 _ANSWERING = ("brain", "fast")  # the roles that people read answers of
+_RUSSIAN = "ru"  # the language of the contest that the sets were made for
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,16 @@ class OnStack:
 
 @dataclass(frozen=True, slots=True)
 class SetFacts:
-    """A role set. `languages`: those for which both brain and fast have a model; empty if none is stated."""
+    """A role set. `languages`: those that brain and fast both have a model for; empty if no publisher names any.
+
+    `russian`: the roles whose first model has a publisher that names Russian.
+    """
 
     name: str
     summary: str
     roles: dict[str, tuple[str, ...]]
     languages: tuple[str, ...]
+    russian: tuple[str, ...]
     stacks: tuple[OnStack, ...]
 
 
@@ -72,6 +77,7 @@ def facts_of(manifest: Manifest, lock: Lock | None) -> SetFacts:
         manifest.summary,
         dict(manifest.roles),
         _languages(manifest),
+        tuple(role for role, ids in manifest.roles.items() if speaks(manifest.models[ids[0]], _RUSSIAN)),
         tuple(_on_stack(manifest, lock, stack) for stack in stacks),
     )
 
