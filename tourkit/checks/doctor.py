@@ -51,6 +51,7 @@ def _of_bundle(hardware: Hardware, bundle: Path, index: Index, *, load: bool) ->
     yield bundles.files_finding(bundle)
     yield from wheels.findings(wheels.targets_of(file.path for file in index.files), hardware)
     yield system.exec_finding("exec on drive", bundle)
+    yield from bundles.architecture_findings(bundle, index)
     plan, found = bundles.plan_findings(bundle, index, hardware)
     yield from found
     sizes = {file.path: file.size for file in index.files if file.path.startswith("models/")}
