@@ -13,7 +13,6 @@ from tourkit.bundle.index import Index
 from tourkit.errors import NotSo
 from tourkit.hardware.machine import Hardware, InstalledStack
 from tourkit.manifest import manifest
-from tourkit.manifest.catalogue import memory
 from tourkit.manifest.models import Arch, Model, Variant
 from tourkit.planning.model_shape import Shape, of_file, of_model
 from tourkit.planning.plan import Plan, served
@@ -113,15 +112,6 @@ def test_an_encoder_of_the_catalogue_has_no_kv_cache() -> None:
     assert decoder is not None
     assert not any(encoder.kv)
     assert all(decoder.kv)
-
-
-def test_only_every_fourth_layer_of_a_hybrid_model_of_the_catalogue_has_a_kv_cache() -> None:
-    hybrid = Arch(32, 16, 4, 256, 2560, 248_320, full_attention_interval=4)
-    found = of_model(model("tool", arch=hybrid))
-
-    assert found is not None
-    assert found.kv == (0, 0, 0, 2 * 4 * 256) * 8
-    assert memory(model("tool", arch=hybrid), 0) * 4 == memory(model("tool"), 0)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from tools.arch import templates
-from tools.arch.tiny import BERT, CONTEXT, GROUPED, LLAMA_3_ROPE, TIED, USUAL, Tiny
+from tools.arch.tiny import BERT, CONTEXT, GROUPED, TIED, Tiny
 
 _FOUR = GROUPED | {"num_hidden_layers": 4}
 _WIDE_HEADS = GROUPED | {"head_dim": 32}
-_PHI = GROUPED | {"sliding_window": None, "original_max_position_embeddings": CONTEXT}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 _QWEN_3_5 = _FOUR | {
     "head_dim": 64,
@@ -121,28 +120,12 @@ _WRITERS = (
         fields=_WIDE_HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16},
     ),
     Tiny(
-        families=("llama-3.2",),
-        architecture="llama",
-        config="LlamaConfig",
-        vocabulary="llama-3",
-        template=templates.LLAMA_3,
-        fields=GROUPED | {"tie_word_embeddings": True, "rope_parameters": LLAMA_3_ROPE},
-    ),
-    Tiny(
         families=("ministral-3",),
         architecture="ministral3",
         config="Ministral3Config",
         vocabulary="tekken",
         template=templates.MISTRAL,
         fields=_WIDE_HEADS | {"rope_parameters": _YARN},
-    ),
-    Tiny(
-        families=("mistral-small-3",),
-        architecture="mistral",
-        config="MistralConfig",
-        vocabulary="tekken",
-        template=templates.MISTRAL,
-        fields=_WIDE_HEADS | {"sliding_window": None},
     ),
     Tiny(
         families=("lfm2.5",),
@@ -218,33 +201,6 @@ _WRITERS = (
         template=templates.PHI_4,
         fields=GROUPED
         | {"sliding_window": None, "original_max_position_embeddings": 2048, "tie_word_embeddings": True},
-    ),
-    Tiny(
-        families=("phi-4",),
-        architecture="phi3",
-        config="Phi3Config",
-        vocabulary="phi-4",
-        template=templates.PHI_4,
-        fields=_PHI,
-    ),
-    Tiny(
-        families=("glm-4.7-flash",),
-        architecture="glm4_moe_lite",
-        config="Glm4MoeLiteConfig",
-        vocabulary="glm4",
-        template=templates.GLM,
-        fields=USUAL
-        | {
-            "num_key_value_heads": 4,
-            "kv_lora_rank": 32,
-            "q_lora_rank": 48,
-            "qk_rope_head_dim": 16,
-            "qk_nope_head_dim": 32,
-            "v_head_dim": 32,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 64,
-        },
     ),
 )
 

@@ -50,7 +50,6 @@ _TEKKEN = (*_MISTRAL, "<|im_start|>", "<|im_end|>")
 _LFM = ("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _GRANITE = ("<|pad|>", "<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>")
 _PHI_4 = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
-_GLM = ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>")
 _FALCON = (">>TITLE<<", ">>ABSTRACT<<", ">>INTRODUCTION<<", ">>SUMMARY<<", "<|endoftext|>")
 _XLM = ("<s>", "<pad>", "</s>", "<unk>")
 
@@ -94,7 +93,6 @@ KINDS = {
     "o200k": Kind(
         *("bpe", "<|endoftext|>", "<|end|>", "GPT2Tokenizer", "gpt-4o"), last=_PHI_4, pad="<|endoftext|>"
     ),
-    "phi-4": Kind("bpe", "<|endoftext|>", "<|end|>", "GPT2Tokenizer", "dbrx", last=_PHI_4, pad="<|endoftext|>"),
     "tekken": Kind(
         *("bpe", "<s>", "</s>", "PreTrainedTokenizerFast", "tekken"), first=_TEKKEN, adds_bos=True, unk="<unk>"
     ),
@@ -105,7 +103,6 @@ KINDS = {
     "granite": Kind(
         *("bpe", "<|end_of_text|>", "<|end_of_text|>", "GPT2Tokenizer", "dbrx"), last=_GRANITE, pad="<|pad|>"
     ),
-    "glm4": Kind("bpe", None, "<|endoftext|>", "PreTrainedTokenizerFast", "glm4", last=_GLM, pad="<|endoftext|>"),
     "smollm": Kind(
         *("bpe", "<|im_start|>", "<|im_end|>", "GPT2Tokenizer", "smollm"),
         first=_CHATML, unk="<|endoftext|>", pad="<|im_end|>",

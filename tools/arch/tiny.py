@@ -13,7 +13,7 @@ class Tiny:
     `architecture`: as in the catalogue. `config`: the class in transformers, with `fields`. `published`: keys of the
     published config.json that the class lacks or names differently; None removes a key. `pooling`: how an embedding
     model makes one vector of the tokens' vectors: "mean", "cls" or "last"; "rank" for a reranker. `options`: of
-    llama.cpp's converter. `catalogued`: False for a family of which the catalogue has no model yet.
+    llama.cpp's converter.
     """
 
     families: tuple[str, ...]
@@ -26,7 +26,6 @@ class Tiny:
     pooling: str = ""
     padding: int = 64  # the vocabulary is padded to a multiple of this, as published weights are
     options: tuple[str, ...] = ()
-    catalogued: bool = True
 
     @property
     def name(self) -> str:

@@ -28,7 +28,7 @@ _O200K = (
     r"|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_WHOLE_WORDS = ("llama-bpe", "lfm2", "tekken", "glm4")  # kinds that take a word of the vocabulary without merges
+_WHOLE_WORDS = ("llama-bpe", "lfm2", "tekken")  # kinds that take a word of the vocabulary without merges
 
 
 def write(kind: Kind, folder: Path, template: str) -> int:
@@ -83,7 +83,7 @@ def _cut(pre: str) -> Any:
         return pre_tokenizers.Split(Regex(pattern), behavior)
 
     match pre:
-        case "llama-bpe" | "lfm2" | "dbrx" | "glm4":
+        case "llama-bpe" | "lfm2" | "dbrx":
             return pre_tokenizers.Sequence([split(_CL100K.replace("DIGITS", "{1,3}")), byte_level])
         case "qwen2":
             return pre_tokenizers.Sequence([split(_CL100K.replace("DIGITS", "")), byte_level])
