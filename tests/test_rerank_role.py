@@ -9,9 +9,11 @@ import pytest
 from described_index import index
 from gguf_files import write_bert
 
+from tourkit.backends import transformers
 from tourkit.bundle.index import Index
-from tourkit.errors import NotSo
+from tourkit.errors import LocalError, NotSo
 from tourkit.hardware.machine import Hardware, InstalledStack
+from tourkit.launch import Launch
 from tourkit.manifest import manifest
 from tourkit.manifest.models import Arch, Model, Variant
 from tourkit.planning.model_shape import Shape, of_file, of_model
@@ -154,3 +156,13 @@ def test_nothing_is_said_if_no_reranker_is_asked_for() -> None:
 def test_serve_refuses_a_reranker_alone(roles: tuple[str, ...]) -> None:
     with pytest.raises(NotSo, match=r"^role rerank: the bundle: this version does not serve it yet: serve another"):
         served_part(source(offered({"rerank": ("scorer",)})), ServeOptions(roles=roles))
+
+
+def test_safetensors_of_a_reranker_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "xlm-roberta", "architectures": ["XLMRobertaForSequenceClassification"]}'
+    )
+    (tmp_path / "model.safetensors").write_bytes(b"{}".rjust(10, b"\0"))
+
+    with pytest.raises(LocalError, match=r"a reranker \(it gives scores\) is not supported: choose another model"):
+        transformers.load(Launch("m", "transformers", str(tmp_path), 1, 512, 1))

@@ -142,11 +142,20 @@ def embeds(tried: Tried) -> None:
             raise Failed(f"the vector of {text!r} is another one (cosine {cosine:.3f})")
 
 
+# --- steps of a reranker ---------------------------------------------------------------------------------------------
+
+
+def reranks(tried: Tried) -> None:
+    """Check that there is a score for each text."""
+    rows = tried.ask("/v1/rerank", query=TEXTS[0], documents=TEXTS[1:])["results"]
+    _expect(len(rows), len(TEXTS) - 1, "scores")
+
+
 Step = Callable[[Tried], None]
 READ = "read"
 WRITER: dict[str, Step] = {"load": loads, READ: reads, "chat": chats, "end": ends, "extract": extracts}
 EMBEDDER: dict[str, Step] = {"load": loads, "embed": embeds}
-RERANKER: dict[str, Step] = {"load": loads}
+RERANKER: dict[str, Step] = {"load": loads, "rerank": reranks}
 
 
 def _steps(tiny: Tiny) -> dict[str, Step]:

@@ -174,7 +174,7 @@ def _of_config(config: dict[str, Any]) -> Shape:
         experts_used=max(1, number("num_experts_per_tok", default=1)),
         embeds=embeds,
         state=_STATE_BYTES * states.total,
-        reranks=embeds and _scores(config),
+        reranks=embeds and reranks_by(config),
     )
 
 
@@ -196,7 +196,7 @@ def embeds_by(config: dict[str, Any]) -> bool:
     return config.get("model_type") in _ENCODERS and not config.get("is_decoder")
 
 
-def _scores(config: dict[str, Any]) -> bool:
+def reranks_by(config: dict[str, Any]) -> bool:
     """Return whether a config.json describes a model with a head that gives scores."""
     return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
 
