@@ -21,6 +21,7 @@ _MAMBA = {
     "mamba_d_head": 32,
     "mamba_d_state": 32,
     "mamba_n_groups": 1,
+    "mamba_chunk_size": 32,  # of transformers' slow scan, whose time grows with it
 }
 _GRANITE = {
     "embedding_multiplier": 12.0,
@@ -37,12 +38,15 @@ _GEMMA_3 = TIED | {
 }
 _YARN = {
     "rope_type": "yarn",
-    "rope_theta": 1000000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 512,
-    "max_position_embeddings": CONTEXT,
+    "rope_theta": 150000.0,
+    "factor": 32.0,
+    "original_max_position_embeddings": CONTEXT // 32,
     "beta_fast": 32.0,
     "beta_slow": 1.0,
+}
+_MINISTRAL_ROPE = _YARN | {
+    "rope_theta": 1000000.0,
+    "max_position_embeddings": CONTEXT,
     "mscale_all_dim": 1.0,
     "mscale": 1.0,
     "llama_4_scaling_beta": 0.1,
@@ -117,7 +121,13 @@ _WRITERS = (
         config="GptOssConfig",
         vocabulary="harmony",
         template=templates.HARMONY,
-        fields=_WIDE_HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16},
+        fields=_WIDE_HEADS
+        | {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 16,
+            "rope_parameters": _YARN | {"truncate": False},
+        },
     ),
     Tiny(
         families=("ministral-3",),
@@ -125,7 +135,7 @@ _WRITERS = (
         config="Ministral3Config",
         vocabulary="tekken",
         template=templates.MISTRAL,
-        fields=_WIDE_HEADS | {"rope_parameters": _YARN},
+        fields=_WIDE_HEADS | {"rope_parameters": _MINISTRAL_ROPE},
     ),
     Tiny(
         families=("lfm2.5",),
@@ -190,6 +200,7 @@ _WRITERS = (
             "mamba_head_dim": 32,
             "ssm_state_size": 32,
             "n_groups": 1,
+            "chunk_size": 32,
         },
         published={"layers_block_type": None, "hybrid_override_pattern": "M-*-", "num_experts_per_tok": None},
     ),
