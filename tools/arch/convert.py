@@ -35,6 +35,7 @@ def to_gguf(tiny: Tiny, folder: Path) -> str:
     # The converter recognises a tokenizer by a hash of the tokens of a fixed text. The tokenizers made here are of
     # known kinds, but have other hashes.
     pre = KINDS[tiny.vocabulary].pre
+    script.unpublished = {key for key, value in tiny.published.items() if value is None}
     script.TextModel.get_vocab_base_pre = (lambda self, tokenizer: pre) if pre else script.known_pre
     # llama.cpp uses the name to recognise Phi-3's control tokens.
     arguments = ["--outtype", "f32", "--model-name", tiny.name, "--outfile", str(target), *tiny.options]
@@ -70,7 +71,8 @@ def _script() -> Any:
         # the kinds of layers: Granite's "mamba" and "attention".
         def load_hparams(folder: Path, is_mistral_format: bool) -> dict[str, Any]:
             written: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            return read(folder, is_mistral_format) | written
+            found = read(folder, is_mistral_format) | written
+            return {key: value for key, value in found.items() if key not in script.unpublished}
 
         ModelBase.load_hparams = staticmethod(load_hparams)
     return script

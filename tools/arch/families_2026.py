@@ -16,6 +16,7 @@ _QWEN_3_5 = _FOUR | {
     "linear_value_head_dim": 32,
     "layer_types": ["linear_attention"] * 3 + ["full_attention"],
 }
+_LFM = _FOUR | {"tie_word_embeddings": True, "layer_types": ["conv", "conv", "full_attention", "conv"]}
 _MAMBA = {
     "mamba_n_heads": 8,
     "mamba_d_head": 32,
@@ -99,8 +100,8 @@ _WRITERS = (
         families=("gemma-4",),
         architecture="gemma4_text",
         config="Gemma4TextConfig",
-        vocabulary="gemma",
-        template=templates.GEMMA,
+        vocabulary="gemma-4",
+        template=templates.GEMMA_4,
         fields=TIED
         | {
             "num_hidden_layers": 6,
@@ -143,7 +144,7 @@ _WRITERS = (
         config="Lfm2Config",
         vocabulary="lfm2",
         template=templates.CHATML_BOS,
-        fields=_FOUR | {"layer_types": ["conv", "conv", "full_attention", "conv"]},
+        fields=_LFM,
     ),
     Tiny(
         families=("lfm2.5-moe",),
@@ -151,7 +152,7 @@ _WRITERS = (
         config="Lfm2MoeConfig",
         vocabulary="lfm2",
         template=templates.CHATML_BOS,
-        fields=_FOUR | _EXPERTS | {"num_dense_layers": 1, "layer_types": ["conv", "conv", "full_attention", "conv"]},
+        fields=_LFM | _EXPERTS | {"num_dense_layers": 1},
     ),
     Tiny(
         families=("granite-4",),

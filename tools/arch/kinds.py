@@ -12,6 +12,7 @@ class Kind:
     """One kind of tokenizer. `pre`: llama.cpp's name for how text is split before merging.
 
     `first`, `last`: control tokens before and after the trained ones. `text`: added tokens that are plain text.
+    `extra`: control tokens that tokenizer_config.json lists as such.
     """
 
     model: str  # "bpe" of bytes, "sentencepiece" BPE with bytes, "unigram", "wordpiece"
@@ -22,6 +23,7 @@ class Kind:
     first: tuple[str, ...] = ()
     last: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
     adds_bos: bool = False
     adds_eos: bool = False
     prefix_space: bool = True  # sentencepiece only: a space before every text
@@ -35,6 +37,8 @@ _YI = ("<unk>", "<|startoftext|>", "<|endoftext|>", "<|Human|>", "<|Assistant|>"
 _MISTRAL = (*_LLAMA, "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]")
 _GEMMA_UNUSED = ("<mask>", "<2mass>", "[@BOS@]", *(f"<unused{i}>" for i in range(99)))
 _GEMMA = ("<pad>", "<eos>", "<bos>", "<unk>", *_GEMMA_UNUSED, "<start_of_turn>", "<end_of_turn>")  # ids 106 and 107
+_TURNS = ("<|turn>", "<turn|>")
+_GEMMA_4 = ("<pad>", "<eos>", "<bos>", "<unk>", *_GEMMA_UNUSED, *_TURNS)
 _PHI_3 = ("<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|system|>", "<|end|>", "<|user|>")
 _LLAMA_3 = (
     "<|begin_of_text|>",
@@ -62,6 +66,10 @@ KINDS = {
     "gemma": Kind(
         *("sentencepiece", "<bos>", "<eos>", "GemmaTokenizer"),
         first=_GEMMA, adds_bos=True, prefix_space=False, unk="<unk>", pad="<pad>",
+    ),
+    "gemma-4": Kind(
+        *("sentencepiece", "<bos>", "<eos>", "GemmaTokenizer"),
+        first=_GEMMA_4, extra=_TURNS, adds_bos=True, prefix_space=False, unk="<unk>", pad="<pad>",
     ),
     "embeddinggemma": Kind(
         *("sentencepiece", "<bos>", "<eos>", "GemmaTokenizer"),

@@ -267,6 +267,8 @@ def _config(tokenizer: Any, kind: Kind, template: str) -> dict[str, Any]:
     }
     named = {"bos_token": kind.bos, "eos_token": kind.eos, "unk_token": kind.unk, "pad_token": kind.pad}
     found |= {name: text for name, text in named.items() if text is not None}
+    if kind.extra:
+        found["extra_special_tokens"] = list(kind.extra)
     if kind.model == "sentencepiece":
         found |= {"add_bos_token": kind.adds_bos, "add_eos_token": kind.adds_eos, "legacy": True}
     if kind.model == "wordpiece":
