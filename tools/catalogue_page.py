@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tourkit.manifest import catalogue, lock, manifest, models
+from tourkit.manifest import catalogue, languages, lock, manifest, models
 from tourkit.manifest.models import Manifest, Model
 from tourkit.units import size_text
 
@@ -70,7 +70,7 @@ def _models(models: Iterable[Model]) -> Iterator[str]:
             model.license + (", gated" if model.gated else ""),
             catalogue.terms(model.license).use,
             str(model.context),
-            catalogue.languages_text(model.languages),
+            languages.text(model.languages),
             ", ".join(model.roles),
             size_text(catalogue.memory(model, small.size)) if small else "not stated",
             "<br>".join(f"{form}: {', '.join(quants)}" for form, quants in _by_format(model).items()),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tourkit.commands.output import json_option, print_json, show
-from tourkit.manifest.catalogue import languages_text
+from tourkit.manifest import languages
 from tourkit.units import GIB, size_text
 
 if TYPE_CHECKING:
@@ -68,15 +68,14 @@ def _line(row: tuple[str, ...], widths: list[int]) -> str:
 
 def _row(facts: SetFacts, on: OnStack, *, first: bool) -> tuple[str, ...]:
     without = f" (not {', '.join(on.unfilled)})" if on.unfilled and on.ram is not None else ""
-    russian = "every role" if len(facts.russian) == len(facts.roles) else ", ".join(facts.russian) or "-"
     return (
         facts.name if first else "",
         on.stack,
         _size_text(on),
         _need_text(on.ram) + without,
         _need_text(on.vram),
-        russian if first else "",
-        languages_text(facts.languages) if first else "",
+        languages.russian_text(tuple(facts.roles), facts.russian) if first else "",
+        languages.text(facts.languages) if first else "",
     )
 
 

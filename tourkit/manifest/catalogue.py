@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tourkit.errors import UsageError
+from tourkit.manifest.languages import may_speak, speaks
 from tourkit.manifest.models import ROLES, Model
 from tourkit.stacks import STACKS
 from tourkit.units import size_text
 
 CONTEXT = 4096  # tokens of the one sequence whose KV cache `memory` counts
-MANY = "multilingual"
-_SHOWN = 12  # of a list of languages, for people
 _KV_BYTES = 2  # a 16-bit key or value
 _STATE_BYTES = 4  # a number in the state of a hybrid model's layer
 
@@ -107,7 +106,7 @@ def search(models: Iterable[Model], wish: Wish) -> Found:
         missing = [
             name
             for name, asked, known in (
-                ("language", wish.language, wish.language is None or not _may_speak(model, wish.language)),
+                ("language", wish.language, wish.language is None or not may_speak(model, wish.language)),
                 ("size", wish.memory, smallest(model, wish.stack) is not None),
             )
             if asked is not None and not known
@@ -126,32 +125,10 @@ def _stated_parts_fit(model: Model, wish: Wish) -> bool:
         (wish.license or "").lower() in model.license.lower()
         and (not wish.commercial or terms(model.license).use in ("yes", "conditional"))
         and (wish.role is None or wish.role in model.roles)
-        and (wish.language is None or speaks(model, wish.language) or _may_speak(model, wish.language))
+        and (wish.language is None or speaks(model, wish.language) or may_speak(model, wish.language))
         and (wish.stack is None or wish.stack in stacks(model))
         and (wish.memory is None or small is None or memory(model, small.size) <= wish.memory)
     )
-
-
-def speaks(model: Model, language: str) -> bool:
-    """Return True if the model's publisher names the language."""
-    return language.lower() in model.languages
-
-
-def _may_speak(model: Model, language: str) -> bool:
-    """Return True if no source says whether the model speaks the language: it claims many, or nothing at all."""
-    open_list = not model.languages or (MANY in model.languages and language.lower() != "code")
-    return open_list and not speaks(model, language)
-
-
-def languages_text(languages: Sequence[str]) -> str:
-    """Return languages as people read them: a long list is cut."""
-    codes = [code for code in languages if code != MANY]
-    text = ", ".join(codes[:_SHOWN]) if len(codes) > _SHOWN + 1 else ", ".join(codes)
-    if len(codes) > _SHOWN + 1:
-        return f"{text} and {len(codes) - _SHOWN} more"
-    if MANY in languages:
-        return f"{text} and more" if text else "many, none named"
-    return text or "not stated"
 
 
 def stacks(model: Model) -> tuple[str, ...]:
