@@ -290,8 +290,15 @@ def test_these_sets_are_wholly_resolved(name):
 
 @pytest.mark.parametrize(
     ("name", "fits"),
-    [("gpu-8gb", 8), ("gpu-40gb", 40), ("chinese", 20), ("code", 20), ("multilingual", 20)]
-    + [("cpu-16gb-2026", 16), ("tour-20gb-2026", 20)],
+    [
+        ("gpu-8gb", 8),
+        ("gpu-40gb", 40),
+        ("chinese", 20),
+        ("code", 20),
+        ("multilingual", 20),
+        ("cpu-16gb-2026", 16),
+        ("tour-20gb-2026", 20),
+    ],
 )
 def test_the_first_model_of_each_role_fits_the_memory_the_set_is_for(name, fits):
     wanted = manifest.load(name)
