@@ -138,7 +138,7 @@ BAD = {
     "no roles": (HEAD + MODEL, ["roles: missing"]),
     "empty roles": (HEAD + "[roles]\n" + MODEL, ["roles: {} is refused", "at least one role"]),
     "unknown key": ('sumary = "x"\n' + GOOD, ["sumary: unknown key", "did you mean 'summary'?"]),
-    "unknown key, nothing near": ("zzz = 1\n" + GOOD, ["zzz: unknown key", "known: assets, formats, models"]),
+    "unknown key, nothing near": ("zzz = 1\n" + GOOD, ["zzz: unknown key", "known: assets, defaults, formats, models"]),
     "unknown key with a newline": ('"a\\nb" = 1\n' + GOOD, ['"a\\nb": unknown key']),
     "model id with a newline": (renamed("a\\nb"), ['models."a\\nb"', "cannot be a model id"]),
     "unknown role": (changed("tool =", "brian ="), ["roles.brian: unknown key", "did you mean 'brain'?"]),

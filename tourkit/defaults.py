@@ -20,6 +20,7 @@ class Sampling:
     min_p: float | None = None
 
 
+UNSTATED = Sampling()
 # llama.cpp's own defaults (`common_params_sampling` in its common.h). Used for what no other source states.
 FALLBACK = Sampling(temperature=0.8, top_p=0.95, top_k=40, min_p=0.05)
 FALLBACK_SOURCE = "llama.cpp's default"
@@ -37,7 +38,7 @@ class RoleDefaults:
     thinking: bool | None = None
     effort: str = ""
     thinking_budget: int | None = None
-    sampling: Sampling = Sampling()
+    sampling: Sampling = UNSTATED
     sources: tuple[tuple[str, str], ...] = ()
 
 

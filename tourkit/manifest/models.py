@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from tourkit.defaults import UNSTATED, RoleDefaults, Sampling
+
 ROLES = ("brain", "fast", "tool", "graph", "embed")
 FORMATS = ("gguf", "safetensors", "onnx")
 
@@ -169,6 +171,7 @@ class Model:
     languages: tuple[str, ...] = ()
     adapts: str | None = None  # the id of the model this LoRA adapter is for
     chat_template: str | None = None  # Jinja source, for weights without a chat template
+    sampling: Sampling = UNSTATED  # what its publisher states
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +196,7 @@ class Manifest:
     """A role set after its models are looked up and its filters are applied: every model has a variant.
 
     `sha256` covers the file's bytes. `digest` covers what a lock depends on, the catalogue's values included.
+    `defaults`: a row for each role that has some.
     """
 
     name: str
@@ -202,6 +206,7 @@ class Manifest:
     path: Path
     sha256: str
     assets: tuple[Asset, ...] = ()
+    defaults: tuple[RoleDefaults, ...] = ()
 
     @property
     def variants(self) -> dict[VariantId, Variant]:
@@ -210,7 +215,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of name, roles, variants and assets. Comments, summaries and facts do not change it."""
+        """SHA-256 of name, roles, variants and assets. Comments, summaries, facts and defaults do not change it."""
         variants = {id_: [_lock_part(v) for v in model.variants] for id_, model in self.models.items()}
         shape: dict[str, Any] = {"name": self.name, "roles": self.roles, "models": variants}
         if self.assets:  # a set without assets keeps the digest that older locks have
