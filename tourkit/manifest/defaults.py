@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tourkit.defaults import RoleDefaults, Sampling, stated
 
 _THINKING_OFF = "none"  # the reasoning effort that turns thinking off
-_SAMPLING = tuple(Sampling.__dataclass_fields__)
+# TOML and JSON Schema take 1 for a number, and 40.0 for a whole number.
+_SAMPLING: dict[str, Callable[[Any], Any]] = {"temperature": float, "top_p": float, "top_k": int, "min_p": float}
 
 
 def sampling_of(raw: Mapping[str, Any]) -> Sampling:
     """Return the sampling settings of a table that the schema accepts. Other keys of the table are left alone."""
-    return Sampling(**{name: raw[name] for name in _SAMPLING if name in raw})
+    return Sampling(**{name: kind(raw[name]) for name, kind in _SAMPLING.items() if name in raw})
 
 
 def role_defaults(raw: Mapping[str, Mapping[str, Any]]) -> tuple[RoleDefaults, ...]:

@@ -42,7 +42,7 @@ def _rows(launch: Launch, roles: tuple[str, ...], index: Index, say: Callable[[s
     try:
         of_model.append(sampling_in(Path(launch.path)))
     except (LocalError, OSError) as exc:
-        say(f"default sampling of {launch.model}: {exc}: its own settings are not used")
+        say(f"default sampling of {launch.model}: not taken from its own file: {exc}")
     of_set = {row.role: row for row in index.defaults}
     guesses = STACKS[launch.stack].guesses(roles)
     for role in (*(role for role in index.roles if role not in _NO_TEXT), ""):
