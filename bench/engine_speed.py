@@ -1,9 +1,9 @@
 """Measure the engine without HTTP: decoding with and without a grammar.
 
-`python bench/engine_speed.py GGUF [SEQUENCES] [SAMPLING]` prints JSON: tokens per second after all prompts are computed,
-as llama-batched-bench counts them, and the milliseconds of one step with and without a grammar. The grammar forces no
-token, so every token is sampled. SEQUENCES: 8 unless given. SAMPLING: `temperature` (0.8, the default) or `default`, the
-sampling of a request that says nothing, if its model states nothing.
+`python bench/engine_speed.py GGUF [SEQUENCES] [SAMPLING]` prints JSON: tokens per second after all prompts are
+computed, as llama-batched-bench counts them, and the milliseconds of one step with and without a grammar. The grammar
+forces no token, so every token is sampled. SEQUENCES: 8 unless given. SAMPLING: `temperature` (0.8; used unless given)
+or `default`, the sampling of a request that says nothing, if its model states nothing either.
 """
 
 from __future__ import annotations
