@@ -114,7 +114,7 @@ class FakeRunner:
     def logits(self, row: int) -> np.ndarray:
         return self._rows[row]
 
-    def sampler(self, params: SamplingParams, seed: int) -> FakeSampler:
+    def sampler(self, params: SamplingParams, seed: int, *, constrained: bool = False) -> FakeSampler:
         return FakeSampler(self)
 
     def share(self, source: int, target: int, length: int) -> bool:

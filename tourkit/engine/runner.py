@@ -59,7 +59,9 @@ class Runner(Protocol):
         """A row of logits of the last decode: a float32 view, shape (n_vocab,). Writing to it changes sampling."""
         ...
 
-    def sampler(self, params: SamplingParams, seed: int) -> Sampler: ...
+    def sampler(self, params: SamplingParams, seed: int, *, constrained: bool = False) -> Sampler:
+        """Return the sampler of one sequence. `constrained`: a grammar masks logits."""
+        ...
 
     def share(self, source: int, target: int, length: int) -> bool:
         """Let slot `target` use the KV cells [0, length) of slot `source` too. `target` must be empty.

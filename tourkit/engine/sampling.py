@@ -89,8 +89,11 @@ def _drawn(scores: np.ndarray, params: SamplingParams, uniform: Callable[[], flo
     """Draw one token from scores that have bias and penalties."""
     if params.temperature <= 0:
         return int(scores.argmax())
+    share = uniform()
+    if params.min_p > 0 and (found := _among_few(scores, params, share, _allows_all)) is not None:
+        return found
     if params.top_k <= 0 and params.top_p >= 1:
-        return _unsorted(scores, params, uniform)
+        return _unsorted(scores, params, share)
     import numpy as np
 
     best = _highest(scores, params.top_k) if params.top_k > 0 else None
@@ -98,7 +101,7 @@ def _drawn(scores: np.ndarray, params: SamplingParams, uniform: Callable[[], flo
         best = _nucleus(scores, best, params.top_p)
     if params.min_p > 0:
         best = best[best >= best[0] + np.log(np.float32(params.min_p))]
-    return _id_at(scores, best, _by_chance(best, params.temperature, uniform()))
+    return _id_at(scores, best, _by_chance(best, params.temperature, share))
 
 
 def _among_few(scores: np.ndarray, params: SamplingParams, uniform: float, allows: Callable[[int], bool]) -> int | None:
@@ -145,14 +148,18 @@ def _place(weights: list[float], heated: list[float], share: float, uniform: flo
     return min(bisect_left(sums, uniform * sums[-1]), len(sums) - 1)
 
 
-def _unsorted(scores: np.ndarray, params: SamplingParams, uniform: Callable[[], float]) -> int:
+def _allows_all(token: int) -> bool:
+    return True
+
+
+def _unsorted(scores: np.ndarray, params: SamplingParams, uniform: float) -> int:
     """Draw from every token, or from those that min-p leaves, in the order of ids."""
     if params.min_p <= 0:
-        return _by_chance(scores, params.temperature, uniform())
+        return _by_chance(scores, params.temperature, uniform)
     import numpy as np
 
     ids = np.flatnonzero(scores >= scores[scores.argmax()] + np.log(np.float32(params.min_p)))
-    return int(ids[_by_chance(scores[ids], params.temperature, uniform())])
+    return int(ids[_by_chance(scores[ids], params.temperature, uniform)])
 
 
 def _by_chance(scores: np.ndarray, temperature: float, uniform: float) -> int:
