@@ -76,6 +76,7 @@ def llama_chain() -> Iterator[Callable[[SamplingParams, int], Callable[[np.ndarr
         SamplingParams(top_p=0.99),
         SamplingParams(min_p=0.05),
         SamplingParams(top_k=50, top_p=0.95, min_p=0.02, temperature=1.3),
+        SamplingParams(top_k=40, top_p=0.95, min_p=0.05, temperature=0.8),
         SamplingParams(frequency_penalty=0.5, presence_penalty=1.0),
         SamplingParams(frequency_penalty=-2.0),
         SamplingParams(logit_bias=((5, 3.0), (7, -100.0)), top_p=0.8),
