@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tourkit.defaults import stated
 from tourkit.errors import UsageError
 from tourkit.manifest.languages import may_speak, speaks
 from tourkit.manifest.models import ROLES, Model
@@ -181,6 +182,7 @@ def as_json(model: Model, stack: str | None = None) -> dict[str, Any]:
         "roles": list(model.roles),
         "languages": list(model.languages),
         "summary": model.summary,
+        "sampling": stated(model.sampling) or None,
         "stacks": list(stacks(model)),
         "memory": memory(model, small.size) if small else None,
         "variants": [

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from tourkit.defaults import UNSTATED, RoleDefaults, Sampling
+
 CHAT_ROLES = ("brain", "fast", "tool", "graph")  # their models answer chats
 ROLES = (*CHAT_ROLES, "embed", "rerank")
 NOT_SERVED = ("rerank",)  # such a role is fetched and planned, but no server answers for it yet
@@ -180,6 +182,7 @@ class Model:
     adapts: str | None = None  # the id of the model this LoRA adapter is for
     chat_template: str | None = None  # Jinja source, for weights without a chat template
     base: bool = False
+    sampling: Sampling = UNSTATED  # what its publisher states
 
     @property
     def only_reads(self) -> bool:
@@ -209,6 +212,7 @@ class Manifest:
     """A role set after its models are looked up and its filters are applied: every model has a variant.
 
     `sha256` covers the file's bytes. `digest` covers what a lock depends on, the catalogue's values included.
+    `defaults`: a row for each role that has some.
     """
 
     name: str
@@ -218,6 +222,7 @@ class Manifest:
     path: Path
     sha256: str
     assets: tuple[Asset, ...] = ()
+    defaults: tuple[RoleDefaults, ...] = ()
 
     @property
     def variants(self) -> dict[VariantId, Variant]:
@@ -226,7 +231,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of name, roles, variants and assets. Comments, summaries and facts do not change it."""
+        """SHA-256 of name, roles, variants and assets. Comments, summaries, facts and defaults do not change it."""
         variants = {id_: [_lock_part(v) for v in model.variants] for id_, model in self.models.items()}
         shape: dict[str, Any] = {"name": self.name, "roles": self.roles, "models": variants}
         if self.assets:  # a set without assets keeps the digest that older locks have

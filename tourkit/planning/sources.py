@@ -20,7 +20,16 @@ def index_of(manifest: Manifest, lock: Lock) -> Index:
         BundleVariant(id_.model, id_.quant, v.format, v.repo, v.revision, "") for id_, v in manifest.variants.items()
     )
     files = tuple(file for v in lock.variants if v.id in manifest.variants for file in _files(v))
-    return Index(manifest.name, manifest.sha256, lock.sha256, dict(manifest.roles), models, variants, files)
+    return Index(
+        manifest.name,
+        manifest.sha256,
+        lock.sha256,
+        dict(manifest.roles),
+        models,
+        variants,
+        files,
+        defaults=manifest.defaults,
+    )
 
 
 def shapes_of_manifest(manifest: Manifest) -> dict[VariantId, Shape]:

@@ -19,6 +19,7 @@ from tourkit.hardware.machine import Gpu, Hardware
 from tourkit.manifest.models import NOT_SERVED, VariantId
 from tourkit.net import Urls
 from tourkit.planning import planner, sources
+from tourkit.planning.defaults import with_defaults
 from tourkit.planning.limits import UNLIMITED, Limits
 from tourkit.planning.model_shape import Shape
 from tourkit.planning.plan import CPU, Placement, Plan
@@ -101,7 +102,7 @@ def _serve(
     if options.deterministic and any(not placement.launch.gpu_layers.is_none for placement in made.placements):
         gateway.say("--deterministic holds on a CPU only: on a GPU a near-tie may still fall either way")
     gateway = replace(gateway, only_gpu=has_one_gpu(machine), plan_again=partial(plan_again, source, options))
-    placements = _located(source, options, made)
+    placements = _located(source, options, made, gateway.say)
     app.serve(placements, gateway, net.listen(options.host, options.port), lambda urls: on_ready(urls, made))
 
 
@@ -145,7 +146,7 @@ def plan_again(
         made = _plan(replace(source, index=index), options, machine, failed.roles)
     except (NotSo, UsageError):  # nothing fits, or the GPU that --gpu names has gone: the fallbacks are next
         return None
-    [placement] = _located(source, options, made)
+    [placement] = _located(source, options, made)  # what `with_defaults` says was said at the start
     device = failed.device
     if placement.device == device and _taken([placement])[device] >= _taken([failed])[device]:
         return None  # it would fail in the same way
@@ -195,8 +196,11 @@ def _plan(source: Source, options: ServeOptions, machine: Hardware, roles: tuple
     )
 
 
-def _located(source: Source, options: ServeOptions, plan: Plan) -> tuple[Placement, ...]:
-    return placements_at(
+def _located(
+    source: Source, options: ServeOptions, plan: Plan, say: Callable[[str], None] = lambda line: None
+) -> tuple[Placement, ...]:
+    """Return the placements of a plan as workers get them. `say`: as in `with_defaults`."""
+    placements = placements_at(
         source.locate,
         plan,
         deterministic=options.deterministic,
@@ -205,6 +209,7 @@ def _located(source: Source, options: ServeOptions, plan: Plan) -> tuple[Placeme
         chat_templates=chat_templates_of(source.index),
         assets=source.index.assets,
     )
+    return tuple(with_defaults(placement, source.index, say) for placement in placements)
 
 
 def _hardware(options: ServeOptions) -> Hardware:
