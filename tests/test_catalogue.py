@@ -256,6 +256,12 @@ def test_a_set_of_2026_takes_ungated_models_whose_publishers_name_russian(name):
     assert [model.id for model in wanted.models.values() if not languages.speaks(model, "ru")] == []
 
 
+@pytest.mark.parametrize("name", SETS_2026)
+def test_no_role_of_a_set_of_2026_thinks_unless_a_request_asks_for_it(name):
+    """The packers of Qwen's GGUF files differ in the default, so the set states it."""
+    assert {row.role: row.thinking for row in manifest.load(name).defaults} == dict.fromkeys(models.CHAT_ROLES, False)
+
+
 def test_the_multilingual_set_takes_only_models_whose_publishers_name_russian():
     wanted = manifest.load("multilingual")
 

@@ -10,6 +10,7 @@ import pytest
 
 from tools import locks_from_facts
 from tourkit import data
+from tourkit.defaults import stated
 from tourkit.manifest import lock, manifest
 from tourkit.manifest.languages import MANY, RUSSIAN
 from tourkit.manifest.models import Model, Variant
@@ -90,6 +91,7 @@ def test_a_file_with_the_facts_as_its_source_has_no_number_that_they_do_not_have
         row["params"],
         next((ROWS[v.repo]["gated"] for v in model.variants if row["gated"] is not None), None),
     )
+    assert stated(model.sampling) == row.get("sampling", {})
     for variant in model.variants:
         own = ROWS[variant.repo]
         size = size_in(own, variant) or own.get("total_weight_bytes")
