@@ -68,7 +68,7 @@ _WRITERS = (
         config="Qwen3MoeConfig",
         vocabulary="qwen2",
         template=templates.CHATML,
-        fields=_WIDE_HEADS | _EXPERTS,
+        fields=_WIDE_HEADS | _EXPERTS | {"norm_topk_prob": True},
     ),
     Tiny(
         families=("qwen3.5", "nuextract"),
@@ -109,6 +109,7 @@ _WRITERS = (
             "head_dim": 32,
             "global_head_dim": 64,
             "sliding_window": 16,
+            "final_logit_softcapping": 30.0,
             "hidden_size_per_layer_input": 16,
             "vocab_size_per_layer_input": 1108,
             "num_kv_shared_layers": 2,
@@ -203,7 +204,12 @@ _WRITERS = (
             "n_groups": 1,
             "chunk_size": 32,
         },
-        published={"layers_block_type": None, "hybrid_override_pattern": "M-*-", "num_experts_per_tok": None},
+        published={
+            "layers_block_type": None,
+            "hybrid_override_pattern": "M-*-",
+            "num_hidden_layers": 4,
+            "num_experts_per_tok": None,
+        },
     ),
     Tiny(
         families=("phi-4-mini",),
