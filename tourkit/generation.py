@@ -81,7 +81,8 @@ class Request:
     `tight`: prefer a grammar that allows less than the schema over one that allows more; for second attempts.
     `client`: whose request it is; clients get slots in turn.
     `whole`: send only one delta for each sequence, the last one, with all its text; for answers that are not streamed.
-    `template_kwargs`: names and values, as JSON text, for the model's chat template.
+    `template_kwargs`: names and values, as JSON text, for the model's chat template. `thinking_fields`: the names of
+    the request's fields about thinking; a reply names those of them that do nothing for the model.
     """
 
     messages: tuple[dict[str, str], ...] | None = None
@@ -94,6 +95,7 @@ class Request:
     client: str = ""
     template_kwargs: tuple[tuple[str, str], ...] = ()
     thinking: Thinking = Thinking()
+    thinking_fields: tuple[str, ...] = ()
 
     @property
     def schema_source(self) -> str | None:
@@ -167,11 +169,15 @@ class Enforced:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What `submit` returns: the key for `abort`, and the size of the prompt in tokens."""
+    """What `submit` returns: the key for `abort`, and the size of the prompt in tokens.
+
+    `ignored`: the names of the request's fields that do nothing for this model.
+    """
 
     id: int
     n_prompt: int
     constraint: Enforced = Enforced()
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

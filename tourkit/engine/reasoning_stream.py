@@ -73,6 +73,7 @@ class ReasoningStream:
         self._held = ""
         self._fresh = where is Where.THINKING  # no text of this piece of thinking so far
         self._thought = False  # some thinking was returned
+        self._wrote = False  # some content was returned
         self._is_start = True  # nothing was decided so far: space before the content belongs to it
         self.where = where
         self.decided = where is not Where.LEAD
@@ -81,6 +82,11 @@ class ReasoningStream:
     def held(self) -> str:
         """The text that is held back."""
         return self._held
+
+    @property
+    def in_character(self) -> bool:
+        """Whether the bytes so far end inside a character."""
+        return bool(self._decoder.getstate()[0])
 
     def feed(self, piece: bytes) -> Split:
         """Add bytes and return the text that is final now."""
@@ -155,8 +161,9 @@ class ReasoningStream:
         ends = _BODY_ENDS if self._markers.channels else (self._markers.close,)
         at, found = _first(self._held, ends)
         split.reasoning += self._more_thinking(self._held[:at].rstrip())
-        if found:
-            return self._go(Where.LEAD, self._after(at, found))
+        if found:  # space after thinking between two parts of the content belongs to the content
+            is_inside = self._wrote and not self._markers.channels
+            return self._go(Where.CONTENT if is_inside else Where.LEAD, self._after(at, found))
         self._held = self._held[len(self._held[:at].rstrip()) :]
         return False
 
@@ -168,6 +175,7 @@ class ReasoningStream:
             ends = (*marks.opens, marks.close, *marks.around) if self._anywhere else marks.around
         at, found = _first(self._held, ends)
         split.content += self._held[:at]
+        self._wrote = self._wrote or bool(split.content)
         if found in marks.opens:
             return self._go(Where.THINKING, self._held[at + len(found) :])
         if found and marks.channels:

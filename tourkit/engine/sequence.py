@@ -92,7 +92,7 @@ class Sequence:
         split = self.thinking.feed(token, piece)
         if self.thinking.is_content:
             self.logprobs += self.undecided
-        if not self.thinking.is_undecided:
+        if self.thinking.is_content or not self.thinking.is_undecided:
             self.undecided = []
         self._send(self.text.feed_text(split.content), split.reasoning)
 

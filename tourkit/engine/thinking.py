@@ -53,8 +53,8 @@ class Thinking:
 
     @property
     def is_undecided(self) -> bool:
-        """Whether the tokens so far may be content or not."""
-        return not self._stream.decided
+        """Whether the last token may be content or not."""
+        return not self._stream.decided or self._stream.in_character
 
     def feed(self, token: int, piece: bytes) -> Split:
         """Take a token and its bytes, while no grammar applies, and return the new text."""
@@ -118,6 +118,7 @@ class Thinking:
         """Return the tokens that end the thinking now and lead to the content; empty if it is not thinking."""
         if self._leading or not self.is_thinking:
             return ()
+        self.n_tokens, self._unsure = self.n_tokens + self._unsure, 0
         self._leading = True
         return self._plan.end
 
