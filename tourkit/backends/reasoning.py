@@ -68,7 +68,7 @@ FAMILIES = (
         ),
     ),
     (
-        ("<think>", "<response>"),
+        ("<think></think>", "<response></response>"),
         replace(
             _THINK,
             name="granite",
@@ -88,6 +88,7 @@ _OPTION = "chat_template_kwargs."
 # gpt-oss was trained with three efforts.
 _GPT_OSS_EFFORTS = {"minimal": "low", "xhigh": "high"}
 _HISTORY = ("reasoning_content", "reasoning", "thinking")  # names that templates have for the thinking of a message
+_READS = r"(?<!block)(?:\.|\[[\"']|\.get\([\"']){}\b"  # a part of a message; not that of a block of its content
 _QUESTION = [{"role": "user", "content": "Hello"}]
 
 
@@ -133,7 +134,7 @@ class Reasoning:
         self.switch = next((name for name in _SWITCHES if self.markers and name in template.reads), "")
         self.by_default = self._thinks_by_default()
         self._tokens = None if self.markers is None else _MarkerTokens.of(self.markers, tokenizer)
-        self._history = [name for name in _HISTORY if re.search(rf"(\.|[\"']){name}\b", template.source)]
+        self._history = [name for name in _HISTORY if re.search(_READS.format(name), template.source)]
 
     def _thinks_by_default(self) -> bool:
         """Return what the template does without its switch. It is rendered for a short question."""
