@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,12 @@ from starlette.requests import Request as HttpRequest
 from thinking_runner import TEMPLATES, Script, ThinkingRunner
 
 from tourkit.backends.runner_engine import RunnerEngine
+from tourkit.backends.text_side import Texts
+from tourkit.backends.vllm.thinking import Answers, plan_of, takes_two
 from tourkit.defaults import RoleDefaults
 from tourkit.errors import RequestError
 from tourkit.generation import Constraint, Delta, Finish, Request, SamplingParams, Thinking
+from tourkit.grammar.spacing import Spacing
 from tourkit.grammar.trial.answers import judge
 from tourkit.server.api.generation import Generation, complete, stream
 from tourkit.server.api.model import Model
@@ -127,9 +131,8 @@ def test_an_answer_that_is_cut_off_in_its_thinking_has_no_content(family: str) -
 def test_after_its_budget_the_thinking_is_closed_out_and_the_answer_follows(family: str, budget: int) -> None:
     found = answer(family, request(replace(ON, budget=budget)))
 
-    first = "\n" if family == "think" else ""  # what this model writes after its marker is thinking too
     assert (found.content, found.finish) == (CONTENT, Finish.STOP)
-    assert (found.n_reasoning, found.reasoning) == (budget, (first + THOUGHT)[:budget].strip())
+    assert (found.n_reasoning, found.reasoning) == (budget, THOUGHT[:budget].strip())
 
 
 @FAMILY
@@ -230,6 +233,59 @@ def test_thinking_leaves_the_tokens_that_the_schema_needs(family: str) -> None:
 
     assert json.loads(found.content)
     assert found.reasoning.startswith("so so")
+
+
+# --- on vLLM: its outputs are made here -------------------------------------------------------------------------------
+
+
+def output(tokens: list[int], finish: str | None) -> Any:
+    """Return the part of vLLM's CompletionOutput that is read here."""
+    return SimpleNamespace(index=0, text="", token_ids=tokens, logprobs=None, finish_reason=finish)
+
+
+def answer_on_vllm(family: str, asked: Request, written: Script) -> Answer:
+    """Return the answer to a request whose outputs are those of a model that follows the script."""
+    runner = ThinkingRunner(family, written)
+    texts, compact = Texts(runner, runner.context), Spacing(lambda emit: emit(Delta(0, "", 0, Finish.STOP)))
+    made = texts.engine_input(asked, compact, None, matchers=1)
+    answers = Answers(asked, made, texts)
+    tokens = list(made.tokens)
+    deltas: list[Delta] = []
+    while answers.unended:
+        token = runner.following(tokens)
+        tokens.append(token)
+        n_new = len(tokens) - len(made.tokens)
+        is_over = made.thinking is not None and n_new == made.thinking.budget
+        text = runner.spell(tokens[len(made.tokens) :]).decode(errors="replace")
+        closed = made.thinking is not None and text.endswith(made.thinking.markers.close)
+        ends = token in runner.eog or (takes_two(plan_of(made)) and closed)
+        deltas += answers.deltas(output([token], "stop" if ends else "length" if is_over else None), 0)
+    for _ in answers.take_seconds():
+        tokens = [*made.tokens, *answers._thinking[0].tokens]
+        while answers.open:
+            tokens.append(runner.following(tokens))
+            deltas += answers.rest(0, output(tokens[-1:], "stop" if tokens[-1] in runner.eog else None))
+    return Answer(deltas)
+
+
+@FAMILY
+@pytest.mark.parametrize("whole", [True, False])
+def test_on_vllm_thinking_and_content_are_told_apart(family: str, whole: bool) -> None:
+    found = answer_on_vllm(family, request(whole=whole, stop=("**",)), script(family))
+
+    assert (found.reasoning, found.content, found.finish) == (THOUGHT, "Ответ: ", Finish.STOP)
+    assert (len(found.deltas) == 1) is whole
+
+
+@FAMILY
+@pytest.mark.parametrize("budget", [None, 5])
+def test_on_vllm_a_schema_applies_after_the_thinking(family: str, budget: int | None) -> None:
+    asked = request(replace(ON, budget=budget), constraint=NUMBER)
+
+    found = answer_on_vllm(family, asked, script(family, JSON))
+
+    assert (found.reasoning, found.content) == (THOUGHT[:budget].strip(), JSON)
+    assert budget is None or found.n_reasoning == budget
 
 
 # --- what reaches the template ----------------------------------------------------------------------------------------

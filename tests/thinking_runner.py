@@ -71,6 +71,10 @@ class ThinkingRunner(FakeRunner):
         control = next((id_ for text, id_ in self._ids.items() if following.startswith(text.encode())), None)
         return control if control is not None else following[0] if following else EOG
 
+    def following(self, tokens: Sequence[int]) -> int:
+        """Return the token that the model writes next."""
+        return self._next(tuple(tokens))
+
     def spell(self, tokens: Sequence[int]) -> bytes:
         """Return the text of tokens, with that of control tokens."""
         return b"".join(self._texts.get(token, "").encode() or self.piece(token) for token in tokens)

@@ -150,9 +150,9 @@ class Reasoning:
         return self.markers.name in _ALWAYS or any(marker in unsaid for marker in self.markers.opens)
 
     def wanted(self, request: Request) -> bool:
-        """Return whether the model should think before this answer."""
-        enabled = request.thinking.enabled
-        return self.markers is not None and (self.by_default if enabled is None else enabled)
+        """Return whether the model should think before this answer. A budget of no tokens is no thinking."""
+        enabled, has_budget = request.thinking.enabled, request.thinking.budget != 0
+        return self.markers is not None and has_budget and (self.by_default if enabled is None else enabled)
 
     def messages(self, request: Request) -> list[dict[str, Any]]:
         """Return the messages, with the thinking of earlier answers under the names that the template reads."""
@@ -185,14 +185,15 @@ class Reasoning:
         """Return what a rendered prompt needs at its end, so that the model thinks, or does not.
 
         An answer under a grammar either begins inside the thinking or does not think: a grammar that waits for a model
-        that may think would never begin if it does not.
+        that may think would never begin if it does not. It is the same with a budget, which vLLM needs.
         """
         markers, thinking = self.markers, request.thinking
         if markers is None or self._is_closed(text):
             return ""
         if not self.wanted(request):
             return markers.end if self._is_open(text) else markers.skip if self.by_default and not self.switch else ""
-        must = request.constraint is not None or (thinking.enabled is True and not self.switch)
+        must = request.constraint is not None or thinking.budget is not None
+        must = must or (thinking.enabled is True and not self.switch)
         return markers.begin if must and not self._is_open(text) else ""
 
     def plan(self, text: str, request: Request) -> ThinkingPlan | None:

@@ -118,7 +118,7 @@ def _code(text: str, near: nodes.Node) -> nodes.InternalName:
 class _Generation(Extension):
     """The tag `generation` of Hugging Face's renderer, which marks what the model wrote. Its body is rendered."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012 - the name and the type are Jinja's
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

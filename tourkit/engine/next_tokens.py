@@ -94,7 +94,7 @@ def due_tokens(seq: Sequence) -> list[int]:
         return []
     due = _accepted(seq, thinking.due(seq.n_left, seq.matcher.reserve if seq.matcher is not None else 0))
     # The model gives no logits for a forced token, so there is no probability to report.
-    return due if due or not thinking.answering or seq.top_logprobs is not None else forced_tokens(seq)
+    return due if due or seq.top_logprobs is not None else forced_tokens(seq)
 
 
 def _accepted(seq: Sequence, tokens: tuple[int, ...]) -> list[int]:
