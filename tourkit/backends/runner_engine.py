@@ -128,10 +128,11 @@ class RunnerEngine:
             engine_input.max_tokens,
             emit,
             engine_input.matchers,
+            thinking=engine_input.thinking,
             whole=request.whole,
             client=request.client,
         )
-        return Submission(submission, len(engine_input.tokens), engine_input.enforced)
+        return Submission(submission, len(engine_input.tokens), engine_input.enforced, engine_input.ignored)
 
     recompiles = False
 
