@@ -20,6 +20,15 @@ class Finish(StrEnum):
     ERROR = "error"
 
 
+class PrefixSharing(StrEnum):
+    """Which beginnings of earlier prompts a model need not compute again."""
+
+    ANY = "any beginning"
+    CHECKPOINTS = "from checkpoints"  # a hybrid model: up to where its fixed state was copied
+    WHOLE = "whole prompts"  # a fixed state without copies: only a prompt that begins with all of an earlier one
+    OFF = "off"
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are sampled. `max_tokens`: None means up to the end of the context. Temperature 0 is greedy."""
@@ -160,6 +169,7 @@ class EngineInfo:
     """What an engine can do: at most `context` tokens per sequence, and `slots` sequences at once.
 
     `emulated`: the names of request fields that tourkit implements itself because the stack's library does not.
+    `prefix_sharing`: None if it is not known, as for a library that batches by itself.
     """
 
     stack: str
@@ -167,6 +177,7 @@ class EngineInfo:
     slots: int
     n_vocab: int
     emulated: tuple[str, ...] = ()
+    prefix_sharing: PrefixSharing | None = None
 
 
 @dataclass(frozen=True, slots=True)
