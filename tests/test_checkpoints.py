@@ -15,7 +15,7 @@ from tourkit.engine.checkpoints import Checkpoints, positions, spacing
 from tourkit.engine.engine import BatchEngine
 from tourkit.engine.meter import WorkMeter
 from tourkit.engine.run_store import open_store
-from tourkit.generation import EngineStats, PrefixSharing
+from tourkit.generation import EngineStats
 
 SLOW = 1.0  # tokens a second: at this rate every copy is faster than computing
 
@@ -226,19 +226,21 @@ def test_whatever_is_asked_every_answer_is_the_one_of_the_prompt_alone(seed: int
 @pytest.mark.parametrize(
     ("runner", "how", "expected"),
     [
-        ({}, {}, PrefixSharing.ANY),
-        ({}, {"prompt_cache": 0}, PrefixSharing.ANY),
-        ({"checkpoints": True}, {}, PrefixSharing.CHECKPOINTS),
-        ({"checkpoints": True}, {"prompt_cache": 0}, PrefixSharing.WHOLE),
-        ({"partial_kv": False}, {}, PrefixSharing.WHOLE),
-        ({}, {"deterministic": True}, PrefixSharing.OFF),
-        ({"checkpoints": True}, {"deterministic": True}, PrefixSharing.OFF),
+        ({}, {}, "any prefix"),
+        ({}, {"prompt_cache": 0}, "any prefix"),
+        ({"checkpoints": True}, {}, "from checkpoints"),
+        (
+            {"checkpoints": True},
+            {"prompt_cache": 0},
+            "whole prompts: the model has a fixed state, and the prompt cache has no room for copies of it",
+        ),
+        ({"partial_kv": False}, {}, "whole prompts: the model has a fixed state, and it cannot be copied"),
+        ({}, {"deterministic": True}, "off: --deterministic"),
+        ({"checkpoints": True}, {"deterministic": True}, "off: --deterministic"),
     ],
 )
-def test_an_engine_says_how_prompts_share(
-    runner: dict[str, bool], how: dict[str, Any], expected: PrefixSharing
-) -> None:
+def test_an_engine_says_how_prompts_share(runner: dict[str, bool], how: dict[str, Any], expected: str) -> None:
     engine = BatchEngine(FakeRunner(**runner), **how)
     engine.close()
 
-    assert engine.prefix_sharing is expected
+    assert engine.prefix_sharing == expected

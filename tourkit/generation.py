@@ -23,9 +23,9 @@ class Finish(StrEnum):
 class PrefixSharing(StrEnum):
     """Which beginnings of earlier prompts a model need not compute again."""
 
-    ANY = "any beginning"
+    ANY = "any prefix"
     CHECKPOINTS = "from checkpoints"  # a hybrid model: up to where its fixed state was copied
-    WHOLE = "whole prompts"  # a fixed state without copies: only a prompt that begins with all of an earlier one
+    WHOLE = "whole prompts"  # a fixed state without copies: a prompt must begin with all of an earlier sequence
     OFF = "off"
 
 
@@ -169,7 +169,7 @@ class EngineInfo:
     """What an engine can do: at most `context` tokens per sequence, and `slots` sequences at once.
 
     `emulated`: the names of request fields that tourkit implements itself because the stack's library does not.
-    `prefix_sharing`: None if it is not known, as for a library that batches by itself.
+    `prefix_sharing`: a PrefixSharing, and the reason if it is one of the last two; empty if the library decides that.
     """
 
     stack: str
@@ -177,7 +177,7 @@ class EngineInfo:
     slots: int
     n_vocab: int
     emulated: tuple[str, ...] = ()
-    prefix_sharing: PrefixSharing | None = None
+    prefix_sharing: str = ""
 
 
 @dataclass(frozen=True, slots=True)

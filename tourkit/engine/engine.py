@@ -70,7 +70,7 @@ class BatchEngine:
         self._deterministic = deterministic
         self._meter = meter = WorkMeter()
         self._slots = SlotTable(runner, meter.prefill_rate, prompt_cache, store, sharing=not deterministic)
-        self.prefix_sharing = self._slots.prefix_sharing
+        self.prefix_sharing = self._slots.sharing_text
         self._speculate = speculate and runner.partial_kv  # the cells of wrong guesses must be dropped again
         self._max_waiting = max_waiting
         self._strip_leading_space = strip_leading_space

@@ -58,6 +58,17 @@ class SlotTable:
         has_copies = self._runner.checkpoints and self._runner.one_pool and self._cache.is_on
         return PrefixSharing.CHECKPOINTS if has_copies else PrefixSharing.WHOLE
 
+    @property
+    def sharing_text(self) -> str:
+        """How prompts share, and the reason if they share less than this model could."""
+        if self.prefix_sharing is PrefixSharing.OFF:
+            return f"{PrefixSharing.OFF}: --deterministic"
+        if self.prefix_sharing is not PrefixSharing.WHOLE:
+            return str(self.prefix_sharing)
+        has_no_room = self._runner.checkpoints and not self._cache.is_on
+        why = "the prompt cache has no room for copies of it" if has_no_room else "it cannot be copied"
+        return f"{PrefixSharing.WHOLE}: the model has a fixed state, and {why}"
+
     def _usable_beginnings(self) -> Beginnings:
         if self.prefix_sharing is PrefixSharing.CHECKPOINTS:
             return FromCheckpoints(self._cache.checkpoint, self._fits)
