@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tourkit.engine.checkpoints import Checkpoints
 from tourkit.engine.prompt_tree import Disk, PromptTree, Run, Step
 from tourkit.engine.retention import drop_order, touch
-from tourkit.engine.run_store import file_size
+from tourkit.engine.run_store import MOST_TOKENS, file_size
 
 if TYPE_CHECKING:
     from tourkit.engine.costs import Costs
@@ -220,7 +220,7 @@ class PromptCache:
         """Let the store write a run if that is worth it and there is room."""
         if self._store is None or run.cells is None or run.disk is not Disk.NO:
             return
-        if run.parent is not None and run.parent.disk is Disk.NO:
+        if (run.parent is not None and run.parent.disk is Disk.NO) or len(run.tokens) > MOST_TOKENS:
             return
         size = file_size(run.n_bytes, len(run.tokens))
         if self._costs.worth_writing(len(run.tokens), run.n_bytes) and self._make_room(self._store, size):
