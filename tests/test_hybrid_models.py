@@ -133,6 +133,7 @@ def test_a_preempted_sequence_gives_the_same_answer(model: Path, expected: list[
     running = [ask(engine, tokens) for tokens, _ in expected]
 
     assert [each.wait() for each in running] == [text for _, text in expected]
+    assert engine.stats().preemptions > 0
     engine.close()
 
 
