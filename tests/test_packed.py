@@ -211,11 +211,20 @@ def test_another_error_of_torch_is_not_taken_for_it(monkeypatch: pytest.MonkeyPa
         runner.decode()
 
 
-def test_a_recurrent_model_is_refused(tmp_path: Path) -> None:
-    fields = {"vocab_size": N_VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+RECURRENT: dict[str, dict[str, Any]] = {
+    "Mamba": {"vocab_size": N_VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "Lfm2": GROUPED | {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
+    "Qwen3_5Text": GROUPED | {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
+    "GraniteMoeHybrid": GROUPED
+    | {"num_hidden_layers": 2, "layer_types": ["mamba", "attention"], "mamba_n_heads": 4, "mamba_d_head": 32}
+    | {"num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 64},
+}
 
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_a_recurrent_or_hybrid_model_is_refused(family: str, tmp_path: Path) -> None:
     with pytest.raises(LocalError, match="does not support recurrent models"):
-        TransformersRunner(made(tmp_path, "Mamba", fields), slots=1, context=64, threads=1)
+        TransformersRunner(made(tmp_path, family, RECURRENT[family]), slots=1, context=64, threads=1)
 
 
 def test_the_context_is_never_longer_than_the_model_was_made_for(tmp_path: Path) -> None:
