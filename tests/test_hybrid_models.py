@@ -82,7 +82,7 @@ class Model:
         self._runner, self._path = LlamaRunner, path
 
     def engine(self, *, slots: int = 4, n_ctx: int = 8192, **how: Any) -> BatchEngine:
-        runner = self._runner(self._path, slots=slots, context=2048, n_ctx=n_ctx, threads=1)
+        runner = self._runner(self._path, slots=slots, context=2048, n_ctx=n_ctx, n_batch=min(512, n_ctx), threads=1)
         return BatchEngine(runner, **how)
 
 
