@@ -20,6 +20,15 @@ class Finish(StrEnum):
     ERROR = "error"
 
 
+class PrefixSharing(StrEnum):
+    """Which beginnings of earlier prompts a model need not compute again."""
+
+    ANY = "any prefix"
+    CHECKPOINTS = "from checkpoints"  # a hybrid model: up to where its fixed state was copied
+    WHOLE = "whole prompts"  # a fixed state without copies: a prompt must begin with all of an earlier sequence
+    OFF = "off"
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are sampled. `max_tokens`: None means up to the end of the context. Temperature 0 is greedy."""
@@ -185,6 +194,7 @@ class EngineInfo:
     """What an engine can do: at most `context` tokens per sequence, and `slots` sequences at once.
 
     `emulated`: the names of request fields that tourkit implements itself because the stack's library does not.
+    `prefix_sharing`: a PrefixSharing, and the reason if it is one of the last two; empty if the library decides that.
     """
 
     stack: str
@@ -192,6 +202,7 @@ class EngineInfo:
     slots: int
     n_vocab: int
     emulated: tuple[str, ...] = ()
+    prefix_sharing: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,9 +69,9 @@ class BatchEngine:
         self._at_rest = at_rest
         self._release_runner = release or runner.close
         self._deterministic = deterministic
-        sharing = runner.partial_kv and not deterministic
         self._meter = meter = WorkMeter()
-        self._slots = SlotTable(runner, meter.prefill_rate, sharing=sharing, prompt_cache=prompt_cache, store=store)
+        self._slots = SlotTable(runner, meter.prefill_rate, prompt_cache, store, sharing=not deterministic)
+        self.prefix_sharing = self._slots.sharing_text
         self._speculate = speculate and runner.partial_kv  # the cells of wrong guesses must be dropped again
         self._max_waiting = max_waiting
         self._strip_leading_space = strip_leading_space
@@ -289,7 +289,7 @@ class BatchEngine:
             return False
         self._count(decode_steps=1)
         for chunk in chunks:
-            chunk.sequence.n_kv = chunk.end
+            self._slots.computed(chunk.sequence, chunk.end)
         for chunk, logits in zip(chunks, rows, strict=True):
             if logits:
                 self._advance(chunk, logits)

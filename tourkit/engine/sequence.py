@@ -50,6 +50,7 @@ class Sequence:
     status: Status = Status.WAITING
     slot: int | None = None
     n_kv: int = 0
+    cuts: list[int] = field(default_factory=list)  # where a call of the model must end, in order: see checkpoints.py
     n_cached: int | None = None  # prompt tokens that were in the KV cache when it began; None before that
     n_sent: int = 0  # generated tokens that the deltas so far have counted
     lookup: PromptLookup | None = None
