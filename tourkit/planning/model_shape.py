@@ -15,7 +15,8 @@ from tourkit.errors import LocalError
 from tourkit.headers.config import folder_config
 from tourkit.headers.gguf import gguf_header, is_gguf
 from tourkit.manifest.models import Arch
-from tourkit.planning import recurrent
+from tourkit.planning import experts, recurrent
+from tourkit.planning.experts import NOTHING, Sparse
 
 GUESSED = "the file's size alone"  # a shape's source
 _POOLINGS = (1, 2, 3, 4)  # mean, first token, last token, rank: all except "none"
@@ -31,7 +32,7 @@ class Shape:
     `kv`: for each layer, how many values (keys and values) one token adds to the KV cache. `windows`: how many tokens
     back each layer attends, 0 for all. `context`: tokens, 0 if unknown. `source`: where the numbers come from.
     `embeds`: the model makes embeddings and reads a text in one call. `state`: bytes of the recurrent states of one
-    sequence, whatever its length.
+    sequence, whatever its length. `sparse`: weights that not every token reads.
     """
 
     kv: tuple[int, ...]
@@ -45,6 +46,7 @@ class Shape:
     experts_used: int = 1
     embeds: bool = False
     state: int = 0
+    sparse: Sparse = NOTHING
 
     @property
     def layers(self) -> int:
@@ -117,6 +119,7 @@ def _of_gguf(header: dict[str, Any]) -> Shape:
         experts_used=max(1, number("expert_used_count", 1)),
         embeds=number("pooling_type") in _POOLINGS,
         state=_STATE_BYTES * states.total,
+        sparse=experts.of_gguf(header),
     )
 
 
@@ -151,6 +154,7 @@ def _of_config(config: dict[str, Any]) -> Shape:
         experts_used=max(1, number("num_experts_per_tok", default=1)),
         embeds=embeds,
         state=_STATE_BYTES * states.total,
+        sparse=experts.of_config(config, layers),
     )
 
 
