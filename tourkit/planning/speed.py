@@ -52,7 +52,7 @@ _COPY_RATE = 1e9  # bytes a second at which weights are read from the page cache
 def foretold(sized: SizedOption, device: str, hardware: Hardware) -> Speed:
     """Return the speed of one placement. `device`: the GPU's id, or "cpu".
 
-    What depends on a rate that the machine does not state is None. An encoder writes no text, so it has only the rate of
+    What depends on a rate that the machine does not state is None. An encoder writes no text: it only has a rate of
     prompts.
     """
     load = None if hardware.disk is None else _START + sized.option.size * (1 / hardware.disk + 1 / _COPY_RATE)
