@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -577,7 +578,7 @@ def test_the_table_has_the_memory_of_each_placement_and_device() -> None:
 
     assert done.returncode == 0
     first, _, head, *lines = done.stdout.splitlines()
-    assert first.startswith("8 threads; 32.0 GiB of RAM; requested GPU")
+    assert re.match(r"8 threads; 32\.0 GiB of RAM, read at [\d.]+ GB/s; requested GPU", first)
     assert head.split() == "roles model stack sequences on weights KV cache other total".split()
     assert [line.split()[0] for line in lines[:6:2]] == ["brain", "fast", "tool+graph"]
     assert all("GPU" in gpu and "RAM" in ram for gpu, ram in zip(lines[:6:2], lines[1:6:2], strict=True))
@@ -586,7 +587,7 @@ def test_the_table_has_the_memory_of_each_placement_and_device() -> None:
 
 PLACEMENT_KEYS = (
     "roles model quant stack path size context slots threads device gpu_layers cache_type prompt_cache resident memory "
-    "numbers_from lora fallbacks"
+    "numbers_from speed lora fallbacks"
 ).split()
 
 

@@ -26,7 +26,8 @@ _SPEED_HEAD = ("foretold", "one client", "all slots", "prompts", "until ready")
 def machine(hardware: Hardware) -> str:
     """Return one line: threads, RAM, GPUs and stacks."""
     free = "" if hardware.ram_free is None else f" ({size_text(hardware.ram_free)} free)"
-    parts = [counted(hardware.threads, "thread"), f"{size_text(hardware.ram)} of RAM{free}"]
+    read = f", read at {hardware.bandwidth[-1].rate / 1e9:.1f} GB/s" if hardware.bandwidth else ""
+    parts = [counted(hardware.threads, "thread"), f"{size_text(hardware.ram)} of RAM{free}{read}"]
     for gpu in hardware.gpus:
         parts.append(f"{gpu.name} ({gpu.runtime}), {size_text(gpu.free)} of {size_text(gpu.total)} free")
     if hardware.driver:
@@ -86,7 +87,7 @@ def lines(plan: Plan) -> Iterator[str]:
         yield f"{names[device.id]}: {size_text(device.used)} of {size_text(device.usable)} usable"
     if plan.prompt_cache is not None:
         yield explain.prompt_cache(plan.prompt_cache)
-    yield from explain.unknown_speeds(plan.placements)
+    yield from explain.speeds(plan.placements)
     yield from plan.notes
     for placement in plan.placements:
         if placement.fallbacks:

@@ -70,13 +70,15 @@ def prompt_cache_notes(kept: PromptCache | None) -> Iterator[str]:
         yield f"--prompt-cache {size_text(kept.asked)}: {most}"
 
 
-def unknown_speeds(placements: Sequence[Placement]) -> Iterator[str]:
-    """Yield a line for each kind of speed that is not known, with what makes it known."""
+def speeds(placements: Sequence[Placement]) -> Iterator[str]:
+    """Yield a line for each kind of speed that is not known, with what makes it known, or that is a limit only."""
     texts = [each for each in placements if not _NO_TEXT & set(each.roles)]
     if any(each.speed.one is None for each in texts if each.launch.gpu_layers.is_none):
         yield "speed on the CPU: not known; make the machine file again with `tourkit doctor --json` on that machine"
     if any(each.speed.one is None for each in texts if not each.launch.gpu_layers.is_none):
         yield "speed on the GPU: not known; state its `bandwidth`, bytes a second, in a machine file (docs/plan.md)"
+    elif any(not each.launch.gpu_layers.is_none for each in texts):
+        yield "speed on the GPU: at most this, from the bandwidth of its memory"
     if any(each.speed.load is None for each in placements):
         yield "time to load: not known; plan with --bundle, or state `disk`, bytes a second, in a machine file"
 

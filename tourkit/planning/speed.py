@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
+from tourkit.hardware.gpu_bandwidth import bandwidth
 from tourkit.hardware.machine import Bandwidth, Gpu, Hardware, Kernel
 from tourkit.planning.memory import CACHE_BYTES
 from tourkit.planning.packing import SizedOption
@@ -76,9 +77,10 @@ def _step(sized: SizedOption, gpu: Gpu | None, hardware: Hardware, sequences: in
     seconds = _STEP + shape.layers * _LAYER + sequences * (_SEQUENCE + shape.vocab * _ENTRY)
     read = _bytes_read(sized, sequences)
     if part > 0:
-        if gpu is None or gpu.bandwidth is None:
+        peak = None if gpu is None else bandwidth(gpu)
+        if not peak:
             return None
-        seconds += part * read / gpu.bandwidth
+        seconds += part * read / peak
     if part < 1:
         rate = _rate(hardware.bandwidth, sized.option.size)
         if rate is None:
