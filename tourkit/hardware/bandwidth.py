@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import statistics
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from tourkit.hardware.machine import Bandwidth
@@ -14,13 +14,13 @@ from tourkit.units import MIB
 
 _SIZES = (8 * MIB, 64 * MIB, 512 * MIB)  # small models stay in the processor's caches, which are faster than RAM
 _PART_OF_FREE = 8  # at most this part of the free RAM is used
-_SECONDS = 0.1  # for each size
-_LEAST_PASSES = 2  # the first pass wakes threads
+_CHUNK = 4 * MIB  # of one timed read: less than the time for which the system lets a program run
+_SECONDS = 0.06  # for each size
 _FILL, _ABSENT = 1, 0  # bytes
 
 
 def measured(threads: int, free: int) -> tuple[Bandwidth, ...]:
-    """Read blocks of memory with `threads` threads, and return the fastest pass of each size. `free`: bytes of RAM.
+    """Read blocks of memory with `threads` threads, and return the bandwidth of each size. `free`: bytes of RAM.
 
     It takes about half a second. The block is in huge pages if the system has them, as a worker's weights are.
     """
@@ -31,33 +31,36 @@ def measured(threads: int, free: int) -> tuple[Bandwidth, ...]:
         view = ctypes.c_char.from_buffer(block)
         start = ctypes.addressof(view)
         try:
-            _each(pool, threads, lambda at, size: ctypes.memset(at, _FILL, size), start, sizes[-1])
+            ctypes.memset(start, _FILL, sizes[-1])
             return tuple(Bandwidth(size, round(_rate(pool, threads, start, size))) for size in sizes)
         finally:
             del view  # a mapping that is still referred to cannot be closed
 
 
 def _rate(pool: ThreadPoolExecutor, threads: int, start: int, size: int) -> float:
-    """Return bytes a second of the fastest pass over `size` bytes at `start`: other programs make a pass slower."""
-    search = _memchr()
-    taken: list[float] = []
-    while len(taken) < _LEAST_PASSES or sum(taken) < _SECONDS:
-        began = time.perf_counter()
-        _each(pool, threads, lambda at, length: search(at, _ABSENT, length), start, size)
-        taken.append(time.perf_counter() - began)
-    return size / min(taken)
+    """Return bytes a second of all threads. Each reads its part of the `size` bytes at `start`, again and again.
 
-
-def _each(pool: ThreadPoolExecutor, threads: int, call: Callable[[int, int], object], start: int, size: int) -> None:
-    """Call with address and length of each thread's part, all at once: C functions run without Python's lock."""
+    The median of all chunks counts, so a chunk during which another program had the processor does not.
+    """
     part = size // threads
-    for done in [pool.submit(call, start + number * part, part) for number in range(threads)]:
-        done.result()
+    chunk = min(part, _CHUNK)
+    end = time.perf_counter() + _SECONDS
+    reading = [pool.submit(_read, start + number * part, part, chunk, end) for number in range(threads)]
+    return threads * chunk / statistics.median([seconds for each in reading for seconds in each.result()])
 
 
-def _memchr() -> Callable[[int, int, int], object]:
-    """Return C's search for a byte: it reads a block as fast as memory gives it."""
-    library = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None)
-    search: Callable[[int, int, int], object] = library.memchr
-    library.memchr.argtypes, library.memchr.restype = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t), ctypes.c_void_p
-    return search
+def _read(start: int, size: int, chunk: int, end: float) -> list[float]:
+    """Read the chunks of a part until the time `end`, once at least. Return the seconds of each.
+
+    C's search for a byte reads a block as fast as memory gives it, without Python's lock. The byte is never found.
+    """
+    search = ctypes.CDLL("msvcrt" if sys.platform == "win32" else None).memchr
+    search.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
+    search.restype = ctypes.c_void_p
+    taken: list[float] = []
+    while not taken or time.perf_counter() < end:
+        for offset in range(0, size - chunk + 1, chunk):
+            began = time.perf_counter()
+            search(start + offset, _ABSENT, chunk)
+            taken.append(time.perf_counter() - began)
+    return taken

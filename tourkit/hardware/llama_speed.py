@@ -1,8 +1,9 @@
 """Times llama.cpp's matrix kernels on this CPU, in a short process of its own: `python llama_speed.py THREADS`.
 
 Prints one JSON object. Imports nothing of tourkit, because it is run by its path. Kernels differ by a factor of ten
-between types of weights and between processors, and no table says how. So each type multiplies a small matrix, which
-stays in the processor's caches: with the vector of one token, and with the vectors of a prompt.
+between types of weights, sizes of attention heads and processors, and no table says how. So each type multiplies a
+small matrix, which stays in the processor's caches, and each size of heads attends to some KV cells: for one token, and
+for many tokens as in a prompt.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import json
 import runpy
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,13 @@ _TYPES = {
     "MXFP4": 39,
 }
 _F32, _CPU = 0, 0  # of `ggml_type` and of `ggml_backend_dev_type`
+_CACHES = {"f16": 1, "q8_0": 8}  # types of KV cells
+_HEAD_SIZES = (64, 128, 256)
 _SIDE = 2048  # rows and columns of the matrix
-_PROMPT = 64  # tokens: many enough for llama.cpp's tiles, few enough for a short measurement
-_SECONDS = 0.01  # for each of the two measurements of a type
-_LEAST_CALLS = 3  # the first call starts threads
+_HEADS, _KV_HEADS, _CELLS = 8, 2, 512
+_PROMPT = 32  # tokens: many enough for llama.cpp's tiles, few enough for a short measurement
+_SECONDS = 0.005  # for each of the two measurements of a kernel
+_LEAST_CALLS = 5  # the first call starts threads
 _TABLES = 1 << 20  # bytes for the descriptions of tensors and graphs
 
 
@@ -72,40 +77,72 @@ class Kernels:
             raise OSError(f"llama.cpp has no {name}")
         return ctypes.CFUNCTYPE(result, *arguments)(address)
 
-    def rate(self, type_: int, tokens: int) -> int:
+    def product(self, type_: int, tokens: int) -> int:
         """Return multiply-adds a second of a matrix of this type with the vectors of `tokens` tokens.
 
-        The matrix is in the first type of memory that supports it, as the weights of a loaded model are.
+        The matrix is in the first kind of memory that supports it, as the weights of a loaded model are.
         """
         for memory in self._repacking:
-            if rate := self._rate_in(memory, type_, tokens):
+            if rate := self._product_in(memory, type_, tokens):
                 return rate
-        return self._rate_in(self._plain, type_, tokens)
+        return self._product_in(self._plain, type_, tokens)
 
-    def _rate_in(self, memory: int, type_: int, tokens: int) -> int:
-        """Return the same with the matrix in one type of memory; 0 if it does not support the product."""
+    def _product_in(self, memory: int, type_: int, tokens: int) -> int:
+        """Return the same with the matrix in one kind of memory; 0 if it does not support the product."""
         lib = self._lib
-        fixed, varying = (lib.ggml_init(_Params(_TABLES, None, True)) for _ in range(2))
-        weights = lib.ggml_new_tensor_2d(fixed, type_, _SIDE, _SIDE)
-        vectors = lib.ggml_new_tensor_2d(varying, _F32, _SIDE, tokens)
-        product = lib.ggml_mul_mat(varying, weights, vectors)
-        graph = lib.ggml_new_graph(varying)
-        lib.ggml_build_forward_expand(graph, product)
-        buffers = [
-            lib.ggml_backend_alloc_ctx_tensors_from_buft(context, kind)
-            for context, kind in ((fixed, memory), (varying, self._plain))
-        ]
-        seconds = 0.0
-        if lib.ggml_backend_dev_supports_op(self._device, product):
-            for tensor in (weights, vectors):
-                size = lib.ggml_nbytes(tensor)
-                lib.ggml_backend_tensor_set(tensor, bytes(size), 0, size)
-            seconds = _shortest(lambda: lib.ggml_backend_graph_compute(self._backend, graph))
-        for buffer in buffers:
-            lib.ggml_backend_buffer_free(buffer)
-        for context in (fixed, varying):
-            lib.ggml_free(context)
-        return round(_SIDE * _SIDE * tokens / seconds) if seconds else 0
+        with self._tables() as fixed, self._tables() as varying:
+            weights = lib.ggml_new_tensor_2d(fixed, type_, _SIDE, _SIDE)
+            vectors = lib.ggml_new_tensor_2d(varying, _F32, _SIDE, tokens)
+            product = lib.ggml_mul_mat(varying, weights, vectors)
+            with self._memory(fixed, memory), self._memory(varying, self._plain):
+                if not lib.ggml_backend_dev_supports_op(self._device, product):
+                    return 0
+                self._clear(weights, vectors)
+                return round(_SIDE * _SIDE * tokens / self._seconds(varying, product))
+
+    def attention(self, type_: int, size: int, tokens: int) -> int:
+        """Return multiply-adds a second of `tokens` tokens that attend to _CELLS cells of this type.
+
+        `size`: values of a head.
+        """
+        lib = self._lib
+        with self._tables() as tables:
+            queries = lib.ggml_new_tensor_3d(tables, _F32, size, tokens, _HEADS)
+            keys, values = (lib.ggml_new_tensor_3d(tables, type_, size, _CELLS, _KV_HEADS) for _ in range(2))
+            attended = lib.ggml_flash_attn_ext(tables, queries, keys, values, None, size**-0.5, 0.0, 0.0)
+            with self._memory(tables, self._plain):
+                self._clear(queries, keys, values)
+                return round(2 * size * _HEADS * _CELLS * tokens / self._seconds(tables, attended))
+
+    @contextmanager
+    def _tables(self) -> Iterator[int]:
+        """Yield a context: memory for the descriptions of tensors."""
+        context = self._lib.ggml_init(_Params(_TABLES, None, True))
+        try:
+            yield context
+        finally:
+            self._lib.ggml_free(context)
+
+    @contextmanager
+    def _memory(self, context: int, kind: int) -> Iterator[None]:
+        """Give all tensors of a context memory of one kind within the block."""
+        buffer = self._lib.ggml_backend_alloc_ctx_tensors_from_buft(context, kind)
+        try:
+            yield
+        finally:
+            self._lib.ggml_backend_buffer_free(buffer)
+
+    def _clear(self, *tensors: int) -> None:
+        """Fill tensors with zeros: the time of a kernel does not depend on the values."""
+        for tensor in tensors:
+            size = self._lib.ggml_nbytes(tensor)
+            self._lib.ggml_backend_tensor_set(tensor, bytes(size), 0, size)
+
+    def _seconds(self, context: int, result: int) -> float:
+        """Return the seconds of one computation of a tensor."""
+        graph = self._lib.ggml_new_graph(context)
+        self._lib.ggml_build_forward_expand(graph, result)
+        return _shortest(lambda: self._lib.ggml_backend_graph_compute(self._backend, graph))
 
 
 def _shortest(call: Callable[[], object]) -> float:
@@ -121,11 +158,13 @@ def _shortest(call: Callable[[], object]) -> float:
 def _with_types(lib: ctypes.CDLL) -> ctypes.CDLL:
     """Return the library with the types of the functions that are called."""
     pointer, text, number, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t
-    long = ctypes.c_int64
+    long, real = ctypes.c_int64, ctypes.c_float
     for name, result, arguments in (
         ("ggml_init", pointer, (_Params,)),
         ("ggml_free", None, (pointer,)),
         ("ggml_new_tensor_2d", pointer, (pointer, number, long, long)),
+        ("ggml_new_tensor_3d", pointer, (pointer, number, long, long, long)),
+        ("ggml_flash_attn_ext", pointer, (pointer, pointer, pointer, pointer, pointer, real, real, real)),
         ("ggml_mul_mat", pointer, (pointer, pointer, pointer)),
         ("ggml_new_graph", pointer, (pointer,)),
         ("ggml_build_forward_expand", None, (pointer, pointer)),
@@ -147,7 +186,7 @@ def _with_types(lib: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def measured(threads: int) -> dict[str, Any]:
-    """Return for each type of weights the multiply-adds a second of one token, and of a prompt."""
+    """Return multiply-adds a second of one token, and of many, for each type of weights and kind of attention."""
     libraries = runpy.run_path(str(Path(__file__).with_name("llama_cuda.py")))
     folder = libraries["llama_folder"]()
     libraries["load_cuda_libraries"](libraries["llama_build"](folder)[1], folder)
@@ -157,9 +196,13 @@ def measured(threads: int) -> dict[str, Any]:
     path = next(path for name in ("libllama.so", "libllama.dylib", "llama.dll") if (path := folder / name).is_file())
     kernels = Kernels(ctypes.CDLL(str(path)), threads)
     timed = [
-        {"type": name, "one": kernels.rate(type_, 1), "many": kernels.rate(type_, _PROMPT)}
+        {"type": name, "one": kernels.product(type_, 1), "many": kernels.product(type_, _PROMPT)}
         for name, type_ in _TYPES.items()
     ]
+    for name, type_ in _CACHES.items():
+        for size in _HEAD_SIZES:
+            one, many = kernels.attention(type_, size, 1), kernels.attention(type_, size, _PROMPT)
+            timed.append({"type": f"attention {name} {size}", "one": one, "many": many})
     return {"kernels": timed}
 
 

@@ -59,9 +59,10 @@ class Bandwidth:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """How fast llama.cpp multiplies one type of weights with all threads, in multiply-adds a second, out of the caches.
+    """How fast a kernel of llama.cpp computes with all threads, in multiply-adds a second, with data in the caches.
 
-    `type`: as ggml names it ("Q4_K"). `one`: with the vector of one token. `many`: with those of a prompt.
+    `type`: of the weights, as ggml names it ("Q4_K"); or "attention", type of the KV cells, size of a head ("attention
+    f16 128"). `one`: for one token. `many`: for many tokens at once, as in a prompt.
     """
 
     type: str

@@ -32,7 +32,8 @@ class Shape:
     `kv`: for each layer, how many values (keys and values) one token adds to the KV cache. `windows`: how many tokens
     back each layer attends, 0 for all. `context`: tokens, 0 if unknown. `source`: where the numbers come from.
     `embeds`: the model makes embeddings and reads a text in one call. `state`: bytes of the recurrent states of one
-    sequence, whatever its length. `sparse`: weights that not every token reads.
+    sequence, whatever its length. `sparse`: weights that not every token reads. `queries`: values of the queries of all
+    heads of a layer, 0 if unknown.
     """
 
     kv: tuple[int, ...]
@@ -47,6 +48,7 @@ class Shape:
     embeds: bool = False
     state: int = 0
     sparse: Sparse = NOTHING
+    queries: int = 0
 
     @property
     def layers(self) -> int:
@@ -74,7 +76,10 @@ def of_arch(arch: Arch, context: int) -> Shape:
     kv = (2 * arch.n_kv_heads * arch.head_dim,) * arch.n_layers
     windows = (0,) * arch.n_layers
     width = arch.hidden_size
-    return Shape(kv, windows, width, 4 * width, arch.vocab_size, context, "the catalogue", head=arch.head_dim)
+    queries = arch.n_heads * arch.head_dim
+    return Shape(
+        kv, windows, width, 4 * width, arch.vocab_size, context, "the catalogue", head=arch.head_dim, queries=queries
+    )
 
 
 def of_size(size: int, bits: int, context: int) -> Shape:
@@ -120,6 +125,7 @@ def _of_gguf(header: dict[str, Any]) -> Shape:
         embeds=number("pooling_type") in _POOLINGS,
         state=_STATE_BYTES * states.total,
         sparse=experts.of_gguf(header),
+        queries=heads * key,
     )
 
 
@@ -155,6 +161,7 @@ def _of_config(config: dict[str, Any]) -> Shape:
         embeds=embeds,
         state=_STATE_BYTES * states.total,
         sparse=experts.of_config(config, layers),
+        queries=heads * head,
     )
 
 

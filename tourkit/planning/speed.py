@@ -83,10 +83,11 @@ def _step(sized: SizedOption, gpu: Gpu | None, hardware: Hardware, sequences: in
         seconds += part * read / peak
     if part < 1:
         rate = _rate(hardware.bandwidth, sized.option.size)
-        if rate is None:
+        if not rate:
             return None
-        reading = read / rate
-        seconds += (1 - part) * max(reading, _multiplying(sized, hardware.kernels, sequences))
+        multiplying = _multiplying(sized, hardware.kernels, sequences)
+        attending = sequences * _attending(sized, hardware.kernels, 1)
+        seconds += (1 - part) * (max(read / rate, multiplying) + attending)
     return seconds
 
 
@@ -138,16 +139,25 @@ def _prompt_rate(sized: SizedOption, hardware: Hardware) -> float | None:
     """Return tokens a second of a prompt of FILLED tokens on the CPU; None for a GPU, or if no kernel was timed."""
     if not sized.gpu_layers.is_none or _kernel_of(sized, hardware.kernels) is None:
         return None
-    seconds = _multiplying(sized, hardware.kernels, FILLED) + _attending(sized, hardware.kernels)
+    seconds = _multiplying(sized, hardware.kernels, FILLED) + _attending(sized, hardware.kernels, FILLED)
     return FILLED / (seconds + _STEP + sized.option.shape.layers * _LAYER)
 
 
-def _attending(sized: SizedOption, kernels: Sequence[Kernel]) -> float:
-    """Return the seconds in which the tokens of a prompt attend to those before them: half of them on average."""
-    plain = next((kernel for kernel in kernels if kernel.type == "F16"), None)
-    layers = sum(map(bool, sized.option.shape.kv))
-    products = 2 * layers * sized.option.shape.width * FILLED * FILLED / 2  # keys, then values
-    return 0.0 if plain is None else products / plain.one
+def _attending(sized: SizedOption, kernels: Sequence[Kernel], tokens: int) -> float:
+    """Return the seconds in which llama.cpp's tokens attend to FILLED cells; 0 if its kernel was not timed.
+
+    In a prompt a token attends to the cells before it, half of them on average, but the kernel for prompts computes
+    the other half too. The kernel for the next smaller measured size of heads stands for other sizes.
+    """
+    shape = sized.option.shape
+    kind = f"attention {sized.cache_type} "
+    by_size = {int(each.type.removeprefix(kind)): each for each in kernels if each.type.startswith(kind)}
+    if STACKS[sized.option.stack].format != "gguf" or not by_size:
+        return 0.0
+    fitting = [size for size in by_size if size <= shape.head]
+    kernel = by_size[max(fitting, default=min(by_size))]
+    products = 2 * (shape.queries or shape.width) * sum(map(bool, shape.kv)) * FILLED * tokens
+    return products / (kernel.one if tokens == 1 else kernel.many)
 
 
 def _kernel_of(sized: SizedOption, kernels: Sequence[Kernel]) -> Kernel | None:
