@@ -125,6 +125,7 @@ bench: $(DEV)/ready ## tourkit beside its peers, as ratios of interleaved runs
 	$(DEV)/bin/python bench/prefetch_vs_hf.py
 	$(DEV)/bin/python bench/verify_vs_sha256sum.py
 	$(DEV)/bin/python bench/memory_estimate.py
+	$(DEV)/bin/python bench/foretell.py
 	$(DEV)/bin/python bench/sampling.py
 	$(DEV)/bin/python bench/huge_pages.py
 	$(DEV)/bin/python bench/speculation.py

@@ -1,7 +1,7 @@
 """Write models of real shapes with random weights, to measure speed: `python bench/shapes.py 205m OUT.gguf`.
 
-Llama architecture, Q8_0, a 32k byte-level BPE vocabulary of made-up syllables. So constrained decoding has tokens of
-the same lengths as in real vocabularies.
+Llama architecture, Q8_0 or another quant, a 32k byte-level BPE vocabulary of made-up syllables. So constrained
+decoding has tokens of the same lengths as in real vocabularies.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ class Shape:
     feed_forward: int
 
 
-SHAPES = {"12m": Shape(192, 4, 4, 2, 512), "205m": Shape(1024, 10, 16, 8, 3520), "1.1b": Shape(2048, 22, 32, 4, 5632)}
+SHAPES = {
+    "12m": Shape(192, 4, 4, 2, 512),
+    "205m": Shape(1024, 10, 16, 8, 3520),
+    "1.1b": Shape(2048, 22, 32, 4, 5632),
+    "3b": Shape(3072, 28, 24, 8, 8192),
+}
 N_VOCAB = 32_000
 CONTEXT = 16_384
 TEMPLATE = (
@@ -70,8 +75,12 @@ def vocabulary() -> tuple[list[str], list[int], list[str]]:
     return tokens, types, merges
 
 
-def write(shape: Shape, path: Path, seed: int = 0) -> int:
-    """Write the model. Return its number of parameters."""
+def write(shape: Shape, path: Path, seed: int = 0, *, quant: str = "Q8_0", distinct: int | None = None) -> int:
+    """Write the model. Return its number of parameters.
+
+    `quant`: a type that gguf-py can write, such as Q8_0 or Q4_0. `distinct`: how many rows of each matrix are drawn and
+    then repeated, which saves minutes for a large model; None for all.
+    """
     import gguf
     import numpy as np
 
@@ -87,15 +96,17 @@ def write(shape: Shape, path: Path, seed: int = 0) -> int:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(shape.width // shape.heads)
     writer.add_vocab_size(len(tokens))
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{quant}"])
     add_tokenizer(writer, tokens, types, merges, TEMPLATE)
     count = 0
 
     def matrix(name: str, rows: int, columns: int) -> None:
         nonlocal count
-        weights = rng.standard_normal((rows, columns), dtype=np.float32) * columns**-0.5
-        quantised = gguf.quants.quantize(weights, gguf.GGMLQuantizationType.Q8_0)
-        writer.add_tensor(name, quantised, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        drawn = min(rows, distinct or rows)
+        weights = rng.standard_normal((drawn, columns), dtype=np.float32) * columns**-0.5
+        kind = gguf.GGMLQuantizationType[quant]
+        quantised = gguf.quants.quantize(weights, kind)
+        writer.add_tensor(name, np.resize(quantised, (rows, quantised.shape[1])), raw_dtype=kind)
         count += rows * columns
 
     kv = shape.width // shape.heads * shape.kv_heads

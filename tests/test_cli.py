@@ -102,9 +102,10 @@ def test_the_bundle_is_found_in_the_environment_and_in_this_folder(
     make_bundle(tmp_path / "bundle", tiny_gguf)
     make_bundle(tmp_path / "elsewhere", tiny_gguf, quants=["Q8_0"])
 
-    here = tourkit("plan", "--json", cwd=tmp_path)
+    machine = str(Path(__file__).parent / "machines" / "cpu-llama.json")  # so that nothing is measured
+    here = tourkit("plan", "--json", "--machine", machine, cwd=tmp_path)
     monkeypatch.setenv("TOURKIT_BUNDLE", str(tmp_path / "elsewhere"))
-    there = tourkit("plan", "--json", cwd=tmp_path)
+    there = tourkit("plan", "--json", "--machine", machine, cwd=tmp_path)
 
     assert json.loads(here.stdout)["placements"][0]["quant"] == "F16"
     assert json.loads(there.stdout)["placements"][0]["quant"] == "Q8_0"

@@ -28,9 +28,9 @@ from tourkit.checks import bundle as bundles
 from tourkit.checks import guard_trial, loading, speed, system, wheels
 from tourkit.checks.findings import Finding, Status, failure, of_message, ok, summary, warning
 from tourkit.checks.machine import hardware_findings, stack_findings
-from tourkit.checks.speed import Reading
 from tourkit.checks.stack_trial import Trial
 from tourkit.fetch.wheels.target import Target
+from tourkit.hardware.disk import Reading, read_some
 from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
 from tourkit.hardware.machine_file import read_machine
 from tourkit.isolation.guard import GUARDS
@@ -335,7 +335,7 @@ def test_real_bytes_are_read_to_measure_a_drive(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(bytes(5 * MIB + 1))
 
-    assert speed.read_some(path).size == 5 * MIB + 1
+    assert read_some(path).size == 5 * MIB + 1
     assert speed.measured(tmp_path / "absent", 1).status is Status.FAILURE
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tourkit.errors import UsageError
-from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
+from tourkit.hardware.machine import Bandwidth, Gpu, Hardware, InstalledStack, Kernel
 from tourkit.hardware.machine_file import machine_json, read_machine
 
 GIB = 2**30
-SLICE = Gpu("MIG-1", "NVIDIA A100-SXM4-80GB MIG 2g.20gb", "cuda", 20 * GIB, 19 * GIB, (8, 0), mig=True)
+SLICE = Gpu("MIG-1", "NVIDIA A100-SXM4-80GB MIG 2g.20gb", "cuda", 20 * GIB, 19 * GIB, (8, 0), mig=True, bandwidth=5)
 VENUE = Hardware(
     threads=16,
     ram=64 * GIB,
@@ -27,6 +27,9 @@ VENUE = Hardware(
     system="linux",
     arch="x86_64",
     python="3.12",
+    bandwidth=(Bandwidth(8 << 20, 40_000_000_000), Bandwidth(512 << 20, 20_000_000_000)),
+    kernels=(Kernel("Q4_K", 20_000_000_000, 90_000_000_000),),
+    disk=1_000_000_000,
 )
 
 
@@ -70,6 +73,10 @@ GPU = {"id": "0", "name": "T", "runtime": "cuda", "total": 1, "free": 1}
             r"stacks\[0\].name: 'llama.cpp': unknown stack: use llama_cpp, vllm",
         ),
         ({"threads": 1, "ram": 1, "gpus": [GPU | {"runtime": "CUDA"}]}, r"gpus\[0\].runtime: 'CUDA': unknown runtime"),
+        ({"threads": 1, "ram": 1, "bandwidth": 3}, "bandwidth: 3: give a list"),
+        ({"threads": 1, "ram": 1, "bandwidth": [{"size": 1}]}, r"bandwidth\[0\].rate: missing"),
+        ({"threads": 1, "ram": 1, "kernels": [{"type": "Q4_K", "one": 1, "many": "x"}]}, r"kernels\[0\].many: 'x'"),
+        ({"threads": 1, "ram": 1, "disk": "fast"}, "disk: 'fast': give a whole number"),
         ({"threads": 1, "ram": 1, "problems": [3]}, r"problems\[0\]: 3: give a text"),
     ],
 )

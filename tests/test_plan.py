@@ -567,17 +567,20 @@ def plan_of(root: Path) -> Plan:
 # --- the commands ---------------------------------------------------------------------------------------------------
 
 
+MACHINE = ("--machine", str(Path(__file__).parent / "machines" / "cpu-llama.json"))  # so that nothing is measured
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "tourkit", *arguments], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.starts
 def test_the_table_has_the_memory_of_each_placement_and_device() -> None:
-    done = run("plan", "tour-20gb", "--vram", "20GiB", "--ram", "32GiB", "--threads", "8")
+    done = run("plan", "tour-20gb", "--vram", "20GiB", "--ram", "32GiB", "--threads", "8", *MACHINE)
 
     assert done.returncode == 0
     first, _, head, *lines = done.stdout.splitlines()
-    assert first.startswith("8 threads; 32.0 GiB of RAM; requested GPU")
+    assert first.startswith("8 threads; 32.0 GiB of RAM, read at 20.0 GB/s; requested GPU")
     assert head.split() == "roles model stack sequences on weights KV cache other total".split()
     assert [line.split()[0] for line in lines[:6:2]] == ["brain", "fast", "tool+graph"]
     assert all("GPU" in gpu and "RAM" in ram for gpu, ram in zip(lines[:6:2], lines[1:6:2], strict=True))
@@ -586,7 +589,7 @@ def test_the_table_has_the_memory_of_each_placement_and_device() -> None:
 
 PLACEMENT_KEYS = (
     "roles model quant stack path size context slots threads device gpu_layers cache_type prompt_cache resident memory "
-    "numbers_from lora fallbacks"
+    "numbers_from speed lora fallbacks"
 ).split()
 
 
@@ -617,7 +620,7 @@ def test_the_json_has_gpu_layers_as_a_number_which_is_minus_1_for_all() -> None:
 
 @pytest.mark.starts
 def test_the_json_of_a_plan_has_the_machine_the_placements_and_the_reasons() -> None:
-    done = run("plan", "cpu-16gb", "--ram", "16GiB", "--vram", "0", "--json")
+    done = run("plan", "cpu-16gb", "--ram", "16GiB", "--vram", "0", "--json", *MACHINE)
 
     made = json.loads(done.stdout)
     assert made["machine"]["ram"] == 16 * GIB
@@ -632,7 +635,7 @@ def test_the_json_of_a_plan_has_the_machine_the_placements_and_the_reasons() -> 
 
 @pytest.mark.starts
 def test_a_plan_that_leaves_a_role_unfilled_ends_with_1() -> None:
-    done = run("plan", "cpu-16gb", "--ram", "4GiB", "--vram", "0")
+    done = run("plan", "cpu-16gb", "--ram", "4GiB", "--vram", "0", *MACHINE)
 
     assert done.returncode == 1
     assert "tool" in done.stdout
@@ -641,7 +644,9 @@ def test_a_plan_that_leaves_a_role_unfilled_ends_with_1() -> None:
 
 @pytest.mark.starts
 def test_a_plan_can_be_made_with_stacks_that_are_not_installed() -> None:
-    done = run("plan", "tour-20gb", "--ram", "64GiB", "--vram", "0", "--stack", "onnx", "--role", "tool", "--json")
+    done = run(
+        "plan", "tour-20gb", "--ram", "64GiB", "--vram", "0", "--stack", "onnx", "--role", "tool", "--json", *MACHINE
+    )
 
     assert [placement["stack"] for placement in json.loads(done.stdout)["placements"]] == ["onnx"]
 

@@ -41,6 +41,11 @@ def size_text(size: int) -> str:
     return f"{value:.1f} GiB"
 
 
+def seconds_text(seconds: float) -> str:
+    """Format a time for people: seconds, and minutes from 100 seconds on."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
 def counted(n: int, one: str, many: str | None = None) -> str:
     """Format a number with its noun: 1 file, 2 files."""
     return f"{n} {one if n == 1 else many or one + 's'}"

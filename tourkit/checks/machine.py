@@ -22,6 +22,11 @@ def hardware_findings(hardware: Hardware) -> Iterator[Finding]:
     yield ok("processor", about)
     free = "" if hardware.ram_free is None else f", {size_text(hardware.ram_free)} free"
     yield ok("memory", f"{size_text(hardware.ram)} of RAM{free}")
+    if hardware.bandwidth:
+        yield ok(
+            "memory speed",
+            ", ".join(f"{each.rate / 1e9:.1f} GB/s of {size_text(each.size)}" for each in hardware.bandwidth),
+        )
     for gpu in hardware.gpus:
         yield ok("GPU", _gpu(gpu, hardware.driver))
     for problem in hardware.problems:

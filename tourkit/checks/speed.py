@@ -1,73 +1,15 @@
-"""How fast the drive of a bundle gives its bytes."""
+"""Whether the drive of a bundle gives its bytes fast enough."""
 
 from __future__ import annotations
 
-import mmap
-import os
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from tourkit.checks.findings import Finding, failure, ok, warning
-from tourkit.units import MIB, size_text
+from tourkit.hardware.disk import Reading, read_some
+from tourkit.units import seconds_text, size_text
 
 _WHAT = "drive speed"
-_BLOCK = 4 * MIB
-_MOST_BYTES = 256 * MIB
-_MOST_SECONDS = 2.0
 _PATIENCE = 180.0  # seconds; a longer first load deserves a copy to a faster disk
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A timed read. `size`: bytes. `direct`: the bytes came from the drive, not from memory."""
-
-    size: int
-    seconds: float
-    direct: bool
-
-    @property
-    def rate(self) -> float:
-        """Bytes a second."""
-        return self.size / max(self.seconds, 1e-6)
-
-
-def read_some(path: Path) -> Reading:
-    """Read the beginning of a file, at most 256 MiB and about 2 seconds. Raises OSError.
-
-    Linux reads past the page cache if the file system allows it, so a file that was just copied is measured too. The
-    page cache keeps its content.
-    """
-    direct = getattr(os, "O_DIRECT", 0)
-    if direct:
-        try:
-            return _read(path, direct)
-        except OSError:  # tmpfs and some FUSE drives refuse it; another error comes again below
-            pass
-    return _read(path, 0)
-
-
-def _read(path: Path, flags: int) -> Reading:
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | flags)
-    size, start = 0, time.perf_counter()
-    try:
-        with mmap.mmap(-1, _BLOCK) as block:  # its memory begins at a page, as O_DIRECT needs it
-            while size < _MOST_BYTES and time.perf_counter() - start < _MOST_SECONDS:
-                count = _read_into(descriptor, block, size)
-                size += count
-                if count < _BLOCK:
-                    break
-    finally:
-        os.close(descriptor)
-    return Reading(size, time.perf_counter() - start, bool(flags))
-
-
-def _read_into(descriptor: int, block: mmap.mmap, offset: int) -> int:
-    if hasattr(os, "preadv"):
-        return os.preadv(descriptor, [block], offset)
-    data = os.read(descriptor, _BLOCK)
-    block[: len(data)] = data
-    return len(data)
 
 
 def measured(path: Path, planned: int) -> Finding:
@@ -82,12 +24,8 @@ def finding(reading: Reading, planned: int) -> Finding:
     """Return whether the planned models load in a few minutes at this speed."""
     seconds = planned / max(reading.rate, 1.0)
     source = "" if reading.direct else ", maybe from memory"
-    detail = f"{reading.rate / 1e6:.0f} MB/s{source}; {size_text(planned)} of models take about {_time(seconds)}"
+    detail = f"{reading.rate / 1e6:.0f} MB/s{source}; {size_text(planned)} of models take about {seconds_text(seconds)}"
     if seconds > _PATIENCE:
         fix = "copy the bundle to the machine's own disk, run `tourkit verify` on the copy, and serve it"
         return warning(_WHAT, detail, fix)
     return ok(_WHAT, detail)
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -37,12 +37,12 @@ def doctor(bundle: Path, load: bool, as_json: bool) -> None:
     from tourkit.bundle.index import INDEX
     from tourkit.checks import doctor as checks
     from tourkit.checks.findings import failed, summary
-    from tourkit.hardware import probe
+    from tourkit.hardware import probe, rates
 
     chosen = is_given("bundle") or bool(os.environ.get("TOURKIT_BUNDLE")) or (bundle / INDEX).exists()
     if load and not chosen:
         raise UsageError("--load has no bundle to load from: give one with --bundle DIR")
-    hardware = probe.probe()
+    hardware = rates.with_rates(probe.probe(), None)
     findings = []
     for finding in checks.examine(hardware, bundle if chosen else None, load=load):
         findings.append(finding)

@@ -10,7 +10,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tourkit.planning import explain
-from tourkit.units import counted, size_text
+from tourkit.planning.plan import Speed
+from tourkit.units import counted, seconds_text, size_text
 
 if TYPE_CHECKING:
     from tourkit.hardware.machine import Hardware
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
     from tourkit.planning.plan import Placement, Plan
 
 _HEAD = ("roles", "model", "stack", "sequences", "on", "weights", "KV cache", "other", "total")
-_NUMBERS_FROM = 5  # this column and those after it are right-aligned
+_NUMBERS_FROM = 5
+_SPEED_HEAD = ("foretold", "one client", "all slots", "prompts", "until ready")
 
 
 def machine(hardware: Hardware) -> str:
     """Return one line: threads, RAM, GPUs and stacks."""
     free = "" if hardware.ram_free is None else f" ({size_text(hardware.ram_free)} free)"
-    parts = [counted(hardware.threads, "thread"), f"{size_text(hardware.ram)} of RAM{free}"]
+    read = f", read at {hardware.bandwidth[-1].rate / 1e9:.1f} GB/s" if hardware.bandwidth else ""
+    parts = [counted(hardware.threads, "thread"), f"{size_text(hardware.ram)} of RAM{free}{read}"]
     for gpu in hardware.gpus:
         parts.append(f"{gpu.name} ({gpu.runtime}), {size_text(gpu.free)} of {size_text(gpu.total)} free")
     if hardware.driver:
@@ -45,7 +48,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 def _placement_json(placement: Placement) -> dict[str, Any]:
     """Return a placement. `gpu_layers`: -1 for all. `context`: tokens per sequence.
 
-    `size`, `memory` and `prompt_cache`: bytes.
+    `size`, `memory` and `prompt_cache`: bytes. `speed`: tokens a second, and seconds for `load`; null if not known.
     """
     launch = placement.launch
     return {
@@ -65,28 +68,26 @@ def _placement_json(placement: Placement) -> dict[str, Any]:
         "resident": placement.resident,
         "memory": [asdict(memory) for memory in placement.memory],
         "numbers_from": placement.numbers_from,
+        "speed": asdict(placement.speed),
         "lora": launch.lora,
         "fallbacks": [_placement_json(fallback) for fallback in placement.fallbacks],
     }
 
 
 def lines(plan: Plan) -> Iterator[str]:
-    """Yield the table with a line for each placement and device, then notes, then what is passed over."""
+    """Yield the table with a line for each placement and device, the speeds, notes, and what is passed over."""
     *gpus, ram = [device.id for device in plan.devices]
     names = {id_: "GPU" if len(gpus) == 1 else f"GPU {number}" for number, id_ in enumerate(gpus)} | {ram: "RAM"}
-    rows = [_HEAD, *(row for placement in plan.placements for row in _rows(placement, names))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    for row in rows:
-        cells = [
-            cell.rjust(width) if column >= _NUMBERS_FROM else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
+    yield from _table([_HEAD, *(row for each in plan.placements for row in _rows(each, names))], _NUMBERS_FROM)
     yield ""
+    if any(each.speed != Speed() for each in plan.placements):
+        yield from _table([_SPEED_HEAD, *map(_speed_row, plan.placements)], numbers_from=1)
+        yield ""
     for device in plan.devices:
         yield f"{names[device.id]}: {size_text(device.used)} of {size_text(device.usable)} usable"
     if plan.prompt_cache is not None:
         yield explain.prompt_cache(plan.prompt_cache)
+    yield from explain.speeds(plan.placements)
     yield from plan.notes
     for placement in plan.placements:
         if placement.fallbacks:
@@ -123,6 +124,28 @@ def _rows(placement: Placement, names: dict[str, str]) -> Iterator[tuple[str, ..
         numbers = (memory.weights, memory.cache, memory.overhead, memory.total)
         yield *first, names[memory.device], *(size_text(number) for number in numbers)
         first = ("", "", "", "")
+
+
+def _speed_row(placement: Placement) -> tuple[str, ...]:
+    speed = placement.speed
+    rates = (speed.one, speed.all, speed.prompt)
+    load = "-" if speed.load is None else seconds_text(speed.load)
+    return "+".join(placement.roles), *("-" if rate is None else f"{_rate_text(rate)} tokens/s" for rate in rates), load
+
+
+def _rate_text(rate: float) -> str:
+    return f"{rate:.1f}" if rate < 10 else f"{rate:,.0f}"
+
+
+def _table(rows: list[tuple[str, ...]], numbers_from: int) -> Iterator[str]:
+    """Yield a line for each row. The column `numbers_from` and those after it are right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column >= numbers_from else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
 
 
 def _named(placement: Placement, names: dict[str, str]) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tourkit.bundle.index import Index
+    from tourkit.hardware.machine import Hardware
     from tourkit.manifest.models import VariantId
     from tourkit.net import Urls
     from tourkit.planning.model_shape import Shape
@@ -87,7 +88,11 @@ def plan(
         if stack not in STACKS:
             raise UsageError(f"--stack {stack!r}: choose one of {', '.join(STACKS)}")
     index, shapes, given = _of_bundle(bundle) if manifest_ref is None else _of_manifest(manifest_ref)
-    here = probe.probe() if machine_path is None else machine_file.read_machine(machine_path)
+    here = (
+        _measured(bundle if manifest_ref is None else None, index)
+        if machine_path is None
+        else machine_file.read_machine(machine_path)
+    )
     is_limit = vram is not None and 0 < vram <= max((each.total for each in here.gpus), default=0)
     machine = probe.imagined(here, vram=None if is_limit else vram, ram=ram, threads=threads, stacks=stacks)
     limits = Limits(vram if is_limit else None, reserve, gpu)
@@ -102,6 +107,17 @@ def plan(
             show(line)
     if made.unfilled:
         raise NotSo("; ".join(made.unfilled))
+
+
+def _measured(bundle: Path | None, index: Index) -> Hardware:
+    """Return this machine with its rates. `bundle`: None for a manifest, whose files are on no disk yet."""
+    from tourkit.hardware import probe, rates
+
+    files = [] if bundle is None else [file for file in index.files if file.path.startswith("models/")]
+    largest = max(files, key=lambda file: file.size, default=None)
+    return rates.with_rates(
+        probe.probe(), bundle / largest.path if bundle is not None and largest is not None else None
+    )
 
 
 def _of_bundle(bundle: Path) -> tuple[Index, Mapping[VariantId, Shape], str]:

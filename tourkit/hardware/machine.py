@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU or a MIG slice. `id`: its name in its runtime's variable (CUDA_VISIBLE_DEVICES, …). Sizes in bytes."""
+    """A GPU or a MIG slice. `id`: its name in its runtime's variable (CUDA_VISIBLE_DEVICES, …). Sizes in bytes.
+
+    `bandwidth`: bytes a second that it reads from its memory, None if not known.
+    """
 
     id: str
     name: str
@@ -19,6 +22,7 @@ class Gpu:
     free: int
     capability: tuple[int, int] | None = None  # CUDA's compute capability
     mig: bool = False  # a slice of a GPU
+    bandwidth: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,30 @@ class InstalledStack:
 
 
 @dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """How fast all threads together read a block of RAM. `size`: bytes of the block. `rate`: bytes a second.
+
+    A small block stays in the processor's caches, so it is read faster than a large one.
+    """
+
+    size: int
+    rate: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """How fast a kernel of llama.cpp computes with all threads, in multiply-adds a second, with data in the caches.
+
+    `type`: of the weights, as ggml names it ("Q4_K"); or "attention", type of the KV cells, size of a head ("attention
+    f16 128"). `one`: for one token. `many`: for many tokens at once, as in a prompt.
+    """
+
+    type: str
+    one: int
+    many: int
+
+
+@dataclass(frozen=True, slots=True)
 class Hardware:
     """What a machine offers. `threads`: how many may run at once. `ram`: usable bytes in all.
 
@@ -51,6 +79,8 @@ class Hardware:
     if there is none. `python_headers`: whether Python.h is installed; vLLM on a GPU compiles with it. `glibc`: "2.35",
     "" if the system has another C library. `cpu`: the instruction set level ("x86-64-v3"), "" if not known. `system`:
     "linux", "darwin" or "windows". `arch`: "x86_64", "arm64", … `python`: "3.12".
+
+    Rates, empty or None if not measured: `bandwidth` of RAM, `kernels` of llama.cpp, `disk` in bytes a second.
     """
 
     threads: int
@@ -67,3 +97,6 @@ class Hardware:
     system: str = ""
     arch: str = ""
     python: str = ""
+    bandwidth: tuple[Bandwidth, ...] = ()
+    kernels: tuple[Kernel, ...] = ()
+    disk: int | None = None

@@ -6,16 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tourkit.errors import UsageError
-from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
+from tourkit.hardware.machine import Bandwidth, Gpu, Hardware, InstalledStack, Kernel
 from tourkit.stacks import STACKS
 
 _MAKE = "make it with `tourkit plan --json` or `tourkit doctor --json` on that machine"
 # How messages name the types of the fields.
 _NAMES = {"int": "a whole number", "str": "a text", "bool": "true or false"}
-_LISTS = {"gpus": Gpu, "stacks": InstalledStack}
+_LISTS = {"gpus": Gpu, "stacks": InstalledStack, "bandwidth": Bandwidth, "kernels": Kernel}
+_Item = TypeVar("_Item", Gpu, InstalledStack, Bandwidth, Kernel)
 _RUNTIMES = ("cuda", "rocm", "metal")
 
 
@@ -57,7 +58,7 @@ def _machine(raw: object) -> Hardware:
     return Hardware(**given)
 
 
-def _item(kind: type[Gpu] | type[InstalledStack], raw: object, key: str) -> Gpu | InstalledStack:
+def _item(kind: type[_Item], raw: object, key: str) -> _Item:
     given = _checked(kind, raw, key)
     if given.get("capability") is not None:
         where = f"{key}.capability"

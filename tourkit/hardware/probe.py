@@ -36,7 +36,7 @@ def probe(
 ) -> Hardware:
     """Return what this machine offers. The paths and the command are parameters so that tests can replace them."""
     files = Files(cgroup, meminfo, membership)
-    driver, gpus, problems = gpus_of(_ask([*gpu_probe, "devices"]))
+    driver, gpus, problems = gpus_of(ask([*gpu_probe, "devices"]))
     total = min(size for size in (_total_memory(meminfo), memory_limit(files)) if size > 0)
     free = [size for size in (_meminfo(meminfo, "MemAvailable"), total - memory_in_use(files)) if size > 0]
     return Hardware(
@@ -120,7 +120,7 @@ def _stacks(command: Sequence[str]) -> tuple[InstalledStack, ...]:
     if not command:
         return tuple(found)
     return tuple(
-        with_gpu(stack, _ask([*command, "stack", stack.name])) if STACKS[stack.name].uses_gpu else stack
+        with_gpu(stack, ask([*command, "stack", stack.name])) if STACKS[stack.name].uses_gpu else stack
         for stack in found
     )
 
@@ -158,7 +158,7 @@ def _version(distribution: str) -> str:
         return ""
 
 
-def _ask(command: list[str]) -> dict[str, Any]:
+def ask(command: list[str]) -> dict[str, Any]:
     """Return the JSON object that a probe prints, or {"failed": why there is none}."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_GPU_PROBE_SECONDS, check=False)

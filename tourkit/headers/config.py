@@ -35,11 +35,16 @@ _NUMBERS = {
     **dict.fromkeys(("linear_conv_kernel_dim", "conv_L_cache", "mamba_d_conv", "conv_kernel"), bounds.STATE),
     **dict.fromkeys(("mamba_d_state", "ssm_state_size"), bounds.STATE),
     "mamba_expand": bounds.STATE,
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "top_k_experts"), bounds.EXPERTS),
+    "first_k_dense_replace": bounds.LAYERS,
+    "hidden_size_per_layer_input": bounds.WIDTH,
+    "vocab_size_per_layer_input": bounds.VOCABULARY,
 }
 _PER_LAYER = {
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads"), bounds.HEADS),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads"), bounds.HEADS),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"), bounds.FEED_FORWARD),
+    **dict.fromkeys(("moe_intermediate_size", "expert_intermediate_size"), bounds.FEED_FORWARD),
     **dict.fromkeys(("head_dim", "global_head_dim"), bounds.HEAD_SIZE),
     "num_global_key_value_heads": bounds.HEADS,
     "num_experts_per_tok": bounds.EXPERTS,

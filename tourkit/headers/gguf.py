@@ -20,6 +20,8 @@ _NUMBERS = {
     "block_count": bounds.LAYERS,
     "context_length": bounds.CONTEXT,
     "embedding_length": bounds.WIDTH,
+    "embedding_length_per_layer_input": bounds.WIDTH,
+    "leading_dense_block_count": bounds.LAYERS,
     "vocab_size": bounds.VOCABULARY,
     "expert_count": bounds.EXPERTS,
     "expert_used_count": bounds.EXPERTS,
@@ -43,6 +45,7 @@ _NUMBERS = {
 }
 _PER_LAYER = {
     "feed_forward_length": bounds.FEED_FORWARD,
+    "expert_feed_forward_length": bounds.FEED_FORWARD,
     "attention.head_count": bounds.HEADS,
     "attention.head_count_kv": bounds.HEADS,
 }

@@ -10,9 +10,11 @@ from tourkit.planning.decision import Decision
 from tourkit.planning.model_shape import GUESSED
 from tourkit.planning.options import Option, PassedOver
 from tourkit.planning.packing import SizedOption, at_smallest, pack
-from tourkit.planning.plan import PromptCache
+from tourkit.planning.plan import Placement, PromptCache
 from tourkit.planning.upgrades import with_option
 from tourkit.units import counted, size_text
+
+_NO_TEXT = {"embed", "rerank"}  # roles of models that write no text
 
 
 def notes(decision: Decision, problems: Sequence[str]) -> tuple[str, ...]:
@@ -66,6 +68,19 @@ def prompt_cache_notes(kept: PromptCache | None) -> Iterator[str]:
     if kept is not None and kept.asked is not None and kept.most < kept.asked:
         most = f"the models leave {size_text(kept.left)} of RAM, and the cache gets three quarters of it at most"
         yield f"--prompt-cache {size_text(kept.asked)}: {most}"
+
+
+def speeds(placements: Sequence[Placement]) -> Iterator[str]:
+    """Yield a line for each kind of speed that is not known, with what makes it known, or that is a limit only."""
+    texts = [each for each in placements if not _NO_TEXT & set(each.roles)]
+    if any(each.speed.one is None for each in texts if each.launch.gpu_layers.is_none):
+        yield "speed on the CPU: not known; make the machine file again with `tourkit doctor --json` on that machine"
+    if any(each.speed.one is None for each in texts if not each.launch.gpu_layers.is_none):
+        yield "speed on the GPU: not known; state its `bandwidth`, bytes a second, in a machine file (docs/plan.md)"
+    elif any(not each.launch.gpu_layers.is_none for each in texts):
+        yield "speed on the GPU: at most this, from the bandwidth of its memory"
+    if any(each.speed.load is None for each in placements):
+        yield "time to load: not known; plan with --bundle, or state `disk`, bytes a second, in a machine file"
 
 
 def _not_the_first(decision: Decision) -> Iterator[str]:

@@ -15,7 +15,8 @@ from tourkit.errors import LocalError
 from tourkit.headers.config import folder_config
 from tourkit.headers.gguf import gguf_header, is_gguf
 from tourkit.manifest.models import Arch, Model
-from tourkit.planning import recurrent
+from tourkit.planning import experts, recurrent
+from tourkit.planning.experts import NOTHING, Sparse
 
 GUESSED = "the file's size alone"  # a shape's source
 _POOLINGS = (1, 2, 3, 4)  # mean, first token, last token, rank: all except "none"
@@ -33,7 +34,8 @@ class Shape:
     `kv`: for each layer, how many values (keys and values) one token adds to the KV cache. `windows`: how many tokens
     back each layer attends, 0 for all. `context`: tokens, 0 if unknown. `source`: where the numbers come from.
     `embeds`: the model makes embeddings or scores, and reads a text in one call. `reranks`: it makes scores. `state`:
-    bytes of the recurrent states of one sequence, whatever its length.
+    bytes of the recurrent states of one sequence, whatever its length. `sparse`: weights that not every token reads.
+    `queries`: values of the queries of all heads of a layer, 0 if unknown.
     """
 
     kv: tuple[int, ...]
@@ -48,6 +50,8 @@ class Shape:
     embeds: bool = False
     state: int = 0
     reranks: bool = False
+    sparse: Sparse = NOTHING
+    queries: int = 0
 
     @property
     def layers(self) -> int:
@@ -94,6 +98,7 @@ def of_arch(arch: Arch, context: int) -> Shape:
         source="the catalogue",
         head=arch.head_dim,
         state=_STATE_BYTES * (arch.state_values or 0),
+        queries=arch.n_heads * arch.head_dim,
     )
 
 
@@ -140,6 +145,8 @@ def _of_gguf(header: dict[str, Any]) -> Shape:
         embeds=number("pooling_type") in _POOLINGS,
         state=_STATE_BYTES * states.total,
         reranks=number("pooling_type") == _RANK,
+        sparse=experts.of_gguf(header),
+        queries=heads * key,
     )
 
 
@@ -175,6 +182,8 @@ def _of_config(config: dict[str, Any]) -> Shape:
         embeds=embeds,
         state=_STATE_BYTES * states.total,
         reranks=embeds and reranks_by(config),
+        sparse=experts.of_config(config, layers),
+        queries=heads * head,
     )
 
 

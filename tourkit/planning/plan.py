@@ -23,6 +23,20 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a placement is foretold to be; None for what is not known.
+
+    `one`: tokens a second of a client that is alone. `all`: of all slots together. `prompt`: tokens a second at which a
+    prompt is computed. `load`: seconds until it can answer.
+    """
+
+    one: float | None = None
+    all: float | None = None
+    prompt: float | None = None
+    load: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """One variant to load, for one or more roles. The paths of `launch` are relative to the bundle until it is served.
 
@@ -38,6 +52,7 @@ class Placement:
     size: int = 0
     memory: tuple[Memory, ...] = ()
     numbers_from: str = ""
+    speed: Speed = Speed()
     fallbacks: tuple[Placement, ...] = ()
 
 

@@ -25,6 +25,7 @@ from tourkit.planning.options import Option, PassedOver, in_turn, options_of, st
 from tourkit.planning.packing import Assignment, Budget, SizedOption, assign, at_smallest, budget_of, fits_alone, pack
 from tourkit.planning.plan import CPU, Device, Memory, Placement, Plan
 from tourkit.planning.prompt_cache import Shares, share_of_fallback, shares
+from tourkit.planning.speed import foretold
 from tourkit.planning.upgrades import grow
 
 _FLOORS = (USUAL, Floor(4096, 2), Floor(2048, 2), Floor(2048, 1), Floor(1024, 1))
@@ -232,6 +233,7 @@ def _placed(
         size=option.size,
         memory=tuple(Memory(id_, s.weights, s.cache, s.overhead, s.total) for id_, s in shares),
         numbers_from=option.shape.source,
+        speed=foretold(sized, device, hardware),
     )
 
 
