@@ -2,7 +2,8 @@
 
 Prints one JSON object. Imports nothing of tourkit, because it is run by its path. Kernels differ by a factor of ten
 between types of weights, sizes of attention heads and processors, and no table says how. So each type multiplies a
-small matrix, which stays in the processor's caches, and each size of heads attends to some KV cells: for one token, and
+small
+matrix, which stays in the processors' caches, and each size of heads attends to some KV cells: for one token, and
 for many tokens as in a prompt.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import runpy
 import sys
 import time
@@ -39,7 +41,8 @@ _TYPES = {
 _F32, _CPU = 0, 0  # of `ggml_type` and of `ggml_backend_dev_type`
 _CACHES = {"f16": 1, "q8_0": 8}  # types of KV cells
 _HEAD_SIZES = (64, 128, 256)
-_SIDE = 2048  # rows and columns of the matrix
+# The matrix: so many columns, and for each thread so many rows, which stay in the cache of its processor.
+_COLUMNS, _ROWS = 2048, 512
 _HEADS, _KV_HEADS, _CELLS = 8, 2, 512
 _PROMPT = 32  # tokens: many enough for llama.cpp's tiles, few enough for a short measurement
 _SECONDS = 0.005  # for each of the two measurements of a kernel
@@ -58,6 +61,7 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL, threads: int) -> None:
         self._lib = _with_types(library)
+        self._rows = _ROWS * threads
         device = self._lib.ggml_backend_dev_by_type(_CPU)
         registry = self._lib.ggml_backend_dev_backend_reg(device)
         self._device = device
@@ -91,14 +95,14 @@ class Kernels:
         """Return the same with the matrix in one kind of memory; 0 if it does not support the product."""
         lib = self._lib
         with self._tables() as fixed, self._tables() as varying:
-            weights = lib.ggml_new_tensor_2d(fixed, type_, _SIDE, _SIDE)
-            vectors = lib.ggml_new_tensor_2d(varying, _F32, _SIDE, tokens)
+            weights = lib.ggml_new_tensor_2d(fixed, type_, _COLUMNS, self._rows)
+            vectors = lib.ggml_new_tensor_2d(varying, _F32, _COLUMNS, tokens)
             product = lib.ggml_mul_mat(varying, weights, vectors)
             with self._memory(fixed, memory), self._memory(varying, self._plain):
                 if not lib.ggml_backend_dev_supports_op(self._device, product):
                     return 0
                 self._clear(weights, vectors)
-                return round(_SIDE * _SIDE * tokens / self._seconds(varying, product))
+                return round(_COLUMNS * self._rows * tokens / self._seconds(varying, product))
 
     def attention(self, type_: int, size: int, tokens: int) -> int:
         """Return multiply-adds a second of `tokens` tokens that attend to _CELLS cells of this type.
@@ -187,6 +191,7 @@ def _with_types(lib: ctypes.CDLL) -> ctypes.CDLL:
 
 def measured(threads: int) -> dict[str, Any]:
     """Return multiply-adds a second of one token, and of many, for each type of weights and kind of attention."""
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # at an abort ggml would start gdb, which takes seconds
     libraries = runpy.run_path(str(Path(__file__).with_name("llama_cuda.py")))
     folder = libraries["llama_folder"]()
     libraries["load_cuda_libraries"](libraries["llama_build"](folder)[1], folder)

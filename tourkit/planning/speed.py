@@ -1,7 +1,7 @@
 """Foretells how fast a placement runs: tokens a second, prompts, and the time to load. Pure.
 
 A step of decoding reads every weight that it uses, and the KV cells of each sequence. So its time is that of the bytes
-at the bandwidth of the memory, or that of the multiplications if the processor is slower. docs/plan.md explains the
+at the bandwidth of the memory, and that of the multiplications if the processor is slow. docs/plan.md explains the
 formulas and compares them with measurements (bench/foretell.py).
 """
 
@@ -41,13 +41,13 @@ _BITS = {
 }
 _TILE = 4  # sequences at once from which llama.cpp multiplies a step as it does a prompt
 _SHARE_IN_NAME = re.compile(r"-(\d+(?:\.\d+)?)b-a(\d+(?:\.\d+)?)b(?![a-z0-9])", re.IGNORECASE)  # qwen3-30b-a3b
-# Seconds, measured with models so small that nothing else counts (docs/plan.md).
-_STEP = 0.0004  # of each step: the scheduler, the batch, the threads that start
-_LAYER = 0.00003  # of each layer: a dozen operations, and the threads meet after each of them
-_SEQUENCE = 0.0002  # of each sequence in a step: a token is drawn, turned into text and passed on
-_ENTRY = 2e-9  # of each token of the vocabulary, for each sequence: the draw
+# Seconds, from models so small that nothing else counts (docs/plan.md).
+_STEP = 0.0002  # of each step: the scheduler, the batch, the threads that start
+_LAYER = 0.00002  # of each layer: about twenty operations, and the threads meet after each of them
+_SEQUENCE = 0.0001  # of each sequence in a step: a token is drawn, turned into text and passed on
+_ENTRY = 10e-9  # of each token of the vocabulary, for each sequence: the draw
 _START = 1.0  # until a worker has imported its libraries
-_COPY_RATE = 1e9  # bytes a second at which weights are read from the page cache and put in the kernels' order
+_COPY_RATE = 5e8  # bytes a second at which weights are read from the page cache and put in the kernels' order
 
 
 def foretold(sized: SizedOption, device: str, hardware: Hardware) -> Speed:
@@ -87,7 +87,8 @@ def _step(sized: SizedOption, gpu: Gpu | None, hardware: Hardware, sequences: in
             return None
         multiplying = _multiplying(sized, hardware.kernels, sequences)
         attending = sequences * _attending(sized, hardware.kernels, 1)
-        seconds += (1 - part) * (max(read / rate, multiplying) + attending)
+        # Reading and multiplying overlap, but not wholly: the root of the sum of squares was measured.
+        seconds += (1 - part) * (math.hypot(read / rate, multiplying) + attending)
     return seconds
 
 
@@ -139,8 +140,11 @@ def _prompt_rate(sized: SizedOption, hardware: Hardware) -> float | None:
     """Return tokens a second of a prompt of FILLED tokens on the CPU; None for a GPU, or if no kernel was timed."""
     if not sized.gpu_layers.is_none or _kernel_of(sized, hardware.kernels) is None:
         return None
-    seconds = _multiplying(sized, hardware.kernels, FILLED) + _attending(sized, hardware.kernels, FILLED)
-    return FILLED / (seconds + _STEP + sized.option.shape.layers * _LAYER)
+    # Of the table of the vocabulary, a prompt needs one row for each token at its begin, and the last token at its end.
+    shape = sized.option.shape
+    part = 1 - min(0.5, shape.vocab * shape.width / _weights(sized))
+    seconds = part * _multiplying(sized, hardware.kernels, FILLED) + _attending(sized, hardware.kernels, FILLED)
+    return FILLED / (seconds + _STEP + shape.layers * _LAYER)
 
 
 def _attending(sized: SizedOption, kernels: Sequence[Kernel], tokens: int) -> float:
