@@ -31,6 +31,7 @@ from launch_server import LaunchServer, launch_server
 
 from tourkit.backends.vllm import weights
 from tourkit.backends.vllm.arguments import environment, serve_arguments
+from tourkit.defaults import RoleDefaults, Sampling
 from tourkit.errors import LocalError
 from tourkit.launch import GpuLayers, Launch
 from tourkit.planning.plan import Placement
@@ -487,14 +488,17 @@ def test_guesses_from_the_prompt_change_no_answer_and_what_they_exclude_is_refus
 ) -> None:
     messages = [{"role": "user", "content": "Repeat: " + "Anna paid Boris. " * 12}]
     excluded: dict[str, Any] = {"min_p": 0.5, "logit_bias": {"5": 1}}
-    with launch_server(launch("graph"), log=tmp_path / "log") as guessing:
+    defaults = (RoleDefaults("graph", sampling=Sampling(min_p=0.0)),)  # as planning/defaults.py gives them
+    with launch_server(launch("graph", defaults=defaults), log=tmp_path / "log") as guessing:
         found = ask(guessing, model="graph", messages=messages, max_tokens=60)
         held = ask(guessing, model="graph", max_tokens=120, **structured(NAME))
+        sampled = ask(guessing, model="graph", temperature=...)
         refused = [ask(guessing, model="graph", temperature=1, **{name: value}) for name, value in excluded.items()]
         drafted = metric(guessing, "draft_tokens_total")
 
     assert found.text == ask(server, messages=messages, max_tokens=60).text
     assert drafted > 0
+    assert sampled.status == 200
     jsonschema.validate(json.loads(held.text), NAME)
     assert [answer.status for answer in refused] == [400, 400]
     assert [answer.body["error"]["param"] for answer in refused] == list(excluded)
