@@ -395,6 +395,33 @@ def test_a_streamed_request_that_is_refused_gets_a_plain_error(server: LaunchSer
 
 
 @needs_vllm
+def test_a_budget_and_a_schema_apply_to_a_model_that_thinks(tmp_path: Path) -> None:
+    """The tiny model never closes its thinking by itself, so the budget does."""
+    folder = Path(shutil.copytree(SAFETENSORS, tmp_path / "thinks"))
+    template = folder / "chat_template.jinja"
+    template.write_text(
+        template.read_text() + "{% if enable_thinking is not false %}<think>\n{% endif %}{# </think> #}"
+    )
+    think = {"thinking_budget": 6, "n": 2, "temperature": 1, "seed": 1, "max_tokens": 100}
+    with launch_server(launch("tool", path=folder), log=tmp_path / "log") as running:
+        whole, free = ask(running, **think, **structured(NAME)), ask(running, **think)
+        streamed = ask(running, **think, **structured(NAME), stream=True)
+        silent = ask(running, **structured(NAME), chat_template_kwargs={"enable_thinking": False, "mood": 1})
+
+    for choice in whole.body["choices"]:
+        assert json.loads(choice["message"]["content"])["name"]
+        assert choice["message"]["reasoning_content"]
+    assert whole.body["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 12
+    assert free.body["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 12
+    assert not any("think>" in choice["message"]["content"] for choice in free.body["choices"])
+    parts = [each for event in streamed.events for each in event["choices"] if each["index"] == 1]
+    assert json.loads("".join(part["delta"].get("content", "") for part in parts))["name"]
+    assert any(part["delta"].get("reasoning_content") for part in parts)
+    assert "reasoning_content" not in silent.body["choices"][0]["message"]
+    assert silent.headers["x-tourkit-ignored"] == "chat_template_kwargs.mood"
+
+
+@needs_vllm
 def test_special_tokens_in_a_plain_prompt_are_text(server: LaunchServer) -> None:
     count = ask(server, "/tokenize", prompt="<|end|>", messages=..., temperature=..., max_tokens=...).body["count"]
     used = ask(server, "/v1/completions", prompt="<|end|>", messages=...).body["usage"]["prompt_tokens"]
