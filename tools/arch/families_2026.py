@@ -37,16 +37,13 @@ _GEMMA_3 = TIED | {
     "query_pre_attn_scalar": 32,
     "sliding_window": 16,
 }
-_YARN = {
+_MINISTRAL_ROPE = {
     "rope_type": "yarn",
-    "rope_theta": 150000.0,
+    "rope_theta": 1000000.0,
     "factor": 32.0,
     "original_max_position_embeddings": CONTEXT // 32,
     "beta_fast": 32.0,
     "beta_slow": 1.0,
-}
-_MINISTRAL_ROPE = _YARN | {
-    "rope_theta": 1000000.0,
     "max_position_embeddings": CONTEXT,
     "mscale_all_dim": 1.0,
     "mscale": 1.0,
@@ -128,7 +125,7 @@ _WRITERS = (
             "num_local_experts": 4,
             "num_experts_per_tok": 2,
             "sliding_window": 16,
-            "rope_parameters": _YARN | {"truncate": False},
+            "max_position_embeddings": 4096 * 32,  # as published: its YaRN stretches 4,096 positions by 32
         },
     ),
     Tiny(
@@ -209,6 +206,8 @@ _WRITERS = (
             "hybrid_override_pattern": "M-*-",
             "num_hidden_layers": 4,
             "num_experts_per_tok": None,
+            "n_routed_experts": None,
+            "num_local_experts": None,
         },
     ),
     Tiny(

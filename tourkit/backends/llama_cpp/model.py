@@ -106,7 +106,7 @@ class LlamaModel:
         """
         said = self.metadata(f"{self.metadata('general.architecture')}.pooling_type")
         pooling = int(said) if said else _NO_POOLING[0]
-        if pooling == _RANK_POOLING:
+        if pooling == _RANK_POOLING or self._lib.llama_model_cls_label(self._model, 0) is not None:
             self._refuse("a reranker (it gives scores, neither text nor embeddings)")
         if self._lib.llama_model_has_encoder(self._model) and self._lib.llama_model_has_decoder(self._model):
             self._refuse("an encoder-decoder model")
