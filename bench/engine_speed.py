@@ -1,8 +1,9 @@
 """Measure the engine without HTTP: decoding with and without a grammar.
 
-`python bench/engine_speed.py GGUF [SEQUENCES]` (default: 8 sequences) prints JSON: tokens per second after all prompts
-are computed, as llama-batched-bench counts them, and the milliseconds of one step with and without a grammar. The
-grammar forces no token, so every token is sampled.
+`python bench/engine_speed.py GGUF [SEQUENCES] [SAMPLING]` prints JSON: tokens per second after all prompts are
+computed, as llama-batched-bench counts them, and the milliseconds of one step with and without a grammar. The grammar
+forces no token, so every token is sampled. SEQUENCES: 8 unless given. SAMPLING: `temperature` (0.8; used unless given)
+or `default`, the sampling of a request that says nothing, if its model states nothing either.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from prompts import documents
 
 from tourkit.backends.llama_cpp.runner import LlamaRunner
 from tourkit.backends.runner_engine import RunnerEngine
+from tourkit.defaults import FALLBACK, stated
 from tourkit.generation import Constraint, Delta, Request, SamplingParams
 from tourkit.hardware.probe import probe
 
 SEQUENCES = int(sys.argv[2]) if len(sys.argv) > 2 else 8
+SAMPLINGS = {"temperature": {"temperature": 0.8}, "default": stated(FALLBACK)}
+SAMPLING: dict[str, Any] = SAMPLINGS[sys.argv[3] if len(sys.argv) > 3 else "temperature"]
 PROMPT = 32
 LONG_STRING = Constraint("regex", "[^\\x00-\\x1f]*")
 
@@ -43,7 +48,7 @@ def decode(engine: RunnerEngine, tokens: int, constraint: Constraint | None, see
             done.release()
 
     for place, prompt in enumerate(documents(SEQUENCES, 8, PROMPT - 8, seed)):
-        params = SamplingParams(max_tokens=tokens, temperature=0.8, seed=seed)
+        params = SamplingParams(max_tokens=tokens, seed=seed, **SAMPLING)
         engine.submit(
             Request(prompt=prompt, params=params, constraint=constraint), lambda delta, place=place: emit(place, delta)
         )

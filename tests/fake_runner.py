@@ -39,9 +39,10 @@ class FakeSampler:
         assert not self._closed, "sampled after close"
         return int(self._runner.logits(row).argmax())
 
-    def propose(self, row: int) -> int | None:
+    def propose(self, row: int, allows: Callable[[int], bool]) -> int | None:
         assert not self._closed, "proposed after close"
-        return int(self._runner.logits(row).argmax())
+        token = int(self._runner.logits(row).argmax())
+        return token if allows(token) else None
 
     def accept(self, token: int) -> None:
         assert not self._closed, "accepted after close"
@@ -113,7 +114,7 @@ class FakeRunner:
     def logits(self, row: int) -> np.ndarray:
         return self._rows[row]
 
-    def sampler(self, params: SamplingParams, seed: int) -> FakeSampler:
+    def sampler(self, params: SamplingParams, seed: int, *, constrained: bool = False) -> FakeSampler:
         return FakeSampler(self)
 
     def share(self, source: int, target: int, length: int) -> bool:

@@ -52,6 +52,10 @@ DOCUMENTS = "the reader's documents; tests/test_e2e.py and tests/test_templates.
 REHEARSED = "tests/test_bundle_installs.py rehearses a bundle with wheels"
 OF_READMES = {"git clone": "clones and builds"}
 OF_READMES |= {"tourkit wheels": FROM_INDEX, "tourkit rehearse": REHEARSED, "sh": TRAVELS}
+OF_READMES |= {
+    "tourkit prefetch cpu-16gb-2026": "fetches 9 GiB; its dry run is run further down",
+    "tourkit serve": "the bundle of those 9 GiB; a small one is served further down",
+}
 NOT_RUN = {
     "README.md": OF_READMES,
     "README.ru.md": OF_READMES,

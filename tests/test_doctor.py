@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import full_disk
+import gguf
 import pytest
 import serving
 import small_bundle
@@ -277,6 +278,30 @@ def test_what_a_stack_would_fetch_for_a_model_is_listed(tmp_path: Path) -> None:
     ]
     assert [each.owner for each in with_vocabulary] == ["old-2 BF16"]
     assert [each.status for each in bundles.fetch_findings(tmp_path, index, there)] == ["warning"]
+
+
+def test_mistrals_own_tokenizer_file_is_none_for_the_stacks(tmp_path: Path) -> None:
+    small_bundle.write_files(tmp_path, {"models/old/BF16/tekken.json": b"{}"})
+    index = small_bundle.make_bundle(tmp_path)
+
+    found = {each.owner: each.what for each in bundles.would_fetch(tmp_path, index, {})}
+
+    assert found["old BF16"] == "the tokenizer (it has only tekken.json, which no stack here reads)"
+
+
+def test_a_model_whose_architecture_the_installed_llama_cpp_does_not_know_is_a_failure(tmp_path: Path) -> None:
+    weights = tmp_path / "new.gguf"
+    writer = gguf.GGUFWriter(str(weights), "qwen9")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+    bundle = serving.make_bundle(tmp_path / "bundle", weights)
+
+    [found] = bundles.architecture_findings(bundle, read_index(bundle))
+
+    assert (found.what, found.status) == ("architecture", "failure")
+    assert "tiny-random.gguf: the installed llama.cpp does not know the architecture 'qwen9'" in found.detail
 
 
 def test_a_vocabulary_among_the_side_assets_is_not_fetched(tmp_path: Path) -> None:

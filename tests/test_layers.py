@@ -33,7 +33,7 @@ bundle grammar
 manifest
 hardware
 stacks generation launch headers
-scratch
+scratch defaults
 files data progress offline client connections
 isolation
 units net terminal parent

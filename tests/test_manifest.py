@@ -138,7 +138,7 @@ BAD = {
     "no roles": (HEAD + MODEL, ["roles: missing"]),
     "empty roles": (HEAD + "[roles]\n" + MODEL, ["roles: {} is refused", "at least one role"]),
     "unknown key": ('sumary = "x"\n' + GOOD, ["sumary: unknown key", "did you mean 'summary'?"]),
-    "unknown key, nothing near": ("zzz = 1\n" + GOOD, ["zzz: unknown key", "known: assets, formats, models"]),
+    "unknown key, nothing near": ("zzz = 1\n" + GOOD, ["zzz: unknown key", "known: assets, defaults, formats, models"]),
     "unknown key with a newline": ('"a\\nb" = 1\n' + GOOD, ['"a\\nb": unknown key']),
     "model id with a newline": (renamed("a\\nb"), ['models."a\\nb"', "cannot be a model id"]),
     "unknown role": (changed("tool =", "brian ="), ["roles.brian: unknown key", "did you mean 'brain'?"]),
@@ -210,6 +210,32 @@ BAD = {
     "filter that is empty": ("formats = []\n" + GOOD, ["formats: [] is refused", "leave the key out"]),
     "filter with an unknown format": ('formats = ["ggml"]\n' + GOOD, ["formats[0]: 'ggml' is refused"]),
     "filter with an unknown quant": ('quants = ["Q4_K"]\n' + GOOD, ["quants[0]", "'Q4_K'", "mean 'Q4_K_M'?"]),
+    "defaults of a role that the set does not have": (
+        GOOD + "[defaults.brain]\ntemperature = 1\n",
+        ["defaults.brain: [roles] has no 'brain'", "remove this table"],
+    ),
+    "defaults of a role without text": (GOOD + "[defaults.embed]\ntop_k = 1\n", ["defaults.embed: unknown key"]),
+    "defaults that say nothing": (GOOD + "[defaults.tool]\n", ["defaults.tool: {} is refused", "at least one default"]),
+    "unknown default": (GOOD + "[defaults.tool]\ntop_q = 1\n", ["defaults.tool.top_q: unknown key", "mean 'top_p'?"]),
+    "a temperature above 2": (
+        GOOD + "[defaults.tool]\ntemperature = 2.1\n",
+        ["defaults.tool.temperature: 2.1", "to 2"],
+    ),
+    "a temperature that is no number": (GOOD + "[defaults.tool]\ntemperature = nan\n", ["tool.temperature: nan is no"]),
+    "a top_p that leaves nothing": (GOOD + "[defaults.tool]\ntop_p = 0.0\n", ["defaults.tool.top_p: 0.0 is refused"]),
+    "a top_k with a fraction": (GOOD + "[defaults.tool]\ntop_k = 1.5\n", ["defaults.tool.top_k: 1.5 is refused"]),
+    "unknown effort": (
+        GOOD + '[defaults.tool]\nreasoning_effort = "hi"\n',
+        ["defaults.tool.reasoning_effort: 'hi' is refused", "did you mean 'high'?"],
+    ),
+    "thinking that is on and off": (
+        GOOD + '[defaults.tool]\nthinking = true\nreasoning_effort = "none"\n',
+        ["defaults.tool.reasoning_effort", "remove one of them"],
+    ),
+    "sampling of a model that is no number": (
+        changed(VARIANT, "[models.my-model.sampling]\nmin_p = nan\n" + VARIANT),
+        ["models.my-model.sampling.min_p: nan is no number"],
+    ),
     "filter that empties a role": ('formats = ["onnx"]\n' + GOOD, ["roles.tool", "leave no variant of my-model"]),
 }
 

@@ -18,6 +18,7 @@ from faulty_hub import COMMIT, Fault, FaultyHub, manifest_toml, noise
 from tourkit import data
 from tourkit.bundle import verify
 from tourkit.bundle.index import read_index, write_index
+from tourkit.defaults import RoleDefaults, Sampling
 from tourkit.errors import HubError, LocalError, ManifestError, Unreachable, UsageError, WrongContent
 from tourkit.fetch import prefetch
 from tourkit.fetch.download import BLOCK
@@ -304,6 +305,18 @@ def test_roles_fetched_one_by_one_add_up(two: Set, tmp_path: Path) -> None:
     two.run(roles=["brain"])
     two.run(root=tmp_path / "at-once")
     assert shape(two.root) == shape(tmp_path / "at-once")
+
+
+def test_the_bundle_has_the_defaults_of_its_roles_and_a_change_of_them_fetches_nothing(two: Set) -> None:
+    brain, tool = RoleDefaults("brain", thinking=True), RoleDefaults("tool", sampling=Sampling(top_k=7))
+    two.manifest = replace(two.manifest, defaults=(brain, tool))
+    two.run(roles=["tool"])
+    assert read_index(two.root).defaults == (tool,)
+    asked = two.starts(SMALL)
+    two.manifest = replace(two.manifest, defaults=(brain,))
+    two.run(roles=["tool"])
+    assert read_index(two.root).defaults == ()
+    assert two.starts(SMALL) == asked
 
 
 def test_an_earlier_variant_leaves_the_index_when_the_lock_moves_on(two: Set) -> None:

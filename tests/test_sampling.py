@@ -76,6 +76,7 @@ def llama_chain() -> Iterator[Callable[[SamplingParams, int], Callable[[np.ndarr
         SamplingParams(top_p=0.99),
         SamplingParams(min_p=0.05),
         SamplingParams(top_k=50, top_p=0.95, min_p=0.02, temperature=1.3),
+        SamplingParams(top_k=40, top_p=0.95, min_p=0.05, temperature=0.8),
         SamplingParams(frequency_penalty=0.5, presence_penalty=1.0),
         SamplingParams(frequency_penalty=-2.0),
         SamplingParams(logit_bias=((5, 3.0), (7, -100.0)), top_p=0.8),
@@ -145,6 +146,58 @@ def test_a_masked_token_is_never_drawn() -> None:
         drawn.add(sampler.sample(0))
 
     assert drawn == allowed
+
+
+CUT = [
+    SamplingParams(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05),
+    SamplingParams(temperature=1.5, top_k=3, top_p=0.9, min_p=0.2),
+    SamplingParams(temperature=0.5, top_k=2, min_p=0.01),
+    SamplingParams(temperature=1.0, top_p=0.5, min_p=0.1),
+    SamplingParams(temperature=1.0, min_p=0.1),
+    SamplingParams(temperature=0.7, top_k=40, top_p=0.6, min_p=0.05, logit_bias=((3, 4.0),), presence_penalty=0.5),
+]
+
+
+@pytest.mark.parametrize("params", CUT, ids=str)
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_a_proposal_is_the_token_that_is_drawn_if_the_mask_comes_first(params: SamplingParams, share: float) -> None:
+    """Some rows are peaked, some have equal scores, and of each a `share` of the tokens is allowed."""
+    random = np.random.default_rng(4)
+    logits = OneRow(6)
+    proposing, masking = NumpySampler(logits, params, 9), NumpySampler(logits, params, 9)
+    proposed = 0
+    for step in range(400):
+        row = logits.next().round(1) if step % 2 else logits.next()
+        allowed = random.random(N_VOCAB) < share
+        allowed[row.argmax()] |= step % 3 > 0
+        logits.row = row
+        token = proposing.propose(0, lambda id_, allowed=allowed: bool(allowed[id_]))
+        logits.row = np.where(allowed, row, -np.inf).astype(np.float32)
+        if token is None:
+            token = proposing.sample(0)
+        else:
+            proposing.accept(token)
+            proposed += 1
+
+        assert token == masking.sample(0)
+
+    assert proposed > 100
+
+
+def test_a_grammar_is_asked_for_few_tokens_only() -> None:
+    """A mask costs about as much as some questions."""
+    logits = OneRow(1)
+    sampler = NumpySampler(logits, CUT[0], 2)
+    for _ in range(100):
+        logits.next()
+        asked: list[int] = []
+        sampler.propose(0, lambda token, asked=asked: not asked.append(token))
+
+        assert len(asked) <= 8
+
+
+def test_without_min_p_a_cut_waits_for_the_mask() -> None:
+    assert NumpySampler(OneRow(1), SamplingParams(top_k=40), 2).propose(0, lambda token: True) is None
 
 
 def test_logits_are_left_as_they_are() -> None:

@@ -41,6 +41,7 @@ FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "record", "schema"
 def test_models_lists_every_role_and_the_model(client: openai.OpenAI) -> None:
     assert {model.id for model in client.models.list()} == {"brain", "fast", "tool", "graph", "tiny-random"}
     assert client.models.retrieve("graph").id == "graph"
+    assert client.models.retrieve("graph").sampling == {"temperature": 0.8, "top_p": 0.95, "top_k": 40, "min_p": 0.05}
 
 
 def test_a_chat_completion_has_text_usage_and_a_reason(client: openai.OpenAI) -> None:

@@ -1,6 +1,7 @@
 """`tourkit sets` says what a set offers and needs; every figure is computed from manifest, lock and planner."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +9,9 @@ from tourkit.cli import main
 from tourkit.hardware.machine import Hardware, InstalledStack
 from tourkit.manifest import lock as locks
 from tourkit.manifest import manifest as manifests
+from tourkit.manifest.languages import text
 from tourkit.manifest.lock import UnresolvedVariant
+from tourkit.manifest.models import ROLES
 from tourkit.planning import planner, sources
 from tourkit.planning.sets import SIZES, SetFacts, facts_of
 from tourkit.stacks import STACKS
@@ -22,7 +25,7 @@ def facts(name: str) -> SetFacts:
     return facts_of(manifest, locks.read(locks.path_of(manifest.path)))
 
 
-@pytest.mark.parametrize("name", ["cpu-16gb", "gpu-40gb", "gpu-8gb", "tiny"])
+@pytest.mark.parametrize("name", ["cpu-16gb", "cpu-16gb-2026", "gpu-40gb", "gpu-8gb", "tiny", "tour-20gb-2026"])
 def test_the_size_of_a_pinned_set_is_what_prefetch_would_fetch(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for on in facts(name).stacks:
         assert main(["prefetch", name, "--to", "nowhere", "--stack", on.stack, "--dry-run", "--json"]) == 0
@@ -31,8 +34,8 @@ def test_the_size_of_a_pinned_set_is_what_prefetch_would_fetch(name: str, capsys
 
 
 def test_a_size_that_the_lock_does_not_have_is_the_stated_one_or_unknown() -> None:
-    [on] = facts("multilingual").stacks
-    manifest = manifests.load("multilingual")
+    [on] = facts("chinese").stacks
+    manifest = manifests.load("chinese")
     lock = locks.read(locks.path_of(manifest.path))
     unresolved = {v.id for v in lock.variants if isinstance(v, UnresolvedVariant)}
 
@@ -94,7 +97,11 @@ def test_every_stack_that_uses_gpus_has_a_need_of_gpu_memory() -> None:
 
 
 def test_roles_that_no_pinned_variant_fills_are_named_and_left_out() -> None:
-    [on] = facts("chinese").stacks
+    manifest = manifests.load("chinese")
+    lock = locks.read(locks.path_of(manifest.path))
+    pinned = tuple(variant for variant in lock.variants if variant.model != "bge-m3")
+
+    [on] = facts_of(manifest, replace(lock, variants=pinned)).stacks
 
     assert on.unfilled == ("embed",)
     assert on.ram is not None
@@ -110,13 +117,55 @@ def test_without_a_lock_stated_sizes_are_counted_and_no_machine_is_named() -> No
 
 @pytest.mark.parametrize(
     ("name", "has", "has_not"),
-    [("chinese", {"zh", "en"}, {"code"}), ("code", {"code", "en"}, set()), ("cpu-16gb", {"en"}, {"de", "ru"})],
+    [
+        ("chinese", {"zh", "en"}, {"code"}),
+        ("code", {"code", "en"}, set()),
+        ("cpu-16gb", {"en"}, {"de", "ru"}),
+        ("cpu-16gb-2026", {"en", "ru", "zh", "kk"}, set()),
+        ("multilingual", {"en", "ru"}, set()),
+    ],
 )
 def test_languages_are_those_for_which_brain_and_fast_have_a_model(name: str, has: set, has_not: set) -> None:
     languages = set(facts(name).languages)
 
     assert has <= languages
     assert not has_not & languages
+
+
+@pytest.mark.parametrize(("name", "ram"), [("cpu-16gb-2026", 16 * GIB), ("tour-20gb-2026", 32 * GIB)])
+def test_a_set_of_2026_fits_its_machine_with_all_models_loaded_at_once(name: str, ram: int) -> None:
+    [on] = facts(name).stacks
+
+    assert on.exact
+    assert on.unfilled == ()
+    assert on.ram is not None
+    assert on.ram.at_once is not None
+    assert on.ram.at_once <= ram
+    assert on.vram is not None
+    assert on.vram.at_once is not None
+    assert on.vram.at_once <= 20 * GIB
+
+
+@pytest.mark.parametrize(
+    ("name", "roles"),
+    [("cpu-16gb", ()), ("code", ("brain", "tool", "graph")), ("cpu-16gb-2026", ROLES), ("tour-20gb-2026", ROLES)],
+)
+def test_russian_is_listed_for_each_role_whose_first_model_has_it(name: str, roles: tuple[str, ...]) -> None:
+    assert facts(name).russian == roles
+
+
+@pytest.mark.parametrize(
+    ("languages", "told"),
+    [
+        ((), "not stated"),
+        (("en", "ru"), "en, ru"),
+        (("multilingual",), "many, none named"),
+        (("ru", "multilingual"), "ru and more"),
+        (tuple("abcdefghijklmn"), "a, b, c, d, e, f, g, h, i, j, k, l and 2 more"),
+    ],
+)
+def test_people_read_a_short_list_of_languages(languages: tuple[str, ...], told: str) -> None:
+    assert text(languages) == told
 
 
 def test_the_command_lists_every_set_for_people_and_for_scripts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from elf_files import cpu_library, llama_wheel, shared_library
 
 from tourkit.errors import LocalError, UsageError
 from tourkit.fetch.wheels import elf, llama
-from tourkit.fetch.wheels.architectures import unknown_architectures
+from tourkit.fetch.wheels.architectures import unknown_architectures, unknown_to_installed
 from tourkit.fetch.wheels.looking import look_into, refusal, remarks
 from tourkit.fetch.wheels.target import parse_target
 
@@ -173,6 +173,19 @@ def test_weights_that_are_no_gguf_are_named_too(tmp_path: Path) -> None:
 def test_a_wheel_without_llama_cpp_knows_no_architectures(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no libllama"):
         unknown_architectures(llama_wheel(tmp_path, {}), [])
+
+
+def test_the_installed_llama_cpp_knows_the_architectures_of_2026_and_names_others(
+    tmp_path: Path,
+) -> None:
+    names = ["qwen3", "qwen35", "qwen35moe", "gemma3", "gemma4", "gemma-embedding", "gpt-oss", "mistral3", "lfm2"]
+    names += ["lfm2moe", "granite", "granitehybrid", "nemotron_h", "smollm3", "phi3", "bert"]
+
+    assert unknown_to_installed([weights_of(name, tmp_path) for name in names]) == []
+    assert unknown_to_installed([other := weights_of("qwen9", tmp_path)]) == [
+        f"{other}: the installed llama.cpp does not know the architecture 'qwen9': install a newer llama-cpp-python, "
+        "or choose another model"
+    ]
 
 
 def test_the_portable_build_keeps_four_kinds_of_processors_and_no_amx() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tourkit.defaults import RoleDefaults, Sampling
 from tourkit.hardware.machine_file import read_machine
 from tourkit.launch import ALL_LAYERS, NO_LAYERS, GpuLayers, Launch
 from tourkit.manifest import lock, manifest
@@ -72,6 +73,7 @@ def test_the_workers_of_a_tour_see_the_gpu_that_the_plan_gives_them(name: str, m
         {"capability": (8, 0), "gpu_layers": ALL_LAYERS},
         {"capability": None, "gpu_layers": GpuLayers(3)},
         {"lora": ("a.gguf",), "quant": "Q4_K_M"},
+        {"defaults": (RoleDefaults("tool", False, "low", 9, Sampling(0.5, None, 3), (("top_k", "a file"),)),)},
     ],
 )
 def test_a_worker_reads_the_launch_that_the_gateway_wrote(more: dict[str, Any]) -> None:

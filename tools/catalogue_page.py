@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tourkit.manifest import catalogue, lock, manifest, models
+from tourkit.manifest import catalogue, languages, lock, manifest, models
 from tourkit.manifest.models import Manifest, Model
 from tourkit.units import size_text
 
@@ -19,7 +19,8 @@ filters it by licence, commercial use, role, language, memory and stack. To use 
 left out; `tourkit lock` asks the hub for commits, sizes and hashes.
 
 *Memory from* is the smallest variant with a known size plus a 16-bit KV cache for one sequence of 4096 tokens (or the
-model's context, if that is shorter). `tourkit plan` computes the exact numbers for your machine.
+model's context, if that is shorter). `tourkit plan` computes the exact numbers for your machine. *Languages* are those
+that the publisher names. *Russian* says for which roles of a set the publisher of the first model names it.
 """
 
 
@@ -41,11 +42,12 @@ def render() -> str:
 
 
 def _sets(sets: Iterable[Manifest]) -> Iterator[str]:
-    yield "| set | for | roles | pinned |"
-    yield "|---|---|---|---|"
+    yield "| set | for | roles | Russian | pinned |"
+    yield "|---|---|---|---|---|"
     for one in sets:
         roles = "<br>".join(f"{role}: {', '.join(ids)}" for role, ids in one.roles.items())
-        yield f"| `{one.name}` | {one.summary} | {roles} | {_pinned(one)} |"
+        russian = languages.russian_text(tuple(one.roles), languages.russian_roles(one))
+        yield f"| `{one.name}` | {one.summary} | {roles} | {russian} | {_pinned(one)} |"
 
 
 def _pinned(one: Manifest) -> str:
@@ -70,7 +72,7 @@ def _models(models: Iterable[Model]) -> Iterator[str]:
             model.license + (", gated" if model.gated else ""),
             catalogue.terms(model.license).use,
             str(model.context),
-            ", ".join(model.languages) or "not stated",
+            languages.text(model.languages),
             ", ".join(model.roles),
             size_text(catalogue.memory(model, small.size)) if small else "not stated",
             "<br>".join(f"{form}: {', '.join(quants)}" for form, quants in _by_format(model).items()),

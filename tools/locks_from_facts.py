@@ -1,9 +1,10 @@
 """Write the locks of role sets from a file of facts about model repositories, without a hub.
 
-    python tools/locks_from_facts.py FACTS.json [MANIFEST]...
+    python tools/locks_from_facts.py tools/facts/models.json [MANIFEST]...
 
-FACTS.json is a list of objects with `repo_id`, `revision` (a commit or null) and `files`: objects with `path`,
-`size` and `sha256` (null if not known). MANIFEST defaults to the built-in sets tour-20gb and cpu-16gb.
+The facts are a list of objects with `repo_id`, `revision` (a commit or null) and `files`: objects with `path`, `size`
+and `sha256` (null if not known); tools/facts/README.md has more. MANIFEST defaults to the built-in sets whose files are
+on a hub.
 A value goes into the lock only if the facts prove it for the commit that the manifest names. All other values stay
 null until `tourkit lock` asks the hub.
 """
@@ -17,7 +18,17 @@ from typing import Any
 from tourkit.errors import ManifestError
 from tourkit.manifest import asset_pins, lock, manifest, models
 
-SETS = ("tour-20gb", "cpu-16gb")
+SETS = (
+    "chinese",
+    "code",
+    "cpu-16gb",
+    "cpu-16gb-2026",
+    "gpu-40gb",
+    "gpu-8gb",
+    "multilingual",
+    "tour-20gb",
+    "tour-20gb-2026",
+)
 
 # Hashes that were seen, but not proved for the commit of the facts: repository -> files.
 UNPROVED = {

@@ -24,7 +24,7 @@ def cli() -> None:
     """Pin, prefetch, verify and serve open LLMs for a competition without a network.
 
     \b
-    Before, connected:   tourkit prefetch tour-20gb --to /media/usb/bundle
+    Before, connected:   tourkit prefetch cpu-16gb-2026 --to /media/usb/bundle
     On site, offline:    tourkit serve --bundle /media/usb/bundle --offline
     A model of your own: tourkit serve model.gguf
     To see it all work:  tourkit demo

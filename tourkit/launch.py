@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tourkit.defaults import RoleDefaults
+
 
 @dataclass(frozen=True, slots=True)
 class GpuLayers:
@@ -42,7 +44,8 @@ class Launch:
     the next start; "" for none. `chat_template`: Jinja source for weights that have none, "" for none. `capability`:
     the CUDA compute capability of its GPU, None if it is on no CUDA GPU. `environment`: name and value of each variable
     that tells a library of the stack where a side asset is. `special_tokens_in_content`: a control token that a message
-    spells is the control token; otherwise it is text.
+    spells is the control token; otherwise it is text. `defaults`: a row for each of its roles that has one, and a row
+    for its other names; read them with `defaults_of`.
     """
 
     model: str
@@ -63,6 +66,7 @@ class Launch:
     capability: tuple[int, int] | None = None
     environment: tuple[tuple[str, str], ...] = ()
     special_tokens_in_content: bool = False
+    defaults: tuple[RoleDefaults, ...] = ()
 
     @property
     def title(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from tourkit.units import MIB
@@ -38,6 +39,7 @@ class Stack:
     splits_layers: bool = False  # some layers can be on the GPU and the others in RAM
     compiles_on_gpu: bool = False  # on a GPU it compiles C code that includes Python.h when it starts
     starts_slowly: bool = False  # it takes a minute or more to start, which models that take turns do again and again
+    guessing_roles: frozenset[str] = frozenset()  # for these roles alone it guesses from the prompt, without min_p
 
     # How it uses memory.
     embeddings_in_ram: bool = False  # the input embeddings are in RAM even when all layers are on the GPU
@@ -48,6 +50,10 @@ class Stack:
     keeps_prompts: bool = False  # it moves KV cells of ended prompts to RAM and back
     huge_pages: bool = False  # every step reads weights from malloc's memory, where pages of 2 MiB are faster
     drops_behind_window: bool = False  # a layer with a sliding window drops the tokens outside it
+
+    def guesses(self, roles: Collection[str]) -> bool:
+        """Return whether a worker with these roles guesses tokens from the prompt, which excludes min_p."""
+        return bool(roles) and self.guessing_roles.issuperset(roles)
 
 
 # The preferred stack of each format comes first.
@@ -89,6 +95,9 @@ STACKS = {
         quantised=("mxfp4", "nvfp4", "fp8", "packed"),
         compiles_on_gpu=True,
         starts_slowly=True,
+        # If an answer copies from the prompt, guesses from the prompt are mostly right. But with guesses vLLM refuses
+        # min_p and logit_bias, so roles for general requests do not use them.
+        guessing_roles=frozenset({"graph"}),
         widens_above=8,
         drops_behind_window=True,
     ),

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.build_llama_cpp import sources
-from tools.arch.families import BY_NAME, TINY, Tiny
-from tools.arch.vocabularies import KINDS
+from tools.arch.families import BY_NAME, TINY
+from tools.arch.kinds import KINDS
+from tools.arch.tiny import Tiny
 
 FILES = {"gguf": "gguf/tiny-f32.gguf", "onnx": "onnx"}
 
@@ -34,9 +35,10 @@ def to_gguf(tiny: Tiny, folder: Path) -> str:
     # The converter recognises a tokenizer by a hash of the tokens of a fixed text. The tokenizers made here are of
     # known kinds, but have other hashes.
     pre = KINDS[tiny.vocabulary].pre
+    script.unpublished = {key for key, value in tiny.published.items() if value is None}
     script.TextModel.get_vocab_base_pre = (lambda self, tokenizer: pre) if pre else script.known_pre
     # llama.cpp uses the name to recognise Phi-3's control tokens.
-    arguments = ["--outtype", "f32", "--model-name", tiny.name, "--outfile", str(target)]
+    arguments = ["--outtype", "f32", "--model-name", tiny.name, "--outfile", str(target), *tiny.options]
     sys.argv = ["convert_hf_to_gguf.py", str(folder / "safetensors"), *arguments]
     said = io.StringIO()
     handler = logging.StreamHandler(said)
@@ -65,10 +67,12 @@ def _script() -> Any:
         script.TextModel, script.known_pre = TextModel, TextModel.get_vocab_base_pre
         read = ModelBase.load_hparams
 
-        # The script expects transformers 4, which passes on every name in config.json. Version 5 renames some.
+        # The script expects transformers 4, which passes on every name in config.json. Version 5 renames some, also
+        # the kinds of layers: Granite's "mamba" and "attention".
         def load_hparams(folder: Path, is_mistral_format: bool) -> dict[str, Any]:
             written: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            return written | read(folder, is_mistral_format)
+            found = read(folder, is_mistral_format) | written
+            return {key: value for key, value in found.items() if key not in script.unpublished}
 
         ModelBase.load_hparams = staticmethod(load_hparams)
     return script

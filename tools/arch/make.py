@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tools.arch import vocabularies
-from tools.arch.families import BY_NAME, TINY, Tiny
+from tools.arch.families import BY_NAME, TINY
+from tools.arch.kinds import KINDS
+from tools.arch.tiny import Tiny
 
 MESSAGES = [{"role": "user", "content": "Anna paid 1200 rubles on 2025-03-14. Write what happened, in words."}]
 TEXTS = ["the name and the date", "Счёт № 42 на сумму 1 200,50 ₽", "emoji 🙂, I've 12345...  a", " x\n\n  y"]
@@ -27,14 +29,21 @@ def make(tiny: Tiny, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     target = folder / "safetensors"
     target.mkdir(parents=True)
-    kind = vocabularies.KINDS[tiny.vocabulary]
+    kind = KINDS[tiny.vocabulary]
     n_tokens = vocabularies.write(kind, target, tiny.template)
     config = _config(tiny, target, n_tokens)
-    reference = _embedder(tiny, config, target) if tiny.pooling else _writer(config, n_tokens, target)
+    reference = _made(tiny, config, n_tokens, target)
     if tiny.published:
         _publish(tiny, target)
     (folder / "reference.json").write_text(json.dumps(reference, indent=1, ensure_ascii=False), encoding="utf-8")
     return folder
+
+
+def _made(tiny: Tiny, config: Any, n_tokens: int, target: Path) -> dict[str, Any]:
+    """Save the weights. Return the reference results."""
+    if tiny.pooling == "rank":
+        return _reranker(tiny, config, target)
+    return _embedder(tiny, config, target) if tiny.pooling else _writer(config, n_tokens, target)
 
 
 def _config(tiny: Tiny, target: Path, n_tokens: int) -> Any:
@@ -136,12 +145,13 @@ def _embedder(tiny: Tiny, config: Any, target: Path) -> dict[str, Any]:
     model = transformers.AutoModel.from_config(config).float().eval()
     _random(model, 0, config.vocab_size)
     model.save_pretrained(target)
-    mean = tiny.pooling == "mean"
     pooling = {
         "word_embedding_dimension": config.hidden_size,
-        "pooling_mode_mean_tokens": mean,
-        "pooling_mode_cls_token": not mean,
+        "pooling_mode_mean_tokens": tiny.pooling == "mean",
+        "pooling_mode_cls_token": tiny.pooling == "cls",
+        "pooling_mode_lasttoken": tiny.pooling == "last",
     }
+    pooled = {"mean": lambda states: states.mean(0), "cls": lambda states: states[0], "last": lambda states: states[-1]}
     modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     listed = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
@@ -154,9 +164,21 @@ def _embedder(tiny: Tiny, config: Any, target: Path) -> dict[str, Any]:
     with torch.inference_mode():
         for text in TEXTS:
             states = model(torch.tensor([tokenizer(text).input_ids])).last_hidden_state[0]
-            vector = torch.nn.functional.normalize(states.mean(0) if mean else states[0], dim=0)
+            vector = torch.nn.functional.normalize(pooled[tiny.pooling](states), dim=0)
             vectors.append([round(float(x), 6) for x in vector])
     return {"vectors": vectors}
+
+
+def _reranker(tiny: Tiny, config: Any, target: Path) -> dict[str, Any]:
+    """Save a random reranker. It has no reference results: no stack serves it yet."""
+    import transformers
+
+    encoder = tiny.architecture == "xlm-roberta"
+    kind = transformers.AutoModelForSequenceClassification if encoder else transformers.AutoModelForCausalLM
+    model = kind.from_config(config).float().eval()
+    _random(model, 0, config.vocab_size)
+    model.save_pretrained(target)
+    return {}
 
 
 # --- published names ------------------------------------------------------------------------------------------------
@@ -166,6 +188,7 @@ def _publish(tiny: Tiny, target: Path) -> None:
     """Replace the names of the class by the names in the published files."""
     path = target / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | tiny.published
+    config = {key: value for key, value in config.items() if value is not None or key not in tiny.published}
     if tiny.name == "internlm2":
         config.pop("head_dim", None)
         _as_internlm2(target, config)

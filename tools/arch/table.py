@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.arch.families import BY_NAME, TINY, Tiny
+from tools.arch.families import BY_NAME, TINY
+from tools.arch.tiny import Tiny
 from tourkit.stacks import STACKS
 
 ROOT = Path(__file__).resolve().parents[2]

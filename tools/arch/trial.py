@@ -14,8 +14,8 @@ from typing import Any
 import jsonschema
 
 from tests.launch_server import stack_server
-from tools.arch.families import Tiny
 from tools.arch.make import ANSWER, MESSAGES, TEXTS
+from tools.arch.tiny import Tiny
 from tourkit.stacks import STACKS
 
 WHERE = {"gguf": "gguf/tiny-f32.gguf", "safetensors": "safetensors", "onnx": "onnx"}
@@ -79,7 +79,7 @@ def attempt(tiny: Tiny, stack: str, folder: Path, log: Path) -> str:
     reference = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
     with stack_server(stack, folder / WHERE[form], log) as server:
         tried, but = Tried(server.url, reference), ""
-        for name, step in (EMBEDDER if tiny.pooling else WRITER).items():
+        for name, step in _steps(tiny).items():
             try:
                 step(tried)
             except Failed as exc:
@@ -142,10 +142,26 @@ def embeds(tried: Tried) -> None:
             raise Failed(f"the vector of {text!r} is another one (cosine {cosine:.3f})")
 
 
+# --- steps of a reranker ---------------------------------------------------------------------------------------------
+
+
+def reranks(tried: Tried) -> None:
+    """Check that there is a score for each text."""
+    rows = tried.ask("/v1/rerank", query=TEXTS[0], documents=TEXTS[1:])["results"]
+    _expect(len(rows), len(TEXTS) - 1, "scores")
+
+
 Step = Callable[[Tried], None]
 READ = "read"
 WRITER: dict[str, Step] = {"load": loads, READ: reads, "chat": chats, "end": ends, "extract": extracts}
 EMBEDDER: dict[str, Step] = {"load": loads, "embed": embeds}
+RERANKER: dict[str, Step] = {"load": loads, "rerank": reranks}
+
+
+def _steps(tiny: Tiny) -> dict[str, Step]:
+    if tiny.pooling == "rank":
+        return RERANKER
+    return EMBEDDER if tiny.pooling else WRITER
 
 
 def _expect(found: Any, expected: Any, what: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tools.arch.kinds import Kind
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 1000  # trained tokens, bytes included; control tokens are extra
@@ -17,103 +18,17 @@ _CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPACES = tuple(" " * n for n in range(8, 1, -1))  # GPT-NeoX and Phi-2 have these tokens for code
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One kind of tokenizer. `pre`: llama.cpp's name for how text is split before merging.
-
-    `first`, `last`: control tokens before and after the trained ones. `text`: added tokens that are plain text.
-    """
-
-    model: str  # "bpe" of bytes, "sentencepiece" BPE with bytes, "unigram", "wordpiece"
-    bos: str | None
-    eos: str | None
-    tokenizer_class: str
-    pre: str = ""
-    first: tuple[str, ...] = ()
-    last: tuple[str, ...] = ()
-    text: tuple[str, ...] = ()
-    adds_bos: bool = False
-    prefix_space: bool = True  # sentencepiece only: a space before every text
-    rstrip: bool = False  # added tokens include the space after them
-    unk: str | None = None
-    pad: str | None = None
-
-
-_LLAMA = ("<unk>", "<s>", "</s>")
-_YI = ("<unk>", "<|startoftext|>", "<|endoftext|>", "<|Human|>", "<|Assistant|>", "<|System|>", "<|im_start|>")
-_MISTRAL = (*_LLAMA, "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]")
-_GEMMA_UNUSED = ("<mask>", "<2mass>", "[@BOS@]", *(f"<unused{i}>" for i in range(99)))
-_GEMMA = ("<pad>", "<eos>", "<bos>", "<unk>", *_GEMMA_UNUSED, "<start_of_turn>", "<end_of_turn>")  # ids 106 and 107
-_PHI_3 = ("<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|system|>", "<|end|>", "<|user|>")
-_LLAMA_3 = (
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eom_id|>",
-    "<|eot_id|>",
+_QWEN_35 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_FALCON = (">>TITLE<<", ">>ABSTRACT<<", ">>INTRODUCTION<<", ">>SUMMARY<<", "<|endoftext|>")
-_XLM = ("<s>", "<pad>", "</s>", "<unk>")
-
-KINDS = {
-    "llama": Kind("sentencepiece", "<s>", "</s>", "LlamaTokenizer", first=_LLAMA, adds_bos=True, unk="<unk>"),
-    "yi": Kind(
-        "sentencepiece", "<|startoftext|>", "<|im_end|>", "LlamaTokenizer", first=(*_YI, "<|im_end|>"), unk="<unk>"
-    ),
-    "mistral": Kind("sentencepiece", "<s>", "</s>", "LlamaTokenizer", first=_MISTRAL, adds_bos=True, unk="<unk>"),
-    "gemma": Kind(
-        *("sentencepiece", "<bos>", "<eos>", "GemmaTokenizer"),
-        first=_GEMMA, adds_bos=True, prefix_space=False, unk="<unk>", pad="<pad>",
-    ),
-    "phi-3": Kind(
-        *("sentencepiece", "<s>", "<|endoftext|>", "LlamaTokenizer"),
-        first=_LLAMA, last=_PHI_3, rstrip=True, unk="<unk>", pad="<|endoftext|>",
-    ),
-    "internlm2": Kind(
-        *("sentencepiece", "<s>", "</s>", "LlamaTokenizer"),
-        first=(*_LLAMA, "<|im_end|>", "<|im_start|>"), adds_bos=True, unk="<unk>",
-    ),
-    "llama-3": Kind(
-        "bpe", "<|begin_of_text|>", "<|eot_id|>", "PreTrainedTokenizerFast", "llama-bpe", last=_LLAMA_3, adds_bos=True
-    ),
-    "qwen2": Kind("bpe", None, "<|im_end|>", "Qwen2Tokenizer", "qwen2", last=_CHATML, pad="<|endoftext|>"),
-    "smollm": Kind(
-        *("bpe", "<|im_start|>", "<|im_end|>", "GPT2Tokenizer", "smollm"),
-        first=_CHATML, unk="<|endoftext|>", pad="<|im_end|>",
-    ),
-    "phi-2": Kind(
-        "bpe", "<|endoftext|>", "<|endoftext|>", "CodeGenTokenizer", "phi-2", last=("<|endoftext|>",), text=_SPACES
-    ),
-    "falcon": Kind("bpe", None, "<|endoftext|>", "PreTrainedTokenizerFast", "falcon", first=_FALCON),
-    "neox": Kind(
-        *("bpe", "<|endoftext|>", "<|endoftext|>", "GPTNeoXTokenizer", "mpt"),
-        first=("<|endoftext|>", "<|padding|>"), text=_SPACES,
-    ),
-    "olmo": Kind(
-        *("bpe", None, "<|endoftext|>", "GPTNeoXTokenizer", "olmo"),
-        last=("<|endoftext|>", "<|padding|>"), text=_SPACES, pad="<|padding|>",
-    ),
-    "bloom": Kind(
-        *("bpe", "<s>", "</s>", "BloomTokenizer", "bloom"),
-        first=("<unk>", "<s>", "</s>", "<pad>"), unk="<unk>", pad="<pad>",
-    ),
-    "opt": Kind(
-        *("bpe", "</s>", "</s>", "GPT2Tokenizer", "gpt-2"),
-        first=("<s>", "<pad>", "</s>", "<unk>"), adds_bos=True, unk="<unk>", pad="<pad>",
-    ),
-    "bert": Kind(
-        *("wordpiece", None, None, "BertTokenizer", "bert-bge"),
-        first=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), unk="[UNK]", pad="[PAD]",
-    ),
-    "xlm-roberta": Kind(
-        *("unigram", "<s>", "</s>", "XLMRobertaTokenizer"), first=_XLM, last=("<mask>",), unk="<unk>", pad="<pad>"
-    ),
-}  # fmt: skip
+_O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+SUFFIX"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*SUFFIX"
+    r"|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_WHOLE_WORDS = ("llama-bpe", "lfm2", "tekken")  # kinds that take a word of the vocabulary without merges
 
 
 def write(kind: Kind, folder: Path, template: str) -> int:
@@ -146,7 +61,7 @@ def _bytes(kind: Kind, folder: Path) -> Any:
     """Train BPE on GPT-2's alphabet of bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.BPE(ignore_merges=kind.pre == "llama-bpe"))
+    tokenizer = Tokenizer(models.BPE(ignore_merges=kind.pre in _WHOLE_WORDS))
     tokenizer.pre_tokenizer = _cut(kind.pre)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -168,10 +83,17 @@ def _cut(pre: str) -> Any:
         return pre_tokenizers.Split(Regex(pattern), behavior)
 
     match pre:
-        case "llama-bpe":
+        case "llama-bpe" | "lfm2" | "dbrx":
             return pre_tokenizers.Sequence([split(_CL100K.replace("DIGITS", "{1,3}")), byte_level])
         case "qwen2":
             return pre_tokenizers.Sequence([split(_CL100K.replace("DIGITS", "")), byte_level])
+        case "qwen35":
+            return pre_tokenizers.Sequence([split(_QWEN_35), byte_level])
+        case "gpt-4o":
+            pattern = _O200K.replace("SUFFIX", _ENGLISH).replace("DIGITS", "{1,3}")
+            return pre_tokenizers.Sequence([split(pattern), byte_level])
+        case "tekken":
+            return pre_tokenizers.Sequence([split(_O200K.replace("SUFFIX", "").replace("DIGITS", "")), byte_level])
         case "smollm":
             steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
             return pre_tokenizers.Sequence(steps)
@@ -312,11 +234,15 @@ def _dress(tokenizer: Any, kind: Kind) -> None:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{start} $A {end}", pair=f"{start} $A {end} $B {end}", special_tokens=tokens
         )
-    elif kind.adds_bos and kind.bos:
+        return
+    before = f"{kind.bos} " if kind.adds_bos and kind.bos else ""
+    after = f" {kind.eos}" if kind.adds_eos and kind.eos else ""
+    if before or after:
+        around = [text.strip() for text in (before, after) if text]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{kind.bos} $A",
-            pair=f"{kind.bos} $A {kind.bos} $B",
-            special_tokens=[(kind.bos, tokenizer.token_to_id(kind.bos))],
+            single=f"{before}$A{after}",
+            pair=f"{before}$A{after} {before}$B{after}",
+            special_tokens=[(text, tokenizer.token_to_id(text)) for text in around],
         )
 
 
@@ -341,8 +267,10 @@ def _config(tokenizer: Any, kind: Kind, template: str) -> dict[str, Any]:
     }
     named = {"bos_token": kind.bos, "eos_token": kind.eos, "unk_token": kind.unk, "pad_token": kind.pad}
     found |= {name: text for name, text in named.items() if text is not None}
+    if kind.extra:
+        found["extra_special_tokens"] = list(kind.extra)
     if kind.model == "sentencepiece":
-        found |= {"add_bos_token": kind.adds_bos, "add_eos_token": False, "legacy": True}
+        found |= {"add_bos_token": kind.adds_bos, "add_eos_token": kind.adds_eos, "legacy": True}
     if kind.model == "wordpiece":
         found |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]", "do_lower_case": True}
     if kind.model == "unigram":

@@ -145,7 +145,7 @@ class SlotRunner(ABC):
         found: np.ndarray = self._rows[row]
         return found
 
-    def sampler(self, params: SamplingParams, seed: int) -> NumpySampler:
+    def sampler(self, params: SamplingParams, seed: int, *, constrained: bool = False) -> NumpySampler:
         return NumpySampler(self.logits, params, seed)
 
     def share(self, source: int, target: int, length: int) -> bool:

@@ -11,10 +11,12 @@ from typing import Any
 
 import orjson
 
+from tourkit.defaults import UNSTATED, RoleDefaults, Sampling, stated
 from tourkit.errors import NotSo, UsageError
 from tourkit.files import read_below, write_atomic
 from tourkit.headers.config import values_of
 from tourkit.manifest.assets import FOLDER, env_problem, location
+from tourkit.manifest.defaults import raw_defaults, role_defaults, sampling_of
 from tourkit.manifest.models import Asset, Model, PinnedFile, Source, VariantId
 from tourkit.manifest.paths import check_distinct, check_path
 from tourkit.manifest.validation import raise_problems, schema_problems
@@ -40,11 +42,12 @@ class BundleModel:
     gated: bool | None
     adapts: str | None = None  # the id of the model this LoRA adapter is for
     chat_template: str | None = None  # Jinja source, for weights without a chat template
+    sampling: Sampling = UNSTATED  # what its publisher states
 
     @staticmethod
     def of(m: Model) -> "BundleModel":
         """Return the bundle's entry for a model of the manifest."""
-        return BundleModel(m.id, m.repo, m.license, m.context, m.family, m.gated, m.adapts, m.chat_template)
+        return BundleModel(m.id, m.repo, m.license, m.context, m.family, m.gated, m.adapts, m.chat_template, m.sampling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,7 @@ class Index:
     variants: tuple[BundleVariant, ...]
     files: tuple[PinnedFile[Source | None], ...]
     assets: tuple[BundleAsset, ...] = ()
+    defaults: tuple[RoleDefaults, ...] = ()  # what the set states for requests, by role
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "files", tuple(sorted(self.files, key=_path)))
@@ -159,12 +163,15 @@ def render_index(index: Index) -> bytes:
     }
     if index.assets:  # a bundle without assets keeps the bytes that it had before there were any
         raw["assets"] = [asdict(asset) for asset in sorted(index.assets, key=lambda asset: asset.path)]
+    if index.defaults:
+        raw["defaults"] = raw_defaults(index.defaults)
     return _canonical(raw | {"digest": _digest(raw)})
 
 
 def _raw_model(model: BundleModel) -> dict[str, Any]:
-    absent = {name for name in ("adapts", "chat_template") if getattr(model, name) is None}
-    return {name: value for name, value in asdict(model).items() if name not in absent}
+    raw = asdict(model) | {"sampling": stated(model.sampling) or None}
+    absent = {name for name in ("adapts", "chat_template", "sampling") if raw[name] is None}
+    return {name: value for name, value in raw.items() if name not in absent}
 
 
 def _raw_file(file: PinnedFile[Source | None]) -> dict[str, Any]:
@@ -209,10 +216,13 @@ def parse_index(data: bytes, where: str) -> Index:
         manifest_sha256=raw["manifest_sha256"],
         lock_sha256=raw["lock_sha256"],
         roles={role: tuple(ids) for role, ids in raw["roles"].items()},
-        models=tuple(BundleModel(**model) for model in raw["models"]),
+        models=tuple(
+            BundleModel(**model | {"sampling": sampling_of(model.get("sampling", {}))}) for model in raw["models"]
+        ),
         variants=tuple(BundleVariant(**variant) for variant in raw["variants"]),
         files=tuple(_file(file, where) for file in raw["files"]),
         assets=tuple(BundleAsset(**asset | {"stacks": tuple(asset["stacks"])}) for asset in raw.get("assets", ())),
+        defaults=role_defaults(raw.get("defaults", {})),
     )
     _check_index(index, where)
     if render_index(index) != data:
@@ -253,6 +263,9 @@ def _check_index(index: Index, where: str) -> None:
         for model in ids:
             if model not in models:
                 raise UsageError(f"{where}: roles.{role}: {model!r} is not among the models")
+    for row in index.defaults:
+        if row.role not in index.roles:
+            raise UsageError(f"{where}: defaults.{row.role}: there is no such role")
     for listed in index.models:
         if listed.adapts is not None and listed.adapts not in models:
             raise UsageError(f"{where}: models: {listed.id} adapts {listed.adapts!r}, which is not among the models")

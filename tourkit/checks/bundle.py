@@ -13,7 +13,9 @@ from tourkit.bundle.index import Index, read_index, variant_files
 from tourkit.bundle.verify import Report, verify
 from tourkit.checks.findings import Finding, Status, failure, of_message, ok, warning
 from tourkit.errors import TourkitError
+from tourkit.fetch.wheels.architectures import unknown_to_installed
 from tourkit.hardware.machine import Hardware
+from tourkit.headers.gguf import gguf_parts, is_gguf
 from tourkit.planning import planner, sources
 from tourkit.planning.gpu_stacks import unused_gpus
 from tourkit.planning.plan import Plan
@@ -30,6 +32,7 @@ _TOKENIZERS = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+_TEKKEN = "tekken.json"  # Mistral's own format; no stack here reads it
 # gpt-oss: vLLM uses openai_harmony, which downloads this vocabulary unless the variable names a folder that has it.
 _HARMONY_STACK, _HARMONY_TYPE = "vllm", "gpt_oss"
 _HARMONY_FILE, _HARMONY_VARIABLE = "o200k_base.tiktoken", "TIKTOKEN_ENCODINGS_BASE"
@@ -88,6 +91,20 @@ def plan_findings(root: Path, index: Index, hardware: Hardware) -> tuple[Plan | 
     return plan, tuple(found)
 
 
+def architecture_findings(root: Path, index: Index) -> Iterator[Finding]:
+    """Yield a failure for each model whose GGUF has an architecture that the installed llama.cpp does not know.
+
+    Only the first file of a split model is read. `files_finding` reports a missing or damaged file.
+    """
+    paths = [root / file.path for file in index.files if file.path.startswith("models/")]
+    firsts = [path for path in paths if path.suffix == ".gguf" and gguf_parts(path.name)[0] == path.name]
+    try:
+        lines = unknown_to_installed(path for path in firsts if path.is_file() and is_gguf(path))
+    except OSError as exc:
+        lines = [f"{exc.filename}: cannot be read ({exc.strerror}): check the permissions"]
+    yield from (of_message(Status.FAILURE, "architecture", line) for line in lines)
+
+
 # --- what the stacks would fetch -------------------------------------------------------------------------------------
 
 
@@ -127,7 +144,8 @@ def would_fetch(root: Path, index: Index, environment: Mapping[str, str]) -> Ite
         owner, stacks = f"{variant.model} {variant.quant}", for_format(variant.format)
         if not names & set(_TOKENIZERS) and not any(name.endswith(".tiktoken") for name in names):
             fix = "name its tokenizer files in the manifest (`files`), then run `tourkit lock` and `tourkit prefetch`"
-            yield Fetch(owner, "the tokenizer", stacks, fix)
+            what = f"the tokenizer (it has only {_TEKKEN}, which no stack here reads)" if _TEKKEN in names else ""
+            yield Fetch(owner, what or "the tokenizer", stacks, fix)
         config = next((path for path in files if path.name == "config.json"), None)
         is_harmony = config is not None and _json(root / config).get("model_type") == _HARMONY_TYPE
         if is_harmony and not has_vocabulary:

@@ -14,7 +14,15 @@ from tourkit.units import counted
 
 WHEELS = "wheels"
 KINDS = (WHEELS, "weights", "tokenizers", "vocabularies", "template files", "other files")  # steps, in their order
-_TOKENIZER_STARTS = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "spiece", "sentencepiece")
+_TOKENIZER_STARTS = (
+    "tokenizer",
+    "special_tokens",
+    "added_tokens",
+    "chat_template",
+    "spiece",
+    "sentencepiece",
+    "tekken",
+)
 _VOCABULARY_STARTS = ("vocab", "merges")
 _VOCABULARY_ENDS = (".tiktoken", ".vocab")
 _PROSE_ENDS = (".md", ".txt", ".html", ".pdf")

@@ -51,6 +51,7 @@ def _of_bundle(hardware: Hardware, bundle: Path, index: Index, *, load: bool) ->
     yield bundles.files_finding(bundle)
     yield from wheels.findings(wheels.targets_of(file.path for file in index.files), hardware)
     yield system.exec_finding("exec on drive", bundle)
+    yield from bundles.architecture_findings(bundle, index)
     plan, found = bundles.plan_findings(bundle, index, hardware)
     yield from found
     sizes = {file.path: file.size for file in index.files if file.path.startswith("models/")}
@@ -66,8 +67,9 @@ def _of_bundle(hardware: Hardware, bundle: Path, index: Index, *, load: bool) ->
 
 def _loads(hardware: Hardware, bundle: Path, index: Index, plan: Plan) -> Iterator[Finding]:
     from tourkit.checks import loading
+    from tourkit.planning.plan import served
     from tourkit.server.gateway.launch import has_one_gpu, placements_at
 
     templates = chat_templates_of(index)
-    placements = placements_at(bundle.joinpath, plan, chat_templates=templates, assets=index.assets)
+    placements = placements_at(bundle.joinpath, served(plan), chat_templates=templates, assets=index.assets)
     yield from loading.findings(placements, only_gpu=has_one_gpu(hardware))

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from tourkit.commands.output import json_option, print_json, show
+from tourkit.manifest import languages
 from tourkit.units import GIB, size_text
 
 if TYPE_CHECKING:
     from tourkit.planning.sets import Need, OnStack, SetFacts
 
-_HEAD = ("set", "stack", "to fetch", "RAM without a GPU", "GPU memory", "languages")
+_HEAD = ("set", "stack", "to fetch", "RAM without a GPU", "GPU memory", "Russian", "languages")
 
 
 @click.command()
@@ -25,7 +26,10 @@ def sets(as_json: bool) -> None:
     "To fetch" is what `tourkit prefetch SET --stack STACK` fetches: "about" where the lock does not have every size,
     "over" where some sizes are not known. RAM and GPU memory are of the smallest usual machine on which every role is
     filled: first if the models may take turns, then with all of them loaded at once. "(not embed)": no variant of known
-    size fills this role. Languages are those for which both brain and fast have a model.
+    size fills this role.
+
+    Languages are those that publishers name. "Russian": the roles whose first model has it. "languages": those that
+    brain and fast both have a model for.
 
     \b
     Example: tourkit sets
@@ -64,14 +68,14 @@ def _line(row: tuple[str, ...], widths: list[int]) -> str:
 
 def _row(facts: SetFacts, on: OnStack, *, first: bool) -> tuple[str, ...]:
     without = f" (not {', '.join(on.unfilled)})" if on.unfilled and on.ram is not None else ""
-    languages = ", ".join(facts.languages) or "not stated"
     return (
         facts.name if first else "",
         on.stack,
         _size_text(on),
         _need_text(on.ram) + without,
         _need_text(on.vram),
-        languages if first else "",
+        languages.russian_text(tuple(facts.roles), facts.russian) if first else "",
+        languages.text(facts.languages) if first else "",
     )
 
 

@@ -240,7 +240,7 @@ def prefetch(
         _check_target(root, yes=yes)
     with wheel_commands.chosen(targets, root, locks=manifest.path, build=not dry_run) as chosen:
         if dry_run:
-            _show_fetch_plan(plan, chosen.shown(root), archives, as_json)
+            _show_fetch_plan(manifest, plan, chosen.shown(root), archives, as_json)
             return
         listener = BarListener()
         with resumable("run the same command again, it resumes"), listener.bar:
@@ -283,13 +283,16 @@ def _check_target(root: Path, *, yes: bool) -> None:
 
 
 def _show_fetch_plan(
-    plan: FetchPlan, wheels: wheel_commands.Shown | None, archives: list[Archive], as_json: bool
+    manifest: Manifest, plan: FetchPlan, wheels: wheel_commands.Shown | None, archives: list[Archive], as_json: bool
 ) -> None:
+    from tourkit.manifest import languages
+
+    named, russian = languages.of_set(manifest), languages.russian_roles(manifest)
     files = [planned.file for planned in plan.all_files]
     rows = [{"path": file.path} | _origin(file.source) | {"size": file.size} for file in files]
     if as_json:
         own = {"files": rows, "total_bytes": plan.total_bytes, "to_fetch_bytes": plan.to_fetch_bytes}
-        own |= {"disk_bytes": plan.disk_bytes}
+        own |= {"disk_bytes": plan.disk_bytes, "languages": named, "russian": russian}
         beside = {"python": [{"path": each.path, "size": each.size} for each in archives]} if archives else {}
         print_json(own | beside | ({} if wheels is None else {"wheels": wheels.as_json}))
         return
@@ -297,6 +300,7 @@ def _show_fetch_plan(
         show(f"{size_text(file.size):>10}  {file.path}")
     total = f"{size_text(plan.total_bytes)} in {counted(len(files), 'file')}"
     show(f"{total}, {size_text(plan.to_fetch_bytes)} to fetch")
+    show(f"languages: {languages.text(named)}; Russian: {languages.russian_text(tuple(manifest.roles), russian)}")
     if plan.wheels:
         removed = counted(len(plan.wheels), "wheel is", "wheels are")
         show(f"the drive needs {size_text(plan.disk_bytes)} until {removed} removed")

@@ -129,7 +129,7 @@ class BatchEngine:
                         n_prompt=len(tokens),
                         max_tokens=max_tokens,
                         emit=emit,
-                        sampler=self._runner.sampler(params, (seed + index) % 2**32),
+                        sampler=self._runner.sampler(params, (seed + index) % 2**32, constrained=matcher is not None),
                         text=TextStream(params.stop),
                         matcher=matcher,
                         top_logprobs=params.top_logprobs,

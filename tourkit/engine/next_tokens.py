@@ -52,8 +52,8 @@ def _constrained(runner: Runner, seq: Sequence, matcher: Matcher, row: int) -> i
     logits = runner.logits(row)
     if seq.n_left <= matcher.reserve:
         return matcher.closing_token(logits)
-    token = seq.sampler.propose(row)
-    if token is not None and matcher.allows(token):  # much cheaper than computing and applying the mask
+    token = seq.sampler.propose(row, matcher.allows)
+    if token is not None:  # much cheaper than computing and applying the mask
         seq.sampler.accept(token)
         return token
     matcher.mask(logits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -17,11 +18,11 @@ class Sampler(Protocol):
         """Draw a token and record it."""
         ...
 
-    def propose(self, row: int) -> int | None:
-        """Draw a token without recording it: call `accept` if it is used. None if this would not be exact.
+    def propose(self, row: int, allows: Callable[[int], bool]) -> int | None:
+        """Draw a token that a grammar allows, without its mask: call `accept` if it is used.
 
-        Exact means: if the mask refuses the token and another one is drawn from masked logits, every token has the
-        probability that it has under the mask. This is true unless sampling cuts the candidates first.
+        None if the mask is needed: apply it and call `sample`. Then every token has the probability that it has if the
+        mask always comes first. `allows`: whether the grammar allows a token.
         """
         ...
 
@@ -58,7 +59,9 @@ class Runner(Protocol):
         """A row of logits of the last decode: a float32 view, shape (n_vocab,). Writing to it changes sampling."""
         ...
 
-    def sampler(self, params: SamplingParams, seed: int) -> Sampler: ...
+    def sampler(self, params: SamplingParams, seed: int, *, constrained: bool = False) -> Sampler:
+        """Return the sampler of one sequence. `constrained`: a grammar masks logits."""
+        ...
 
     def share(self, source: int, target: int, length: int) -> bool:
         """Let slot `target` use the KV cells [0, length) of slot `source` too. `target` must be empty.

@@ -6,9 +6,12 @@ generator in its usual builds. So the same logits and seed give the same token o
 
 from __future__ import annotations
 
+import math
 import threading
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 _WORDS = 64  # random words drawn at a time: one call of the generator costs as much as hundreds of words
 _BLOCK = 256  # weights in one partial sum
+_FEW = 8  # tokens that a grammar is asked about; a mask costs about as much as ten questions
+_ROUNDING = 1e-5  # more than sums of float32 weights can be off
 _ROOM = threading.local()
 
 
@@ -33,17 +38,26 @@ class NumpySampler:
         self._seen: Counter[int] = Counter()
         self._random = np.random.RandomState(seed)  # the Mersenne Twister, seeded in the same way as std::mt19937
         self._words: list[int] = []  # random words drawn in advance; the last one is used next
+        self._unused: list[float] = []  # a number that was drawn and did not decide
 
     def sample(self, row: int) -> int:
         token = draw(self._logits(row), self._params, self._seen, self._uniform)
         self.accept(token)
         return token
 
-    def propose(self, row: int) -> int | None:
+    def propose(self, row: int, allows: Callable[[int], bool]) -> int | None:
         params = self._params
-        if params.temperature > 0 and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0):
+        scores = _adjusted(self._logits(row), params, self._seen)
+        if params.temperature <= 0 or not (params.top_k > 0 or params.top_p < 1 or params.min_p > 0):
+            token = _drawn(scores, params, self._uniform)
+            return token if allows(token) else None
+        if params.min_p <= 0:
             return None
-        return draw(self._logits(row), params, self._seen, self._uniform)
+        uniform = self._uniform()
+        found = _among_few(scores, params, uniform, allows)
+        if found is None:
+            self._unused.append(uniform)  # the same number draws from the masked logits
+        return found
 
     def accept(self, token: int) -> None:
         if self._penalises:
@@ -54,6 +68,8 @@ class NumpySampler:
 
     def _uniform(self) -> float:
         """Return a number in [0, 1) from two words, the lower word first, as libstdc++ makes a double."""
+        if self._unused:
+            return self._unused.pop()
         if not self._words:
             self._words = self._random.randint(0, 2**32, size=_WORDS, dtype="uint32")[::-1].tolist()
         low, high = self._words.pop(), self._words.pop()
@@ -66,11 +82,18 @@ def draw(logits: np.ndarray, params: SamplingParams, seen: Counter[int], uniform
     Candidates are sorted by score without their ids, because sorting numbers is many times faster than sorting ids. The
     id of the drawn score is looked up at the end.
     """
-    scores = _adjusted(logits, params, seen)
+    return _drawn(_adjusted(logits, params, seen), params, uniform)
+
+
+def _drawn(scores: np.ndarray, params: SamplingParams, uniform: Callable[[], float]) -> int:
+    """Draw one token from scores that have bias and penalties."""
     if params.temperature <= 0:
         return int(scores.argmax())
+    share = uniform()
+    if params.min_p > 0 and (found := _among_few(scores, params, share, _allows_all)) is not None:
+        return found
     if params.top_k <= 0 and params.top_p >= 1:
-        return _unsorted(scores, params, uniform)
+        return _unsorted(scores, params, share)
     import numpy as np
 
     best = _highest(scores, params.top_k) if params.top_k > 0 else None
@@ -78,17 +101,65 @@ def draw(logits: np.ndarray, params: SamplingParams, seen: Counter[int], uniform
         best = _nucleus(scores, best, params.top_p)
     if params.min_p > 0:
         best = best[best >= best[0] + np.log(np.float32(params.min_p))]
-    return _id_at(scores, best, _by_chance(best, params.temperature, uniform()))
+    return _id_at(scores, best, _by_chance(best, params.temperature, share))
 
 
-def _unsorted(scores: np.ndarray, params: SamplingParams, uniform: Callable[[], float]) -> int:
+def _among_few(scores: np.ndarray, params: SamplingParams, uniform: float, allows: Callable[[int], bool]) -> int | None:
+    """Return the token that would be drawn if refused tokens were masked first. None if only the mask can tell.
+
+    It needs a min-p: only the tokens that reach it can be drawn. Often the likeliest token is drawn, whichever of the
+    others are allowed. If not, and there are few of them, `allows` is asked for each. What stays unknown is the weight
+    of all other tokens, of which top-p counts a share; each weighs less than min-p. If the least and the most that they
+    can weigh give the same token, it is this one.
+    """
+    import numpy as np
+
+    top = int(scores.argmax())
+    ids = np.flatnonzero(scores >= scores[top] + np.log(np.float32(params.min_p)))
+    is_sorted = params.top_k > 0 or params.top_p < 1
+    if not allows(top):
+        return None
+    low, high = uniform * (1 - _ROUNDING), uniform * (1 + _ROUNDING)
+    if is_sorted and high * _weights(scores[ids], params.temperature).sum() <= 1:
+        return top
+    if len(ids) > _FEW:
+        return None
+    if is_sorted:
+        ids = ids[np.argsort(-scores[ids], kind="stable")]
+    most = params.top_k or len(scores)
+    kept = [token for token in ids.tolist() if token == top or allows(token)][:most]
+    below = scores[kept] - scores[top]
+    weights, heated = np.exp(below).tolist(), np.exp(below / np.float32(params.temperature)).tolist()
+    least = sum(weights)
+    total = least + (most - len(kept)) * params.min_p
+    share = params.top_p if params.top_p < 1 else math.inf
+    first = _place(weights, heated, share * least * (1 - _ROUNDING), low)
+    last = _place(weights, heated, share * total * (1 + _ROUNDING), high)
+    return kept[first] if first == last else None
+
+
+def _place(weights: list[float], heated: list[float], share: float, uniform: float) -> int:
+    """Return the place that is drawn among the first `weights` that reach `share` together.
+
+    `heated`: the weights by temperature.
+    """
+    reached = list(accumulate(weights))
+    sums = list(accumulate(heated[: bisect_left(reached, share) + 1]))
+    return min(bisect_left(sums, uniform * sums[-1]), len(sums) - 1)
+
+
+def _allows_all(token: int) -> bool:
+    return True
+
+
+def _unsorted(scores: np.ndarray, params: SamplingParams, uniform: float) -> int:
     """Draw from every token, or from those that min-p leaves, in the order of ids."""
     if params.min_p <= 0:
-        return _by_chance(scores, params.temperature, uniform())
+        return _by_chance(scores, params.temperature, uniform)
     import numpy as np
 
     ids = np.flatnonzero(scores >= scores[scores.argmax()] + np.log(np.float32(params.min_p)))
-    return int(ids[_by_chance(scores[ids], params.temperature, uniform())])
+    return int(ids[_by_chance(scores[ids], params.temperature, uniform)])
 
 
 def _by_chance(scores: np.ndarray, temperature: float, uniform: float) -> int:

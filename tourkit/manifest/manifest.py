@@ -15,7 +15,7 @@ from typing import Any
 
 from tourkit import data
 from tourkit.errors import ManifestError
-from tourkit.manifest import adapters, assets
+from tourkit.manifest import adapters, assets, base_models, defaults
 from tourkit.manifest.models import ROLES, Arch, Manifest, Model, Part, Variant, wheel_repo
 from tourkit.manifest.paths import path_problem
 from tourkit.manifest.validation import did_you_mean, dotted_step, raise_problems, schema_problems
@@ -35,6 +35,7 @@ def load(ref: str | Path) -> Manifest:
     ids = [id_ for ids in raw["roles"].values() for id_ in ids]
     models = adapters.with_bases(ids, lambda id_: _model(id_, own[id_]) if id_ in own else _catalogue_model(id_))
     raise_problems(path, adapters.problems(models))
+    raise_problems(path, base_models.problems(raw["roles"], models))
     manifest = Manifest(
         name=raw["name"],
         summary=raw.get("summary", ""),
@@ -43,6 +44,7 @@ def load(ref: str | Path) -> Manifest:
         path=path,
         sha256=hashlib.sha256(raw_bytes).hexdigest(),
         assets=assets.assets_of(raw.get("assets", ())),
+        defaults=defaults.role_defaults(raw.get("defaults", {})),
     )
     return _filtered(manifest, raw.get("formats"), raw.get("quants"))
 
@@ -119,8 +121,9 @@ def _set_problems(raw: dict[str, Any]) -> Iterator[str]:
             yield f"{where}.adapts: unknown model {model['adapts']!r}: {did_you_mean(model['adapts'], known)}"
         if id_ not in named:
             yield f"{where}: no role names this model: name it under [roles] or remove it"
-        yield from (f"{where}.{problem}" for problem in _variant_problems(model))
+        yield from (f"{where}.{problem}" for problem in _model_problems(model))
     yield from assets.problems(raw.get("assets", ()))
+    yield from defaults.problems(raw)
 
 
 def _id_problems(id_: str, where: str) -> Iterator[str]:
@@ -129,6 +132,11 @@ def _id_problems(id_: str, where: str) -> Iterator[str]:
             f"{where}: {id_!r} cannot be a model id, which names a folder: use 1 to 64 lower-case letters,"
             " digits, '.', '_' and '-'; no Windows device name; no dot and no suffix of pickle files at the end"
         )
+
+
+def _model_problems(model: dict[str, Any]) -> Iterator[str]:
+    yield from _variant_problems(model)
+    yield from (f"sampling.{problem}" for problem in defaults.sampling_problems(model.get("sampling", {})))
 
 
 def _variant_problems(model: dict[str, Any]) -> Iterator[str]:
@@ -180,7 +188,7 @@ def _catalogue_model(id_: str) -> Model:
     path = data.MODELS / f"{id_}.toml"
     _, raw = _read_toml(path)
     raise_problems(path, schema_problems("model", raw))
-    raise_problems(path, [*_id_problems(id_, "the file name"), *_variant_problems(raw)])
+    raise_problems(path, [*_id_problems(id_, "the file name"), *_model_problems(raw)])
     return _model(id_, raw)
 
 
@@ -201,6 +209,8 @@ def _model(id_: str, raw: dict[str, Any]) -> Model:
         languages=tuple(raw.get("languages", ())),
         adapts=raw.get("adapts"),
         chat_template=raw.get("chat_template"),
+        base=raw.get("base", False),
+        sampling=defaults.sampling_of(raw.get("sampling", {})),
     )
 
 

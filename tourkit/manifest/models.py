@@ -8,7 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-ROLES = ("brain", "fast", "tool", "graph", "embed")
+from tourkit.defaults import UNSTATED, RoleDefaults, Sampling
+
+CHAT_ROLES = ("brain", "fast", "tool", "graph")  # their models answer chats
+ROLES = (*CHAT_ROLES, "embed", "rerank")
+NOT_SERVED = ("rerank",)  # such a role is fetched and planned, but no server answers for it yet
 FORMATS = ("gguf", "safetensors", "onnx")
 
 
@@ -135,7 +139,11 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Arch:
-    """The numbers that size the KV cache. `sliding_layers` layers look back `sliding_window` tokens only."""
+    """The numbers that size the KV cache. `sliding_layers` layers look back `sliding_window` tokens only.
+
+    Of a hybrid model, `attention_layers` layers have a KV cache (None: all of them). The other layers together keep
+    `state_values` numbers for one sequence, whatever its length.
+    """
 
     n_layers: int
     n_heads: int
@@ -145,13 +153,17 @@ class Arch:
     vocab_size: int
     sliding_window: int | None = None
     sliding_layers: int | None = None
+    attention_layers: int | None = None
+    state_values: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """One upstream model. `context` is in tokens. None or an empty tuple means that no source states the value.
 
-    `architecture` is transformers' model_type. `roles` are hints. "multilingual" in `languages` means many more.
+    `architecture` is transformers' model_type. `roles` are hints. `languages` are those that the publisher names.
+    "multilingual" among them means that it claims more without naming them. `base`: the model only continues texts, so
+    it answers no chats unless it has a `chat_template`.
     """
 
     id: str
@@ -169,6 +181,13 @@ class Model:
     languages: tuple[str, ...] = ()
     adapts: str | None = None  # the id of the model this LoRA adapter is for
     chat_template: str | None = None  # Jinja source, for weights without a chat template
+    base: bool = False
+    sampling: Sampling = UNSTATED  # what its publisher states
+
+    @property
+    def only_reads(self) -> bool:
+        """True if it makes embeddings or scores, and writes no text."""
+        return bool(self.roles) and not set(self.roles) & set(CHAT_ROLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +212,7 @@ class Manifest:
     """A role set after its models are looked up and its filters are applied: every model has a variant.
 
     `sha256` covers the file's bytes. `digest` covers what a lock depends on, the catalogue's values included.
+    `defaults`: a row for each role that has some.
     """
 
     name: str
@@ -202,6 +222,7 @@ class Manifest:
     path: Path
     sha256: str
     assets: tuple[Asset, ...] = ()
+    defaults: tuple[RoleDefaults, ...] = ()
 
     @property
     def variants(self) -> dict[VariantId, Variant]:
@@ -210,7 +231,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of name, roles, variants and assets. Comments, summaries and facts do not change it."""
+        """SHA-256 of name, roles, variants and assets. Comments, summaries, facts and defaults do not change it."""
         variants = {id_: [_lock_part(v) for v in model.variants] for id_, model in self.models.items()}
         shape: dict[str, Any] = {"name": self.name, "roles": self.roles, "models": variants}
         if self.assets:  # a set without assets keeps the digest that older locks have

@@ -6,7 +6,7 @@ a guess from the file size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ from typing import Any
 from tourkit.errors import LocalError
 from tourkit.headers.config import folder_config
 from tourkit.headers.gguf import gguf_header, is_gguf
-from tourkit.manifest.models import Arch
+from tourkit.manifest.models import Arch, Model
 from tourkit.planning import experts, recurrent
 from tourkit.planning.experts import NOTHING, Sparse
 
 GUESSED = "the file's size alone"  # a shape's source
 _POOLINGS = (1, 2, 3, 4)  # mean, first token, last token, rank: all except "none"
+_RANK = 4
 _ENCODERS = ("bert", "xlm-roberta")  # model types whose tokens attend to the whole text: they make embeddings
+_RERANK = "rerank"  # the role
 _STATE_BYTES = 4  # per value of a recurrent state: llama.cpp keeps them in 32 bits
 _GUESSED_KV_PER_PARAM = 1 / 20_000  # values per token; Phi-3 mini, which keeps many, has 1/19,400
 
@@ -31,9 +33,9 @@ class Shape:
 
     `kv`: for each layer, how many values (keys and values) one token adds to the KV cache. `windows`: how many tokens
     back each layer attends, 0 for all. `context`: tokens, 0 if unknown. `source`: where the numbers come from.
-    `embeds`: the model makes embeddings and reads a text in one call. `state`: bytes of the recurrent states of one
-    sequence, whatever its length. `sparse`: weights that not every token reads. `queries`: values of the queries of all
-    heads of a layer, 0 if unknown.
+    `embeds`: the model makes embeddings or scores, and reads a text in one call. `reranks`: it makes scores. `state`:
+    bytes of the recurrent states of one sequence, whatever its length. `sparse`: weights that not every token reads.
+    `queries`: values of the queries of all heads of a layer, 0 if unknown.
     """
 
     kv: tuple[int, ...]
@@ -47,6 +49,7 @@ class Shape:
     experts_used: int = 1
     embeds: bool = False
     state: int = 0
+    reranks: bool = False
     sparse: Sparse = NOTHING
     queries: int = 0
 
@@ -68,17 +71,34 @@ def of_file(path: Path) -> Shape | None:
         return None
 
 
-def of_arch(arch: Arch, context: int) -> Shape:
-    """Return the shape that the catalogue states.
+def of_model(model: Model) -> Shape | None:
+    """Return the shape that a model's catalogue file states; None if it states no numbers."""
+    if model.arch is None:
+        return None
+    shape = of_arch(model.arch, model.context)
+    kv = (0,) * shape.layers if model.architecture in _ENCODERS else shape.kv
+    return replace(shape, kv=kv, embeds=model.only_reads, reranks=model.roles == (_RERANK,))
 
-    The catalogue has no feed-forward width: four times the model's width is assumed, an upper bound.
+
+def of_arch(arch: Arch, context: int) -> Shape:
+    """Return the shape of the catalogue's numbers.
+
+    The catalogue has no feed-forward width: four times the model's width is assumed, an upper bound. It does not say
+    which layers of a hybrid model have a KV cache: they are spread evenly, as in Qwen3.5.
     """
-    kv = (2 * arch.n_kv_heads * arch.head_dim,) * arch.n_layers
-    windows = (0,) * arch.n_layers
-    width = arch.hidden_size
-    queries = arch.n_heads * arch.head_dim
+    layers, attending = arch.n_layers, arch.attention_layers or arch.n_layers
+    each = 2 * arch.n_kv_heads * arch.head_dim
     return Shape(
-        kv, windows, width, 4 * width, arch.vocab_size, context, "the catalogue", head=arch.head_dim, queries=queries
+        kv=tuple(each * ((i + 1) * attending // layers - i * attending // layers) for i in range(layers)),
+        windows=(0,) * layers,
+        width=arch.hidden_size,
+        feed_forward=4 * arch.hidden_size,
+        vocab=arch.vocab_size,
+        context=context,
+        source="the catalogue",
+        head=arch.head_dim,
+        state=_STATE_BYTES * (arch.state_values or 0),
+        queries=arch.n_heads * arch.head_dim,
     )
 
 
@@ -124,6 +144,7 @@ def _of_gguf(header: dict[str, Any]) -> Shape:
         experts_used=max(1, number("expert_used_count", 1)),
         embeds=number("pooling_type") in _POOLINGS,
         state=_STATE_BYTES * states.total,
+        reranks=number("pooling_type") == _RANK,
         sparse=experts.of_gguf(header),
         queries=heads * key,
     )
@@ -160,6 +181,7 @@ def _of_config(config: dict[str, Any]) -> Shape:
         experts_used=max(1, number("num_experts_per_tok", default=1)),
         embeds=embeds,
         state=_STATE_BYTES * states.total,
+        reranks=embeds and reranks_by(config),
         sparse=experts.of_config(config, layers),
         queries=heads * head,
     )
@@ -181,6 +203,11 @@ def _config_cache(config: dict[str, Any], layers: int, kv_heads: int, head: int)
 def embeds_by(config: dict[str, Any]) -> bool:
     """Return whether a config.json describes an encoder, which makes embeddings and generates no text."""
     return config.get("model_type") in _ENCODERS and not config.get("is_decoder")
+
+
+def reranks_by(config: dict[str, Any]) -> bool:
+    """Return whether a config.json describes a model with a head that gives scores."""
+    return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
 
 
 def _windows(config: dict[str, Any], layers: int) -> tuple[int, ...]:

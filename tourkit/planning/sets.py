@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from tourkit.bundle.index import Index
 from tourkit.errors import NotSo
 from tourkit.hardware.machine import Gpu, Hardware, InstalledStack
-from tourkit.manifest.catalogue import speaks
+from tourkit.manifest import languages
 from tourkit.manifest.choice import chosen
 from tourkit.manifest.lock import Lock, facts
-from tourkit.manifest.models import Manifest, Model, Variant, VariantId
+from tourkit.manifest.models import Manifest, Variant, VariantId
 from tourkit.planning.model_shape import Shape
 from tourkit.planning.planner import plan
 from tourkit.planning.sources import index_of, shapes_of_manifest
@@ -20,7 +20,6 @@ from tourkit.units import GIB
 SIZES = tuple(size * GIB for size in (2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128))  # of RAM or of one GPU
 RAM_BESIDE_GPU = 32 * GIB
 _THREADS = 8  # no memory depends on it
-_ANSWERING = ("brain", "fast")  # the roles that people read answers of
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +53,16 @@ class OnStack:
 
 @dataclass(frozen=True, slots=True)
 class SetFacts:
-    """A role set. `languages`: those for which both brain and fast have a model; empty if none is stated."""
+    """A role set. `languages`: those that brain and fast both have a model for; empty if no publisher names any.
+
+    `russian`: the roles whose first model has a publisher that names Russian.
+    """
 
     name: str
     summary: str
     roles: dict[str, tuple[str, ...]]
     languages: tuple[str, ...]
+    russian: tuple[str, ...]
     stacks: tuple[OnStack, ...]
 
 
@@ -71,23 +74,10 @@ def facts_of(manifest: Manifest, lock: Lock | None) -> SetFacts:
         manifest.name,
         manifest.summary,
         dict(manifest.roles),
-        _languages(manifest),
+        languages.of_set(manifest),
+        languages.russian_roles(manifest),
         tuple(_on_stack(manifest, lock, stack) for stack in stacks),
     )
-
-
-def _languages(manifest: Manifest) -> tuple[str, ...]:
-    """Languages in the order in which the models state them."""
-    named = [role for role in _ANSWERING if role in manifest.roles] or list(manifest.roles)
-    models = [[manifest.models[id_] for id_ in manifest.roles[role]] for role in named]
-    stated = [[model for model in each if model.languages] for each in models]
-    stated = [each for each in stated if each]
-    known = dict.fromkeys(language for each in stated for model in each for language in model.languages)
-    return tuple(language for language in known if all(_any_speaks(each, language) for each in stated))
-
-
-def _any_speaks(models: list[Model], language: str) -> bool:
-    return any(speaks(model, language) for model in models)
 
 
 def _on_stack(manifest: Manifest, lock: Lock | None, stack: str) -> OnStack:

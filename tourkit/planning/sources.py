@@ -9,7 +9,7 @@ from tourkit.errors import ManifestError
 from tourkit.manifest import manifest as manifests
 from tourkit.manifest.lock import Lock, LockedVariant, LockEntry
 from tourkit.manifest.models import Manifest, PinnedFile, Source, VariantId
-from tourkit.planning.model_shape import Shape, of_arch, of_file
+from tourkit.planning.model_shape import Shape, of_file, of_model
 from tourkit.planning.options import weights_of
 
 
@@ -20,15 +20,24 @@ def index_of(manifest: Manifest, lock: Lock) -> Index:
         BundleVariant(id_.model, id_.quant, v.format, v.repo, v.revision, "") for id_, v in manifest.variants.items()
     )
     files = tuple(file for v in lock.variants if v.id in manifest.variants for file in _files(v))
-    return Index(manifest.name, manifest.sha256, lock.sha256, dict(manifest.roles), models, variants, files)
+    return Index(
+        manifest.name,
+        manifest.sha256,
+        lock.sha256,
+        dict(manifest.roles),
+        models,
+        variants,
+        files,
+        defaults=manifest.defaults,
+    )
 
 
 def shapes_of_manifest(manifest: Manifest) -> dict[VariantId, Shape]:
     """Return the shapes of the models whose catalogue file states the numbers."""
     return {
-        VariantId(model.id, variant.quant): of_arch(model.arch, model.context)
+        VariantId(model.id, variant.quant): shape
         for model in manifest.models.values()
-        if model.arch is not None
+        if (shape := of_model(model)) is not None
         for variant in model.variants
     }
 
@@ -51,7 +60,7 @@ def _catalogue() -> dict[str, Shape]:
         models = manifests.catalogue().values()
     except ManifestError:  # a complete bundle can be served even if the catalogue is damaged
         return {}
-    return {model.id: of_arch(model.arch, model.context) for model in models if model.arch is not None}
+    return {model.id: shape for model in models if (shape := of_model(model)) is not None}
 
 
 def _files(variant: LockEntry) -> list[PinnedFile[Source | None]]:

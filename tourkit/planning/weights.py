@@ -16,11 +16,11 @@ from tourkit.bundle.index import INDEX, BundleModel, BundleVariant, Index
 from tourkit.errors import UsageError
 from tourkit.headers.config import SHARDS, folder_config, shard_names
 from tourkit.headers.gguf import gguf_header, gguf_parts, is_gguf
-from tourkit.manifest.models import ROLES, PinnedFile, VariantId
+from tourkit.manifest.models import CHAT_ROLES, PinnedFile, VariantId
 from tourkit.manifest.paths import PICKLED
 from tourkit.planning.model_shape import Shape, of_file
 
-_EMBED = "embed"
+_EMBED, _RERANK = "embed", "rerank"
 _UNKNOWN = "unknown"  # the quant when neither a name nor a header states it
 _UNSTATED_CONTEXT = 4096  # tokens, when no header states the context window
 _LONGEST_ID = 64  # characters
@@ -181,7 +181,9 @@ def _model_id(name: str) -> str:
 def _described(path: Path, format_: str, model: str, quant: str, files: Iterable[Path]) -> Weights:
     """One model with one variant, under every role that it can fill."""
     shape = of_file(path)
-    roles = (_EMBED,) if shape is not None and shape.embeds else tuple(role for role in ROLES if role != _EMBED)
+    roles = CHAT_ROLES
+    if shape is not None and shape.embeds:
+        roles = (_RERANK,) if shape.reranks else (_EMBED,)
     context = (shape.context if shape is not None else 0) or _UNSTATED_CONTEXT
     variant = VariantId(model, quant)
     index = Index(

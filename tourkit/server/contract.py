@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from tourkit.defaults import RoleDefaults, Sampling
 from tourkit.generation import Activity
 from tourkit.launch import GpuLayers, Launch
 
@@ -49,8 +50,17 @@ def launch_of(fields: dict[str, Any]) -> Launch:
         "lora": tuple(fields["lora"]),
         "capability": fields["capability"] and tuple(fields["capability"]),
         "environment": tuple((name, value) for name, value in fields["environment"]),
+        "defaults": tuple(map(_defaults_of, fields["defaults"])),
     }
     return Launch(**fields | made)
+
+
+def _defaults_of(fields: dict[str, Any]) -> RoleDefaults:
+    made = {
+        "sampling": Sampling(**fields["sampling"]),
+        "sources": tuple((name, source) for name, source in fields["sources"]),
+    }
+    return RoleDefaults(**fields | made)
 
 
 @dataclass(frozen=True, slots=True)

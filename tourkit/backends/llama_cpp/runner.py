@@ -210,12 +210,13 @@ class LlamaRunner(LlamaModel):
         """Return whether all layers have the cells of a slot from `start` on."""
         return bool(0 <= self._lib.llama_memory_seq_pos_min(self._memory, slot) <= start)
 
-    def sampler(self, params: SamplingParams, seed: int) -> Sampler:
+    def sampler(self, params: SamplingParams, seed: int, *, constrained: bool = False) -> Sampler:
         """Return the faster sampler. Both draw the same tokens.
 
-        llama.cpp's is faster if it cuts the candidates first (bench/sampling.py).
+        llama.cpp's is faster if it cuts the candidates first (bench/sampling.py), unless there is a grammar: numpy's
+        does without most masks then.
         """
-        if params.temperature > 0 and (params.top_k > 0 or params.min_p > 0):
+        if params.temperature > 0 and (params.top_k > 0 or params.min_p > 0) and not constrained:
             return LlamaSampler(self._lib, self._context, params, seed, self.n_vocab)
         return NumpySampler(self.logits, params, seed)
 

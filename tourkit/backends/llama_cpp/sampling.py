@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ class LlamaSampler:
     def sample(self, row: int) -> int:
         return int(self._lib.llama_sampler_sample(self._chain, self._context, row))
 
-    def propose(self, row: int) -> int | None:
-        return None  # this sampler is only used if candidates are cut, so a proposal would not be exact
+    def propose(self, row: int, allows: Callable[[int], bool]) -> int | None:
+        return None  # this sampler cuts the candidates, and the mask must come before
 
     def accept(self, token: int) -> None:
         self._lib.llama_sampler_accept(self._chain, token)

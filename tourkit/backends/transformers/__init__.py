@@ -10,7 +10,8 @@ from tourkit.backends.runner_engine import start
 from tourkit.backends.transformers.encoder import EncoderRunner
 from tourkit.backends.transformers.runner import EMULATED, TransformersRunner
 from tourkit.backends.vocabulary import read_json
-from tourkit.planning.model_shape import embeds_by
+from tourkit.errors import LocalError
+from tourkit.planning.model_shape import embeds_by, reranks_by
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
@@ -21,7 +22,10 @@ def load(launch: Launch) -> Engine:
     """Load a folder of safetensors and start an engine. Its config.json decides which engine. Raises LocalError."""
     refuse_foreign(launch)
     folder = safetensors_folder(launch)
-    if embeds_by(read_json(folder / "config.json")):
+    config = read_json(folder / "config.json")
+    if reranks_by(config):
+        raise LocalError(f"{folder}: a reranker (it gives scores) is not supported: choose another model")
+    if embeds_by(config):
         encoder = EncoderRunner(folder, context=launch.context, threads=launch.threads, gpu_layers=launch.gpu_layers)
         return BatchEmbedder(encoder, "transformers")
     runner = TransformersRunner(

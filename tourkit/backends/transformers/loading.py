@@ -13,6 +13,7 @@ from tourkit.errors import LocalError, one_line
 from tourkit.launch import GpuLayers
 from tourkit.offline import ENVIRONMENT
 
+_TEKKEN = "tekken.json"
 _HERE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -97,5 +98,8 @@ def converted_tokenizer(folder: Path) -> str:
     try:
         return str(AutoTokenizer.from_pretrained(folder, **_HERE).backend_tokenizer.to_str())
     except (AttributeError, ImportError, LookupError, OSError, TypeError, ValueError) as exc:
+        if (folder / _TEKKEN).is_file():
+            fix = "use the GGUF of this model, or a repository that has tokenizer.json"
+            raise LocalError(f"{folder}: only {_TEKKEN}, Mistral's own format, and no tokenizer.json: {fix}") from exc
         why = one_line(str(exc))
         raise LocalError(f"{folder}: no tokenizer.json, and transformers cannot make one: {why}") from exc

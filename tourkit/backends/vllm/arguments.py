@@ -13,6 +13,7 @@ from tourkit.backends.vocabulary import read_json
 from tourkit.launch import ALL_LAYERS, NO_LAYERS, Launch
 from tourkit.offline import ENVIRONMENT
 from tourkit.planning import memory
+from tourkit.stacks import STACKS
 
 if TYPE_CHECKING:
     from tourkit.planning.model_shape import Shape
@@ -21,9 +22,6 @@ _MAX_LOGPROBS = 20  # for each position, besides the sampled token
 # Tokens a step: vLLM's default, except on the largest GPUs. There its default needs four times the working memory.
 _BATCH = 2048
 _BLOCK = 128  # tokens in a KV block on a CPU; a multiple of the block sizes on GPUs
-# If an answer copies from the prompt, guesses from the prompt are mostly right. But with guesses vLLM refuses min_p and
-# logit_bias, so roles for general requests do not use them.
-_COPYING = frozenset({"graph"})
 _GUESSES = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
 # GPUs by the first number of their compute capability. On all others vLLM's FlashAttention refuses an FP8 KV cache, and
 # vLLM takes FlashInfer, which needs nvcc.
@@ -69,7 +67,7 @@ def serve_arguments(
         switches.append("enforce-eager")  # compiling has no benefit on a CPU, and needs a compiler on a GPU
     if launch.capability is not None:
         options |= _cuda_options(config, folder, launch.capability)
-    if roles and _COPYING.issuperset(roles):
+    if STACKS["vllm"].guesses(roles):
         options["speculative-config"] = json.dumps(_GUESSES)
     named = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return ["serve", str(folder), *named, *(f"--{name}" for name in switches)]

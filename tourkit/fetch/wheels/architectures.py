@@ -1,10 +1,11 @@
-"""Checks that the llama.cpp in a wheel knows the architecture of each GGUF, at home and not on site."""
+"""Checks that the llama.cpp in a wheel, or the installed one, knows the architecture of each GGUF."""
 
 from __future__ import annotations
 
 import re
 import zipfile
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 from tourkit.errors import LocalError
@@ -18,7 +19,26 @@ def unknown_architectures(wheel: Path, weights: Iterable[Path]) -> list[str]:
 
     Nothing in the wheel is run, so it may be for another system. Raises OSError or ValueError if it has no libllama.
     """
-    library = _library(wheel)
+    fix = "carry a newer llama-cpp-python, or choose another model"
+    return _unknown(_library(wheel), f"the llama.cpp in {wheel.name}", weights, fix)
+
+
+def unknown_to_installed(weights: Iterable[Path]) -> list[str]:
+    """Return such a line for each GGUF that the installed llama-cpp-python does not know; none without a libllama.
+
+    The package is not imported. Raises OSError.
+    """
+    spec = find_spec("llama_cpp")
+    folders = [Path(folder) / "lib" for folder in (spec.submodule_search_locations or ())] if spec is not None else []
+    library = next((path for folder in folders for name in _LIBRARIES if (path := folder / name).is_file()), None)
+    if library is None:
+        return []
+    fix = "install a newer llama-cpp-python, or choose another model"
+    return _unknown(library.read_bytes(), "the installed llama.cpp", weights, fix)
+
+
+def _unknown(library: bytes, holder: str, weights: Iterable[Path], fix: str) -> list[str]:
+    """`library`: the bytes of libllama. `holder`: how the lines name it."""
     lines = []
     for path in weights:
         try:
@@ -30,10 +50,7 @@ def unknown_architectures(wheel: Path, weights: Iterable[Path]) -> list[str]:
             lines.append(str(exc))
             continue
         if not _names(library, name):
-            lines.append(
-                f"{path}: the llama.cpp in {wheel.name} does not know the architecture {name!r}: carry a newer "
-                "llama-cpp-python, or choose another model"
-            )
+            lines.append(f"{path}: {holder} does not know the architecture {name!r}: {fix}")
     return lines
 
 

@@ -7,9 +7,12 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tourkit.defaults import RoleDefaults, defaults_of
 from tourkit.errors import RequestError, excerpt, quoted
-from tourkit.generation import Constraint, Request, SamplingParams
+from tourkit.generation import Constraint, Request
 from tourkit.server.api import limits
+from tourkit.server.api.fields import boolean, integer
+from tourkit.server.api.sampling_fields import features_of, sampling_of, top_logprobs_of
 
 _COMMON = [
     *("model", "stream", "stream_options", "n", "seed", "stop", "max_tokens", "max_completion_tokens"),
@@ -31,36 +34,40 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _LONGEST_GUESSED = 32  # characters; the time to find a similar name grows fast with the length
-_MOST_DIGITS = 19  # of a token id; Python itself refuses to convert thousands of digits
-_INT_32, _INT_64 = 2**31 - 1, 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """A parsed request for text, with messages or with a plain prompt."""
+    """A parsed request for text, with messages or with a plain prompt. `features`: what it asks for beyond text."""
 
     model: str
     request: Request
     stream: bool
     include_usage: bool
+    features: tuple[str, ...] = ()
 
 
-def parse_chat(body: Any) -> Generate:
-    """Check and convert the body of POST /v1/chat/completions. Raises RequestError with the field."""
+def parse_chat(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
+    """Check and convert the body of POST /v1/chat/completions. `defaults`: as in Launch. Raises RequestError."""
     model = _model_of(body, [*_COMMON, "messages", "logprobs", "top_logprobs"])
-    messages, top = _messages(body.get("messages")), _top_logprobs(body)
-    return _generate(model, body, Request(messages=messages, params=_sampling(body, top)))
+    usual = defaults_of(defaults, model)
+    messages, top = _messages(body.get("messages")), top_logprobs_of(body)
+    return _generate(model, body, Request(messages=messages, params=sampling_of(body, usual.sampling, top)))
 
 
-def parse_completion(body: Any) -> Generate:
-    """Check and convert the body of POST /v1/completions: `prompt` is one string. Raises RequestError."""
+def parse_completion(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
+    """Check and convert the body of POST /v1/completions: `prompt` is one string. `defaults`: as in Launch.
+
+    Raises RequestError.
+    """
     model = _model_of(body, [*_COMMON, "prompt"])
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if not isinstance(prompt, str) or not prompt:
         raise RequestError("prompt must be one non-empty string", param="prompt")
-    return _generate(model, body, Request(prompt=prompt, params=_sampling(body, None)))
+    usual = defaults_of(defaults, model)
+    return _generate(model, body, Request(prompt=prompt, params=sampling_of(body, usual.sampling, None)))
 
 
 def parse_tokenize(body: Any) -> tuple[str, bool]:
@@ -70,7 +77,7 @@ def parse_tokenize(body: Any) -> tuple[str, bool]:
     if not isinstance(prompt, str):
         raise RequestError("prompt must be a string", param="prompt")
     limits.TOKENIZED.check(len(prompt))
-    return prompt, _boolean(body, "add_special_tokens")
+    return prompt, boolean(body, "add_special_tokens")
 
 
 def parse_detokenize(body: Any) -> list[int]:
@@ -107,7 +114,7 @@ def parse_embeddings(body: Any) -> Embed:
         model=model,
         texts=tuple(_text_to_embed(text, f"input[{i}]") for i, text in enumerate(texts)),
         base64=form == "base64",
-        dimensions=_integer(body, "dimensions", 1),
+        dimensions=integer(body, "dimensions", 1),
     )
 
 
@@ -126,13 +133,15 @@ def _is_token(value: Any) -> bool:
 
 def _generate(model: str, body: dict[str, Any], request: Request) -> Generate:
     """Parse the fields that chat and plain completions have in common."""
-    stream = _boolean(body, "stream")
-    n = _integer(body, "n", 1, limits.N.most) or 1
+    stream = boolean(body, "stream")
+    n = integer(body, "n", 1, limits.N.most) or 1
+    request = replace(request, n=n, constraint=_one_constraint(body), whole=not stream)
     return Generate(
         model=model,
-        request=replace(request, n=n, constraint=_one_constraint(body), whole=not stream),
+        request=request,
         stream=stream,
         include_usage=_include_usage(body.get("stream_options"), stream),
+        features=features_of(body, request),
     )
 
 
@@ -173,57 +182,6 @@ def _refuse_unknown(body: dict[str, Any], supported: list[str]) -> None:
         )
 
 
-def _sampling(body: dict[str, Any], top_logprobs: int | None) -> SamplingParams:
-    old, new = (_integer(body, key, 1) for key in ("max_tokens", "max_completion_tokens"))
-    if old and new and old != new:
-        raise RequestError("max_tokens and max_completion_tokens differ: give one of them", param="max_tokens")
-    temperature = _number(body, "temperature", 0, 2)
-    top_p = _number(body, "top_p", 0, 1)
-    if top_p == 0:
-        raise RequestError("top_p must be above 0: for greedy decoding set temperature to 0", param="top_p")
-    return SamplingParams(
-        max_tokens=new or old,
-        temperature=1.0 if temperature is None else temperature,
-        top_p=1.0 if top_p is None else top_p,
-        top_k=_integer(body, "top_k", 0, _INT_32) or 0,
-        min_p=_number(body, "min_p", 0, 1) or 0.0,
-        seed=_integer(body, "seed", -_INT_64 - 1, _INT_64),
-        frequency_penalty=_number(body, "frequency_penalty", -2, 2) or 0.0,
-        presence_penalty=_number(body, "presence_penalty", -2, 2) or 0.0,
-        logit_bias=_logit_bias(body.get("logit_bias")),
-        stop=_stop(body.get("stop")),
-        top_logprobs=top_logprobs,
-    )
-
-
-def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
-    """Parse the biases. Token ids are JSON keys, so they are strings. A bias is from -100 (never) to 100 (always)."""
-    if value is None:
-        return ()
-    if not isinstance(value, dict):
-        raise RequestError("logit_bias must be an object of token ids and biases", param="logit_bias")
-    limits.BIASES.check(len(value))
-    pairs = []
-    for key in value:
-        if not key.isdecimal() or len(key) > _MOST_DIGITS:
-            raise RequestError(f"logit_bias: {quoted(key)} is not a token id", param="logit_bias")
-        try:
-            bias = _number(value, key, -100, 100)
-        except RequestError as exc:
-            raise RequestError(f"logit_bias: {exc}", param="logit_bias") from exc
-        pairs.append((int(key), bias or 0.0))
-    return tuple(pairs)
-
-
-def _top_logprobs(body: dict[str, Any]) -> int | None:
-    top = _integer(body, "top_logprobs", 0, limits.TOP_LOGPROBS.most)
-    if not _boolean(body, "logprobs"):
-        if top:
-            raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-        return None
-    return top or 0
-
-
 def _messages(value: Any) -> tuple[dict[str, str], ...]:
     if not isinstance(value, list) or not value:
         raise RequestError("messages must be a list of at least one message", param="messages")
@@ -257,16 +215,6 @@ def _content(content: Any, where: str) -> str:
             parts.append(part["text"])
         return "".join(parts)
     raise RequestError(f"{where} must be a string or a list of text parts", param=where)
-
-
-def _stop(value: Any) -> tuple[str, ...]:
-    stops = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
-        raise RequestError("stop must be a non-empty string or a list of them", param="stop")
-    limits.STOPS.check(len(stops))
-    for i, stop in enumerate(stops):
-        limits.STOP_LENGTH.check(len(stop), f"stop[{i}]")
-    return tuple(stops)
 
 
 def _one_constraint(body: dict[str, Any]) -> Constraint | None:
@@ -327,32 +275,4 @@ def _include_usage(value: Any, stream: bool) -> bool:
         raise RequestError("stream_options needs stream: true", param="stream_options")
     if not isinstance(value, dict) or set(value) - {"include_usage", "include_obfuscation"}:
         raise RequestError("stream_options takes include_usage only", param="stream_options")
-    return _boolean(value, "include_usage")
-
-
-def _boolean(body: dict[str, Any], key: str) -> bool:
-    value = body.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise RequestError(f"{key} must be true or false", param=key)
-    return bool(value)
-
-
-def _integer(body: dict[str, Any], key: str, low: int, high: int | None = None) -> int | None:
-    value = body.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
-        allowed = f"from {low} to {high}" if high is not None else f"of at least {low}"
-        raise RequestError(f"{key} must be a whole number {allowed}", param=key)
-    return value
-
-
-def _number(body: dict[str, Any], key: str, low: float, high: float) -> float | None:
-    value = body.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not -_INT_64 <= value <= _INT_64:
-        raise RequestError(f"{key} must be a number from {low} to {high}", param=key)
-    if not low <= value <= high:
-        raise RequestError(f"{key} is {value}: it must be from {low} to {high}", param=key)
-    return float(value)
+    return boolean(value, "include_usage")

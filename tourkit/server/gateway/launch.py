@@ -16,9 +16,10 @@ from tourkit.bundle.scan import check_plain
 from tourkit.errors import NotSo, UsageError
 from tourkit.hardware import machine_file, probe
 from tourkit.hardware.machine import Gpu, Hardware
-from tourkit.manifest.models import VariantId
+from tourkit.manifest.models import NOT_SERVED, VariantId
 from tourkit.net import Urls
 from tourkit.planning import planner, sources
+from tourkit.planning.defaults import with_defaults
 from tourkit.planning.limits import UNLIMITED, Limits
 from tourkit.planning.model_shape import Shape
 from tourkit.planning.plan import CPU, Placement, Plan
@@ -90,7 +91,10 @@ def _serve(
     source: Source, options: ServeOptions, gateway: GatewayOptions, on_ready: Callable[[Urls, Plan], None]
 ) -> None:
     machine = _hardware(options)
+    source, options, unserved = served_part(source, options)
     made = _plan(source, options, machine, options.roles)
+    for line in unserved:
+        gateway.say(line)
     for line in (*made.notes, *made.unfilled):
         gateway.say(line)
     if options.prompt_cache_dir is not None and (why := useless_folder(made)):
@@ -98,8 +102,25 @@ def _serve(
     if options.deterministic and any(not placement.launch.gpu_layers.is_none for placement in made.placements):
         gateway.say("--deterministic holds on a CPU only: on a GPU a near-tie may still fall either way")
     gateway = replace(gateway, only_gpu=has_one_gpu(machine), plan_again=partial(plan_again, source, options))
-    placements = _located(source, options, made)
+    placements = _located(source, options, made, gateway.say)
     app.serve(placements, gateway, net.listen(options.host, options.port), lambda urls: on_ready(urls, made))
+
+
+def served_part(source: Source, options: ServeOptions) -> tuple[Source, ServeOptions, tuple[str, ...]]:
+    """Return source and options without the roles that no server answers for yet, and a line for each such role.
+
+    Raises NotSo if no other role is left.
+    """
+    asked = options.roles or tuple(source.index.roles)
+    unserved = tuple(role for role in asked if role in NOT_SERVED and role in source.index.roles)
+    if not unserved:
+        return source, options, ()
+    if len(unserved) == len(asked):
+        raise NotSo(f"role {unserved[0]}: {source.name}: this version does not serve it yet: serve another role")
+    kept = {role: ids for role, ids in source.index.roles.items() if role not in NOT_SERVED}
+    roles = tuple(role for role in options.roles if role not in NOT_SERVED)
+    lines = tuple(f"role {role}: this version does not serve it yet; the other roles are served" for role in unserved)
+    return replace(source, index=replace(source.index, roles=kept)), replace(options, roles=roles), lines
 
 
 def useless_folder(plan: Plan) -> str:
@@ -125,7 +146,7 @@ def plan_again(
         made = _plan(replace(source, index=index), options, machine, failed.roles)
     except (NotSo, UsageError):  # nothing fits, or the GPU that --gpu names has gone: the fallbacks are next
         return None
-    [placement] = _located(source, options, made)
+    [placement] = _located(source, options, made)  # what `with_defaults` says was said at the start
     device = failed.device
     if placement.device == device and _taken([placement])[device] >= _taken([failed])[device]:
         return None  # it would fail in the same way
@@ -175,8 +196,11 @@ def _plan(source: Source, options: ServeOptions, machine: Hardware, roles: tuple
     )
 
 
-def _located(source: Source, options: ServeOptions, plan: Plan) -> tuple[Placement, ...]:
-    return placements_at(
+def _located(
+    source: Source, options: ServeOptions, plan: Plan, say: Callable[[str], None] = lambda line: None
+) -> tuple[Placement, ...]:
+    """Return the placements of a plan as workers get them. `say`: as in `with_defaults`."""
+    placements = placements_at(
         source.locate,
         plan,
         deterministic=options.deterministic,
@@ -185,6 +209,7 @@ def _located(source: Source, options: ServeOptions, plan: Plan) -> tuple[Placeme
         chat_templates=chat_templates_of(source.index),
         assets=source.index.assets,
     )
+    return tuple(with_defaults(placement, source.index, say) for placement in placements)
 
 
 def _hardware(options: ServeOptions) -> Hardware:

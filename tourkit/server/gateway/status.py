@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from tourkit.defaults import defaults_of, stated
 from tourkit.server.gateway.supervisor import State, Worker
 from tourkit.server.gateway.swapping import Swapper
 
@@ -93,7 +94,7 @@ def _seconds_to_start(worker: Worker) -> float | None:
 def model(name: str, worker: Worker) -> dict[str, Any]:
     """Return the entry of a served name in OpenAI's list of models, with the variant that answers."""
     launch = worker.answering.launch
-    return {
+    entry: dict[str, Any] = {
         "id": name,
         "object": "model",
         "created": 0,
@@ -104,3 +105,8 @@ def model(name: str, worker: Worker) -> dict[str, Any]:
         "stack": launch.stack,
         "roles": list(worker.placement.roles),
     }
+    if launch.defaults:  # a model that generates no text has none
+        row = defaults_of(launch.defaults, name)
+        entry["sampling"] = stated(row.sampling)
+        entry["sampling_from"] = dict(row.sources)
+    return entry

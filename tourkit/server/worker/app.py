@@ -9,6 +9,7 @@ import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.applications import Starlette
@@ -18,6 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tourkit.defaults import RoleDefaults
 from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError, excerpt
 from tourkit.server.api.embedding import embed
 from tourkit.server.api.generation import Generation, complete, stream
@@ -48,12 +50,19 @@ class ModelServer:
     """The HTTP routes over one engine."""
 
     def __init__(
-        self, engine: Engine, secret: str, on_dead: Callable[[], None] = lambda: None, in_trial: InTrial = untold
+        self,
+        engine: Engine,
+        secret: str,
+        on_dead: Callable[[], None] = lambda: None,
+        in_trial: InTrial = untold,
+        defaults: tuple[RoleDefaults, ...] = (),
     ) -> None:
+        """`defaults`: as in Launch."""
         self._engine = engine
         self._model = Model.of(engine, in_trial)
         self._secret = secret
         self._on_dead = on_dead
+        self._defaults = defaults
 
     async def start_trial(self) -> None:
         """Start the process that tries constraints, so that the first request with one does not wait for it."""
@@ -99,13 +108,13 @@ class ModelServer:
         return json_response(200, asdict(self._engine.info) | asdict(self._engine.stats()) | refused)
 
     async def chat(self, request: HttpRequest) -> Response:
-        asked = await self._body(request, parse_chat)
+        asked = await self._body(request, partial(parse_chat, defaults=self._defaults))
         logprobs = asked.request.params.top_logprobs is not None
         reply = ChatReply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), asked.model, logprobs)
         return await self._generate(asked, reply, request)
 
     async def complete(self, request: HttpRequest) -> Response:
-        asked = await self._body(request, parse_completion)
+        asked = await self._body(request, partial(parse_completion, defaults=self._defaults))
         reply = TextReply(f"cmpl-{uuid.uuid4().hex}", int(time.time()), asked.model)
         return await self._generate(asked, reply, request)
 
@@ -139,7 +148,7 @@ class ModelServer:
     async def _generate(self, asked: Generate, reply: ChatReply | TextReply, request: HttpRequest) -> Response:
         client = request.headers.get(CLIENT_HEADER, "")
         asked = replace(asked, request=replace(asked.request, client=client))
-        emulated = [name for name in asked.request.asked if name in self._engine.info.emulated]
+        emulated = [name for name in asked.features if name in self._engine.info.emulated]
         headers = {"x-tourkit-emulated": ", ".join(emulated)} if emulated else {}
         if not asked.stream:
             response = await complete(self._model, asked, reply, request)

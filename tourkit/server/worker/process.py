@@ -61,7 +61,7 @@ async def serve(spec: WorkerSpec, pipes: Pipes, guard: str) -> None:
     def leave() -> None:
         server.should_exit = True
 
-    model = ModelServer(engine, spec.secret, on_dead=leave, in_trial=pipes.in_trial)
+    model = ModelServer(engine, spec.secret, leave, pipes.in_trial, spec.launch.defaults)
     server = EndingServer(model.app(), model.close, _LIMITS)
     pipes.greet(Greeting(address, guard=guard))
     pipes.start_beats(spec.beat, engine.activity, asyncio.get_running_loop().call_soon_threadsafe)

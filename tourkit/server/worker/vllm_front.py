@@ -47,7 +47,7 @@ class Front:
             served, client = self.served, scope["app"].state.engine_client
             engine = VllmEngine(client, asyncio.get_running_loop(), served.launch, served.texts)
             Front.engine = engine
-            model = ModelServer(engine, served.secret, in_trial=served.in_trial)
+            model = ModelServer(engine, served.secret, in_trial=served.in_trial, defaults=served.launch.defaults)
             self._starting = asyncio.create_task(model.start_trial())
             self._ours = model.app()
         await self._ours(scope, receive, send)
