@@ -11,13 +11,14 @@ from tourkit.defaults import RoleDefaults, Sampling, first_stated
 from tourkit.errors import LocalError
 from tourkit.headers.sampling import sampling_in
 from tourkit.launch import Launch
+from tourkit.manifest.models import CHAT_ROLES, ROLES
 from tourkit.planning.plan import Placement
 from tourkit.stacks import STACKS
 
 SET = "the manifest's [defaults]"
 MODEL = "the model's [sampling]"
 _GUESSES = "vLLM guesses from the prompt, which excludes min_p"
-_NO_TEXT = frozenset({"embed", "rerank"})  # the roles that generate no text
+_NO_TEXT = frozenset(ROLES) - frozenset(CHAT_ROLES)  # the roles that generate no text
 
 
 def with_defaults(placement: Placement, index: Index, say: Callable[[str], None]) -> Placement:
