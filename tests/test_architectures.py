@@ -22,7 +22,8 @@ from tourkit.stacks import STACKS
 
 ROOT = Path(__file__).resolve().parents[1]
 GIVEN = os.environ.get("TOURKIT_ARCHITECTURES")
-SAMPLE = ("llama-2", "gemma-2", "falcon", "all-minilm")  # SentencePiece, sliding windows, byte BPE, embedding
+# SentencePiece, sliding windows, byte BPE, an encoder, a decoder that embeds
+SAMPLE = ("llama-2", "gemma-2", "falcon", "all-minilm", "qwen3-embedding")
 MAKERS = ("torch", "transformers", "sentencepiece", "onnxruntime_genai")
 CATALOGUE = manifest.catalogue()
 RESULTS = table.read()
