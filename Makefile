@@ -85,7 +85,7 @@ test-arch: $(ARCH)/ready $(HF)/ready $(ORT)/ready $(VLLM)/ready ## tiny models o
 	$(call ON_ARCH,$(VLLM)) -k "vllm"
 	TOURKIT_ARCHITECTURES=$(ARCH) $(HF)/bin/python -m pytest tests/test_hybrid_models.py
 
-test-arch-sample: $(TINY)/ready ## four of them, on all stacks but vllm; CI runs this
+test-arch-sample: $(TINY)/ready ## five of them, on all stacks but vllm; CI runs this
 	$(TINY)/bin/python -m pytest tests/test_architectures.py
 
 test-real: $(TINY)/ready ## real weights from the package index: SmolLM2 on three stacks, MiniLM; CI runs this

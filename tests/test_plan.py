@@ -624,7 +624,7 @@ def test_the_json_of_a_plan_has_the_machine_the_placements_and_the_reasons() -> 
 
     made = json.loads(done.stdout)
     assert made["machine"]["ram"] == 16 * GIB
-    assert {role for placement in made["placements"] for role in placement["roles"]} == set(models.ROLES) - {"embed"}
+    assert {role for placement in made["placements"] for role in placement["roles"]} == set(models.CHAT_ROLES)
     for placement in made["placements"]:
         assert list(placement) == PLACEMENT_KEYS
         assert placement["gpu_layers"] == 0

@@ -208,6 +208,8 @@ _WRITERS = (
             "num_experts_per_tok": None,
             "n_routed_experts": None,
             "num_local_experts": None,
+            "n_group": None,
+            "topk_group": None,
         },
     ),
     Tiny(

@@ -29,7 +29,12 @@ _CAUSES = {
     ): "convert: llama.cpp's converter knows no BertModel with a SentencePiece vocabulary",
     ("onnx", "llama-2"): "but a text that begins with a space has a token less",
     ("onnx", "yi"): "but a text that begins with a space has a token less",
+    ("onnx", "gemma-3"): "convert: the builder does not read Gemma 3's rotary parameters as transformers 5 writes them",
+    ("onnx", "granite-4"): "convert: the builder expects attention in each of Granite's layers",
+    ("transformers", "embeddinggemma"): "load: this stack makes embeddings with encoders (BERT, XLM-RoBERTa) only",
+    ("transformers", "qwen3-embedding"): "load: this stack makes embeddings with encoders (BERT, XLM-RoBERTa) only",
 }
+_NO_RERANKER = "no stack serves rerankers yet"
 _FORMATS = {"gguf": "GGUF", "safetensors": "safetensors", "onnx": "ONNX"}
 
 
@@ -87,7 +92,8 @@ def _row(tiny: Tiny, results: dict[str, dict[str, str]], notes: list[str]) -> It
         if why is None:
             yield "not tried"
             continue
-        note = (_CAUSES.get((stack, tiny.name), why) if why else "").replace("|", "\\|")
+        cause = _NO_RERANKER if tiny.pooling == "rank" else _CAUSES.get((stack, tiny.name), why)
+        note = (cause if why else "").replace("|", "\\|")
         if why and note not in notes:
             notes.append(note)
         answer = "yes" if works(why) else "no"
