@@ -83,6 +83,7 @@ test-arch: $(ARCH)/ready $(HF)/ready $(ORT)/ready $(VLLM)/ready ## tiny models o
 	$(call ON_ARCH,$(HF)) -k "not onnx and not vllm"
 	$(call ON_ARCH,$(ORT)) -k "onnx"
 	$(call ON_ARCH,$(VLLM)) -k "vllm"
+	TOURKIT_ARCHITECTURES=$(ARCH) $(HF)/bin/python -m pytest tests/test_hybrid_models.py
 
 test-arch-sample: $(TINY)/ready ## four of them, on all stacks but vllm; CI runs this
 	$(TINY)/bin/python -m pytest tests/test_architectures.py

@@ -2,6 +2,9 @@
 
 Tokens are bytes; 256 ends the text. It records its KV cells exactly: the token at each position of each slot, and cells
 that slots share. It refuses what llama.cpp would refuse. A test can make it fail or give it few cells.
+
+As a hybrid model (`checkpoints`) each slot has a fixed state besides: the tokens that it stands for. The next token is
+a function of the state, and the model refuses to decode unless cells and state agree.
 """
 
 from __future__ import annotations
@@ -65,10 +68,16 @@ class FakeRunner:
         fail_at_step: int | None = None,
         gate: threading.Event | None = None,
         partial_kv: bool = True,
+        checkpoints: bool = False,
+        state_bytes: int = 0,
     ) -> None:
         self.n_slots, self.n_ctx, self.n_batch, self.n_vocab = slots, n_ctx, n_batch, 257
         self.eog = frozenset({EOG})
-        self.partial_kv = self.shares_kv = self.one_pool = partial_kv
+        self.partial_kv = self.shares_kv = partial_kv and not checkpoints
+        self.one_pool = partial_kv
+        self.checkpoints = checkpoints
+        self._padding = bytes(state_bytes)
+        self._states: dict[int, list[int]] = {slot: [] for slot in range(slots)}
         self.prompts_apart = prompts_apart
         self.longest_run = 100 if partial_kv else 0
         self._next_token = next_token
@@ -103,11 +112,14 @@ class FakeRunner:
         self.batches.append(batch)
         self._rows = {}
         for row, (token, _, slot, wants_logits) in enumerate(batch):
+            assert not self.checkpoints or self._states[slot] == self._tokens[slot], "cells without their state"
             self._tokens[slot].append(token)
+            self._states[slot].append(token)
             self._cells[slot].append(object())
             if wants_logits:
                 logits = np.zeros(self.n_vocab, dtype=np.float32)
-                logits[self._next_token(tuple(self._tokens[slot]))] = 1
+                history = self._states[slot] if self.checkpoints else self._tokens[slot]
+                logits[self._next_token(tuple(history))] = 1
                 self._rows[row] = logits
         return True
 
@@ -118,19 +130,21 @@ class FakeRunner:
         return FakeSampler(self)
 
     def share(self, source: int, target: int, length: int) -> bool:
-        assert self.partial_kv, "shares cells of a model that keeps all or none"
+        assert self.partial_kv or self.checkpoints, "shares cells of a model that keeps all or none"
         assert not self._tokens[target], "share into a slot that is not empty"
         assert length <= len(self._tokens[source]), "shares cells that are not there"
         self._tokens[target] = self._tokens[source][:length]
         self._cells[target] = self._cells[source][:length]
+        self._states[target] = list(self._states[source])
         return True
 
     def truncate(self, slot: int, length: int) -> bool:
-        if not self.partial_kv and 0 < length < len(self._tokens[slot]):
+        can_cut = self.partial_kv or length >= len(self._states[slot] if self.checkpoints else self._tokens[slot])
+        if not can_cut:
             length = 0
-        del self._tokens[slot][length:]
-        del self._cells[slot][length:]
-        return self.partial_kv or not length
+        for part in (self._tokens[slot], self._cells[slot], self._states[slot]):
+            del part[length:]
+        return can_cut or not length
 
     def read_cells(self, slot: int, start: int, end: int) -> bytearray:
         assert 0 <= start < end <= len(self._tokens[slot]), "reads cells that are not there"
@@ -146,6 +160,17 @@ class FakeRunner:
             return False
         self._tokens[slot] += tokens[start - begin : end - begin]
         self._cells[slot] += [object() for _ in range(end - start)]
+        self._states[slot] = []
+        return True
+
+    def read_state(self, slot: int) -> bytearray:
+        assert self._states[slot], "reads a state that is not there"
+        return bytearray(array("i", [len(self._states[slot]), *self._states[slot]]).tobytes() + self._padding)
+
+    def write_state(self, slot: int, data: bytearray) -> bool:
+        length, *tokens = array("i", bytes(data[: len(data) - len(self._padding)])).tolist()
+        assert tokens == self._tokens[slot][:length], "writes the state of other tokens"
+        self._states[slot] = tokens
         return True
 
     def tokens(self, slot: int) -> list[int]:

@@ -32,6 +32,10 @@ PACKED: dict[str, Any] = {
     "Gemma": GROUPED | {"head_dim": 16},
     "Gemma2": GROUPED | {"head_dim": 16, "query_pre_attn_scalar": 16, **WINDOWS},  # with soft caps too
     "Gemma3Text": GROUPED | {"head_dim": 16, "query_pre_attn_scalar": 16, **WINDOWS},  # two rotary bases
+    "Gemma4Text": GROUPED  # keys and values of the first two layers serve the last two
+    | {"num_hidden_layers": 4, "num_key_value_heads": 1, "head_dim": 16, "global_head_dim": 32, "sliding_window": 8}
+    | {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": N_VOCAB, "num_kv_shared_layers": 2}
+    | {"layer_types": ["sliding_attention", "full_attention"] * 2},
     "Phi": USUAL,
     "Phi3": GROUPED | {"sliding_window": 10, "pad_token_id": 0},
     "GPTNeoX": USUAL,
@@ -42,6 +46,7 @@ PACKED: dict[str, Any] = {
 SEPARATE: dict[str, Any] = {
     "Falcon": SIZES | {"alibi": True, "parallel_attn": False, "multi_query": False},
     "Mpt": {"vocab_size": N_VOCAB, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 256},
+    "GptOss": GROUPED | {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
     "Bloom": {"vocab_size": N_VOCAB, "hidden_size": 64, "n_layer": 2, "n_head": 4},
 }
 
@@ -211,11 +216,20 @@ def test_another_error_of_torch_is_not_taken_for_it(monkeypatch: pytest.MonkeyPa
         runner.decode()
 
 
-def test_a_recurrent_model_is_refused(tmp_path: Path) -> None:
-    fields = {"vocab_size": N_VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+RECURRENT: dict[str, dict[str, Any]] = {
+    "Mamba": {"vocab_size": N_VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "Lfm2": GROUPED | {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
+    "Qwen3_5Text": GROUPED | {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
+    "GraniteMoeHybrid": GROUPED
+    | {"num_hidden_layers": 2, "layer_types": ["mamba", "attention"], "mamba_n_heads": 4, "mamba_d_head": 32}
+    | {"num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 64},
+}
 
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_a_recurrent_or_hybrid_model_is_refused(family: str, tmp_path: Path) -> None:
     with pytest.raises(LocalError, match="does not support recurrent models"):
-        TransformersRunner(made(tmp_path, "Mamba", fields), slots=1, context=64, threads=1)
+        TransformersRunner(made(tmp_path, family, RECURRENT[family]), slots=1, context=64, threads=1)
 
 
 def test_the_context_is_never_longer_than_the_model_was_made_for(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sequences import sequence
 
-from tourkit.engine.placement import Slot, common_prefix, place
+from tourkit.engine.placement import Slot, WholeBeginning, common_prefix, place
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,15 @@ def test_a_prompt_that_the_cache_holds_does_not_wait_for_a_shared_prefix() -> No
     choice = place(slots, tokens, 90)
     assert choice is not None
     assert (choice.target.id, choice.length) == (1, 10)
+
+
+@pytest.mark.parametrize(("tokens", "length"), [([1, 2, 3, 9], 3), ([1, 2, 9], 0), ([1, 2, 3], 0), ([9], 0)])
+def test_a_fixed_state_without_copies_serves_only_prompts_that_begin_with_all_of_its_tokens(
+    tokens: list[int], length: int
+) -> None:
+    slots = [Slot(0, cells=[1, 2, 3], used=1), Slot(1, owner=sequence(1, 500, 400))]
+
+    choice = place(slots, tokens, beginnings=WholeBeginning())
+
+    assert choice is not None
+    assert (choice.target.id, choice.length) == (0, length)

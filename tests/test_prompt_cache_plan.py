@@ -98,18 +98,27 @@ def test_models_that_take_turns_get_the_same_bytes_because_one_of_them_is_loaded
     assert taken(made.placements[0]) + taken(made.placements[2]) + a + c + 2 * TRIALS < 10 * GIB
 
 
-def test_a_stack_that_cannot_keep_prompts_an_embedder_and_a_recurrent_model_get_none() -> None:
+def test_a_stack_that_cannot_keep_prompts_an_embedder_and_a_model_without_cells_get_none() -> None:
     embedder = Shape((0,) * 4, (0,) * 4, 64, 256, 1000, 512, "a test", embeds=True)
-    recurrent = Shape((512,) * 4, (0,) * 4, 64, 256, 1000, 8192, "a test", state=MIB)
+    recurrent = Shape((0,) * 4, (0,) * 4, 64, 256, 1000, 8192, "a test", state=MIB)
 
     onnx = planned({"a": {"ONNX-INT4": 1}}, machine(16, stacks=["onnx"]))
     embeds = planned({"a": {"Q8_0": 1}}, machine(16), shape=embedder)
-    hybrid = planned({"a": {"Q8_0": 1}}, machine(16), shape=recurrent)
+    no_cells = planned({"a": {"Q8_0": 1}}, machine(16), shape=recurrent)
 
-    for made in (onnx, embeds, hybrid):
+    for made in (onnx, embeds, no_cells):
         assert shares(made) == [None]
         assert made.prompt_cache is None
         assert text(made) == []
+
+
+def test_a_hybrid_model_has_room_for_a_checkpoint_every_thousand_tokens() -> None:
+    hybrid = Shape((512,) * 8, (0,) * 8, 512, 2048, 1000, 8192, "a test", head=64, state=MIB)
+
+    made = planned({"a": {"Q4_K_M": 4}}, machine(16), shape=hybrid)
+
+    assert made.prompt_cache is not None
+    assert shares(made) == [made.prompt_cache.tokens * (8192 + 1024)]
 
 
 def test_a_fallback_has_what_is_left_with_the_fallback_in_place() -> None:

@@ -66,6 +66,7 @@ def figure(running: Serving, name: str) -> int:
 def test_a_document_asked_again_is_found_also_by_the_next_process_of_its_worker(running: Serving) -> None:
     first, again = found(running, "Who pays?"), found(running, "How much is it?")
     assert (first < 64, again > 200) == (True, True)
+    assert health(running)["prefix_sharing"] == "any prefix"
 
     until(lambda: figure(running, "disk_bytes") > 0 and figure(running, "bytes") > 0)
     until(lambda: SIZE - 4096 < figure(running, "limit_bytes") <= SIZE)  # a whole number of tokens

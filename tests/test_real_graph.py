@@ -23,7 +23,9 @@ class Asker:
         self._ask = evaluate.asker(model, threads=1)
         self.answers: list[str] = []
 
-    def structured(self, messages: list[dict[str, str]], schema: dict[str, Any], temperature: float) -> Any:
+    def structured(
+        self, messages: list[dict[str, str]], schema: dict[str, Any], temperature: float, thinking: bool
+    ) -> Any:
         [text] = self._ask(messages, schema, temperature=temperature)
         self.answers.append(text)
         return json.loads(text)

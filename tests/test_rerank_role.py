@@ -128,6 +128,24 @@ def test_a_gguf_file_fills_the_role_that_its_pooling_says(pooling: gguf.PoolingT
     assert list(read_weights(path).index.roles) == [role]
 
 
+def test_a_gguf_file_with_labels_of_a_classifier_is_a_reranker_even_if_it_states_no_pooling(tmp_path: Path) -> None:
+    """As llama.cpp's converter writes bge-reranker-v2-m3."""
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "bert")
+    writer.add_block_count(2)
+    writer.add_embedding_length(64)
+    writer.add_head_count(4)
+    writer.add_causal_attention(False)
+    writer.add_classifier_output_labels(["LABEL_0"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+    found = of_file(tmp_path / "m.gguf")
+
+    assert found is not None
+    assert (found.embeds, found.reranks, any(found.kv)) == (True, True, False)
+
+
 # --- serving --------------------------------------------------------------------------------------------------------
 
 

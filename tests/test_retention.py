@@ -127,9 +127,9 @@ def test_what_is_never_asked_for_again_is_moved_only_as_long_as_that_is_unknown(
     moved = costs(2000, 1e7, 1e8)  # computing 500 us a token, 100 us out, 10 us back
 
     before = moved.worth_parking(100, 100, waiting=True)
-    moved.offer(200_000)
+    moved.cells.offer(200_000)
     after = moved.worth_parking(100, 100, waiting=True)
-    moved.ask(200_000)
+    moved.cells.ask(200_000)
 
     assert (before, after, moved.worth_parking(100, 100, waiting=True)) == (True, False, True)
 

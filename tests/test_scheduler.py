@@ -72,3 +72,13 @@ def test_the_youngest_is_preempted_and_never_the_last_one() -> None:
     assert victim([young, old]) is young
     assert victim([old]) is None
     assert victim([]) is None
+
+
+def test_a_prompt_is_cut_where_a_checkpoint_is_due() -> None:
+    """The rest of the budget goes to others; the sequence goes on in the next batch."""
+    first, other = sequence(1, 100, 10), sequence(2, 100, 0)
+    first.cuts = [40, 92]
+
+    chunks = next_batch([first, other], 64)
+
+    assert [(chunk.start, chunk.end, chunk.sample) for chunk in chunks] == [(10, 40, False), (0, 34, False)]

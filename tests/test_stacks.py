@@ -72,7 +72,9 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
-SAMPLES = {"temperature": 1.2, "seed": 7, "n": 8, "max_tokens": 80}
+UNCUT = {"top_p": 1, "top_k": 0, "min_p": 0}
+HOT = {"temperature": 1.5, **UNCUT}  # texts of different seeds differ
+SAMPLES = {"temperature": 1.2, **UNCUT, "seed": 7, "n": 8, "max_tokens": 80}
 
 
 def usable(stack: str) -> str:
@@ -155,14 +157,14 @@ def same_as_greedy(server: StackServer, answer: Answer) -> None:
 
 
 def one_seed_one_text(server: StackServer, answer: Answer) -> None:
-    sampled = partial(ask, server, temperature=1.5)
+    sampled = partial(ask, server, **HOT)
 
     assert answer.text == sampled(seed=7).text
     assert len({sampled(seed=seed).text for seed in range(7, 12)}) > 1
 
 
 def each_sample_has_the_next_seed(server: StackServer, answer: Answer) -> None:
-    alone = [ask(server, temperature=1.5, seed=7 + i).text for i in range(5)]
+    alone = [ask(server, **HOT, seed=7 + i).text for i in range(5)]
 
     # In a batch the last bits of logits differ, so one or two answers may differ (docs/http-api.md). With other seeds
     # all of them differ.
@@ -236,8 +238,8 @@ CASES = [
     Case("top_k", {"temperature": 1.5, "top_k": 1}, same_as_greedy),
     Case("top_p", {"temperature": 1.5, "top_p": 1e-6}, same_as_greedy),
     Case("min_p", {"temperature": 1.5, "min_p": 1}, same_as_greedy),
-    Case("seed", {"temperature": 1.5, "seed": 7}, one_seed_one_text),
-    Case("n", {"temperature": 1.5, "seed": 7, "n": 5}, each_sample_has_the_next_seed),
+    Case("seed", {**HOT, "seed": 7}, one_seed_one_text),
+    Case("n", {**HOT, "seed": 7, "n": 5}, each_sample_has_the_next_seed),
     Case("max_tokens", {"max_tokens": 3}, counts_its_tokens),
     Case("max_completion_tokens", {"max_tokens": ..., "max_completion_tokens": 3}, counts_its_tokens),
     Case("frequency_penalty", {"frequency_penalty": 2, **SAMPLES}, repeats_less),

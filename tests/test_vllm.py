@@ -31,6 +31,7 @@ from launch_server import LaunchServer, launch_server
 
 from tourkit.backends.vllm import weights
 from tourkit.backends.vllm.arguments import environment, serve_arguments
+from tourkit.defaults import RoleDefaults, Sampling
 from tourkit.errors import LocalError
 from tourkit.launch import GpuLayers, Launch
 from tourkit.planning.plan import Placement
@@ -394,6 +395,33 @@ def test_a_streamed_request_that_is_refused_gets_a_plain_error(server: LaunchSer
 
 
 @needs_vllm
+def test_a_budget_and_a_schema_apply_to_a_model_that_thinks(tmp_path: Path) -> None:
+    """The tiny model never closes its thinking by itself, so the budget does."""
+    folder = Path(shutil.copytree(SAFETENSORS, tmp_path / "thinks"))
+    template = folder / "chat_template.jinja"
+    template.write_text(
+        template.read_text() + "{% if enable_thinking is not false %}<think>\n{% endif %}{# </think> #}"
+    )
+    think = {"thinking_budget": 6, "n": 2, "temperature": 1, "seed": 1, "max_tokens": 100}
+    with launch_server(launch("tool", path=folder), log=tmp_path / "log") as running:
+        whole, free = ask(running, **think, **structured(NAME)), ask(running, **think)
+        streamed = ask(running, **think, **structured(NAME), stream=True)
+        silent = ask(running, **structured(NAME), chat_template_kwargs={"enable_thinking": False, "mood": 1})
+
+    for choice in whole.body["choices"]:
+        assert json.loads(choice["message"]["content"])["name"]
+        assert choice["message"]["reasoning_content"]
+    assert whole.body["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 12
+    assert free.body["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 12
+    assert not any("think>" in choice["message"]["content"] for choice in free.body["choices"])
+    parts = [each for event in streamed.events for each in event["choices"] if each["index"] == 1]
+    assert json.loads("".join(part["delta"].get("content", "") for part in parts))["name"]
+    assert any(part["delta"].get("reasoning_content") for part in parts)
+    assert "reasoning_content" not in silent.body["choices"][0]["message"]
+    assert silent.headers["x-tourkit-ignored"] == "chat_template_kwargs.mood"
+
+
+@needs_vllm
 def test_special_tokens_in_a_plain_prompt_are_text(server: LaunchServer) -> None:
     count = ask(server, "/tokenize", prompt="<|end|>", messages=..., temperature=..., max_tokens=...).body["count"]
     used = ask(server, "/v1/completions", prompt="<|end|>", messages=...).body["usage"]["prompt_tokens"]
@@ -487,14 +515,17 @@ def test_guesses_from_the_prompt_change_no_answer_and_what_they_exclude_is_refus
 ) -> None:
     messages = [{"role": "user", "content": "Repeat: " + "Anna paid Boris. " * 12}]
     excluded: dict[str, Any] = {"min_p": 0.5, "logit_bias": {"5": 1}}
-    with launch_server(launch("graph"), log=tmp_path / "log") as guessing:
+    defaults = (RoleDefaults("graph", sampling=Sampling(min_p=0.0)),)  # as planning/defaults.py gives them
+    with launch_server(launch("graph", defaults=defaults), log=tmp_path / "log") as guessing:
         found = ask(guessing, model="graph", messages=messages, max_tokens=60)
         held = ask(guessing, model="graph", max_tokens=120, **structured(NAME))
+        sampled = ask(guessing, model="graph", temperature=...)
         refused = [ask(guessing, model="graph", temperature=1, **{name: value}) for name, value in excluded.items()]
         drafted = metric(guessing, "draft_tokens_total")
 
     assert found.text == ask(server, messages=messages, max_tokens=60).text
     assert drafted > 0
+    assert sampled.status == 200
     jsonschema.validate(json.loads(held.text), NAME)
     assert [answer.status for answer in refused] == [400, 400]
     assert [answer.body["error"]["param"] for answer in refused] == list(excluded)

@@ -215,3 +215,14 @@ def test_a_kind_of_tokenizer_that_is_not_known_is_refused(tmp_path: Path) -> Non
 
     with pytest.raises(LocalError, match="unsupported kind of tokenizer"):
         read(folder(tmp_path, made))
+
+
+@pytest.mark.parametrize(("more", "ends"), [(["<|end|>"], True), (["<|end|>", "<|return|>", "<|call|>"], False)])
+def test_in_gpt_oss_an_answer_goes_on_after_the_end_of_a_message(more: list[str], ends: bool, tmp_path: Path) -> None:
+    """As in llama.cpp: where all three are tokens, the thinking is a message of its own."""
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens([added(text, special=True) for text in more])
+
+    eog = read(folder(tmp_path, tokenizer), n_vocab=270).eog
+
+    assert (tokenizer.token_to_id("<|end|>") in eog) is ends

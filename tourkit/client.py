@@ -59,12 +59,16 @@ class ClientError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer. `usage`: the tokens of the whole call, which several replies may share."""
+    """One answer. `usage`: the tokens of the whole call, which several replies may share.
+
+    `reasoning`: what the model thought before the answer, "" if it did not think or the server does not show it.
+    """
 
     text: str
     finish_reason: str | None
     model: str
     usage: dict[str, Any] = field(default_factory=dict)
+    reasoning: str = ""
 
 
 class Client:
@@ -73,6 +77,10 @@ class Client:
     `url`: default $TOURKIT_URL, then http://127.0.0.1:8000. `api_key`: default $TOURKIT_API_KEY. `model`: a role or a
     model id, default "tool". `timeout`: seconds without a byte from the server. `patience`: seconds spent waiting
     while the server is busy. `ends`: the deadline of `sample`, as a time of time.monotonic(); None if there is none.
+
+    Every method that asks a model takes `thinking`: True or False for a model that can think before it answers or not,
+    None for the server's default. It goes to the chat template as `enable_thinking`, which tourkit, vLLM and
+    llama-server understand. A model that cannot think ignores it.
     """
 
     def __init__(
@@ -270,15 +278,19 @@ class Client:
     ) -> Iterator[tuple[int, Reply]]:
         """Yield each answer of a stream when it ends, with its index. Stop at the deadline."""
         texts: dict[int, str] = {}
+        thoughts: dict[int, str] = {}
         try:
             for event in _events(response, self.url):
                 if event.get("error") is not None:
                     raise _error_of(event, None)
                 for choice in event.get("choices") or ():
                     index = int(choice.get("index", 0))
-                    texts[index] = texts.get(index, "") + ((choice.get("delta") or {}).get("content") or "")
+                    delta = choice.get("delta") or {}
+                    texts[index] = texts.get(index, "") + (delta.get("content") or "")
+                    thoughts[index] = thoughts.get(index, "") + _thinking(delta)
                     if choice.get("finish_reason"):
-                        yield index, Reply(texts[index], choice["finish_reason"], str(event.get("model") or ""))
+                        end, named = choice["finish_reason"], str(event.get("model") or "")
+                        yield index, Reply(texts[index], end, named, reasoning=thoughts[index])
                 if self._is_late():
                     return
                 if connection.sock is not None:  # else the server closes it after this answer
@@ -443,7 +455,16 @@ def _headers(api_key: str) -> dict[str, str | bytes]:
 
 def _body(messages: Messages, model: str, params: Mapping[str, Any]) -> dict[str, Any]:
     turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-    return {"model": model, "messages": turns, **{k: v for k, v in params.items() if v is not None}}
+    given = {k: v for k, v in params.items() if v is not None}
+    thinking = given.pop("thinking", None)
+    if thinking is not None:
+        given["chat_template_kwargs"] = {**given.get("chat_template_kwargs", {}), "enable_thinking": bool(thinking)}
+    return {"model": model, "messages": turns, **given}
+
+
+def _thinking(message: Mapping[str, Any]) -> str:
+    """Return the text of the thinking in a message or in a delta. Servers have two names for it."""
+    return str(message.get("reasoning_content") or message.get("reasoning") or "")
 
 
 def _json_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -457,7 +478,11 @@ def _replies(data: bytes, url: str) -> list[Reply]:
         answer = json.loads(data)
         model, usage = str(answer.get("model") or ""), dict(answer.get("usage") or {})
         choices = sorted(answer["choices"], key=lambda choice: int(choice.get("index", 0)))
-        replies = [Reply(str(c["message"].get("content") or ""), c.get("finish_reason"), model, usage) for c in choices]
+        replies = [
+            Reply(str(m.get("content") or ""), c.get("finish_reason"), model, usage, _thinking(m))
+            for c in choices
+            for m in [c["message"]]
+        ]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ClientError(f"{url} returned no chat completion: {_excerpt(data)}") from error
     if not replies:

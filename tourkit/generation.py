@@ -20,6 +20,15 @@ class Finish(StrEnum):
     ERROR = "error"
 
 
+class PrefixSharing(StrEnum):
+    """Which beginnings of earlier prompts a model need not compute again."""
+
+    ANY = "any prefix"
+    CHECKPOINTS = "from checkpoints"  # a hybrid model: up to where its fixed state was copied
+    WHOLE = "whole prompts"  # a fixed state without copies: a prompt must begin with all of an earlier sequence
+    OFF = "off"
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are sampled. `max_tokens`: None means up to the end of the context. Temperature 0 is greedy."""
@@ -62,12 +71,27 @@ class Constraint:
 
 
 @dataclass(frozen=True, slots=True)
+class Thinking:
+    """How a model thinks before it answers.
+
+    `enabled`: None for the default of the role, then of the model's chat template. `effort`: "" or a name such as
+    "low", for templates that know it. `budget`: the most tokens of thinking; None if there is no limit.
+    """
+
+    enabled: bool | None = None
+    effort: str = ""
+    budget: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """`n` sequences from one prompt: either chat `messages` or a plain `prompt`, never both.
 
     `tight`: prefer a grammar that allows less than the schema over one that allows more; for second attempts.
     `client`: whose request it is; clients get slots in turn.
     `whole`: send only one delta for each sequence, the last one, with all its text; for answers that are not streamed.
+    `template_kwargs`: names and values, as JSON text, for the model's chat template. `thinking_fields`: the names of
+    the request's fields about thinking; a reply names those of them that do nothing for the model.
     """
 
     messages: tuple[dict[str, str], ...] | None = None
@@ -78,6 +102,9 @@ class Request:
     tight: bool = False
     whole: bool = False
     client: str = ""
+    template_kwargs: tuple[tuple[str, str], ...] = ()
+    thinking: Thinking = Thinking()
+    thinking_fields: tuple[str, ...] = ()
 
     @property
     def schema_source(self) -> str | None:
@@ -111,7 +138,8 @@ class Delta:
     """New text of sequence `index`. The last delta of a sequence has `finish`, and `error` if that is ERROR.
 
     `logprobs`: of the tokens since the last delta. The text of these tokens may come later. `n_cached`: prompt tokens
-    that the sequence found in the KV cache; only the last delta has it.
+    that the sequence found in the KV cache; only the last delta has it. `reasoning`: new text of the thinking.
+    `n_reasoning`: how many of the `n_tokens` tokens are thinking.
     """
 
     index: int
@@ -121,6 +149,8 @@ class Delta:
     error: TourkitError | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     n_cached: int = 0
+    reasoning: str = ""
+    n_reasoning: int = 0
 
     @property
     def failure(self) -> TourkitError | None:
@@ -148,11 +178,15 @@ class Enforced:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What `submit` returns: the key for `abort`, and the size of the prompt in tokens."""
+    """What `submit` returns: the key for `abort`, and the size of the prompt in tokens.
+
+    `ignored`: the names of the request's fields that do nothing for this model.
+    """
 
     id: int
     n_prompt: int
     constraint: Enforced = Enforced()
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +194,7 @@ class EngineInfo:
     """What an engine can do: at most `context` tokens per sequence, and `slots` sequences at once.
 
     `emulated`: the names of request fields that tourkit implements itself because the stack's library does not.
+    `prefix_sharing`: a PrefixSharing, and the reason if it is one of the last two; empty if the library decides that.
     """
 
     stack: str
@@ -167,6 +202,7 @@ class EngineInfo:
     slots: int
     n_vocab: int
     emulated: tuple[str, ...] = ()
+    prefix_sharing: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from typing import Any
 from tourkit.client import Client
 
 ROLE = "graph"  # which model: a role, or a model id
+THINKING = False  # True: a model that can think does so before it answers, which takes many tokens
 TYPES = ("person", "organization", "place", "event", "product")
 RELATIONS = {  # label: what it says about `from` and `to`
     "leads": "a person heads an organization",
@@ -84,7 +85,7 @@ def ask(text: str, client: Client, as_list: bool = False) -> tuple[list[dict[str
         {"role": "system", "content": system},
         {"role": "user", "content": first.replace("{text}", text)},
     ]
-    found = client.structured(messages, nodes_schema(key), temperature=0)["nodes"]
+    found = client.structured(messages, nodes_schema(key), temperature=0, thinking=THINKING)["nodes"]
     nodes = [{"name": node[key], "type": node["type"]} for node in found]
     # The second step lists each entity once: then no edge can join two spellings of one entity.
     once = list({normal_name(node["name"]): node for node in reversed(nodes)}.values())[::-1]
@@ -96,7 +97,7 @@ def ask(text: str, client: Client, as_list: bool = False) -> tuple[list[dict[str
         {"role": "user", "content": second},
     ]
     schema = (edge_list_schema if as_list else edges_schema)([node["name"] for node in once])
-    answer = client.structured(messages, schema, temperature=0)
+    answer = client.structured(messages, schema, temperature=0, thinking=THINKING)
     return nodes, answer["edges"] if as_list else edges_of(answer)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 from tourkit.client import Client, ClientError
 
 ROLE = "fast"  # which model: a role, or a model id
+THINKING = False  # True: a model that can think does so before it answers, which takes many tokens
 QUOTE = 80  # characters: the longest text that the answer copies from the document; 0: the model may write any text
 MOST = 3000  # quotes that a field may choose from; a document of some 300 words has more
 SCHEMAS = Path(__file__).resolve().parent / "schemas"
@@ -78,11 +79,11 @@ def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
 def ask(messages: list[dict[str, str]], narrow: dict[str, Any], schema: dict[str, Any], client: Client) -> Any:
     """Return the model's object under `narrow`; under `schema` if the server refuses that many choices."""
     try:
-        return client.structured(messages, narrow, temperature=0)
+        return client.structured(messages, narrow, temperature=0, thinking=THINKING)
     except ClientError as error:
         if error.status != 400 or narrow == schema:
             raise
-    return client.structured(messages, schema, temperature=0)
+    return client.structured(messages, schema, temperature=0, thinking=THINKING)
 
 
 def schema_for(document: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import Any
 from tourkit.client import Client, ClientError, Reply, parse_json
 
 ROLE = "brain"  # which model: a role, or a model id
+THINKING = False  # True: a model that can think does so before it answers, which takes many tokens
 CHUNK = 4  # samples per call; best equal to the server's slots
 CAP = 12  # the most samples per document
 SURE = 0.95  # stop when the leader beats the runner-up with this probability
@@ -52,7 +53,9 @@ def run(document: dict[str, Any], client: Client) -> dict[str, Any]:
     drawn, late = 0, False
     while drawn < CAP and not late:
         n = min(CHUNK, CAP - drawn)
-        replies = client.sample(messages, n, schema=schema, temperature=TEMPERATURE, seed=SEED + drawn)
+        replies = client.sample(
+            messages, n, schema=schema, temperature=TEMPERATURE, seed=SEED + drawn, thinking=THINKING
+        )
         late = len(replies) < n  # the deadline came: what was drawn before it votes
         drawn += len(replies)
         objects = [data for reply in replies if (data := valid(reply, schema)) is not None]

@@ -289,7 +289,7 @@ def texts_of(tokenizer: Any, source: str, *, context: int = 256, special_tokens_
 
 
 def prompt(texts: Texts, messages: list[dict[str, Any]]) -> list[int]:
-    return texts._prompt(Request(messages=tuple(messages)))
+    return texts._prompt(Request(messages=tuple(messages)))[0]
 
 
 # --- the whole server's side ------------------------------------------------------------------------------------------

@@ -37,16 +37,13 @@ _GEMMA_3 = TIED | {
     "query_pre_attn_scalar": 32,
     "sliding_window": 16,
 }
-_YARN = {
+_MINISTRAL_ROPE = {
     "rope_type": "yarn",
-    "rope_theta": 150000.0,
+    "rope_theta": 1000000.0,
     "factor": 32.0,
     "original_max_position_embeddings": CONTEXT // 32,
     "beta_fast": 32.0,
     "beta_slow": 1.0,
-}
-_MINISTRAL_ROPE = _YARN | {
-    "rope_theta": 1000000.0,
     "max_position_embeddings": CONTEXT,
     "mscale_all_dim": 1.0,
     "mscale": 1.0,
@@ -68,7 +65,7 @@ _WRITERS = (
         config="Qwen3MoeConfig",
         vocabulary="qwen2",
         template=templates.CHATML,
-        fields=_WIDE_HEADS | _EXPERTS,
+        fields=_WIDE_HEADS | _EXPERTS | {"norm_topk_prob": True},
     ),
     Tiny(
         families=("qwen3.5", "nuextract"),
@@ -109,6 +106,7 @@ _WRITERS = (
             "head_dim": 32,
             "global_head_dim": 64,
             "sliding_window": 16,
+            "final_logit_softcapping": 30.0,
             "hidden_size_per_layer_input": 16,
             "vocab_size_per_layer_input": 1108,
             "num_kv_shared_layers": 2,
@@ -127,7 +125,7 @@ _WRITERS = (
             "num_local_experts": 4,
             "num_experts_per_tok": 2,
             "sliding_window": 16,
-            "rope_parameters": _YARN | {"truncate": False},
+            "max_position_embeddings": 4096 * 32,  # as published: its YaRN stretches 4,096 positions by 32
         },
     ),
     Tiny(
@@ -203,7 +201,14 @@ _WRITERS = (
             "n_groups": 1,
             "chunk_size": 32,
         },
-        published={"layers_block_type": None, "hybrid_override_pattern": "M-*-", "num_experts_per_tok": None},
+        published={
+            "layers_block_type": None,
+            "hybrid_override_pattern": "M-*-",
+            "num_hidden_layers": 4,
+            "num_experts_per_tok": None,
+            "n_routed_experts": None,
+            "num_local_experts": None,
+        },
     ),
     Tiny(
         families=("phi-4-mini",),

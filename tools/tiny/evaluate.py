@@ -103,7 +103,9 @@ class _Client:
 
     answer: Ask
 
-    def structured(self, messages: list[dict[str, str]], schema: dict[str, Any], temperature: float) -> Any:
+    def structured(
+        self, messages: list[dict[str, str]], schema: dict[str, Any], temperature: float, thinking: bool
+    ) -> Any:
         return json.loads(self.answer(messages, schema, temperature=temperature)[0])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -22,11 +22,13 @@ _MOST_INDENT = 16
 class ChatTemplate:
     """One compiled template. `special_tokens`: the strings that templates expect (bos_token, eos_token).
 
+    `reads`: the names of the variables that it may read, among them some of its own.
     Raises EngineError if the source is not valid Jinja.
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
         from jinja2 import TemplateSyntaxError
+        from jinja2.meta import find_undeclared_variables
 
         from tourkit.backends.template_sandbox import TemplateSandbox
 
@@ -38,18 +40,22 @@ class ChatTemplate:
         sandbox.globals["strftime_now"] = _strftime_now
         try:
             self._template = sandbox.from_string(source)
+            self.reads = frozenset(find_undeclared_variables(sandbox.parse(source)))
         except TemplateSyntaxError as exc:
             why = one_line(exc.message or "")
             raise EngineError(f"the model's chat template is not valid Jinja: line {exc.lineno}: {why}") from exc
         except Exception as exc:  # Jinja's parser and Python's compiler raise many kinds: RecursionError, MemoryError…
             raise EngineError(f"the model's chat template cannot be compiled: {_reason(exc)}") from exc
+        self.source = source
         self._special_tokens = special_tokens
 
-    def render(self, messages: Iterable[dict[str, Any]], *, mark: str = "") -> str:
+    def render(
+        self, messages: Iterable[dict[str, Any]], *, mark: str = "", options: Mapping[str, Any] | None = None
+    ) -> str:
         """Return the prompt for these messages, up to the start of the assistant's turn.
 
-        `mark`: a character that the caller put into the messages; it is left out of error messages. Raises
-        RequestError, for every exception of the template.
+        `mark`: a character that the caller put into the messages; it is left out of error messages. `options`: more
+        variables. Raises RequestError, for every exception of the template.
         """
         from tourkit.backends.template_budget import Budget
 
@@ -57,7 +63,8 @@ class ChatTemplate:
         budget = Budget(len(plain), sum(len(value) for each in plain for value in each.values() if type(value) is str))
         try:
             with self._sandbox.limited(budget):
-                text = self._template.render(messages=plain, add_generation_prompt=True, **self._special_tokens)
+                variables = {**(options or {}), **self._special_tokens}
+                text = self._template.render(variables, messages=plain, add_generation_prompt=True)
             text.encode()
         except Exception as exc:  # a template can raise any exception
             why = _reason(exc).replace(mark, "") if mark else _reason(exc)

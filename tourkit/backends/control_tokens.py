@@ -8,7 +8,7 @@ without such places are not changed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -50,22 +50,30 @@ class ControlTokens:
     def marked(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
         """Return the messages with a mark inside each control token that they spell, and the mark.
 
-        The mark is "" if there is no such place; then the messages are as they were. Roles are not marked.
+        The mark is "" if there is no such place; then the messages are as they were. Roles are not marked. Values may
+        also be lists and objects of texts.
         """
-        texts = [value for message in messages for key, value in message.items() if key != "role"]
-        if not any(self.are_in(text) for text in texts if isinstance(text, str)):
+        texts = [text for message in messages for key, value in message.items() if key != "role" for text in _in(value)]
+        if not any(map(self.are_in, texts)):
             return messages, ""
-        used = set().union(*(text for text in texts if isinstance(text, str)))
+        used = set().union(*texts)
         mark = next((char for char in map(chr, _MARKS) if char not in used), "")
         if not mark:
             raise RequestError("messages: too many different characters beside a control token", param="messages")
         return [
-            {
-                key: self.broken(value, mark) if key != "role" and isinstance(value, str) else value
-                for key, value in message.items()
-            }
+            {key: value if key == "role" else self._broken(value, mark) for key, value in message.items()}
             for message in messages
         ], mark
+
+    def _broken(self, value: Any, mark: str) -> Any:
+        """Return a value of a message with the mark in its texts, as `broken` does."""
+        if isinstance(value, str):
+            return self.broken(value, mark)
+        if isinstance(value, list):
+            return [self._broken(each, mark) for each in value]
+        if isinstance(value, dict):
+            return {self._broken(key, mark): self._broken(each, mark) for key, each in value.items()}
+        return value
 
     def broken(self, text: str, mark: str) -> str:
         """Return the text with the mark after the first character of each place that could become a control token."""
@@ -112,6 +120,19 @@ class ControlTokens:
         if at < len(text):
             found.append(text[at:])
         return [part.replace(mark, "") if isinstance(part, str) else part for part in found] if mark else found
+
+
+def _in(value: Any) -> Iterator[str]:
+    """Yield the texts in a value: itself, or those in a list or an object."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for each in value:
+            yield from _in(each)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield key
+            yield from _in(each)
 
 
 def _pattern(texts: list[str]) -> re.Pattern[str]:

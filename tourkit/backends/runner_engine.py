@@ -99,7 +99,6 @@ class RunnerEngine:
         special_tokens_in_content: bool = False,
     ) -> None:
         self._runner = runner
-        self._info = EngineInfo(stack, runner.context, runner.n_slots, runner.n_vocab, emulated)
         self._texts = Texts(runner, runner.context, chat_template, special_tokens_in_content=special_tokens_in_content)
         self._spacing = self._texts.spacing(self._write_on)
         self._preparing: threading.Thread | None = None
@@ -115,6 +114,8 @@ class RunnerEngine:
             at_rest=self._begin_preparing,
             release=self._release,
         )
+        sharing = self._batches.prefix_sharing
+        self._info = EngineInfo(stack, runner.context, runner.n_slots, runner.n_vocab, emulated, sharing)
 
     @property
     def info(self) -> EngineInfo:
@@ -128,10 +129,11 @@ class RunnerEngine:
             engine_input.max_tokens,
             emit,
             engine_input.matchers,
+            thinking=engine_input.thinking,
             whole=request.whole,
             client=request.client,
         )
-        return Submission(submission, len(engine_input.tokens), engine_input.enforced)
+        return Submission(submission, len(engine_input.tokens), engine_input.enforced, engine_input.ignored)
 
     recompiles = False
 

@@ -46,7 +46,7 @@ class SlotRunner(ABC):
         self.eog = vocabulary.eog
         self.partial_kv = partial_kv
         self.shares_kv = shares_kv
-        self.one_pool = self.prompts_apart = False
+        self.one_pool = self.prompts_apart = self.checkpoints = False
         self.longest_run = 0
         self.special_tokens = vocabulary.special_tokens
         self.control_tokens = vocabulary.control_tokens
@@ -158,6 +158,12 @@ class SlotRunner(ABC):
 
     def write_cells(self, slot: int, data: bytearray, start: int, end: int) -> bool:
         raise EngineError(f"slot {slot}: this stack cannot move KV cells into a slot")
+
+    def read_state(self, slot: int) -> bytearray:
+        raise EngineError(f"slot {slot}: this stack cannot copy a fixed state")
+
+    def write_state(self, slot: int, data: bytearray) -> bool:
+        raise EngineError(f"slot {slot}: this stack cannot copy a fixed state")
 
     def truncate(self, slot: int, length: int) -> bool:
         if length >= self._held[slot]:

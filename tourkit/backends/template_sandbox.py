@@ -14,7 +14,8 @@ from typing import Any, cast
 
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.runtime import Context, markup_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, _PassArg
@@ -114,6 +115,16 @@ def _code(text: str, near: nodes.Node) -> nodes.InternalName:
     return made
 
 
+class _Generation(Extension):
+    """The tag `generation` of Hugging Face's renderer, which marks what the model wrote. Its body is rendered."""
+
+    tags = {"generation"}  # noqa: RUF012 - the name and the type are Jinja's
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
 class TemplateSandbox(ImmutableSandboxedEnvironment):
     """The environment. A render needs a budget: `with sandbox.limited(budget): template.render(...)`."""
 
@@ -122,9 +133,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         # The same settings as in Hugging Face's own renderer: templates are written for them.
-        super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], autoescape=False, optimized=False
-        )
+        extensions = [loopcontrols, _Generation]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, autoescape=False, optimized=False)
         self._local = threading.local()
         self.finalize = self.written
         self.globals.pop("lipsum")

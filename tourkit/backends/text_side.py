@@ -10,8 +10,10 @@ from typing import Any, Protocol
 
 from tourkit.backends.chat_template import ChatTemplate
 from tourkit.backends.control_tokens import ControlTokens
+from tourkit.backends.reasoning import Reasoning
+from tourkit.engine.thinking import ThinkingPlan
 from tourkit.errors import RequestError
-from tourkit.generation import Constraint, Emit, Enforced, Request
+from tourkit.generation import Constraint, Emit, Enforced, Request, Thinking
 from tourkit.grammar.compiler import GrammarCompiler
 from tourkit.grammar.matcher import Matcher
 from tourkit.grammar.prepare import Preparer
@@ -66,12 +68,15 @@ class Tokenizer(Protocol):
 class EngineInput:
     """The input of an engine for one request: the prompt's tokens and how many tokens may follow.
 
-    `matchers`: one for each sequence, all at the start of the same grammar; all None for free text.
+    `matchers`: one for each sequence, all at the start of the same grammar; all None for free text. `thinking`: None if
+    no answer can think. `ignored`: as in Submission.
     """
 
     tokens: list[int]
     max_tokens: int
     matchers: list[Matcher] | list[None]
+    thinking: ThinkingPlan | None = None
+    ignored: tuple[str, ...] = ()
 
     @property
     def enforced(self) -> Enforced:
@@ -106,6 +111,7 @@ class Texts:
         self.context = context
         source = tokenizer.chat_template or chat_template
         self._template = ChatTemplate(source, tokenizer.special_tokens) if source else None
+        self.reasoning = None if self._template is None else Reasoning(self._template, tokenizer)
         self._made: _Grammars | None = None
         self._special_tokens_in_content = special_tokens_in_content
         self._lock = threading.Lock()
@@ -118,14 +124,16 @@ class Texts:
         `prepared`: the request's constraint, as a trial process prepared it. Without it the constraint is prepared in
         this process, which a hostile one can end or hang. Raises RequestError, and the errors of `spacing`.
         """
-        tokens = self._prompt(request)
+        tokens, thinking = self._prompt(request)
         self._check(request, len(tokens))
         max_tokens = request.params.max_tokens or self.context - len(tokens)
+        ignored = () if self.reasoning is None else self.reasoning.ignored(request)
         if request.constraint is None:
-            return EngineInput(tokens, max_tokens, [None] * matchers)
+            return EngineInput(tokens, max_tokens, [None] * matchers, thinking, ignored)
         if prepared is None:
             prepared = self._grammars().prepare(request.constraint, self.manner(request, spacing))
-        return EngineInput(tokens, max_tokens, self._grammars().compiler.matchers(prepared, matchers))
+        made = self._grammars().compiler.matchers(prepared, matchers)
+        return EngineInput(tokens, max_tokens, made, thinking, ignored)
 
     def manner(self, request: Request, spacing: Spacing) -> Manner:
         """Return how the constraint of a request is prepared. Raises the errors of `spacing`."""
@@ -142,22 +150,33 @@ class Texts:
         """
         return Spacing(lambda emit: write_on(self._dialogue(QUESTION, BEGUN, ENOUGH), ENOUGH, emit))
 
-    def _prompt(self, request: Request, begun: str = "") -> list[int]:
-        """Return the tokens of a prompt or of messages, followed by a begun answer. Raises RequestError."""
+    def _prompt(self, request: Request, begun: str = "") -> tuple[list[int], ThinkingPlan | None]:
+        """Return the tokens of a prompt or of messages, followed by a begun answer, and how the answer thinks.
+
+        Raises RequestError.
+        """
         tokenizer = self.tokenizer
         if request.prompt is not None:
             self._check_size(request.prompt, "prompt")
-            return tokenizer.tokenize(request.prompt + begun, add_special=True, parse_special=False)
-        if self._template is None:
+            return tokenizer.tokenize(request.prompt + begun, add_special=True, parse_special=False), None
+        if self._template is None or self.reasoning is None:
             raise RequestError(
                 "this model has no chat template: use /v1/completions with a plain prompt, or set the model's "
                 "chat_template in the manifest",
                 param="messages",
             )
-        messages, mark = list(request.messages or ()), ""
+        messages, mark = [*self.reasoning.messages(request), {"options": self.reasoning.options(request)}], ""
         if not self._special_tokens_in_content:
             messages, mark = tokenizer.control_tokens.marked(messages)
-        text = self._template.render(messages, mark=mark) + begun
+        *messages, last = messages
+        text = self._template.render(messages, mark=mark, options=last["options"])
+        text += self.reasoning.suffix(text, request)
+        thinking = self.reasoning.plan(text, request)
+        return self._prompt_tokens(text + begun, mark), thinking
+
+    def _prompt_tokens(self, text: str, mark: str) -> list[int]:
+        """Return the tokens of a rendered prompt. `mark`: as in ControlTokens.marked. Raises RequestError."""
+        tokenizer = self.tokenizer
         self._check_size(text.replace(mark, "") if mark else text, "messages")
         self._check_count(text)
         bos = tokenizer.special_tokens["bos_token"]
@@ -195,10 +214,11 @@ class Texts:
 
         Truncated from the left so that `room` tokens stay free.
         """
+        asked = Request(messages=({"role": "user", "content": question},), thinking=Thinking(enabled=False))
         try:
-            tokens = self._prompt(Request(messages=({"role": "user", "content": question},)), begun)
+            tokens, _ = self._prompt(asked, begun)
         except RequestError:  # the model has no template, or the template refuses a single question
-            tokens = self._prompt(Request(prompt=f"{question}\n"), begun)
+            tokens, _ = self._prompt(Request(prompt=f"{question}\n"), begun)
         return tokens[-(self.context - room) :]
 
     def _check(self, request: Request, n_prompt: int) -> None:

@@ -25,6 +25,7 @@ _ENDS = set(
     "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> "
     "<|file_sep|>".split()
 )
+_HARMONY = {"<|return|>", "<|call|>", "<|end|>"}  # together only in gpt-oss
 _SECRET = 8  # characters of a secret, each of 16 bits
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
 
@@ -172,7 +173,10 @@ class Vocabulary:
         found = {token for config in (*files, genai) for token in _ids(config.get("eos_token_id"))}
         eos = self._special.token_to_id(self.special_tokens["eos_token"])
         found |= {eos} if eos is not None else set()
-        found |= {id_ for id_, added in self._added.items() if added.content in _ENDS}
+        ends = _ENDS
+        if {added.content for added in self._added.values()} >= _HARMONY:
+            ends = ends - {"<|end|>"}  # in gpt-oss it ends a message of the answer, and another message follows
+        found |= {id_ for id_, added in self._added.items() if added.content in ends}
         return frozenset(token for token in found if token < self.n_vocab)
 
     def _bos(self) -> list[int]:

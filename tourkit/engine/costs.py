@@ -33,25 +33,14 @@ class Rate:
         return n_bytes * self._seconds / self._bytes
 
 
-class Costs:
-    """The measured times of one engine. `prefill_rate`: returns tokens a second, 0 if nothing was measured."""
+class Chance:
+    """How often tokens that are kept are asked for again."""
 
-    def __init__(self, prefill_rate: Callable[[], float]) -> None:
-        self._prefill_rate = prefill_rate
-        self.out = Rate()  # cells from the model's memory to RAM
-        self.back = Rate()  # and back
-        self.disk = Rate()  # from the disk; until something was read: to the disk
-        self.cell_bytes = 0.0  # of one token; 0 until cells were read
-        self._measured = 0
+    def __init__(self) -> None:
         self._offered = self._asked = 0.0
 
-    def measure(self, n_tokens: int, n_bytes: int) -> None:
-        """Note the size of the cells of a run. The longest run counts, because each run has a header of its own."""
-        if n_tokens >= self._measured:
-            self._measured, self.cell_bytes = n_tokens, n_bytes / n_tokens
-
     def offer(self, n_tokens: int) -> None:
-        """Note tokens that the cache could keep."""
+        """Note tokens that could be kept."""
         self._offered += n_tokens
         if self._offered > 64 * _PRIOR:
             self._offered, self._asked = self._offered / 2, self._asked / 2
@@ -61,9 +50,32 @@ class Costs:
         self._asked += n_tokens
 
     @property
-    def chance(self) -> float:
+    def value(self) -> float:
         """How likely a token that is kept is asked for again, from 0 to 1: as often as it was until now."""
         return min(1.0, (self._asked + _PRIOR) / (self._offered + 2 * _PRIOR))
+
+
+class Costs:
+    """The measured times of one engine. `prefill_rate`: returns tokens a second, 0 if nothing was measured."""
+
+    def __init__(self, prefill_rate: Callable[[], float]) -> None:
+        self._prefill_rate = prefill_rate
+        self.out = Rate()  # cells from the model's memory to RAM
+        self.back = Rate()  # and back
+        self.disk = Rate()  # from the disk; until something was read: to the disk
+        self.cell_bytes = 0.0  # of one token; 0 until cells were read
+        self.state_bytes = 0  # of a checkpoint; 0 until one was made
+        self.cells, self.states = Chance(), Chance()  # of KV cells, and of checkpoints by the tokens before them
+        self._measured = 0
+
+    def measure(self, n_tokens: int, n_bytes: int) -> None:
+        """Note the size of the cells of a run. The longest run counts, because each run has a header of its own."""
+        if n_tokens >= self._measured:
+            self._measured, self.cell_bytes = n_tokens, n_bytes / n_tokens
+
+    def measure_state(self, n_bytes: int) -> None:
+        """Note the size of a checkpoint. All of a model have the same."""
+        self.state_bytes = n_bytes
 
     def prefill(self, n_tokens: int) -> float:
         """Return the seconds of computing so many tokens; infinity if nothing was measured."""
@@ -77,7 +89,12 @@ class Costs:
         """
         size = round(n_tokens * self.cell_bytes)
         now = self.out.seconds(size) if waiting else 0.0
-        return n_lost > 0 and self.chance * (self.prefill(n_lost) - self.back.seconds(size)) > now
+        return n_lost > 0 and self.cells.value * (self.prefill(n_lost) - self.back.seconds(size)) > now
+
+    def worth_checkpoint(self, n_tokens: int) -> bool:
+        """Whether to copy the fixed state now, if a prompt that goes on from it saves `n_tokens`."""
+        saved = self.prefill(n_tokens) - self.back.seconds(self.state_bytes)
+        return self.states.value * saved > self.out.seconds(self.state_bytes)
 
     def worth_writing(self, n_tokens: int, n_bytes: int) -> bool:
         """Whether cells come back from the disk sooner than they are computed."""

@@ -15,13 +15,14 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from tourkit.engine.meter import WorkMeter
-from tourkit.engine.next_tokens import forced_tokens, next_tokens
+from tourkit.engine.next_tokens import append, forced_tokens, next_tokens
 from tourkit.engine.placement import common_prefix
 from tourkit.engine.prompt_lookup import PromptLookup
 from tourkit.engine.scheduler import Chunk, next_batches, victim
 from tourkit.engine.sequence import Sequence, Status
 from tourkit.engine.slots import SlotTable
 from tourkit.engine.stop_strings import TextStream
+from tourkit.engine.thinking import Thinking, ThinkingPlan
 from tourkit.engine.waiting import WaitingLine, may_wait
 from tourkit.errors import EngineDead, EngineError, QueueFull, TourkitError
 from tourkit.generation import Activity, Emit, EngineStats, Finish, SamplingParams
@@ -68,9 +69,9 @@ class BatchEngine:
         self._at_rest = at_rest
         self._release_runner = release or runner.close
         self._deterministic = deterministic
-        sharing = runner.partial_kv and not deterministic
         self._meter = meter = WorkMeter()
-        self._slots = SlotTable(runner, meter.prefill_rate, sharing=sharing, prompt_cache=prompt_cache, store=store)
+        self._slots = SlotTable(runner, meter.prefill_rate, prompt_cache, store, sharing=not deterministic)
+        self.prefix_sharing = self._slots.sharing_text
         self._speculate = speculate and runner.partial_kv  # the cells of wrong guesses must be dropped again
         self._max_waiting = max_waiting
         self._strip_leading_space = strip_leading_space
@@ -105,12 +106,13 @@ class BatchEngine:
         emit: Emit,
         matchers: Seq[Matcher | None] = (None,),
         *,
+        thinking: ThinkingPlan | None = None,
         whole: bool = False,
         client: str = "",
     ) -> int:
         """Queue one sequence per matcher and return the submission's id. Raises QueueFull, EngineDead.
 
-        `whole` and `client`: as in Request.
+        `thinking`: None if no answer can think. `whole` and `client`: as in Request.
         """
         seed = params.seed if params.seed is not None else random.getrandbits(31)
         submission = next(self._ids)
@@ -132,6 +134,7 @@ class BatchEngine:
                         sampler=self._runner.sampler(params, (seed + index) % 2**32, constrained=matcher is not None),
                         text=TextStream(params.stop),
                         matcher=matcher,
+                        thinking=None if thinking is None else Thinking(thinking),
                         top_logprobs=params.top_logprobs,
                         whole=whole,
                         client=client,
@@ -228,20 +231,22 @@ class BatchEngine:
         return bool(self._closing or self._inbox or self._aborted or self._running or self._waiting)
 
     def _open(self, seq: Sequence) -> None:
-        """Begin the answer with the tokens its grammar forces.
+        """Begin the answer with the tokens that are known: what its grammar forces, and the end of thinking of none.
 
         They are computed together with the prompt, once for all `n` samples.
         """
-        if seq.matcher is None or seq.top_logprobs is not None:
+        if seq.thinking is None and (seq.matcher is None or seq.top_logprobs is not None):
             return
+        ending: Finish | None
+        error = None
         try:
-            forced = forced_tokens(seq)
-            ending = self._append(seq, forced)
+            forced = [] if seq.top_logprobs is not None else forced_tokens(seq)
+            ending = append(self._runner, seq, forced, strip_first_space=self._strip_leading_space)
         except TourkitError as exc:
-            ending = Finish.ERROR, exc
+            ending, error = Finish.ERROR, exc
         self._count(generated_tokens=seq.n_generated, forced_tokens=seq.n_generated)
         if ending is not None:
-            self._end(seq, *ending)
+            self._end(seq, ending, error)
 
     def _admit(self) -> None:
         """Give free slots to waiting sequences in turn. Skip one if another slot is prefilling its prefix now."""
@@ -284,7 +289,7 @@ class BatchEngine:
             return False
         self._count(decode_steps=1)
         for chunk in chunks:
-            chunk.sequence.n_kv = chunk.end
+            self._slots.computed(chunk.sequence, chunk.end)
         for chunk, logits in zip(chunks, rows, strict=True):
             if logits:
                 self._advance(chunk, logits)
@@ -359,31 +364,19 @@ class BatchEngine:
             seq.n_kv, seq.lookup = 0, None  # this model can only drop all of its cells: make no more guesses
 
     def _extend(self, seq: Sequence, row: int) -> tuple[Finish, TourkitError | None] | None:
-        """Sample one token, append it and the tokens that the grammar forces after it.
+        """Sample one token, append it and the tokens that must follow it.
 
         Return why the sequence ends; None if it goes on.
         """
+        before = seq.n_generated
         try:
             new = next_tokens(self._runner, seq, row)
+            ending = append(self._runner, seq, new, strip_first_space=self._strip_leading_space)
         except TourkitError as exc:
             return Finish.ERROR, exc
-        self._count(generated_tokens=len(new), forced_tokens=len(new) - 1)
-        return self._append(seq, new)
-
-    def _append(self, seq: Sequence, new: list[int]) -> tuple[Finish, TourkitError | None] | None:
-        """Append tokens and send their text. Return why the sequence ends; None if it goes on."""
-        for token in new:
-            if token in self._runner.eog:
-                return Finish.STOP, None
-            first = seq.n_generated == 0
-            seq.tokens.append(token)
-            piece = self._runner.piece(token)
-            seq.send(seq.text.feed(piece.removeprefix(b" ") if first and self._strip_leading_space else piece))
-            if seq.text.stopped:
-                return Finish.STOP, None
-        if seq.matcher is not None and seq.matcher.done:
-            return Finish.STOP, None
-        return (Finish.LENGTH, None) if seq.n_left <= 0 else None
+        count = max(len(new), seq.n_generated - before)
+        self._count(generated_tokens=count, forced_tokens=count - 1)
+        return None if ending is None else (ending, None)
 
     def _end(self, seq: Sequence, reason: Finish, error: TourkitError | None = None) -> None:
         if seq.slot is not None:

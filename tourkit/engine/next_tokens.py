@@ -1,11 +1,15 @@
-"""The next tokens of a sequence: one token is drawn; tokens that the grammar forces after it need no draw."""
+"""The next tokens of a sequence: one token is drawn; tokens that must follow it need no draw.
+
+A grammar forces tokens, and so does the end of thinking.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tourkit.generation import TokenLogprob
+from tourkit.generation import Finish, TokenLogprob
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,11 +25,14 @@ def next_tokens(runner: Runner, seq: Sequence, row: int) -> list[int]:
     Never more tokens than the sequence may still generate. Raises RequestError if a grammar hits its limits,
     EngineError if it fails.
     """
-    matcher = seq.matcher
-    raw = log_softmax(runner.logits(row)) if seq.top_logprobs is not None else None
+    matcher = seq.grammar
+    thinks = seq.thinking is not None and seq.thinking.is_thinking
+    raw = log_softmax(runner.logits(row)) if seq.top_logprobs is not None and not thinks else None
     token = seq.sampler.sample(row) if matcher is None else _constrained(runner, seq, matcher, row)
     if raw is not None and token not in runner.eog:
-        seq.logprobs.append(token_logprob(raw, token, seq.top_logprobs or 0, runner.piece))
+        is_content = seq.thinking is None or seq.thinking.is_content
+        found = token_logprob(raw, token, seq.top_logprobs or 0, runner.piece)
+        (seq.logprobs if is_content else seq.undecided).append(found)
     if matcher is None or token in runner.eog:
         return [token]
     matcher.accept([token])
@@ -38,14 +45,63 @@ def forced_tokens(seq: Sequence, taken: int = 0) -> list[int]:
 
     `taken`: new tokens that are not yet in the sequence; they count against its limit.
     """
-    if seq.matcher is None:
+    if seq.grammar is None:
         return []
-    forced = seq.matcher.forced()[: seq.n_left - taken]
+    forced = seq.grammar.forced()[: seq.n_left - taken]
     if forced:
-        seq.matcher.accept(forced)
+        seq.grammar.accept(forced)
         for token in forced:
             seq.sampler.accept(token)
     return forced
+
+
+def append(runner: Runner, seq: Sequence, new: list[int], *, strip_first_space: bool) -> Finish | None:
+    """Append tokens, and those that must follow them, and send their text.
+
+    Return why the sequence ends; None if it goes on. `strip_first_space`: the first token of an answer normally begins
+    with a space that does not belong to it. Raises RequestError if a grammar hits its limits, EngineError if it fails.
+    """
+    line = deque(new or due_tokens(seq))
+    while line:
+        token = line.popleft()
+        piece = runner.piece(token)
+        if seq.thinking is not None and not line:
+            # Thinking ends, by the model's will or by its end token, and the content must follow a grammar.
+            ends = token in runner.eog and seq.thinking.must_answer
+            line += _accepted(seq, seq.thinking.give_up() if ends else seq.thinking.instead(piece))
+            if line:
+                continue
+        if token in runner.eog:
+            return Finish.STOP
+        first = seq.n_generated == 0
+        seq.tokens.append(token)
+        seq.take(token, piece.removeprefix(b" ") if first and strip_first_space else piece)
+        if seq.text.stopped:
+            return Finish.STOP
+        if seq.n_left <= 0:
+            break
+        if not line:
+            line += due_tokens(seq)
+    if seq.grammar is not None and seq.grammar.done:
+        return Finish.STOP
+    return Finish.LENGTH if seq.n_left <= 0 else None
+
+
+def due_tokens(seq: Sequence) -> list[int]:
+    """Return the tokens that must come now because thinking ends, or because a grammar begins after it."""
+    thinking = seq.thinking
+    if thinking is None or thinking.answering:
+        return []
+    due = _accepted(seq, thinking.due(seq.n_left, seq.matcher.reserve if seq.matcher is not None else 0))
+    # The model gives no logits for a forced token, so there is no probability to report.
+    return due if due or seq.top_logprobs is not None else forced_tokens(seq)
+
+
+def _accepted(seq: Sequence, tokens: tuple[int, ...]) -> list[int]:
+    """Return the tokens, which the sampler has accepted."""
+    for token in tokens:
+        seq.sampler.accept(token)
+    return list(tokens)
 
 
 def _constrained(runner: Runner, seq: Sequence, matcher: Matcher, row: int) -> int:

@@ -3,6 +3,8 @@
 If all slots share one pool of KV cells, decoding attends to every used cell. So the cells of finished prompts slow down
 running sequences. Only the latest of them stay in the pool, and none stay while no sequence runs. The others go to the
 prompt cache (prompt_cache.py) if they come back sooner than they are computed again, as measured on this machine.
+
+A hybrid model goes on from a checkpoint only (checkpoints.py). So the cells up to its last checkpoint are parked.
 """
 
 from __future__ import annotations
@@ -69,6 +71,9 @@ class Parking:
         prompt that takes the slot begins with them.
         """
         tokens = slot.cells or []
+        if self._runner.checkpoints:
+            last = self._cache.checkpoint(tokens, len(tokens))
+            tokens = tokens[: last.start] if last is not None else []
         if not tokens:
             return
         known = self._cache.length_of(tokens)
@@ -78,6 +83,7 @@ class Parking:
             for run in missing:
                 if not self._park(slot, run):
                     return
+            self._cache.store_states(tokens)
 
     def _park(self, slot: Slot, run: Run) -> bool:
         began = time.perf_counter()
@@ -92,6 +98,10 @@ class Parking:
         left to decode, because its logits are needed. Return how many of the first `tokens` the slot holds now.
         """
         limit, before = len(tokens) - 1, have
+        if self._runner.checkpoints:
+            have = self._bring_back_to_checkpoint(slot, tokens, have, limit)
+            self._count(have - before)
+            return have
         for run, end in self._worth_bringing_back(tokens, have, limit):
             cells = self._cache.load(run)
             if cells is None:
@@ -105,9 +115,13 @@ class Parking:
             return have
         if not self._runner.truncate(slot.id, have):
             return 0
-        self.hits += 1
-        self.tokens_found += have - before
+        self._count(have - before)
         return have
+
+    def _count(self, found: int) -> None:
+        if found > 0:
+            self.hits += 1
+            self.tokens_found += found
 
     def _worth_bringing_back(self, tokens: list[int], have: int, limit: int) -> list[tuple[Run, int]]:
         """Return the runs to add, each with the position up to which it is used: those that save the most time."""
@@ -125,3 +139,56 @@ class Parking:
             if saved >= best:
                 best, n_best = saved, len(runs)
         return runs[:n_best]
+
+    # --- hybrid models --------------------------------------------------------------------------------------------
+
+    def make_checkpoint(self, slot: Slot, tokens: list[int]) -> None:
+        """Keep the fixed state of a slot that has just computed the last of these tokens."""
+        began = time.perf_counter()
+        state = self._runner.read_state(slot.id)
+        self._costs.out.learn(len(state), time.perf_counter() - began)
+        self._costs.states.offer(len(tokens))
+        if state:
+            self._cache.add_state(tokens, state)
+
+    def go_back(self, slot: Slot, tokens: list[int], most: int) -> int:
+        """Let a slot that holds the first `most` tokens of a prompt go on from the last checkpoint in them.
+
+        Return how many tokens the slot holds then. It is empty if there is no checkpoint.
+        """
+        while (state := self._cache.checkpoint(tokens, most)) is not None:
+            data = self._cache.load(state)
+            if data is None:
+                continue  # the disk has lost it
+            began = time.perf_counter()
+            if self._runner.write_state(slot.id, data) and self._runner.truncate(slot.id, state.start):
+                self._costs.back.learn(len(data), time.perf_counter() - began)
+                self._cache.use(state)
+                return state.start
+            break
+        self._runner.truncate(slot.id, 0)
+        return 0
+
+    def _bring_back_to_checkpoint(self, slot: Slot, tokens: list[int], have: int, limit: int) -> int:
+        """Add the cells up to the last checkpoint that the cache has cells for, if this is sooner done than computing.
+
+        Return how many of the first `tokens` the slot holds now.
+        """
+        steps = self._cache.look_up(tokens)
+        state = self._cache.checkpoint(tokens, min(steps[-1].end if steps else 0, limit))
+        if state is None or state.start <= have:
+            return have
+        parts = [(step.run, min(step.end, state.start)) for step in steps if step.end > have]
+        parts = [(run, end) for run, end in parts if run.start < end]
+        moved = [run for run, _ in parts] + [state]
+        seconds = sum(self._costs.back.seconds(run.n_bytes) for run in moved)
+        seconds += sum(self._costs.disk.seconds(run.n_bytes) for run in moved if run.cells is None)
+        if self._costs.prefill(state.start - have) < seconds:
+            return have
+        at = have
+        for run, end in parts:
+            cells = self._cache.load(run)
+            if cells is None or not self._runner.write_cells(slot.id, cells, at, end):
+                break
+            at = end
+        return have if at == have else self.go_back(slot, tokens, at)

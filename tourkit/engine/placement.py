@@ -6,7 +6,7 @@ A slot keeps its cells after its sequence has ended, until another prompt needs 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from tourkit.engine.sequence import Sequence
@@ -45,6 +45,39 @@ def idle(slots: list[Slot]) -> list[Slot]:
     return sorted((slot for slot in slots if slot.owner is None and slot.cells), key=lambda slot: slot.used)
 
 
+class Beginnings(Protocol):
+    """Which beginnings of a slot's cells a model can use for another prompt, of at most `limit` tokens."""
+
+    def there(self, slot: Slot, tokens: list[int], limit: int) -> int:
+        """Return how many of the first `tokens` can be taken over from a slot now."""
+        ...
+
+    def coming(self, slot: Slot, tokens: list[int], limit: int) -> int:
+        """Return the same count for a later time in the slot's prefill; 0 if it is not prefilling or has passed it."""
+        ...
+
+
+class AnyBeginning:
+    """Any beginning: a model that has only KV cells."""
+
+    def there(self, slot: Slot, tokens: list[int], limit: int) -> int:
+        return min(slot.shares(tokens), limit)
+
+    def coming(self, slot: Slot, tokens: list[int], limit: int) -> int:
+        return min(slot.will_share(tokens), limit)
+
+
+class WholeBeginning:
+    """All cells of an idle slot or none: a model with a fixed state, of which there is no copy."""
+
+    def there(self, slot: Slot, tokens: list[int], limit: int) -> int:
+        length = slot.shares(tokens)
+        return length if slot.owner is None and length <= limit and length == len(slot.cells or ()) else 0
+
+    def coming(self, slot: Slot, tokens: list[int], limit: int) -> int:
+        return 0
+
+
 @dataclass(frozen=True, slots=True)
 class SlotChoice:
     """Use `target`. Its first `length` tokens come from `source`; if both are the same slot, they stay in place."""
@@ -54,7 +87,10 @@ class SlotChoice:
     length: int
 
 
-def place(slots: list[Slot], tokens: list[int], cached: int = 0) -> SlotChoice | None:
+_ANY = AnyBeginning()
+
+
+def place(slots: list[Slot], tokens: list[int], cached: int = 0, beginnings: Beginnings = _ANY) -> SlotChoice | None:
     """Return the best free slot for a prompt; None if no slot is free or if waiting for a shared prefix pays.
 
     `cached`: how many of the first tokens the prompt cache holds; for these it need not wait. At least the last token
@@ -64,10 +100,10 @@ def place(slots: list[Slot], tokens: list[int], cached: int = 0) -> SlotChoice |
     if not free:
         return None
     limit = len(tokens) - 1
-    lengths = {slot.id: min(slot.shares(tokens), limit) for slot in slots}
+    lengths = {slot.id: beginnings.there(slot, tokens, limit) for slot in slots}
     source = max(slots, key=lambda slot: (lengths[slot.id], slot.owner is None))
     length = lengths[source.id]
-    coming = min(max(slot.will_share(tokens) for slot in slots), limit)
+    coming = max(beginnings.coming(slot, tokens, limit) for slot in slots)
     there = max(length, min(cached, limit))
     if coming >= there + _WORTH_WAITING or (coming == limit > there):
         return None

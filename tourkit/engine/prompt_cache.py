@@ -2,17 +2,21 @@
 
 prompt_tree.py finds what prompts have in common. retention.py says what to drop first, costs.py what is worth keeping.
 A run is kept only together with all runs before it, because cells are of no use without the cells before them.
+The checkpoints of hybrid models (checkpoints.py) are kept here too, and count towards the same limits.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
+from tourkit.engine.checkpoints import Checkpoints
 from tourkit.engine.prompt_tree import Disk, PromptTree, Run, Step
 from tourkit.engine.retention import drop_order, touch
-from tourkit.engine.run_store import file_size
+from tourkit.engine.run_store import MOST_TOKENS, file_size
 
 if TYPE_CHECKING:
     from tourkit.engine.costs import Costs
@@ -22,6 +26,7 @@ DEFAULT_BYTES = 256 << 20  # of RAM
 _SLACK = 32  # if RAM or disk is full, free this part of it more, so that choosing what to drop is rare
 _MOST_REMEMBERED = 1 << 20  # tokens of runs that are not kept; they cost four bytes each
 _MOST_FILES = 1 << 14  # on disk: each costs 2 KB of RAM, and the next start reads its header
+_CELLS_PART = 1 / 4  # of the bytes: counted for cells, however much the checkpoints take now
 _SWEEP_AFTER = 1 << 16  # new tokens after which forgotten runs are counted again
 
 
@@ -34,10 +39,11 @@ class PromptCache:
     def __init__(self, longest: int, costs: Costs, *, most_bytes: int, store: RunStore | None = None) -> None:
         self._costs = costs
         self._tree = PromptTree(max(1, longest))
+        self._states = Checkpoints()
         self._store = store
         self.is_on = longest > 0 and most_bytes > 0
         self.most_bytes = most_bytes if self.is_on else 0
-        self.n_bytes = self.disk_bytes = 0
+        self.n_bytes = self.disk_bytes = self._state_bytes = 0  # of checkpoints: in RAM
         self.n_kept = self._n_files = 0  # runs in RAM or on disk; on disk
         self._now = 0  # tokens of prompts so far
         self._sweep_at = _SWEEP_AFTER
@@ -64,7 +70,7 @@ class PromptCache:
             if step.run.disk is Disk.YES and self._store is not None:
                 self._store.use(step.run.name)
         if steps:
-            self._costs.ask(steps[-1].end)
+            self._costs.cells.ask(steps[-1].end)
         return self._kept(steps)
 
     def load(self, run: Run) -> bytearray | None:
@@ -81,6 +87,22 @@ class PromptCache:
         self._shrink()
         return cells
 
+    def common(self, tokens: list[int]) -> int:
+        """Return how many of the first `tokens` an earlier prompt has too, whether their cells are kept or not."""
+        steps = self._tree.find(tokens) if self.is_on else []
+        return steps[-1].end if steps else 0
+
+    def checkpoint(self, tokens: list[int], most: int) -> Run | None:
+        """Return the kept checkpoint after the longest beginning of a prompt, of at most `most` tokens."""
+        return self._states.longest(tokens, most) if self.is_on else None
+
+    def use(self, state: Run) -> None:
+        """Note that a prompt goes on from a checkpoint."""
+        touch(state, self._now, self._capacity(self.most_bytes))
+        self._costs.states.ask(state.start)
+        if state.disk is Disk.YES and self._store is not None:
+            self._store.use(state.name)
+
     # --- keeping --------------------------------------------------------------------------------------------------
 
     def missing(self, tokens: list[int]) -> list[Run]:
@@ -89,9 +111,8 @@ class PromptCache:
             return []
         self._sweep(tokens)
         missing = [run for run in self._tree.insert(tokens, self._now) if not run.is_kept]
-        self._costs.offer(sum(len(run.tokens) for run in missing))
-        most = self._capacity(self.most_bytes)
-        return [run for run in missing if not self._costs.cell_bytes or run.end <= most]
+        self._costs.cells.offer(sum(len(run.tokens) for run in missing))
+        return [run for run in missing if run.end * self._costs.cell_bytes <= self.most_bytes]
 
     def add(self, run: Run, cells: bytearray) -> bool:
         """Keep the cells of a run in RAM. Return False if it or what comes before it is not kept."""
@@ -103,6 +124,21 @@ class PromptCache:
         self._queue(run)
         return run.is_kept
 
+    def add_state(self, tokens: list[int], state: bytearray) -> None:
+        """Keep the fixed state after these tokens in RAM."""
+        self._settle()
+        steps = self._tree.find(tokens)
+        run = self._states.add(array("i", tokens))
+        run.last, run.interval = self._now, steps[-1].run.interval if steps else None  # as the cells of these tokens
+        self._costs.measure_state(len(state))
+        self._set_cells(run, state)
+        self._shrink()
+
+    def store_states(self, tokens: list[int]) -> None:
+        """Let the store write the checkpoints of a prompt. Call it after the cells of the prompt were added."""
+        for run in self._states.along(tokens) if self._store is not None else ():
+            self._queue(run)
+
     def close(self) -> None:
         if self._store is not None:
             self._store.close()
@@ -110,8 +146,12 @@ class PromptCache:
     # --- RAM ------------------------------------------------------------------------------------------------------
 
     def _capacity(self, n_bytes: int) -> int:
-        """Return how many tokens fit into so many bytes; 0 if the size of a cell is not known yet."""
-        return int(n_bytes / self._costs.cell_bytes) if self._costs.cell_bytes else 0
+        """Return how many tokens fit into so many bytes; 0 if the size of a cell is not known yet.
+
+        Checkpoints take the part of the bytes that they take now, or three quarters if this is less.
+        """
+        part = max(_CELLS_PART, 1 - self._state_bytes / self.n_bytes) if self.n_bytes else 1.0
+        return int(n_bytes * part / self._costs.cell_bytes) if self._costs.cell_bytes else 0
 
     @staticmethod
     def _kept(steps: Iterable[Step]) -> list[Step]:
@@ -124,13 +164,16 @@ class PromptCache:
 
     def _set_cells(self, run: Run, cells: bytearray | None) -> None:
         """Put the cells of a run into RAM or, if None, drop them from RAM."""
-        before = run.is_kept
-        self.n_bytes += len(cells or ()) - len(run.cells or ())
+        before, more = run.is_kept, len(cells or ()) - len(run.cells or ())
+        self.n_bytes += more
+        self._state_bytes += more if run.is_state else 0
         run.cells = cells
         if cells is not None:
             run.n_bytes = len(cells)
-            self._costs.measure(len(run.tokens), len(cells))
+            if not run.is_state:
+                self._costs.measure(len(run.tokens), len(cells))
         self.n_kept += run.is_kept - before
+        self._forget_if_gone(run)
 
     def _set_disk(self, run: Run, disk: Disk) -> None:
         before, size = run.is_kept, file_size(run.n_bytes, len(run.tokens))
@@ -139,13 +182,25 @@ class PromptCache:
         self._n_files += more
         run.disk = disk
         self.n_kept += run.is_kept - before
+        self._forget_if_gone(run)
+
+    def _forget_if_gone(self, run: Run) -> None:
+        """Forget a checkpoint that is neither in RAM nor on disk. The tree still remembers its prompt."""
+        if run.is_state and run.cells is None and run.disk is Disk.NO:
+            self._states.remove(run)
+
+    def _all_runs(self) -> Iterator[Run]:
+        return chain(self._tree, self._states)
+
+    def _find(self, name: bytes) -> Run | None:
+        return self._tree.get(name) or self._states.get(name)
 
     def _shrink(self) -> None:
         """Drop cells from RAM until they are within the limit: the ends of prompts first, in the order of retention."""
         if self.n_bytes <= self.most_bytes:
             return
         goal = self.most_bytes - self.most_bytes // _SLACK
-        for run in drop_order(self._tree, self._may_leave_ram, self._now, self._capacity(self.most_bytes)):
+        for run in drop_order(self._all_runs(), self._may_leave_ram, self._now, self._capacity(self.most_bytes)):
             self._set_cells(run, None)
             if self.n_bytes <= goal:
                 return
@@ -165,7 +220,7 @@ class PromptCache:
         """Let the store write a run if that is worth it and there is room."""
         if self._store is None or run.cells is None or run.disk is not Disk.NO:
             return
-        if run.parent is not None and run.parent.disk is Disk.NO:
+        if (run.parent is not None and run.parent.disk is Disk.NO) or len(run.tokens) > MOST_TOKENS:
             return
         size = file_size(run.n_bytes, len(run.tokens))
         if self._costs.worth_writing(len(run.tokens), run.n_bytes) and self._make_room(self._store, size):
@@ -177,7 +232,7 @@ class PromptCache:
         if self.disk_bytes + size <= store.limit and self._n_files < _MOST_FILES:
             return True
         goal, most = store.limit - store.limit // _SLACK - size, _MOST_FILES - _MOST_FILES // _SLACK
-        for run in drop_order(self._tree, self._may_leave_disk, self._now, self._capacity(store.limit)):
+        for run in drop_order(self._all_runs(), self._may_leave_disk, self._now, self._capacity(store.limit)):
             self._set_disk(run, Disk.NO)
             store.remove(run.name)
             if self.disk_bytes <= goal and self._n_files < most:
@@ -202,7 +257,7 @@ class PromptCache:
                 continue
             self._costs.disk.learn(run.n_bytes, written.seconds)
             after_parent = run.parent is None or run.parent.disk is Disk.YES
-            same = self._tree.get(run.name)  # another run, if this one was forgotten and its prompt came again
+            same = self._find(run.name)  # another run, if this one was forgotten and its prompt came again
             wanted = after_parent and same is run
             self._set_disk(run, Disk.YES if wanted else Disk.NO)
             if not wanted and same in (run, None):
@@ -225,12 +280,16 @@ class PromptCache:
         for found in store.scan() if self.is_on else ():
             parent = self._tree.get(found.parent) if found.parent else None
             fits = parent is not None and parent.start < found.start <= parent.end
-            if not fits and (found.parent or found.start):
+            is_state = not found.parent and found.start == len(found.tokens)
+            if not fits and not is_state and (found.parent or found.start):
                 store.remove(found.name)  # what comes before it is gone
                 continue
-            run = self._tree.add(parent, found.start, found.tokens)
+            run = self._states.add(found.tokens) if is_state else self._tree.add(parent, found.start, found.tokens)
             run.n_bytes = found.n_bytes
-            self._costs.measure(len(found.tokens), found.n_bytes)
+            if is_state:
+                self._costs.measure_state(found.n_bytes)
+            else:
+                self._costs.measure(len(found.tokens), found.n_bytes)
             self._set_disk(run, Disk.YES)
             runs.append((found.used, run))
         for _, run in sorted(runs, key=lambda pair: pair[0]):

@@ -32,6 +32,9 @@ class Run:
 
     `name`: a digest of all tokens from 0 to `end`, and of where the runs begin. `cells`: the bytes of the KV cells, if
     RAM has them. `n_bytes`: their size, 0 if the cells were never read. `last` and `interval`: see retention.py.
+
+    A checkpoint (checkpoints.py) is a run outside the tree: `tokens` are all tokens before it, `start` is their number,
+    and `cells` are the bytes of the fixed state.
     """
 
     parent: Run | None
@@ -48,6 +51,11 @@ class Run:
     @property
     def end(self) -> int:
         return self.start + len(self.tokens)
+
+    @property
+    def is_state(self) -> bool:
+        """Whether this is a checkpoint. A run in the tree that has no parent starts at 0."""
+        return self.parent is None and self.start > 0
 
     @property
     def is_kept(self) -> bool:

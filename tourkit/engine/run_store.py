@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _HEADER = struct.Struct("<8s16s16sQIQI")  # magic, name, parent's name, start, tokens, bytes of cells, their CRC-32
 _MAGIC = b"tkitrun1"
 _NO_PARENT = bytes(16)
-_MOST_TOKENS = 1 << 16  # in a file; a header that says more is wrong
+MOST_TOKENS = 1 << 16  # in a file; a header that says more is wrong
 _FILE = re.compile(r"[0-9a-f]{32}\.run")
 _CUT_SHORT = re.compile(r"[0-9a-f]{32}\.run\.part")
 _LOCK = "lock"
@@ -211,7 +211,7 @@ class RunStore:
         if not _FILE.fullmatch(name):
             raise ValueError(name)
         with os.fdopen(open_below(self._root, f"{self._identity}/{name}"), "rb", buffering=0) as file:
-            head, _ = _read_header(file.read(_HEADER.size + 4 * _MOST_TOKENS), name)
+            head, _ = _read_header(file.read(_HEADER.size + 4 * MOST_TOKENS), name)
             about = os.fstat(file.fileno())
         if about.st_size != file_size(head.n_bytes, len(head.tokens)):
             raise ValueError(name)
@@ -232,7 +232,7 @@ def _read_header(data: bytes, file_name: str) -> tuple[StoredRun, int]:
     if len(data) < _HEADER.size:
         raise ValueError(file_name)
     magic, name, parent, start, n_tokens, n_bytes, crc = _HEADER.unpack_from(data)
-    if magic != _MAGIC or not 0 < n_tokens <= _MOST_TOKENS or len(data) < _HEADER.size + 4 * n_tokens:
+    if magic != _MAGIC or not 0 < n_tokens <= MOST_TOKENS or len(data) < _HEADER.size + 4 * n_tokens:
         raise ValueError(file_name)
     tokens = array("i", data[_HEADER.size : _HEADER.size + 4 * n_tokens])
     parent = b"" if parent == _NO_PARENT else parent

@@ -41,7 +41,8 @@ class Runner(Protocol):
     n_batch: int  # most tokens in a decode call
     n_vocab: int
     eog: frozenset[int]  # every end-of-generation token
-    partial_kv: bool  # whether a part of a slot's cells can be kept or shared; recurrent models cannot do this
+    partial_kv: bool  # whether any beginning of a slot's cells can be kept or shared; recurrent models cannot do this
+    checkpoints: bool  # whether `read_state` and `write_state` work, so that a slot can go back to a checkpoint
     shares_kv: bool  # whether a slot can take over cells of another slot
     one_pool: bool  # whether all slots take their cells from one pool; then each decode attends to all used cells
     longest_run: int  # most tokens that `read_cells` reads at once; 0 if this model's cells cannot be moved
@@ -67,6 +68,7 @@ class Runner(Protocol):
         """Let slot `target` use the KV cells [0, length) of slot `source` too. `target` must be empty.
 
         Return False if the source has no longer all cells that the next token attends to; then `target` stays empty.
+        With `checkpoints`: call `write_state` and `truncate` for `target` next, because only they give it a state.
         """
         ...
 
@@ -81,7 +83,19 @@ class Runner(Protocol):
     def write_cells(self, slot: int, data: bytearray, start: int, end: int) -> bool:
         """Add the cells [start, end) to a slot that holds [0, start). `data` has them, and perhaps more on both sides.
 
+        With `checkpoints`: the slot has no state then; call `write_state` and `truncate` next.
         Return False if there is no room; the slot then holds what it held.
+        """
+        ...
+
+    def read_state(self, slot: int) -> bytearray:
+        """Return the fixed state of a slot after its last token, for `write_state`; empty if it cannot be read."""
+        ...
+
+    def write_state(self, slot: int, data: bytearray) -> bool:
+        """Replace the fixed state of a slot by one that was read after `length` tokens.
+
+        Then call `truncate(slot, length)`: it drops the cells of later tokens. Return False if there is no room.
         """
         ...
 

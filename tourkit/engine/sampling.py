@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _WORDS = 64  # random words drawn at a time: one call of the generator costs as much as hundreds of words
 _BLOCK = 256  # weights in one partial sum
 _FEW = 8  # tokens that a grammar is asked about; a mask costs about as much as ten questions
+_MANY = 64  # tokens; if more can be drawn, the likeliest one seldom is
 _ROUNDING = 1e-5  # more than sums of float32 weights can be off
 _ROOM = threading.local()
 
@@ -115,10 +116,11 @@ def _among_few(scores: np.ndarray, params: SamplingParams, uniform: float, allow
     import numpy as np
 
     top = int(scores.argmax())
-    ids = np.flatnonzero(scores >= scores[top] + np.log(np.float32(params.min_p)))
-    is_sorted = params.top_k > 0 or params.top_p < 1
-    if not allows(top):
+    reaching = scores >= scores[top] + np.log(np.float32(params.min_p))
+    if np.count_nonzero(reaching) > _MANY or not allows(top):
         return None
+    ids = np.flatnonzero(reaching)
+    is_sorted = params.top_k > 0 or params.top_p < 1
     low, high = uniform * (1 - _ROUNDING), uniform * (1 + _ROUNDING)
     if is_sorted and high * _weights(scores[ids], params.temperature).sum() <= 1:
         return top

@@ -45,13 +45,13 @@ def next_batches(running: Iterable[Sequence], budget: int, *, apart: bool) -> li
 def next_batch(running: Iterable[Sequence], budget: int) -> list[Chunk]:
     """Pack at most `budget` pending tokens: generating sequences first, then prompts, oldest first.
 
-    A long prompt is cut into chunks, so it never stalls the streams that already run. Guesses get the rest of the
-    budget.
+    A long prompt is cut into chunks, so it never stalls the streams that already run. It is cut at its checkpoints too.
+    Guesses get the rest of the budget.
     """
     ordered = sorted(running, key=lambda seq: (not _generates(seq), seq.submission, seq.index))
     chunks = []
     for seq in ordered:
-        take = min(seq.n_pending, budget)
+        take = min(seq.n_pending, budget, seq.cuts[0] - seq.n_kv if seq.cuts else budget)
         if take == 0:
             continue
         budget -= take

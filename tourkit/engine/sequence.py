@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from tourkit.generation import Delta, Emit, Finish, TokenLogprob
 
 if TYPE_CHECKING:
     from tourkit.engine.runner import Sampler
+    from tourkit.engine.thinking import Thinking
     from tourkit.errors import TourkitError
     from tourkit.grammar.matcher import Matcher
 
@@ -41,6 +42,7 @@ class Sequence:
     sampler: Sampler
     text: TextStream
     matcher: Matcher | None = None
+    thinking: Thinking | None = None  # None if this request cannot think
     top_logprobs: int | None = None
     whole: bool = False  # send text only at the end
     client: str = ""  # whose request it is
@@ -48,12 +50,16 @@ class Sequence:
     status: Status = Status.WAITING
     slot: int | None = None
     n_kv: int = 0
+    cuts: list[int] = field(default_factory=list)  # where a call of the model must end, in order: see checkpoints.py
     n_cached: int | None = None  # prompt tokens that were in the KV cache when it began; None before that
     n_sent: int = 0  # generated tokens that the deltas so far have counted
     lookup: PromptLookup | None = None
     draft: list[int] = field(default_factory=list)  # guesses of the tokens after `tokens`; the next batch checks them
     logprobs: list[TokenLogprob] = field(default_factory=list)  # not yet sent
+    undecided: list[TokenLogprob] = field(default_factory=list)  # of tokens that may be content or a marker
     held: str = ""  # final text that waits for the end, if `whole`
+    held_thinking: str = ""  # the same for the thinking
+    n_thinking_sent: int = 0  # tokens of thinking that the deltas so far have counted
 
     @property
     def n_pending(self) -> int:
@@ -68,18 +74,36 @@ class Sequence:
         """Tokens that may still be generated."""
         return self.max_tokens - self.n_generated
 
+    @property
+    def grammar(self) -> Matcher | None:
+        """The grammar that the next token must follow; None if there is none, and while the model thinks."""
+        return self.matcher if self.thinking is None or self.thinking.answering else None
+
     def begin(self) -> None:
         """Run in the slot that holds its first `n_kv` tokens. If it was preempted, the first beginning counts."""
         self.status = Status.RUNNING
         if self.n_cached is None:
             self.n_cached = min(self.n_kv, self.n_prompt)
 
-    def send(self, text: str) -> None:
+    def take(self, token: int, piece: bytes) -> None:
+        """Take the bytes of the token that was appended last, and send the text that is final now."""
+        if self.thinking is None or self.thinking.answering:
+            self._send(self.text.feed(piece))
+            return
+        split = self.thinking.feed(token, piece)
+        if self.thinking.is_content:
+            self.logprobs += self.undecided
+        if self.thinking.is_content or not self.thinking.is_undecided:
+            self.undecided = []
+        self._send(self.text.feed_text(split.content), split.reasoning)
+
+    def _send(self, text: str, thinking: str = "") -> None:
         """Send text that is final now. Send nothing if it is empty; keep it for the end if `whole`."""
         if self.whole:
             self.held += text
-        elif text:
-            self.emit(Delta(self.index, text, self._unsent(), logprobs=self._unsent_logprobs()))
+            self.held_thinking += thinking
+        elif text or thinking:
+            self.emit(self._delta(text, thinking))
 
     def finish(self, reason: Finish, error: TourkitError | None = None) -> None:
         """End the sequence. Later calls do nothing, so every sequence ends exactly once."""
@@ -87,15 +111,23 @@ class Sequence:
             return
         self.status = Status.DONE
         self.sampler.close()
-        rest = self.held + self.text.close()
-        logprobs = self._unsent_logprobs()
-        self.emit(Delta(self.index, rest, self._unsent(), reason, error, logprobs, self.n_cached or 0))
+        text, thinking = self.held, self.held_thinking
+        if self.thinking is not None:
+            rest = self.thinking.close(cut=reason is not Finish.STOP)
+            self.logprobs += self.undecided
+            text, thinking = text + self.text.feed_text(rest.content), thinking + rest.reasoning
+        last = self._delta(text + self.text.close(), thinking)
+        self.emit(replace(last, finish=reason, error=error, n_cached=self.n_cached or 0))
+
+    def _delta(self, text: str, thinking: str) -> Delta:
+        new = 0
+        if self.thinking is not None:
+            new = self.thinking.n_tokens - self.n_thinking_sent
+            self.n_thinking_sent += new
+        sent, self.logprobs = tuple(self.logprobs), []
+        return Delta(self.index, text, self._unsent(), logprobs=sent, reasoning=thinking, n_reasoning=new)
 
     def _unsent(self) -> int:
         new = self.n_generated - self.n_sent
         self.n_sent = self.n_generated
         return new
-
-    def _unsent_logprobs(self) -> tuple[TokenLogprob, ...]:
-        sent, self.logprobs = tuple(self.logprobs), []
-        return sent

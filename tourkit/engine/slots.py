@@ -1,6 +1,7 @@
 """KV slots: allocation, prefix reuse, eviction.
 
-placement.py chooses the slot for a prompt. parking.py moves KV cells to the prompt cache and back.
+placement.py chooses the slot for a prompt. parking.py moves KV cells to the prompt cache and back. checkpoints.py says
+how prompts of hybrid models share.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from tourkit.engine.checkpoints import FromCheckpoints, cut_for, positions, spacing
 from tourkit.engine.costs import Costs
 from tourkit.engine.parking import Parking
-from tourkit.engine.placement import Slot, SlotChoice, idle, place
+from tourkit.engine.placement import AnyBeginning, Beginnings, Slot, SlotChoice, WholeBeginning, idle, place
 from tourkit.engine.prompt_cache import DEFAULT_BYTES, PromptCache
+from tourkit.generation import PrefixSharing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,20 +35,48 @@ class SlotTable:
         self,
         runner: Runner,
         prefill_rate: Callable[[], float],
-        *,
-        sharing: bool,
         prompt_cache: int | None = None,
         store: RunStore | None = None,
+        *,
+        sharing: bool,
     ) -> None:
         self._runner = runner
-        self._sharing = sharing
-        costs = Costs(prefill_rate)
+        self._costs = costs = Costs(prefill_rate)
         longest = runner.longest_run if sharing else 0
         most_bytes = DEFAULT_BYTES if prompt_cache is None else prompt_cache
         self._cache = PromptCache(longest, costs, most_bytes=most_bytes, store=store)
-        self._parking = Parking(runner, self._cache, costs) if sharing and runner.one_pool else None
+        self.prefix_sharing = self._how_to_share() if sharing else PrefixSharing.OFF
+        self._beginnings = self._usable_beginnings()
+        moves_cells = self.prefix_sharing in (PrefixSharing.ANY, PrefixSharing.CHECKPOINTS)
+        self._parking = Parking(runner, self._cache, costs) if moves_cells and runner.one_pool else None
         self.slots = [Slot(i) for i in range(runner.n_slots)]
         self._clock = itertools.count(1)
+
+    def _how_to_share(self) -> PrefixSharing:
+        if self._runner.partial_kv:
+            return PrefixSharing.ANY
+        has_copies = self._runner.checkpoints and self._runner.one_pool and self._cache.is_on
+        return PrefixSharing.CHECKPOINTS if has_copies else PrefixSharing.WHOLE
+
+    @property
+    def sharing_text(self) -> str:
+        """How prompts share, and the reason if they share less than this model could."""
+        if self.prefix_sharing is PrefixSharing.OFF:
+            return f"{PrefixSharing.OFF}: --deterministic"
+        if self.prefix_sharing is not PrefixSharing.WHOLE:
+            return str(self.prefix_sharing)
+        has_no_room = self._runner.checkpoints and not self._cache.is_on
+        why = "the prompt cache has no room for copies of it" if has_no_room else "it cannot be copied"
+        return f"{PrefixSharing.WHOLE}: the model has a fixed state, and {why}"
+
+    def _usable_beginnings(self) -> Beginnings:
+        if self.prefix_sharing is PrefixSharing.CHECKPOINTS:
+            return FromCheckpoints(self._cache.checkpoint, self._fits)
+        return AnyBeginning() if self.prefix_sharing is PrefixSharing.ANY else WholeBeginning()
+
+    def _fits(self) -> bool:
+        """Whether the prompt cache has room for two checkpoints: a prompt's own must not drop the one it came from."""
+        return 2 * self._costs.state_bytes <= self._cache.most_bytes
 
     @property
     def all_taken(self) -> bool:
@@ -57,16 +88,31 @@ class SlotTable:
         At least one slot must be free.
         """
         free = [slot for slot in self.slots if slot.owner is None]
-        if not self._sharing:
+        if self.prefix_sharing is PrefixSharing.OFF:
             return SlotChoice(free[0], free[0], 0)
-        slots = self.slots if self._runner.shares_kv else free
-        return place(slots, tokens) or place(slots, tokens, self._cache.length_of(tokens))
+        by_checkpoints = self.prefix_sharing is PrefixSharing.CHECKPOINTS
+        slots = self.slots if self._runner.shares_kv or by_checkpoints else free
+        found = place(slots, tokens, 0, self._beginnings)
+        if found is None:
+            found = place(slots, tokens, self._cached(tokens), self._beginnings)
+        if found is None and by_checkpoints:
+            cut_for(slots, tokens, self._beginnings)
+        return found
+
+    def _cached(self, tokens: list[int]) -> int:
+        """Return how many of the first tokens of a prompt the prompt cache has all for."""
+        length = min(self._cache.length_of(tokens), len(tokens) - 1)
+        if self.prefix_sharing is not PrefixSharing.CHECKPOINTS:
+            return length
+        state = self._cache.checkpoint(tokens, length)
+        return state.start if state is not None else 0
 
     def take(self, choice: SlotChoice, seq: Sequence) -> None:
         """Give a slot to a sequence, and fill it with the existing cells for its prompt."""
         target, length = choice.target, self._fill(choice, seq.tokens)
         target.owner, target.cells, target.used = seq, None, next(self._clock)
         seq.slot, seq.n_kv = target.id, length
+        seq.cuts = self._checkpoints_for(seq)
         if self._parking is not None:
             self._parking.make_way(self.slots)
 
@@ -77,11 +123,45 @@ class SlotTable:
         if self._parking is not None:
             self._parking.keep(target, self.slots, staying=length if in_place else 0)
         kept = in_place and target.cells is not None
-        have = length if self._runner.truncate(target.id, length if kept else 0) and kept else 0
+        is_whole = kept and length == len(target.cells or ())  # then the slot has the fixed state for exactly these
+        goes_back = self.prefix_sharing is PrefixSharing.CHECKPOINTS and length > 0 and not is_whole
+        if kept and goes_back:
+            have = length
+        else:
+            have = length if self._runner.truncate(target.id, length if kept else 0) and kept else 0
         target.cells = None
         if not in_place and self._runner.share(source.id, target.id, length):
             have = length
-        return self._parking.bring_back(target, tokens, have) if self._parking is not None else have
+        if self._parking is None:
+            return have
+        if goes_back and have:
+            have = self._parking.go_back(target, tokens, have)
+        return self._parking.bring_back(target, tokens, have)
+
+    def _checkpoints_for(self, seq: Sequence) -> list[int]:
+        """Return where a sequence that begins makes checkpoints."""
+        if self.prefix_sharing is not PrefixSharing.CHECKPOINTS or not self._fits():
+            return []
+        others = (slot.shares(seq.tokens) for slot in self.slots if slot.owner is not seq)
+        branch = max(self._cache.common(seq.tokens), *others, 0)
+        step = spacing(seq.n_prompt, self._costs.state_bytes, self._cache.most_bytes)
+        at, cuts = seq.n_kv, []
+        for position in positions(seq.n_kv, seq.n_prompt, branch, step):
+            if self._costs.worth_checkpoint(position - at):
+                cuts.append(position)
+                at = position
+        return cuts
+
+    def computed(self, seq: Sequence, end: int) -> None:
+        """Note that a sequence has cells up to `end` now, and make a checkpoint if one is due there."""
+        seq.n_kv = end
+        if not seq.cuts or seq.cuts[0] > end or seq.slot is None or self._parking is None:
+            return
+        del seq.cuts[0]
+        is_first = not self._costs.state_bytes
+        self._parking.make_checkpoint(self.slots[seq.slot], seq.tokens[:end])
+        if is_first:  # the size of a checkpoint is known only now
+            seq.cuts = self._checkpoints_for(seq)
 
     def give_back(self, seq: Sequence, *, keep: bool) -> None:
         """Take the slot from a sequence. `keep`: its cells stay as a prefix for later prompts."""

@@ -20,9 +20,13 @@ class TextStream:
 
     def feed(self, piece: bytes) -> str:
         """Add bytes and return the text that is final now; empty after a stop string."""
+        return self.feed_text(self._decoder.decode(piece))
+
+    def feed_text(self, text: str) -> str:
+        """Add text and return the text that is final now; empty after a stop string."""
         if self.stopped:
             return ""
-        self._held += self._decoder.decode(piece)
+        self._held += text
         return self._release()
 
     def close(self) -> str:

@@ -102,7 +102,8 @@ def estimate(sizing: Sizing) -> Estimate:
 def cache_size(sizing: Sizing) -> int:
     """Return the bytes of the KV cache and the recurrent states on all devices together."""
     shape = sizing.shape
-    states = shape.state * sizing.slots
+    # llama.cpp has one sequence more than slots: cells of prompts are moved through it.
+    states = shape.state * (sizing.slots + sizing.traits.keeps_prompts)
     if sizing.traits.pooled_cache:
         return round(sum(shape.kv) * _cells(sizing) * sizing.cache_value_bytes) + states
     windows = shape.windows if sizing.traits.drops_behind_window else (0,) * shape.layers

@@ -21,6 +21,7 @@ from tourkit.planning.experts import NOTHING, Sparse
 GUESSED = "the file's size alone"  # a shape's source
 _POOLINGS = (1, 2, 3, 4)  # mean, first token, last token, rank: all except "none"
 _RANK = 4
+_LABELS = "classifier.output_labels"  # only in the header of a model with a head that gives scores
 _ENCODERS = ("bert", "xlm-roberta")  # model types whose tokens attend to the whole text: they make embeddings
 _RERANK = "rerank"  # the role
 _STATE_BYTES = 4  # per value of a recurrent state: llama.cpp keeps them in 32 bits
@@ -128,6 +129,7 @@ def _of_gguf(header: dict[str, Any]) -> Shape:
     kv_heads = _per_layer(header.get(f"{name}.attention.head_count_kv", heads), layers)
     kept = layers - number("attention.shared_kv_layers")  # the last layers read the cells of earlier ones
     states = recurrent.of_gguf(header, kv_heads)
+    reranks = number("pooling_type") == _RANK or f"{name}.{_LABELS}" in header
     if header.get(f"{name}.attention.causal") is False:
         kv_heads = [0] * layers  # an embedder reads its text in one call and has no KV cache
     return Shape(
@@ -142,9 +144,9 @@ def _of_gguf(header: dict[str, Any]) -> Shape:
         source="the GGUF header",
         head=gcd(key, value, key_near, value_near),
         experts_used=max(1, number("expert_used_count", 1)),
-        embeds=number("pooling_type") in _POOLINGS,
+        embeds=reranks or number("pooling_type") in _POOLINGS,
         state=_STATE_BYTES * states.total,
-        reranks=number("pooling_type") == _RANK,
+        reranks=reranks,
         sparse=experts.of_gguf(header),
         queries=heads * key,
     )

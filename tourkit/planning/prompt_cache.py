@@ -14,6 +14,7 @@ from tourkit.stacks import STACKS
 from tourkit.units import MIB
 
 _USUAL, _MOST = 1 / 4, 3 / 4  # of what is left: by default, and if the user asks for more
+_CHECKPOINT_EVERY = 1024  # tokens of prompts, on average: a prompt of 1,000 tokens has one near its end
 _TRIALS = 576 * MIB  # RAM of one worker's trials: 65 MiB of the process, and a trial at its limit (docs/structured.md)
 
 
@@ -64,11 +65,11 @@ def _trials(each: SizedOption) -> int:
 
 
 def _token_bytes(each: SizedOption) -> int:
-    """Return the bytes of a token's KV cells; 0 if the stack cannot keep them, or the model has none.
+    """Return the bytes that a token takes in the prompt cache; 0 if the stack cannot keep it, or it has no KV cells.
 
-    A recurrent state stands for a whole sequence, so the engine cannot keep the beginning of a prompt.
+    These are its KV cells, and its part of a checkpoint if the model has a fixed state too (engine/checkpoints.py).
     """
     shape = each.option.shape
-    if not STACKS[each.option.stack].keeps_prompts or shape.embeds or shape.state:
+    if not STACKS[each.option.stack].keeps_prompts or shape.embeds or not any(shape.kv):
         return 0
-    return round(sum(shape.kv) * CACHE_BYTES[each.cache_type])
+    return round(sum(shape.kv) * CACHE_BYTES[each.cache_type]) + shape.state // _CHECKPOINT_EVERY

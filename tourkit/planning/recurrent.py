@@ -15,7 +15,7 @@ _INTERVAL = {"qwen35": 4, "qwen35moe": 4, "qwen3next": 4}
 _BOTH = ("falcon-h1",)  # each layer has a KV cache and a state
 _NO_FEED_FORWARD = ("nemotron_h", "nemotron_h_moe")  # a layer without KV heads is recurrent only if it has none
 # In `layer_types` of config.json:
-_KINDS = ("linear_attention", "conv", "mamba", "mamba2", "recurrent")  # with a state
+KINDS = ("linear_attention", "conv", "mamba", "mamba2", "recurrent")  # with a state
 _NEITHER = ("mlp", "moe")  # with neither a state nor a KV cache
 
 
@@ -75,8 +75,8 @@ def of_config(config: Mapping[str, Any], layers: int) -> States:
     kinds = config.get("layer_types") or config.get("layers_block_type")
     if not isinstance(kinds, list) or len(kinds) != layers:
         return States((False,) * layers, (True,) * layers, 0)
-    has = tuple(kind in _KINDS for kind in kinds)
-    return States(has, tuple(kind not in (*_KINDS, *_NEITHER) for kind in kinds), _config_values(config))
+    has = tuple(kind in KINDS for kind in kinds)
+    return States(has, tuple(kind not in (*KINDS, *_NEITHER) for kind in kinds), _config_values(config))
 
 
 def _gguf_values(header: Mapping[str, Any]) -> int:

@@ -181,7 +181,7 @@ def _model_id(name: str) -> str:
 def _described(path: Path, format_: str, model: str, quant: str, files: Iterable[Path]) -> Weights:
     """One model with one variant, under every role that it can fill."""
     shape = of_file(path)
-    roles = CHAT_ROLES
+    roles: tuple[str, ...] = CHAT_ROLES
     if shape is not None and shape.embeds:
         roles = (_RERANK,) if shape.reranks else (_EMBED,)
     context = (shape.context if shape is not None else 0) or _UNSTATED_CONTEXT

@@ -68,11 +68,13 @@ class Greeting:
     """The first line on a worker's stdout: its `address`, or the `error` why it cannot load.
 
     An address is `unix:PATH` or `HOST:PORT`. `guard`: what keeps it offline, as in `isolation.guard`; empty for none.
+    `prefix_sharing`: as in EngineInfo.
     """
 
     address: str = ""
     error: str | None = None
     guard: str = ""
+    prefix_sharing: str = ""
 
     def to_json(self) -> bytes:
         return orjson.dumps(asdict(self)) + b"\n"

@@ -56,7 +56,8 @@ class LlamaModel:
         self.n_ctx_train = int(lib.llama_model_n_ctx_train(self._model))
         self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
         self.eog = frozenset(t for t in range(self.n_vocab) if lib.llama_vocab_is_eog(self._vocab, t))
-        self.partial_kv = not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
+        self.is_hybrid = bool(lib.llama_model_is_hybrid(self._model))
+        self.partial_kv = not (lib.llama_model_is_recurrent(self._model) or self.is_hybrid)
         self.shares_kv = self.partial_kv
         self.pooling = self._pooling()
         self._pieces: dict[int, bytes] = {}
@@ -105,7 +106,7 @@ class LlamaModel:
         """
         said = self.metadata(f"{self.metadata('general.architecture')}.pooling_type")
         pooling = int(said) if said else _NO_POOLING[0]
-        if pooling == _RANK_POOLING:
+        if pooling == _RANK_POOLING or self._lib.llama_model_cls_label(self._model, 0) is not None:
             self._refuse("a reranker (it gives scores, neither text nor embeddings)")
         if self._lib.llama_model_has_encoder(self._model) and self._lib.llama_model_has_decoder(self._model):
             self._refuse("an encoder-decoder model")

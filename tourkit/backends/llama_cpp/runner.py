@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _DECODE_MEANING = {2: "aborted", -1: "invalid batch", -2: "could not allocate", -3: "compute failed"}
 _CACHE_TYPES = ("f16", "q8_0")
 _ADDRESS_OF = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+_STATE_ONLY = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: of a hybrid model, the recurrent part without KV cells
+_INDEXED = ("qwen4exp", "glm5-next")  # hybrid models with a third cache beside cells and state
 _RUN = 256  # most cells that are moved at once
 _EMBEDDING_SLOTS = 32  # texts in a call of an embedding model; they need no cells between calls
 
@@ -64,8 +66,10 @@ class LlamaRunner(LlamaModel):
         self.n_slots = _EMBEDDING_SLOTS if self.embeds else slots
         self._window = int(lib.llama_model_n_swa(self._model))  # of the layers with a sliding window; 0 without them
         self.longest_run = 0
-        if unified and self.partial_kv and not self.embeds and slots < int(lib.llama_max_parallel_sequences()):
+        moves_cells = self.partial_kv or self._has_separable_state()
+        if unified and moves_cells and not self.embeds and slots < int(lib.llama_max_parallel_sequences()):
             self.longest_run = min(_RUN, self._window or _RUN)
+        self.checkpoints = self.longest_run > 0 and self.is_hybrid
         self._n_sequences = self.n_slots + bool(self.longest_run)  # one sequence more: see read_cells
         self.n_batch = max(n_batch, self._n_sequences)  # llama.cpp ends the process otherwise
         self.cache_type = "f16" if self.embeds else cache_type  # nothing is kept between calls
@@ -95,6 +99,16 @@ class LlamaRunner(LlamaModel):
         self._outputs: dict[int, int] = {}  # row of the last decode → index of its logits
         self._logits: np.ndarray | None = None  # of the last decode, shape (outputs, n_vocab); None until they are used
         self._room: tuple[int, np.ndarray | None] = 0, None  # last address of the logits, and the largest view of them
+        self._no_state = self._read(self.n_slots, _STATE_ONLY) if self.checkpoints else bytearray()
+
+    def _has_separable_state(self) -> bool:
+        """Whether this is a hybrid model whose fixed state can be read and written without its KV cells.
+
+        With a sliding window llama.cpp adds cells to what it calls the state. With an index of cells it must know which
+        cells are shared.
+        """
+        name = self.metadata("general.architecture")
+        return self.is_hybrid and not self._window and name not in _INDEXED
 
     def _make_context(self, n_ctx: int, threads: int | None, unified: bool, flash_attention: bool | None) -> Any:
         lib = self._lib
@@ -261,22 +275,41 @@ class LlamaRunner(LlamaModel):
         """Return the cells [start, end) of a slot. A spare sequence takes part in them, and its state is read."""
         if self._window and not self._is_there(slot, start):
             return bytearray()
-        lib, spare = self._lib, self.n_slots
-        lib.llama_memory_seq_cp(self._memory, slot, spare, start, end)
-        size = int(lib.llama_state_seq_get_size(self._context, spare))
-        data = bytearray(size)
-        read = lib.llama_state_seq_get_data(self._context, (ctypes.c_uint8 * size).from_buffer(data), size, spare)
-        lib.llama_memory_seq_rm(self._memory, spare, -1, -1)
-        return data if read == size else bytearray()
+        spare = self.n_slots
+        self._lib.llama_memory_seq_cp(self._memory, slot, spare, start, end)
+        # llama.cpp copies the fixed state too, which is often larger than the cells. It is put aside again.
+        alone = not self.checkpoints or self._write(spare, self._no_state, _STATE_ONLY)
+        data = self._read(spare) if alone else bytearray()
+        self._lib.llama_memory_seq_rm(self._memory, spare, -1, -1)
+        return data
 
     def write_cells(self, slot: int, data: bytearray, start: int, end: int) -> bool:
-        lib, spare = self._lib, self.n_slots
-        source = (ctypes.c_uint8 * len(data)).from_buffer(data)
-        written = bool(lib.llama_state_seq_set_data(self._context, source, len(data), spare))
+        spare = self.n_slots
+        written = self._write(spare, data)
         if written:
-            lib.llama_memory_seq_cp(self._memory, spare, slot, start, end)
-        lib.llama_memory_seq_rm(self._memory, spare, -1, -1)
+            self._lib.llama_memory_seq_cp(self._memory, spare, slot, start, end)
+        self._lib.llama_memory_seq_rm(self._memory, spare, -1, -1)
         return written
+
+    def read_state(self, slot: int) -> bytearray:
+        return self._read(slot, _STATE_ONLY)
+
+    def write_state(self, slot: int, data: bytearray) -> bool:
+        return self._write(slot, data, _STATE_ONLY)
+
+    def _read(self, sequence: int, flags: int = 0) -> bytearray:
+        """Return what llama.cpp keeps of a sequence; empty if it cannot be read."""
+        lib = self._lib
+        size = int(lib.llama_state_seq_get_size_ext(self._context, sequence, flags))
+        data = bytearray(size)
+        target = (ctypes.c_uint8 * size).from_buffer(data)
+        read = lib.llama_state_seq_get_data_ext(self._context, target, size, sequence, flags)
+        return data if read == size else bytearray()
+
+    def _write(self, sequence: int, data: bytearray, flags: int = 0) -> bool:
+        """Replace what llama.cpp keeps of a sequence. Return False if there is no room."""
+        source = (ctypes.c_uint8 * len(data)).from_buffer(data)
+        return bool(self._lib.llama_state_seq_set_data_ext(self._context, source, len(data), sequence, flags))
 
     def close(self) -> None:
         if self._context is None:

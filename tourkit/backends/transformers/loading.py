@@ -12,6 +12,7 @@ from tourkit.backends.vocabulary import read_json
 from tourkit.errors import LocalError, one_line
 from tourkit.launch import GpuLayers
 from tourkit.offline import ENVIRONMENT
+from tourkit.planning import recurrent
 
 _TEKKEN = "tekken.json"
 _HERE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -61,7 +62,8 @@ def language_model(folder: Path, device: str) -> Any:
         )
     except Exception as exc:  # a damaged file or an unknown architecture: each library raises its own exceptions
         raise _failure(folder, exc) from exc
-    if getattr(model, "_is_stateful", False):
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    if getattr(model, "_is_stateful", False) or not set(kinds).isdisjoint(recurrent.KINDS):
         raise LocalError(f"{folder}: this stack does not support recurrent models: use the GGUF of this model")
     return model.eval()
 

@@ -13,7 +13,8 @@ from collections import Counter
 from typing import Any
 
 from tourkit.backends.text_side import EngineInput, Texts
-from tourkit.backends.vllm import translation
+from tourkit.backends.vllm import thinking, translation
+from tourkit.backends.vllm.thinking import Answers
 from tourkit.engine.meter import WorkMeter
 from tourkit.engine.waiting import Turns, may_wait
 from tourkit.errors import EngineDead, EngineError, QueueFull, RequestError
@@ -79,16 +80,21 @@ class VllmEngine:
     def submit(self, request: Request, emit: Emit, prepared: Prepared | None = None) -> Submission:
         """Queue a request. Raises RequestError, QueueFull, EngineDead."""
         engine_input = self._texts.engine_input(request, self._spacing, prepared, matchers=1)
-        return Submission(self._queue(engine_input, request, emit), len(engine_input.tokens), engine_input.enforced)
+        submission = self._queue(engine_input, request, emit)
+        return Submission(submission, len(engine_input.tokens), engine_input.enforced, engine_input.ignored)
 
     def _queue(self, engine_input: EngineInput, request: Request, emit: Emit) -> int:
         """Queue a request with its input and return the submission's id. Raises the errors of `submit`."""
-        params = translation.sampling(request, engine_input, self._texts.tokenizer.eog)
+        plan = thinking.plan_of(engine_input)
+        if plan is None:
+            params = translation.sampling(request, engine_input, self._texts.tokenizer.eog)
+        else:
+            params = thinking.first_step(request, engine_input, plan, self._texts)
         self._take_places(request)
         submission = next(self._ids)
         try:
             asyncio.run_coroutine_threadsafe(
-                self._begin(submission, engine_input.tokens, params, request, emit), self._loop
+                self._begin(submission, engine_input, params, request, emit), self._loop
             ).result()
         except BaseException:
             self._give_places(request)
@@ -148,12 +154,14 @@ class VllmEngine:
 
     # --- in the event loop ------------------------------------------------------------------------------------------
 
-    async def _begin(self, submission: int, tokens: list[int], params: Any, request: Request, emit: Emit) -> None:
+    async def _begin(
+        self, submission: int, engine_input: EngineInput, params: Any, request: Request, emit: Emit
+    ) -> None:
         """Queue a request. If vLLM refuses it, raise the error before any answer is sent."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        turn = self._turns.take(request.client)
+        turn, tokens = self._turns.take(request.client), engine_input.tokens
         try:
             outputs = await self._client.add_request(
                 f"tourkit-{submission}", {"prompt_token_ids": tokens}, params, priority=turn
@@ -168,15 +176,17 @@ class VllmEngine:
         self._prompts[submission] = len(tokens)
         if not self._relays:
             self._meter.advance(0, len(tokens))
-        self._relays[submission] = asyncio.create_task(self._relay(submission, outputs, request, emit, turn))
+        answers = Answers(request, engine_input, self._texts)
+        self._relays[submission] = asyncio.create_task(self._relay(submission, outputs, answers, emit, turn))
 
-    async def _relay(self, submission: int, outputs: Any, request: Request, emit: Emit, turn: int) -> None:
+    async def _relay(self, submission: int, outputs: Any, answers: Answers, emit: Emit, turn: int) -> None:
         """Emit vLLM's outputs until every sequence has ended. `turn`: of this request, over once vLLM answers."""
+        request = answers.request
         served = False
-        unended, begun = set(range(request.n)), [False] * request.n
         finish, error = Finish.ABORT, None
+        seconds: list[asyncio.Task[None]] = []
         try:
-            while unended:
+            while answers.unended:
                 found = outputs.get_nowait() or await outputs.get()
                 done = self._prompts.pop(submission, 0) + sum(len(choice.token_ids) for choice in found.outputs)
                 self._meter.advance(done, sum(self._prompts.values()))
@@ -184,17 +194,20 @@ class VllmEngine:
                     served = True
                     self._turns.leave(request.client, turn, served=True)
                 for choice in found.outputs:
-                    is_first, n_cached = not begun[choice.index], found.num_cached_tokens or 0
-                    delta = translation.delta(choice, request, self._texts, first=is_first, n_cached=n_cached)
-                    begun[choice.index] |= bool(choice.text)
-                    if delta.finish is not None:
-                        unended.discard(choice.index)
-                    emit(delta)
+                    for delta in answers.deltas(choice, found.num_cached_tokens or 0):
+                        emit(delta)
+                for index in answers.take_seconds():
+                    seconds.append(asyncio.create_task(self._second(submission, index, answers, emit, turn)))
+            if not found.finished:  # stop strings have ended every answer
+                await self._client.abort(f"tourkit-{submission}")
+            await asyncio.gather(*seconds)
         except asyncio.CancelledError:
             await self._client.abort(f"tourkit-{submission}")
         except Exception as exc:  # noqa: BLE001 - task boundary: waiting clients must get the error
             finish, error = Finish.ERROR, EngineError(f"vllm: {type(exc).__name__}: {exc}")
         finally:
+            for second in seconds:
+                second.cancel()
             del self._relays[submission]
             self._prompts.pop(submission, None)
             if not self._relays:
@@ -202,8 +215,26 @@ class VllmEngine:
             if not served:
                 self._turns.leave(request.client, turn, served=False)
             self._give_places(request)
-            for index in unended:
+            for index in answers.open:
                 emit(Delta(index, "", 0, finish, error))
+
+    async def _second(self, submission: int, index: int, answers: Answers, emit: Emit, turn: int) -> None:
+        """Ask vLLM for the rest of an answer after its thinking, and emit it. It keeps the turn of its request."""
+        name = f"tourkit-{submission}-{index}"
+        tokens, params = answers.second(index)
+        outputs = await self._client.add_request(name, {"prompt_token_ids": tokens}, params, priority=turn)
+        try:
+            while index in answers.open:
+                found = outputs.get_nowait() or await outputs.get()
+                [choice] = found.outputs
+                self._meter.advance(len(choice.token_ids), 0)
+                for delta in answers.rest(index, choice):
+                    emit(delta)
+            if not found.finished:
+                await self._client.abort(name)
+        except asyncio.CancelledError:
+            await self._client.abort(name)
+            raise
 
     def _cancel(self, submission: int) -> None:
         relay = self._relays.get(submission)

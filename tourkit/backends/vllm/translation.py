@@ -53,14 +53,14 @@ def delta(choice: Any, request: Request, texts: Texts, *, first: bool, n_cached:
     `n_cached`: as in Delta.
     """
     text = texts.without_first_space(choice.text) if first else choice.text
-    finish, error = _finish(choice.finish_reason)
+    finish, error = finish_of(choice.finish_reason)
     logprobs: tuple[TokenLogprob, ...] = ()
     if request.params.top_logprobs is not None and choice.logprobs:
-        logprobs = _logprobs(choice.token_ids, choice.logprobs, request.params.top_logprobs, texts.tokenizer)
+        logprobs = logprobs_of(choice.token_ids, choice.logprobs, request.params.top_logprobs, texts.tokenizer)
     return Delta(choice.index, text, len(choice.token_ids), finish, error, logprobs, n_cached if finish else 0)
 
 
-def _logprobs(tokens: Sequence[int], rows: Sequence[Any], top: int, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:
+def logprobs_of(tokens: Sequence[int], rows: Sequence[Any], top: int, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:
     """Return log probabilities with the bytes of each token. The token that ended the answer is left out."""
     shown = []
     for token, row in zip(tokens, rows, strict=True):
@@ -72,7 +72,7 @@ def _logprobs(tokens: Sequence[int], rows: Sequence[Any], top: int, tokenizer: T
     return tuple(shown)
 
 
-def _finish(reason: str | None) -> tuple[Finish | None, EngineError | None]:
+def finish_of(reason: str | None) -> tuple[Finish | None, EngineError | None]:
     """Return why a sequence ended, and the error if it failed."""
     if reason is None:
         return None, None

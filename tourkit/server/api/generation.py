@@ -39,6 +39,8 @@ class Generation:
         self.n_completion = 0
         self._found: list[int] = []  # prompt tokens that each ended sequence found in the KV cache
         self.constraint = Enforced()
+        self.n_reasoning = 0
+        self.ignored: tuple[str, ...] = ()  # as in Submission
 
     @staticmethod
     async def start(model: Model, request: Request, http: HttpRequest) -> Generation | None:
@@ -56,7 +58,7 @@ class Generation:
                     return None
                 submission = await model.submit(request, generation._emit, prepared)
         generation._submission, generation.n_prompt = submission.id, submission.n_prompt
-        generation.constraint = submission.constraint
+        generation.constraint, generation.ignored = submission.constraint, submission.ignored
         return generation
 
     def _emit(self, delta: Delta) -> None:
@@ -85,6 +87,7 @@ class Generation:
                 if delta is None:
                     return
                 self.n_completion += delta.n_tokens
+                self.n_reasoning += delta.n_reasoning
                 if delta.finish is not None:
                     self._left -= 1
                     self._found.append(delta.n_cached)
@@ -104,21 +107,22 @@ class Generation:
 
     def usage(self) -> Usage:
         """Return the tokens so far. What the samples of a request take over from each other was not found by it."""
-        return Usage(self.n_prompt, self.n_completion, min(self._found, default=0))
+        return Usage(self.n_prompt, self.n_completion, min(self._found, default=0), self.n_reasoning)
 
 
 async def collect(generation: Generation, n: int, http: HttpRequest) -> list[Choice] | None:
     """Return every complete sequence; None if the client hung up. Raises EngineError if a sequence failed."""
-    texts, finishes = [""] * n, [Finish.STOP] * n
+    texts, thoughts, finishes = [""] * n, [""] * n, [Finish.STOP] * n
     logprobs: list[tuple[TokenLogprob, ...]] = [()] * n
     async for delta in generation.deltas(http):
         texts[delta.index] += delta.text
+        thoughts[delta.index] += delta.reasoning
         logprobs[delta.index] += delta.logprobs
         if delta.finish:
             if delta.failure:
                 raise delta.failure
             finishes[delta.index] = delta.finish
-    return list(map(Choice, texts, finishes, logprobs)) if generation.complete else None
+    return list(map(Choice, texts, finishes, logprobs, thoughts)) if generation.complete else None
 
 
 async def complete(model: Model, asked: Generate, reply: ChatReply | TextReply, http: HttpRequest) -> Response:
@@ -129,7 +133,7 @@ async def complete(model: Model, asked: Generate, reply: ChatReply | TextReply, 
         return Response(status_code=CLIENT_LEFT)
     used, schema = generation.usage(), asked.request.schema_source
     if schema is None:
-        return json_response(200, reply.completion(choices, used))
+        return _answer(generation, reply.completion(choices, used))
 
     async def judge(text: str) -> Verdict | None:
         return await unless_hung_up(http.receive, model.judge(schema, text, may_repair=True))
@@ -147,9 +151,21 @@ async def complete(model: Model, asked: Generate, reply: ChatReply | TextReply, 
     if results is None:
         return Response(status_code=CLIENT_LEFT)
     body = reply.completion([each.choice for each in results], used)
-    response = json_response(200, body | {"tourkit": about(generation.constraint, results)})
+    response = _answer(generation, body | {"tourkit": about(generation.constraint, results)})
     response.headers["x-tourkit-constraint"] = generation.constraint.level
     return response
+
+
+def _answer(generation: Generation, body: dict[str, Any]) -> Response:
+    """Return the response with an answer, and the names of the request's fields that did nothing."""
+    response = json_response(200, body)
+    response.headers.update(ignored_header(generation.ignored))
+    return response
+
+
+def ignored_header(names: tuple[str, ...]) -> dict[str, str]:
+    """Return the header that names fields of a request that do nothing for its model; empty if there are none."""
+    return {"x-tourkit-ignored": ", ".join(names)} if names else {}
 
 
 async def stream(
@@ -160,18 +176,20 @@ async def stream(
     opening = reply.opening(n)
     if opening is not None:
         yield _event(opening)
-    texts, finishes = [""] * n, [Finish.STOP] * n
+    texts, thoughts, finishes = [""] * n, [""] * n, [Finish.STOP] * n
     async for delta in generation.deltas(http):
         if delta.failure:
             yield _event(error_body(delta.failure)[1])
             return
         texts[delta.index] += delta.text
+        thoughts[delta.index] += delta.reasoning
         finishes[delta.index] = delta.finish or finishes[delta.index]
-        yield _event(reply.chunk(delta))
+        if reply.shows(delta):
+            yield _event(reply.chunk(delta))
     if not generation.complete:
         return
     if schema is not None:
-        whole = [Choice(*each, None) for each in zip(texts, finishes, strict=True)]
+        whole = [Choice(text, end, None, thought) for text, end, thought in zip(texts, finishes, thoughts, strict=True)]
         results = [checked(each, await model.judge(schema, each.text, may_repair=False)) for each in whole]
         if generation.constraint.level != "strict" or not all(each.valid for each in results):
             yield _event(reply.remark(about(generation.constraint, results)))

@@ -17,43 +17,53 @@ _LONGEST_MESSAGE = 2_000  # characters; a library's message can quote a whole re
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One finished sequence. `logprobs`: None if the request did not ask for them."""
+    """One finished sequence. `logprobs`: None if the request did not ask for them. `reasoning`: its thinking."""
 
     text: str
     finish: Finish
     logprobs: tuple[TokenLogprob, ...] | None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The tokens of a request. `n_cached`: tokens of the prompt that were found in the KV cache."""
+    """The tokens of a request. `n_cached`: tokens of the prompt that were found in the KV cache.
+
+    `n_reasoning`: how many of the completion's tokens are thinking.
+    """
 
     n_prompt: int
     n_completion: int
     n_cached: int
+    n_reasoning: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
-            self.n_prompt + other.n_prompt, self.n_completion + other.n_completion, self.n_cached + other.n_cached
+            self.n_prompt + other.n_prompt,
+            self.n_completion + other.n_completion,
+            self.n_cached + other.n_cached,
+            self.n_reasoning + other.n_reasoning,
         )
 
     def to_json(self) -> dict[str, Any]:
+        thinking = {"completion_tokens_details": {"reasoning_tokens": self.n_reasoning}} if self.n_reasoning else {}
         return {
             "prompt_tokens": self.n_prompt,
             "completion_tokens": self.n_completion,
             "total_tokens": self.n_prompt + self.n_completion,
             "prompt_tokens_details": {"cached_tokens": self.n_cached},
-        }
+        } | thinking
 
 
 @dataclass(frozen=True, slots=True)
 class ChatReply:
-    """The answers to one chat request. `created`: whole seconds since 1970."""
+    """The answers to one chat request. `created`: whole seconds since 1970. `reasoning`: show the thinking."""
 
     id: str
     created: int
     model: str
     logprobs: bool = False
+    reasoning: bool = True
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -62,7 +72,8 @@ class ChatReply:
         shown = [
             {
                 "index": i,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "message": {"role": "assistant", "content": choice.text, "refusal": None}
+                | self._shown_reasoning(choice.reasoning),
                 "logprobs": self._shown_logprobs(choice.logprobs or ()),
                 "finish_reason": choice.finish.value,
             }
@@ -76,11 +87,15 @@ class ChatReply:
         return self._chunk([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(n)])
 
     def chunk(self, delta: Delta) -> dict[str, Any]:
-        content = {"content": delta.text} if delta.text else {}
+        content = ({"content": delta.text} if delta.text else {}) | self._shown_reasoning(delta.reasoning)
         finish = delta.finish.value if delta.finish else None
         logprobs = self._shown_logprobs(delta.logprobs) if delta.logprobs else None
         choice = {"index": delta.index, "delta": content, "logprobs": logprobs, "finish_reason": finish}
         return self._chunk([choice])
+
+    def shows(self, delta: Delta) -> bool:
+        """Whether a delta changes what the client sees."""
+        return bool(delta.text or delta.finish or delta.logprobs or (delta.reasoning and self.reasoning))
 
     def closing(self, usage: Usage) -> dict[str, Any]:
         """Return the chunk for stream_options.include_usage."""
@@ -92,6 +107,9 @@ class ChatReply:
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self._head("chat.completion.chunk") | {"choices": choices}
+
+    def _shown_reasoning(self, text: str) -> dict[str, str]:
+        return {"reasoning_content": text} if text and self.reasoning else {}
 
     def _shown_logprobs(self, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
         if not self.logprobs:
@@ -117,6 +135,9 @@ class TextReply:
 
     def opening(self, n: int) -> None:
         """Return nothing: a plain stream has no opening chunk."""
+
+    def shows(self, delta: Delta) -> bool:
+        return True
 
     def chunk(self, delta: Delta) -> dict[str, Any]:
         return self._body([self._choice(delta.index, delta.text, delta.finish)])

@@ -13,6 +13,7 @@ from tourkit.generation import Constraint, Request
 from tourkit.server.api import limits
 from tourkit.server.api.fields import boolean, integer
 from tourkit.server.api.sampling_fields import features_of, sampling_of, top_logprobs_of
+from tourkit.server.api.thinking_fields import HISTORY_FIELDS, THINKING_FIELDS, thinking_of, thought_of
 
 _COMMON = [
     *("model", "stream", "stream_options", "n", "seed", "stop", "max_tokens", "max_completion_tokens"),
@@ -38,21 +39,33 @@ _LONGEST_GUESSED = 32  # characters; the time to find a similar name grows fast 
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """A parsed request for text, with messages or with a plain prompt. `features`: what it asks for beyond text."""
+    """A parsed request for text, with messages or with a plain prompt.
+
+    `features`: what it asks for beyond text. `include_reasoning`: whether the reply has the text of the thinking.
+    """
 
     model: str
     request: Request
     stream: bool
     include_usage: bool
     features: tuple[str, ...] = ()
+    include_reasoning: bool = True
 
 
 def parse_chat(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
     """Check and convert the body of POST /v1/chat/completions. `defaults`: as in Launch. Raises RequestError."""
-    model = _model_of(body, [*_COMMON, "messages", "logprobs", "top_logprobs"])
+    model = _model_of(body, [*_COMMON, "messages", "logprobs", "top_logprobs", *THINKING_FIELDS])
     usual = defaults_of(defaults, model)
     messages, top = _messages(body.get("messages")), top_logprobs_of(body)
-    return _generate(model, body, Request(messages=messages, params=sampling_of(body, usual.sampling, top)))
+    thinking = thinking_of(body, usual)
+    request = Request(
+        messages=messages,
+        params=sampling_of(body, usual.sampling, top),
+        template_kwargs=thinking.kwargs,
+        thinking=thinking.thinking,
+        thinking_fields=thinking.fields,
+    )
+    return replace(_generate(model, body, request), include_reasoning=thinking.shown)
 
 
 def parse_completion(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
@@ -198,10 +211,11 @@ def _message(message: Any, where: str) -> dict[str, str]:
         given = f"{quoted(role)} is not supported" if isinstance(role, str) else "must be a string"
         raise RequestError(f"{where}.role {given}: use one of {', '.join(_ROLES)}", param=f"{where}.role")
     for key, content in message.items():
-        if key not in ("role", "content", "name") and content not in (None, [], {}):
+        if key not in ("role", "content", "name", *HISTORY_FIELDS) and content not in (None, [], {}):
             field = f"{where}.{key}"
             raise RequestError(f"{excerpt(field)} is not supported", param=field, code="unsupported_parameter")
-    return {"role": _ROLES[role], "content": _content(message.get("content"), f"{where}.content")}
+    content = _content(message.get("content"), f"{where}.content")
+    return {"role": _ROLES[role], "content": content} | thought_of(message, role, where)
 
 
 def _content(content: Any, where: str) -> str:

@@ -16,6 +16,8 @@ from tourkit.generation import Enforced, Finish, Request
 from tourkit.grammar.trial.answers import Verdict
 from tourkit.server.api.replies import Choice
 
+_CUT = "cut off by max_tokens: raise it"
+
 Judge = Callable[[str], Awaitable[Verdict | None]]  # checks the text of an answer; None: the client hung up
 
 
@@ -53,7 +55,9 @@ def checked(choice: Choice, verdict: Verdict) -> Checked:
     if verdict.valid:
         return Checked(replace(choice, text=verdict.text), True, repaired=verdict.repaired)
     if not verdict.is_json and choice.finish is Finish.LENGTH:
-        return Checked(choice, False, errors=("cut off by max_tokens: raise it",), cut_off=True)
+        only_thought = choice.reasoning and not choice.text
+        why = "max_tokens ended the thinking: raise it, or set thinking_budget" if only_thought else _CUT
+        return Checked(choice, False, errors=(why,), cut_off=True)
     return Checked(choice, False, errors=verdict.errors)
 
 

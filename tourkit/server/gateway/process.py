@@ -104,6 +104,7 @@ class WorkerProcess:
         """`only_gpu`: this process sees one GPU alone, so a worker on it keeps our CUDA_VISIBLE_DEVICES."""
         self.trials: frozenset[str] = frozenset()  # requests whose constraints it tried when it ended
         self.guard = ""  # what keeps it offline; empty until its greeting
+        self.prefix_sharing = ""  # as in Greeting
         self._spec = spec
         self._timeouts = timeouts
         self._is_silent = False
@@ -193,7 +194,7 @@ class WorkerProcess:
         has_children = self._program.has_children
         listening = asyncio.create_task(_listen(process, lines, every_line=not has_children))
         greeting, hangs = await _greeting(process), ""
-        self.guard = greeting.guard
+        self.guard, self.prefix_sharing = greeting.guard, greeting.prefix_sharing
         if greeting.address:
             await on_ready(greeting)
             hangs = await self._watch(process, on_silence)

@@ -83,6 +83,7 @@ def _of_worker(worker: Worker, prompt_cache: dict[str, int] | None) -> dict[str,
         "passed_over": worker.passed_over,
         "guard": worker.guard or None,
         "prompt_cache": prompt_cache or None,
+        "prefix_sharing": worker.prefix_sharing or None,
     }
 
 

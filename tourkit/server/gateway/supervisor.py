@@ -171,6 +171,13 @@ class Worker:
         return self._process.guard if self._process is not None and self.state is State.READY else ""
 
     @property
+    def prefix_sharing(self) -> str:
+        """How prompts share their beginnings, as in Greeting; empty if it is not loaded."""
+        if self.stand_in is not None:
+            return self.stand_in.prefix_sharing
+        return self._process.prefix_sharing if self._process is not None and self.state is State.READY else ""
+
+    @property
     def answering(self) -> Placement:
         """The variant that answers the requests for this worker."""
         return self.current if self.stand_in is None else self.stand_in.answering

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tourkit.defaults import RoleDefaults
 from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError, excerpt
 from tourkit.server.api.embedding import embed
-from tourkit.server.api.generation import Generation, complete, stream
+from tourkit.server.api.generation import Generation, complete, ignored_header, stream
 from tourkit.server.api.model import InTrial, Model, untold
 from tourkit.server.api.off_loop import parsed, tokenized
 from tourkit.server.api.replies import ChatReply, TextReply, error_response, json_response
@@ -110,7 +110,8 @@ class ModelServer:
     async def chat(self, request: HttpRequest) -> Response:
         asked = await self._body(request, partial(parse_chat, defaults=self._defaults))
         logprobs = asked.request.params.top_logprobs is not None
-        reply = ChatReply(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), asked.model, logprobs)
+        id_, shown = f"chatcmpl-{uuid.uuid4().hex}", asked.include_reasoning
+        reply = ChatReply(id_, int(time.time()), asked.model, logprobs, shown)
         return await self._generate(asked, reply, request)
 
     async def complete(self, request: HttpRequest) -> Response:
@@ -158,6 +159,7 @@ class ModelServer:
         if generation is None:
             return Response(status_code=CLIENT_LEFT)
         headers |= {"cache-control": "no-cache", "x-tourkit-constraint": generation.constraint.level}
+        headers |= ignored_header(generation.ignored)
         events = stream(self._model, generation, reply, asked, request)
         return StreamingResponse(events, media_type=_EVENTS, headers=headers)
 

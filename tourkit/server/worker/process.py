@@ -63,7 +63,7 @@ async def serve(spec: WorkerSpec, pipes: Pipes, guard: str) -> None:
 
     model = ModelServer(engine, spec.secret, leave, pipes.in_trial, spec.launch.defaults)
     server = EndingServer(model.app(), model.close, _LIMITS)
-    pipes.greet(Greeting(address, guard=guard))
+    pipes.greet(Greeting(address, guard=guard, prefix_sharing=engine.info.prefix_sharing))
     pipes.start_beats(spec.beat, engine.activity, asyncio.get_running_loop().call_soon_threadsafe)
     starting = asyncio.create_task(model.start_trial())
     try:
