@@ -119,7 +119,7 @@ def test_the_time_to_load_is_that_of_the_disk() -> None:
     slow = replace(HERE, disk=10**8)
 
     assert known(speed(slow).load) > 5 * GIB / 1e8
-    assert known(speed().load) < 0.2 * known(speed(slow).load)
+    assert known(speed().load) < 0.25 * known(speed(slow).load)
 
 
 def test_an_encoder_has_no_tokens_a_second() -> None:

@@ -45,7 +45,7 @@ _HEAD_SIZES = (64, 128, 256)
 _COLUMNS, _ROWS = 2048, 512
 _HEADS, _KV_HEADS, _CELLS = 8, 2, 512
 _PROMPT = 32  # tokens: many enough for llama.cpp's tiles, few enough for a short measurement
-_SECONDS = 0.005  # for each of the two measurements of a kernel
+_SECONDS, _MOST_SECONDS = 0.005, 0.03  # for each of the two measurements of a kernel; more only on a busy machine
 _LEAST_CALLS = 5  # the first call starts threads
 _TABLES = 1 << 20  # bytes for the descriptions of tensors and graphs
 
@@ -152,7 +152,7 @@ class Kernels:
 def _shortest(call: Callable[[], object]) -> float:
     """Return the seconds of the fastest call: other programs only make a call slower."""
     taken: list[float] = []
-    while len(taken) < _LEAST_CALLS or sum(taken) < _SECONDS:
+    while sum(taken) < _SECONDS or (len(taken) < _LEAST_CALLS and sum(taken) < _MOST_SECONDS):
         start = time.perf_counter()
         call()
         taken.append(time.perf_counter() - start)
