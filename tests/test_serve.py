@@ -70,6 +70,19 @@ def test_streaming_gives_the_same_text_as_not_streaming(client: openai.OpenAI) -
     assert chunks[-1].usage.completion_tokens == 30
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_that_cannot_think_accepts_the_fields_about_it_and_names_them(
+    client: openai.OpenAI, stream: bool
+) -> None:
+    more = {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}}
+
+    answer = client.chat.completions.with_raw_response.create(
+        model="tool", messages=HELLO, max_tokens=3, stream=stream, extra_body=more
+    )
+
+    assert answer.headers["x-tourkit-ignored"] == "reasoning_effort, chat_template_kwargs.enable_thinking"
+
+
 def test_a_stream_without_include_usage_has_no_usage(client: openai.OpenAI) -> None:
     chunks = list(client.chat.completions.create(model="tool", messages=HELLO, max_tokens=3, stream=True))
 

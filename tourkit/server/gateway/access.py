@@ -198,7 +198,7 @@ def _shown(text: str) -> str:
 _ASKED_METHOD = b"access-control-request-method"
 _ASKED_HEADERS = b"access-control-request-headers"
 _ASKED_NETWORK = b"access-control-request-private-network"
-_READABLE = b"x-tourkit-model, x-tourkit-constraint, x-tourkit-emulated, retry-after"
+_READABLE = b"x-tourkit-model, x-tourkit-constraint, x-tourkit-emulated, x-tourkit-ignored, retry-after"
 _KEPT = b"600"  # seconds that a browser may remember the answer
 
 

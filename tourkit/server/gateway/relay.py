@@ -24,7 +24,7 @@ from tourkit.server.gateway.upstream import Asked, Upstream
 
 _PASSED = (  # headers of a worker's answer
     *("content-type", "content-length", "retry-after", "cache-control"),
-    *("x-tourkit-constraint", "x-tourkit-emulated"),
+    *("x-tourkit-constraint", "x-tourkit-emulated", "x-tourkit-ignored"),
 )
 _DEAD = 503  # the status of a worker whose engine has died; the worker ends after it
 _END_SECONDS = 10.0  # for the end of a process to be seen after its connections have broken
