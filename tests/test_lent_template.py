@@ -95,6 +95,26 @@ def test_a_plain_prompt_is_held_to_a_schema_where_no_template_takes_a_question(b
     assert text == '["a",1]'
 
 
+@pytest.mark.starts
+def test_a_template_that_begins_the_thinking_makes_a_model_think_before_its_schema(bare: Path) -> None:
+    from tourkit.backends.llama_cpp import load
+    from tourkit.generation import Constraint, Delta, Request, SamplingParams, Thinking
+    from tourkit.launch import Launch
+
+    thinks = TEMPLATE + "<think>\n{# </think> #}"
+    engine = load(Launch("tiny", "llama_cpp", str(bare), 2, 256, 1, chat_template=thinks))
+    ended: queue.SimpleQueue[Delta] = queue.SimpleQueue()
+    schema = Constraint.json_schema({"const": ["a", 1]})
+    params, thinking = SamplingParams(seed=1), Thinking(budget=6)
+    asked = Request(messages=tuple(MESSAGES), params=params, n=2, constraint=schema, whole=True, thinking=thinking)
+    engine.submit(asked, ended.put)
+    answers = [ended.get(timeout=60) for _ in range(2)]
+    engine.close()
+
+    assert {answer.text for answer in answers} == {'["a",1]'}
+    assert all(0 < answer.n_reasoning <= 6 and answer.reasoning for answer in answers)
+
+
 def test_a_manifest_gives_a_model_its_template(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(

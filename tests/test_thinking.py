@@ -29,6 +29,8 @@ from tourkit.server.api.replies import ChatReply, Choice
 from tourkit.server.api.requests import Generate, parse_chat
 from tourkit.server.api.structured import checked
 
+pytest.importorskip("llguidance", reason="llguidance is not installed here")
+
 THOUGHT, CONTENT = "2 < 3, да?\nSo it is.", "Ответ: **4**"
 JSON = '{"n":4}'
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -187,8 +189,6 @@ def test_a_plain_completion_is_never_parsed() -> None:
 
 
 # --- with a schema ----------------------------------------------------------------------------------------------------
-
-pytest.importorskip("llguidance", reason="llguidance is not installed here")
 
 
 @FAMILY
