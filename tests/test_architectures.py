@@ -43,7 +43,7 @@ def test_no_tiny_model_is_of_a_family_that_is_gone() -> None:
 
 
 def test_every_cell_was_tried() -> None:
-    """Cells of vLLM may wait for the next `make arch-table`: a model takes minutes there. The table says so."""
+    """Those of vLLM may wait for the next `make arch-table`, because a model takes minutes there."""
     missing = [(name, stack) for name, stack in CELLS if name not in RESULTS[stack]]
 
     assert [cell for cell in missing if cell[1] != "vllm"] == []

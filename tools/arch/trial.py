@@ -35,6 +35,7 @@ SCHEMA = {
     "required": ["name", "rubles", "kind"],
     "additionalProperties": False,
 }
+_AGAIN = "the worker ended 3 times in a row, last with "
 _NEAR = 0.02  # tolerance of log probabilities: llama.cpp has a 16-bit KV cache
 _SAME = 0.999  # the least cosine of embeddings
 
@@ -180,6 +181,6 @@ def _short(text: str, stack: str, folder: Path) -> str:
     """Return the first sentence of a reason, without the paths of this machine."""
     for known in (folder.resolve(), folder):
         text = re.sub(re.escape(str(known)) + r"[\w./-]*", folder.name, text)
-    for known in (f"tiny test on {stack}: ", f"{folder.name}: ", "the worker ended 3 times in a row, last with "):
+    for known in (f"tiny test on {stack}: ", f"{folder.name}: ", "tiny test: the worker ended (", _AGAIN):
         text = text.removeprefix(known)
     return re.split(r"(?<=[.!]) ", text)[0]
