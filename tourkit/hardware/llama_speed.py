@@ -2,9 +2,11 @@
 
 Prints one JSON object. Imports nothing of tourkit, because it is run by its path. Kernels differ by a factor of ten
 between types of weights, sizes of attention heads and processors, and no table says how. So each type multiplies a
-small
-matrix, which stays in the processors' caches, and each size of heads attends to some KV cells: for one token, and
+small matrix, which stays in the processor's cache, and each size of heads attends to some KV cells: for one token, and
 for many tokens as in a prompt.
+
+All threads do this at the same time, each with data of its own, and their rates are added. llama.cpp's own threads wait
+for each other: one program beside them would make every kernel look many times slower.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ import json
 import os
 import runpy
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,12 +45,14 @@ _TYPES = {
 _F32, _CPU = 0, 0  # of `ggml_type` and of `ggml_backend_dev_type`
 _CACHES = {"f16": 1, "q8_0": 8}  # types of KV cells
 _HEAD_SIZES = (64, 128, 256)
-# The matrix: so many columns, and for each thread so many rows, which stay in the cache of its processor.
-_COLUMNS, _ROWS = 2048, 512
+_COLUMNS, _ROWS = 2048, 512  # of a thread's matrix, which stays in the cache of its processor
 _HEADS, _KV_HEADS, _CELLS = 8, 2, 512
-_PROMPT = 32  # tokens: many enough for llama.cpp's tiles, few enough for a short measurement
-_SECONDS, _MOST_SECONDS = 0.005, 0.03  # for each of the two measurements of a kernel; more only on a busy machine
-_LEAST_CALLS = 5  # the first call starts threads
+_PROMPT = 64  # tokens: many enough for llama.cpp's tiles, few enough for a short measurement
+_REPEATS = 8  # products in one call for one token: a call lasts longer than it takes Python to begin the next
+# Processor time of a thread, so that other programs do not count. Windows counts it in steps of 16 ms.
+_CLOCK = time.perf_counter if sys.platform == "win32" else time.thread_time
+_SECONDS = 0.01  # for each of the two measurements of a kernel
+_LONGEST_WAIT = 60.0  # seconds until all threads have begun
 _TABLES = 1 << 20  # bytes for the descriptions of tensors and graphs
 
 
@@ -57,18 +63,21 @@ class _Params(ctypes.Structure):
 
 
 class Kernels:
-    """llama.cpp's CPU backend with `threads` threads. `library`: the one through which all of ggml is found."""
+    """llama.cpp's CPU backend for one thread. `library`: the one through which all of ggml is found.
 
-    def __init__(self, library: ctypes.CDLL, threads: int) -> None:
+    `together`: lets all threads begin a measurement at the same time.
+    """
+
+    def __init__(self, library: ctypes.CDLL, together: threading.Barrier) -> None:
         self._lib = _with_types(library)
-        self._rows = _ROWS * threads
+        self._together = together
         device = self._lib.ggml_backend_dev_by_type(_CPU)
         registry = self._lib.ggml_backend_dev_backend_reg(device)
         self._device = device
         self._backend = self._lib.ggml_backend_dev_init(device, None)
         self._plain = self._lib.ggml_backend_dev_buffer_type(device)
         set_threads = self._function(registry, "ggml_backend_set_n_threads", None, ctypes.c_void_p, ctypes.c_int)
-        set_threads(self._backend, threads)
+        set_threads(self._backend, 1)
         pointers = ctypes.POINTER(ctypes.c_void_p)
         extra = self._function(registry, "ggml_backend_dev_get_extra_bufts", pointers, ctypes.c_void_p)(device)
         self._repacking: list[int] = []  # types of memory in which llama.cpp keeps weights in another order
@@ -81,7 +90,7 @@ class Kernels:
             raise OSError(f"llama.cpp has no {name}")
         return ctypes.CFUNCTYPE(result, *arguments)(address)
 
-    def product(self, type_: int, tokens: int) -> int:
+    def product(self, type_: int, tokens: int) -> float:
         """Return multiply-adds a second of a matrix of this type with the vectors of `tokens` tokens.
 
         The matrix is in the first kind of memory that supports it, as the weights of a loaded model are.
@@ -91,20 +100,20 @@ class Kernels:
                 return rate
         return self._product_in(self._plain, type_, tokens)
 
-    def _product_in(self, memory: int, type_: int, tokens: int) -> int:
+    def _product_in(self, memory: int, type_: int, tokens: int) -> float:
         """Return the same with the matrix in one kind of memory; 0 if it does not support the product."""
         lib = self._lib
         with self._tables() as fixed, self._tables() as varying:
-            weights = lib.ggml_new_tensor_2d(fixed, type_, _COLUMNS, self._rows)
+            weights = lib.ggml_new_tensor_2d(fixed, type_, _COLUMNS, _ROWS)
             vectors = lib.ggml_new_tensor_2d(varying, _F32, _COLUMNS, tokens)
-            product = lib.ggml_mul_mat(varying, weights, vectors)
+            products = [lib.ggml_mul_mat(varying, weights, vectors) for _ in range(_repeats(tokens))]
             with self._memory(fixed, memory), self._memory(varying, self._plain):
-                if not lib.ggml_backend_dev_supports_op(self._device, product):
-                    return 0
+                if not lib.ggml_backend_dev_supports_op(self._device, products[0]):
+                    return 0.0
                 self._clear(weights, vectors)
-                return round(_COLUMNS * self._rows * tokens / self._seconds(varying, product))
+                return _COLUMNS * _ROWS * tokens * len(products) / self._seconds(varying, products)
 
-    def attention(self, type_: int, size: int, tokens: int) -> int:
+    def attention(self, type_: int, size: int, tokens: int) -> float:
         """Return multiply-adds a second of `tokens` tokens that attend to _CELLS cells of this type.
 
         `size`: values of a head.
@@ -113,10 +122,13 @@ class Kernels:
         with self._tables() as tables:
             queries = lib.ggml_new_tensor_3d(tables, _F32, size, tokens, _HEADS)
             keys, values = (lib.ggml_new_tensor_3d(tables, type_, size, _CELLS, _KV_HEADS) for _ in range(2))
-            attended = lib.ggml_flash_attn_ext(tables, queries, keys, values, None, size**-0.5, 0.0, 0.0)
+            attended = [
+                lib.ggml_flash_attn_ext(tables, queries, keys, values, None, size**-0.5, 0.0, 0.0)
+                for _ in range(_repeats(tokens))
+            ]
             with self._memory(tables, self._plain):
                 self._clear(queries, keys, values)
-                return round(2 * size * _HEADS * _CELLS * tokens / self._seconds(tables, attended))
+                return 2 * size * _HEADS * _CELLS * tokens * len(attended) / self._seconds(tables, attended)
 
     @contextmanager
     def _tables(self) -> Iterator[int]:
@@ -142,21 +154,21 @@ class Kernels:
             size = self._lib.ggml_nbytes(tensor)
             self._lib.ggml_backend_tensor_set(tensor, bytes(size), 0, size)
 
-    def _seconds(self, context: int, result: int) -> float:
-        """Return the seconds of one computation of a tensor."""
+    def _seconds(self, context: int, results: list[int]) -> float:
+        """Return the seconds in which this thread computes all results once, while the other threads do the same."""
         graph = self._lib.ggml_new_graph(context)
-        self._lib.ggml_build_forward_expand(graph, result)
-        return _shortest(lambda: self._lib.ggml_backend_graph_compute(self._backend, graph))
+        for result in results:
+            self._lib.ggml_build_forward_expand(graph, result)
+        self._together.wait(_LONGEST_WAIT)
+        calls, start = 0, _CLOCK()
+        while (taken := _CLOCK() - start) < _SECONDS or not calls:
+            self._lib.ggml_backend_graph_compute(self._backend, graph)
+            calls += 1
+        return taken / calls
 
 
-def _shortest(call: Callable[[], object]) -> float:
-    """Return the seconds of the fastest call: other programs only make a call slower."""
-    taken: list[float] = []
-    while sum(taken) < _SECONDS or (len(taken) < _LEAST_CALLS and sum(taken) < _MOST_SECONDS):
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+def _repeats(tokens: int) -> int:
+    return _REPEATS if tokens == 1 else 1
 
 
 def _with_types(lib: ctypes.CDLL) -> ctypes.CDLL:
@@ -199,15 +211,22 @@ def measured(threads: int) -> dict[str, Any]:
 
     runpy.run_path(str(Path(__file__).with_name("llama_library.py")))["load_backends"](folder)
     path = next(path for name in ("libllama.so", "libllama.dylib", "llama.dll") if (path := folder / name).is_file())
-    kernels = Kernels(ctypes.CDLL(str(path)), threads)
-    timed = [
-        {"type": name, "one": kernels.product(type_, 1), "many": kernels.product(type_, _PROMPT)}
-        for name, type_ in _TYPES.items()
-    ]
-    for name, type_ in _CACHES.items():
-        for size in _HEAD_SIZES:
-            one, many = kernels.attention(type_, size, 1), kernels.attention(type_, size, _PROMPT)
-            timed.append({"type": f"attention {name} {size}", "one": one, "many": many})
+    library, together = ctypes.CDLL(str(path)), threading.Barrier(threads)
+    kernels = [Kernels(library, together) for _ in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+
+        def rate(kind: str, *arguments: int) -> int:
+            """Return the sum over all threads."""
+            return round(sum(pool.map(lambda each: getattr(each, kind)(*arguments), kernels)))
+
+        timed = [
+            {"type": name, "one": rate("product", type_, 1), "many": rate("product", type_, _PROMPT)}
+            for name, type_ in _TYPES.items()
+        ]
+        for name, type_ in _CACHES.items():
+            for size in _HEAD_SIZES:
+                one, many = rate("attention", type_, size, 1), rate("attention", type_, size, _PROMPT)
+                timed.append({"type": f"attention {name} {size}", "one": one, "many": many})
     return {"kernels": timed}
 
 
