@@ -17,7 +17,7 @@ from tourkit.defaults import FALLBACK, UNSTATED, RoleDefaults, Sampling, default
 from tourkit.errors import LocalError, UsageError
 from tourkit.generation import SamplingParams
 from tourkit.headers.sampling import GENERATION_CONFIG, GGUF_METADATA, sampling_in
-from tourkit.launch import Launch
+from tourkit.launch import ALL_LAYERS, NO_LAYERS, GpuLayers, Launch
 from tourkit.manifest import manifest
 from tourkit.planning import sources
 from tourkit.planning.defaults import with_defaults
@@ -245,14 +245,19 @@ def test_an_adapter_has_the_settings_of_its_base_unless_it_states_its_own(tmp_pa
     assert row(placement, "tool").sampling == replace(FALLBACK, temperature=0.2, top_k=9)
 
 
-@pytest.mark.parametrize(("roles", "min_p"), [(("graph",), 0.0), (("graph", "tool"), 0.1)])
+@pytest.mark.parametrize(
+    ("roles", "layers", "min_p"),
+    [(("graph",), ALL_LAYERS, 0.0), (("graph", "tool"), ALL_LAYERS, 0.1), (("graph",), NO_LAYERS, 0.1)],
+)
 def test_vllm_has_no_min_p_where_it_guesses_from_the_prompt(
-    tmp_path: Path, roles: tuple[str, ...], min_p: float
+    tmp_path: Path, roles: tuple[str, ...], layers: GpuLayers, min_p: float
 ) -> None:
     """vLLM would refuse every request with one."""
     made = described(UNSTATED, RoleDefaults("graph", sampling=Sampling(min_p=0.1)))
 
-    placement = with_defaults(placed(tmp_path, roles=roles, stack="vllm"), made, pytest.fail)
+    given = placed(tmp_path, roles=roles, stack="vllm")
+
+    placement = with_defaults(replace(given, launch=replace(given.launch, gpu_layers=layers)), made, pytest.fail)
 
     assert row(placement, "graph").sampling.min_p == min_p
 

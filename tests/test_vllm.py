@@ -33,7 +33,7 @@ from tourkit.backends.vllm import weights
 from tourkit.backends.vllm.arguments import environment, serve_arguments
 from tourkit.defaults import RoleDefaults, Sampling
 from tourkit.errors import LocalError
-from tourkit.launch import GpuLayers, Launch
+from tourkit.launch import ALL_LAYERS, NO_LAYERS, GpuLayers, Launch
 from tourkit.planning.plan import Placement
 
 pytestmark = pytest.mark.starts
@@ -159,10 +159,15 @@ def options(arguments: list[str]) -> dict[str, str | None]:
 
 
 def started(
-    folder: Path, *roles: str, cpu: bool = True, capability: tuple[int, int] | None = None, **config: Any
+    folder: Path,
+    *roles: str,
+    cpu: bool = True,
+    layers: GpuLayers = ALL_LAYERS,
+    capability: tuple[int, int] | None = None,
+    **config: Any,
 ) -> dict[str, str | None]:
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
-    spec = launch(path=folder, capability=capability).launch
+    spec = launch(path=folder, capability=capability, gpu_layers=layers).launch
     return options(
         serve_arguments(spec, folder, weights.shape_of(folder), "unix:/s", roles, middleware="a.Front", cpu=cpu)
     )
@@ -196,6 +201,11 @@ def test_only_a_worker_for_graphs_guesses_from_the_prompt(
     roles: tuple[str, ...], guesses: bool, tmp_path: Path
 ) -> None:
     assert ("--speculative-config" in started(tmp_path, *roles)) is guesses
+
+
+def test_on_a_cpu_nothing_is_guessed(tmp_path: Path) -> None:
+    """vLLM's CPU build cannot sample guessed tokens."""
+    assert "--speculative-config" not in started(tmp_path, "graph", layers=NO_LAYERS)
 
 
 def test_it_is_told_to_stay_offline_whether_or_not_the_gateway_is() -> None:
@@ -515,17 +525,16 @@ def test_guesses_from_the_prompt_change_no_answer_and_what_they_exclude_is_refus
 ) -> None:
     messages = [{"role": "user", "content": "Repeat: " + "Anna paid Boris. " * 12}]
     excluded: dict[str, Any] = {"min_p": 0.5, "logit_bias": {"5": 1}}
-    defaults = (RoleDefaults("graph", sampling=Sampling(min_p=0.0)),)  # as planning/defaults.py gives them
+    # A plan for a GPU, without cuts: vLLM's CPU build cannot sample a guessed token with a top_k (tourkit/stacks.py).
+    defaults = (RoleDefaults("graph", sampling=Sampling(top_p=1.0, top_k=0, min_p=0.0)),)
     with launch_server(launch("graph", defaults=defaults), log=tmp_path / "log") as guessing:
         found = ask(guessing, model="graph", messages=messages, max_tokens=60)
         held = ask(guessing, model="graph", max_tokens=120, **structured(NAME))
-        sampled = ask(guessing, model="graph", temperature=...)
         refused = [ask(guessing, model="graph", temperature=1, **{name: value}) for name, value in excluded.items()]
         drafted = metric(guessing, "draft_tokens_total")
 
     assert found.text == ask(server, messages=messages, max_tokens=60).text
     assert drafted > 0
-    assert sampled.status == 200
     jsonschema.validate(json.loads(held.text), NAME)
     assert [answer.status for answer in refused] == [400, 400]
     assert [answer.body["error"]["param"] for answer in refused] == list(excluded)

@@ -39,7 +39,7 @@ class Stack:
     splits_layers: bool = False  # some layers can be on the GPU and the others in RAM
     compiles_on_gpu: bool = False  # on a GPU it compiles C code that includes Python.h when it starts
     starts_slowly: bool = False  # it takes a minute or more to start, which models that take turns do again and again
-    guessing_roles: frozenset[str] = frozenset()  # for these roles alone it guesses from the prompt, without min_p
+    guessing_roles: frozenset[str] = frozenset()  # for these alone it guesses from the prompt on a GPU, without min_p
 
     # How it uses memory.
     embeddings_in_ram: bool = False  # the input embeddings are in RAM even when all layers are on the GPU
@@ -51,9 +51,9 @@ class Stack:
     huge_pages: bool = False  # every step reads weights from malloc's memory, where pages of 2 MiB are faster
     drops_behind_window: bool = False  # a layer with a sliding window drops the tokens outside it
 
-    def guesses(self, roles: Collection[str]) -> bool:
+    def guesses(self, roles: Collection[str], *, on_gpu: bool) -> bool:
         """Return whether a worker with these roles guesses tokens from the prompt, which excludes min_p."""
-        return bool(roles) and self.guessing_roles.issuperset(roles)
+        return on_gpu and bool(roles) and self.guessing_roles.issuperset(roles)
 
 
 # The preferred stack of each format comes first.
@@ -96,7 +96,9 @@ STACKS = {
         compiles_on_gpu=True,
         starts_slowly=True,
         # If an answer copies from the prompt, guesses from the prompt are mostly right. But with guesses vLLM refuses
-        # min_p and logit_bias, so roles for general requests do not use them.
+        # min_p and logit_bias, so roles for general requests do not use them. On a CPU no role uses them: its CPU
+        # kernel (`_expand_kernel_impl` in cpu_triton_utils.py of vLLM 0.32) fills a copy with the temperature, top_p
+        # and top_k of guessed tokens. So it samples by uninitialised memory, and a top_k ends the engine.
         guessing_roles=frozenset({"graph"}),
         widens_above=8,
         drops_behind_window=True,

@@ -45,7 +45,7 @@ def _rows(launch: Launch, roles: tuple[str, ...], index: Index, say: Callable[[s
     except (LocalError, OSError) as exc:
         say(f"default sampling of {launch.model}: not taken from its own file: {exc}")
     of_set = {row.role: row for row in index.defaults}
-    guesses = STACKS[launch.stack].guesses(roles)
+    guesses = STACKS[launch.stack].guesses(roles, on_gpu=not launch.gpu_layers.is_none)
     for role in (*(role for role in index.roles if role not in _NO_TEXT), ""):
         row = of_set.get(role, RoleDefaults(role))
         first = [(_GUESSES, Sampling(min_p=0.0))] if guesses else []

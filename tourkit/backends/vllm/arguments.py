@@ -67,7 +67,7 @@ def serve_arguments(
         switches.append("enforce-eager")  # compiling has no benefit on a CPU, and needs a compiler on a GPU
     if launch.capability is not None:
         options |= _cuda_options(config, folder, launch.capability)
-    if STACKS["vllm"].guesses(roles):
+    if STACKS["vllm"].guesses(roles, on_gpu=not launch.gpu_layers.is_none):
         options["speculative-config"] = json.dumps(_GUESSES)
     named = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return ["serve", str(folder), *named, *(f"--{name}" for name in switches)]
