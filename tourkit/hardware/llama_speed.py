@@ -217,7 +217,8 @@ def measured(threads: int) -> dict[str, Any]:
 
         def rate(kind: str, *arguments: int) -> int:
             """Return the sum over all threads."""
-            return round(sum(pool.map(lambda each: getattr(each, kind)(*arguments), kernels)))
+            rates: list[float] = list(pool.map(lambda each: getattr(each, kind)(*arguments), kernels))
+            return round(sum(rates))
 
         timed = [
             {"type": name, "one": rate("product", type_, 1), "many": rate("product", type_, _PROMPT)}
