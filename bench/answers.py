@@ -17,7 +17,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import venv
 from collections import Counter
@@ -251,8 +250,7 @@ def main() -> None:
         given.binaries = build_llama_cpp.build()
     python = environment()
     with ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tourkit-bench-")))
-        ours = stack.enter_context(tourkit(gguf, work, LIMITS))
+        ours = stack.enter_context(tourkit(gguf, LIMITS))
         theirs = stack.enter_context(llama_server(gguf, given.binaries, LIMITS))
         peers = {name: stack.enter_context(peer(python, name, theirs.host)) for name in PEERS}
         client = stack.enter_context(Client(f"http://{ours.host}", model=ours.model))
