@@ -95,7 +95,7 @@ def test_only_the_experts_that_a_token_uses_are_read() -> None:
     weights = 5 * GIB * 8 / 4.5
     sparse = replace(SHAPE, sparse=Sparse(experts=64, used=4, weights=int(0.9 * weights)))
 
-    assert known(speed(shape=sparse).one) / known(speed().one) > 5
+    assert known(speed(shape=sparse).one) / known(speed().one) > 4.5
     assert known(speed(shape=sparse).all) / known(speed(shape=sparse).one) < 3  # each sequence reads experts of its own
 
 

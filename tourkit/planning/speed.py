@@ -43,7 +43,8 @@ _TILE = 4  # sequences at once from which llama.cpp multiplies a step as it does
 _SHARE_IN_NAME = re.compile(r"-(\d+(?:\.\d+)?)b-a(\d+(?:\.\d+)?)b(?![a-z0-9])", re.IGNORECASE)  # qwen3-30b-a3b
 # Seconds, from models so small that nothing else counts (docs/plan.md).
 _STEP = 0.0002  # of each step: the scheduler, the batch, the threads that start
-_LAYER = 0.00002  # of each layer: about twenty operations, and the threads meet after each of them
+_LAYER = 0.00002  # of each layer: about twenty-five operations
+_MEETING = 0.0001  # of each layer, if there are several threads: they wait for each other after each operation
 _SEQUENCE = 0.0001  # of each sequence in a step: a token is drawn, turned into text and passed on
 _ENTRY = 10e-9  # of each token of the vocabulary, for each sequence: the draw
 _START = 1.0  # until a worker has imported its libraries
@@ -74,7 +75,7 @@ def _step(sized: SizedOption, gpu: Gpu | None, hardware: Hardware, sequences: in
     """Return the seconds of a step that gives each of the sequences a token; None if a rate is not known."""
     part = sized.gpu_layers.share(sized.option.shape.layers)
     shape = sized.option.shape
-    seconds = _STEP + shape.layers * _LAYER + sequences * (_SEQUENCE + shape.vocab * _ENTRY)
+    seconds = _STEP + _between(sized, hardware) + sequences * (_SEQUENCE + shape.vocab * _ENTRY)
     read = _bytes_read(sized, sequences)
     if part > 0:
         peak = None if gpu is None else bandwidth(gpu)
@@ -86,7 +87,7 @@ def _step(sized: SizedOption, gpu: Gpu | None, hardware: Hardware, sequences: in
         if not rate:
             return None
         multiplying = _multiplying(sized, hardware.kernels, sequences)
-        attending = sequences * _attending(sized, hardware.kernels, 1)
+        attending = sequences * _attending(sized, hardware.kernels, 1) * _unevenness(sized, hardware, sequences)
         # Reading and multiplying overlap, but not wholly: the root of the sum of squares was measured.
         seconds += (1 - part) * (math.hypot(read / rate, multiplying) + attending)
     return seconds
@@ -144,7 +145,19 @@ def _prompt_rate(sized: SizedOption, hardware: Hardware) -> float | None:
     shape = sized.option.shape
     part = 1 - min(0.5, shape.vocab * shape.width / _weights(sized))
     seconds = part * _multiplying(sized, hardware.kernels, FILLED) + _attending(sized, hardware.kernels, FILLED)
-    return FILLED / (seconds + _STEP + shape.layers * _LAYER)
+    return FILLED / (seconds + _STEP + _between(sized, hardware))
+
+
+def _between(sized: SizedOption, hardware: Hardware) -> float:
+    """Return the seconds of a step between the operations of all layers."""
+    return sized.option.shape.layers * (_LAYER + (_MEETING if hardware.threads > 1 else 0.0))
+
+
+def _unevenness(sized: SizedOption, hardware: Hardware, sequences: int) -> float:
+    """Return how much longer attention takes because one thread gets more heads than the others."""
+    shape, threads = sized.option.shape, hardware.threads
+    heads = sequences * max(1, (shape.queries or shape.width) // max(1, shape.head))
+    return math.ceil(heads / threads) * threads / heads
 
 
 def _attending(sized: SizedOption, kernels: Sequence[Kernel], tokens: int) -> float:
