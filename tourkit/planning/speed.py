@@ -39,7 +39,8 @@ _BITS = {
     "IQ4_XS": 4.25,
     "MXFP4": 4.25,
 }
-_TILE = 4  # sequences at once from which llama.cpp multiplies a step as it does a prompt
+# Tokens at once from which llama.cpp multiplies as it does a prompt, and from which it is between that and one token.
+_TILE, _FEW = 16, 4
 _SHARE_IN_NAME = re.compile(r"-(\d+(?:\.\d+)?)b-a(\d+(?:\.\d+)?)b(?![a-z0-9])", re.IGNORECASE)  # qwen3-30b-a3b
 # Seconds, from models so small that nothing else counts (docs/plan.md).
 _STEP = 0.0002  # of each step: the scheduler, the batch, the threads that start
@@ -48,7 +49,7 @@ _MEETING = 0.0001  # of each layer, if there are several threads: they wait for 
 _SEQUENCE = 0.0001  # of each sequence in a step: a token is drawn, turned into text and passed on
 _ENTRY = 10e-9  # of each token of the vocabulary, for each sequence: the draw
 _START = 1.0  # until a worker has imported its libraries
-_COPY_RATE = 5e8  # bytes a second at which weights are read from the page cache and put in the kernels' order
+_COPY_RATE = 1e9  # bytes a second at which weights are read from the page cache and put in the kernels' order
 
 
 def foretold(sized: SizedOption, device: str, hardware: Hardware) -> Speed:
@@ -134,7 +135,8 @@ def _multiplying(sized: SizedOption, kernels: Sequence[Kernel], tokens: int) -> 
     kernel = _kernel_of(sized, kernels)
     if kernel is None:
         return 0.0
-    return tokens * (_weights(sized) - _skipped(sized, 1)) / (kernel.many if tokens >= _TILE else kernel.one)
+    rate = kernel.many if tokens >= _TILE else kernel.one if tokens < _FEW else math.sqrt(kernel.one * kernel.many)
+    return tokens * (_weights(sized) - _skipped(sized, 1)) / rate
 
 
 def _prompt_rate(sized: SizedOption, hardware: Hardware) -> float | None:
