@@ -31,7 +31,7 @@ def rewrite(source: Path, target: Path, *, parts: int = 1, without: str = "", **
         writer.add_uint32(name, value)
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, np.array(tensor.data))
-    _write(writer)
+    finish(writer)
     return target if parts == 1 else target.with_name(f"{target.stem}-00001-of-{parts:05}.gguf")
 
 
@@ -76,7 +76,7 @@ def write_bert(path: Path, *, pooling: gguf.PoolingType = gguf.PoolingType.MEAN,
     for name, (rows, columns) in shapes.items():
         matrix(f"blk.0.{name}.weight", rows, columns)
         vector(f"blk.0.{name}.bias", rows, 0)
-    _write(writer)
+    finish(writer)
     return path
 
 
@@ -95,7 +95,7 @@ def write_lora(path: Path, base: Path, *, strength: float = 1, seed: int = 0) ->
             for name, shape in pair.items():
                 factor = strength if name == "lora_b" else 1
                 writer.add_tensor(f"{tensor.name}.{name}", rng.standard_normal(shape).astype(np.float32) * factor)
-    _write(writer)
+    finish(writer)
     return path
 
 
@@ -104,11 +104,7 @@ def write_sliding(path: Path, base: Path, *, window: int, seed: int = 0) -> Path
     width, layers, heads, kv_heads, forward = 64, 4, 4, 2, 128
     rng, reader = np.random.default_rng(seed), gguf.GGUFReader(base)
     writer = gguf.GGUFWriter(str(path), "cohere2")
-    for name, field in reader.fields.items():
-        if name.startswith("tokenizer."):
-            sub_type = field.types[1] if len(field.types) > 1 else None
-            writer.add_key_value(name, field.contents(), field.types[0], sub_type)
-    n_vocab = len(reader.fields["tokenizer.ggml.tokens"].contents())
+    n_vocab = copy_tokenizer(writer, reader)
     writer.add_context_length(4096)
     writer.add_embedding_length(width)
     writer.add_block_count(layers)
@@ -130,11 +126,21 @@ def write_sliding(path: Path, base: Path, *, window: int, seed: int = 0) -> Path
         writer.add_tensor(f"blk.{i}.attn_norm.weight", np.ones(width, dtype=np.float32))
         for name, shape in shapes.items():
             writer.add_tensor(f"blk.{i}.{name}.weight", rng.standard_normal(shape, dtype=np.float32) / 4)
-    _write(writer)
+    finish(writer)
     return path
 
 
-def _write(writer: Any) -> None:
+def copy_tokenizer(writer: Any, reader: Any) -> int:
+    """Give a file the tokenizer of another one. Return how many tokens it has."""
+    for name, field in reader.fields.items():
+        if name.startswith("tokenizer."):
+            sub_type = field.types[1] if len(field.types) > 1 else None
+            writer.add_key_value(name, field.contents(), field.types[0], sub_type)
+    return len(reader.fields["tokenizer.ggml.tokens"].contents())
+
+
+def finish(writer: Any) -> None:
+    """Write the header and all tensors, and close the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

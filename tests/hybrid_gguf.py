@@ -10,6 +10,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from gguf_files import copy_tokenizer, finish
 
 _WIDTH, _LAYERS, _HEADS, _HEAD, _FORWARD = 64, 4, 4, 16, 128
 _ATTENTION = 3  # the layer with KV cells
@@ -21,11 +22,7 @@ def write_hybrid(path: Path, base: Path, name: str, *, seed: int = 0) -> Path:
     """Write a model of the architecture `name` with the tokenizer of `base`."""
     rng, reader = np.random.default_rng(seed), gguf.GGUFReader(base)
     writer = gguf.GGUFWriter(str(path), name)
-    for key, field in reader.fields.items():
-        if key.startswith("tokenizer."):
-            sub_type = field.types[1] if len(field.types) > 1 else None
-            writer.add_key_value(key, field.contents(), field.types[0], sub_type)
-    n_vocab = len(reader.fields["tokenizer.ggml.tokens"].contents())
+    n_vocab = copy_tokenizer(writer, reader)
     writer.add_context_length(4096)
     writer.add_embedding_length(_WIDTH)
     writer.add_block_count(_LAYERS)
@@ -46,10 +43,7 @@ def write_hybrid(path: Path, base: Path, name: str, *, seed: int = 0) -> Path:
         tensor(f"blk.{i}.ffn_gate.weight", _FORWARD, _WIDTH)
         tensor(f"blk.{i}.ffn_up.weight", _FORWARD, _WIDTH)
         tensor(f"blk.{i}.ffn_down.weight", _WIDTH, _FORWARD)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

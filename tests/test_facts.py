@@ -104,25 +104,32 @@ def test_a_file_with_the_facts_as_its_source_has_no_number_that_they_do_not_have
         assert model.arch.state_values == states(row["arch"])
 
 
+# How config.json names the heads of a state, the sizes of a head and of a state, the groups, and the kernel.
+_STATE_KEYS = (
+    (
+        "linear_num_value_heads",
+        "linear_value_head_dim",
+        "linear_key_head_dim",
+        "linear_num_key_heads",
+        "linear_conv_kernel_dim",
+    ),
+    ("mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups", "conv_kernel"),
+)
+
+
 def states(arch: dict[str, Any]) -> int | None:
     """Return the numbers that a hybrid model keeps for one sequence, as llama.cpp counts them; None without states."""
     name = "x"
     header: dict[str, Any] = {"general.architecture": name, f"{name}.embedding_length": arch["hidden_size"]}
     if "conv_L_cache" in arch:
         header[f"{name}.shortconv.l_cache"] = arch["conv_L_cache"]
-    elif "linear_num_value_heads" in arch:
+    elif family := next((keys for keys in _STATE_KEYS if keys[0] in arch), None):
+        heads, head, state, groups, kernel = (arch[key] for key in family)
         header |= {
-            f"{name}.ssm.inner_size": arch["linear_num_value_heads"] * arch["linear_value_head_dim"],
-            f"{name}.ssm.state_size": arch["linear_key_head_dim"],
-            f"{name}.ssm.group_count": arch["linear_num_key_heads"],
-            f"{name}.ssm.conv_kernel": arch["linear_conv_kernel_dim"],
-        }
-    elif "mamba_num_heads" in arch:
-        header |= {
-            f"{name}.ssm.inner_size": arch["mamba_num_heads"] * arch["mamba_head_dim"],
-            f"{name}.ssm.state_size": arch["ssm_state_size"],
-            f"{name}.ssm.group_count": arch["n_groups"],
-            f"{name}.ssm.conv_kernel": arch["conv_kernel"],
+            f"{name}.ssm.inner_size": heads * head,
+            f"{name}.ssm.state_size": state,
+            f"{name}.ssm.group_count": groups,
+            f"{name}.ssm.conv_kernel": kernel,
         }
     else:
         return None

@@ -39,8 +39,8 @@ _BITS = {
     "IQ4_XS": 4.25,
     "MXFP4": 4.25,
 }
-# Tokens at once from which llama.cpp multiplies as it does a prompt, and from which it is between that and one token.
-_TILE, _FEW = 16, 4
+_TILE = 16  # tokens at once from which llama.cpp multiplies as fast as in a prompt
+_FEW = 4  # tokens at once from which it is faster than with one token, but slower than in a prompt
 _SHARE_IN_NAME = re.compile(r"-(\d+(?:\.\d+)?)b-a(\d+(?:\.\d+)?)b(?![a-z0-9])", re.IGNORECASE)  # qwen3-30b-a3b
 # Seconds, from models so small that nothing else counts (docs/plan.md).
 _STEP = 0.0002  # of each step: the scheduler, the batch, the threads that start
