@@ -59,9 +59,8 @@ class Commented:
     async def run(self) -> None:
         """Send comments until cancelled."""
         while True:
-            wait = self._last + self._period - self._clock()
-            if wait > 0:
-                await asyncio.sleep(wait)
+            await asyncio.sleep(max(0.0, self._last + self._period - self._clock()))
+            if self._clock() < self._last + self._period:  # something was sent meanwhile
                 continue
             self._last = self._clock()
             if self._is_stream and self._is_whole and not self._is_sending and self._error is None:
