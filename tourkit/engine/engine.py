@@ -14,11 +14,11 @@ from collections import Counter, deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from tourkit.engine.logprobs import PromptScores
 from tourkit.engine.meter import WorkMeter
-from tourkit.engine.next_tokens import append, forced_tokens, next_tokens
+from tourkit.engine.next_tokens import append, forced_tokens, next_tokens, take_scores
 from tourkit.engine.placement import common_prefix
 from tourkit.engine.prompt_lookup import PromptLookup
-from tourkit.engine.prompt_scores import PromptScores, take_scores
 from tourkit.engine.scheduler import Chunk, next_batches, victim
 from tourkit.engine.sequence import Sequence, Status
 from tourkit.engine.slots import SlotTable

@@ -11,7 +11,7 @@ from tourkit.engine.stop_strings import TextStream
 from tourkit.generation import Delta, Emit, Finish, TokenLogprob
 
 if TYPE_CHECKING:
-    from tourkit.engine.prompt_scores import PromptScores
+    from tourkit.engine.logprobs import PromptScores
     from tourkit.engine.runner import Sampler
     from tourkit.engine.thinking import Thinking
     from tourkit.errors import TourkitError

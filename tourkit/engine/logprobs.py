@@ -1,22 +1,24 @@
-"""The log probabilities of the tokens of a prompt, for requests that ask for them. They are computed in its prefill."""
+"""Log probabilities of tokens: of one token, and of all tokens of a prompt."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tourkit.engine.next_tokens import log_softmax, token_logprob
 from tourkit.generation import TokenLogprob
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tourkit.engine.runner import Runner
-    from tourkit.engine.scheduler import Chunk
 
 
 class PromptScores:
-    """Those of one prompt so far. `size`: tokens of the prompt. `top`: likeliest tokens to name at each position.
+    """Those of one prompt so far, which its prefill computes.
 
-    No cells of other prompts are reused for such a prompt, because each of its tokens needs logits.
+    `size`: tokens of the prompt. `top`: likeliest tokens to name at each position. No cells of other prompts are reused
+    for such a prompt, because each of its tokens needs logits.
     """
 
     def __init__(self, first: bytes, size: int, top: int) -> None:
@@ -42,12 +44,21 @@ class PromptScores:
         return tuple(self._found)
 
 
-def take_scores(runner: Runner, chunk: Chunk, rows: list[int]) -> list[int]:
-    """Give the rows of logits of a prompt's tokens to its scores. Return the other rows."""
-    scores, tokens = chunk.sequence.scores, chunk.sequence.tokens
-    if scores is None:
-        return rows
-    wanted = [pos for pos in range(chunk.start, chunk.end) if scores.wants(pos)]
-    for pos, row in zip(wanted, rows, strict=False):
-        scores.add(runner, tokens, pos, row)
-    return rows[len(wanted) :]
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Natural log probabilities, float32, shape (n_vocab,). A copy: a later mask on the logits does not change it."""
+    import numpy as np
+
+    shifted = logits - logits.max()
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()), dtype=np.float32)
+
+
+def token_logprob(logprobs: np.ndarray, token: int, top: int, piece: Callable[[int], bytes]) -> TokenLogprob:
+    """Return the log probability of the chosen token and of the `top` likeliest tokens here, best first."""
+    import numpy as np
+
+    best: list[int] = []
+    if top:
+        candidates = np.argpartition(logprobs, -top)[-top:]
+        best = [int(t) for t in candidates[np.argsort(logprobs[candidates])[::-1]]]
+    likeliest = tuple((piece(t), float(logprobs[t])) for t in best)
+    return TokenLogprob(piece(token), float(logprobs[token]), likeliest)
