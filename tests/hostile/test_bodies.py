@@ -265,7 +265,7 @@ def test_a_refusal_quotes_at_most_200_characters(path: str, body: Any) -> None:
 
 
 def test_bodies_of_a_generator_are_parsed_or_refused() -> None:
-    """Changed bodies of all five routes. Any other error than RequestError would be a 500. `make fuzz` tries more."""
+    """Changed bodies of all six routes. Any other error than RequestError would be a 500. `make fuzz` tries more."""
     seed = 20
     generator = bodies(seed)
     refusals = []
