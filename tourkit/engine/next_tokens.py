@@ -12,7 +12,6 @@ from tourkit.engine.logprobs import log_softmax, token_logprob
 from tourkit.generation import Finish
 
 if TYPE_CHECKING:
-
     from tourkit.engine.runner import Runner
     from tourkit.engine.scheduler import Chunk
     from tourkit.engine.sequence import Sequence
