@@ -37,7 +37,7 @@ def constraint_of(body: dict[str, Any]) -> Constraint | None:
         names = " and ".join(name for name, _ in given)
         raise RequestError(
             f"give only one of response_format, regex, grammar and choice: this request has {names}",
-            param=given[0][0],
+            param="response_format",
         )
     return given[0][1] if given else None
 
