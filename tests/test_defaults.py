@@ -22,7 +22,8 @@ from tourkit.manifest import manifest
 from tourkit.planning import sources
 from tourkit.planning.defaults import with_defaults
 from tourkit.planning.plan import Placement
-from tourkit.server.api.requests import parse_chat, parse_completion
+from tourkit.server.api.completion_fields import parse_completion
+from tourkit.server.api.requests import parse_chat
 from tourkit.server.gateway import status
 
 CHAT: dict[str, Any] = {"model": "brain", "messages": [{"role": "user", "content": "hi"}]}
@@ -274,7 +275,7 @@ def test_a_request_that_leaves_sampling_out_gets_the_defaults_of_its_role() -> N
 
     role = parse_chat(CHAT, rows).request.params
     model = parse_chat(CHAT | {"model": "m"}, rows).request.params
-    plain = parse_completion({"model": "brain", "prompt": "x"}, rows).request.params
+    plain = parse_completion({"model": "brain", "prompt": "x"}, rows).requests[0].params
 
     assert role == plain == SamplingParams(temperature=0.3, top_p=0.95, top_k=7, min_p=0.05)
     assert model == SamplingParams(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0)

@@ -92,7 +92,7 @@ def test_text_is_tokens_between_the_models_marks_and_is_not_cut(engine: Any) -> 
 
 def test_a_text_longer_than_the_model_reads_is_refused(tmp_path: Path) -> None:
     engine: Any = load(made(tmp_path, "Bert", max_position_embeddings=8))
-    with pytest.raises(RequestError, match="this model takes at most 8"):
+    with pytest.raises(RequestError, match="maximum context length is 8 tokens"):
         engine.embed(["the name of the bill is due"])
     engine.close()
 

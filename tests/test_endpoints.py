@@ -35,6 +35,31 @@ def test_a_plain_completion_goes_on_from_the_prompt(client: openai.OpenAI) -> No
     assert answer.usage.completion_tokens == 16
 
 
+def test_a_list_of_prompts_is_scored_as_evaluation_harnesses_do(client: openai.OpenAI) -> None:
+    prompts = [[5, 6, 7], [8, 9, 10, 11]]
+
+    answer = client.completions.create(model="tool", prompt=prompts, max_tokens=0, echo=True, logprobs=1)
+
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    for prompt, choice in zip(prompts, answer.choices, strict=True):
+        assert choice.logprobs is not None
+        first, *others = choice.logprobs.token_logprobs or []
+        assert first is None
+        assert len(others) == len(prompt) - 1
+        assert all(value < 0 for value in others)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 0
+
+
+def test_the_routes_have_the_spellings_that_clients_use(served: Serving) -> None:
+    body = {"model": "tool", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+
+    assert ask(served, "POST", "/chat/completions/", body)[0] == 200
+    assert ask(served, "HEAD", "/v1/models") == (200, b"")
+    assert ask(served, "GET", "/v1/completions")[0] == 405
+    assert b"assistant" in ask(served, "POST", "/apply-template", body)[1]
+
+
 def test_a_streamed_plain_completion_is_the_same_text(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"model": "tool", "prompt": "the name", "max_tokens": 8, "temperature": 0}
     whole = client.completions.create(**options).choices[0].text
@@ -59,10 +84,10 @@ def test_a_plain_completion_takes_no_chat_template(served: Serving, client: open
     ("extra", "param"),
     [
         ({"prompt": ""}, "prompt"),
-        ({"prompt": ["a", "b"]}, "prompt"),
-        ({"prompt": [1, 2]}, "prompt"),
-        ({"echo": True}, "echo"),
-        ({"logprobs": 3}, "logprobs"),
+        ({"prompt": ["a", ""]}, "prompt"),
+        ({"prompt": [10**6]}, "prompt"),
+        ({"suffix": "x"}, "suffix"),
+        ({"logprobs": 21}, "logprobs"),
         ({"best_of": 2}, "best_of"),
         ({"messages": []}, "messages"),
     ],

@@ -40,7 +40,11 @@ FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "record", "schema"
 
 def test_models_lists_every_role_and_the_model(client: openai.OpenAI) -> None:
     assert {model.id for model in client.models.list()} == {"brain", "fast", "tool", "graph", "tiny-random"}
-    assert client.models.retrieve("graph").id == "graph"
+    graph = client.models.retrieve("graph")
+    assert graph.id == "graph"
+    assert graph.created > 1_700_000_000
+    assert graph.state in ("starting", "ready")
+    assert (graph.answers, graph.max_model_len) == ("tiny-random F16 llama_cpp", 2048)
     assert client.models.retrieve("graph").sampling == {"temperature": 0.8, "top_p": 0.95, "top_k": 40, "min_p": 0.05}
 
 
@@ -243,13 +247,13 @@ def post(served: Serving, body: bytes, **headers: str) -> tuple[int, dict[str, s
         ({"temperature": "hot"}, "temperature"),
         ({"n": 0}, "n"),
         ({"n": True}, "n"),
-        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": -2}, "max_tokens"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
         ({"max_tokens": 100_000}, "max_tokens"),
         ({"top_p": 0}, "top_p"),
         ({"stop": [""]}, "stop"),
         ({"stop": 5}, "stop"),
-        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream_options": {"include_usage": 1}}, "stream_options"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"messages": []}, "messages"),

@@ -104,7 +104,7 @@ def answer_of(engine: Canned, n: int = 1, **kind: Any) -> dict[str, Any]:
         await asyncio.Event().wait()
 
     request = Request(n=n, constraint=Constraint.json_schema(SCHEMA), **kind)
-    asked = Generate(model="tool", request=request, stream=False, include_usage=False)
+    asked = Generate(model="tool", request=request, stream=False)
     http = HttpRequest({"type": "http", "headers": []}, receive=never)
     response = asyncio.run(complete(Model(engine), asked, ChatReply("id", 0, "tool"), http))
     assert response.headers["x-tourkit-constraint"] == "relaxed"

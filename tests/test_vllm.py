@@ -335,7 +335,7 @@ def test_the_reply_names_what_answered_and_repeats_the_name_that_was_asked(serve
     assert whole.headers["x-tourkit-model"] == streamed.headers["x-tourkit-model"] == "tiny F16 vllm"
     assert whole.body["model"] == "tool"
     assert {event["model"] for event in streamed.events} == {"tool"}
-    assert set(whole.body) == {"id", "object", "created", "model", "choices", "usage"}
+    assert set(whole.body) == {"id", "object", "created", "model", "system_fingerprint", "choices", "usage"}
 
 
 @needs_vllm

@@ -44,6 +44,7 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None  # None: no logprobs; 0: those of the chosen tokens only
+    prompt_logprobs: bool = False  # those of the prompt's tokens too; needs top_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ class Thinking:
 class Request:
     """`n` sequences from one prompt: either chat `messages` or a plain `prompt`, never both.
 
+    `prompt`: a text, or token ids that are used unchanged. `suffix`: the text after the gap that the answer fills; None
+    if there is no gap.
     `tight`: prefer a grammar that allows less than the schema over one that allows more; for second attempts.
     `client`: whose request it is; clients get slots in turn.
     `whole`: send only one delta for each sequence, the last one, with all its text; for answers that are not streamed.
@@ -95,7 +98,7 @@ class Request:
     """
 
     messages: tuple[dict[str, str], ...] | None = None
-    prompt: str | None = None
+    prompt: str | tuple[int, ...] | None = None
     params: SamplingParams = SamplingParams()
     n: int = 1
     constraint: Constraint | None = None
@@ -105,6 +108,7 @@ class Request:
     template_kwargs: tuple[tuple[str, str], ...] = ()
     thinking: Thinking = Thinking()
     thinking_fields: tuple[str, ...] = ()
+    suffix: str | None = None
 
     @property
     def schema_source(self) -> str | None:
@@ -126,7 +130,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """The natural logarithm of a token's probability in the model, before temperature, truncation and grammar."""
+    """The natural logarithm of a token's probability in the model, before temperature, truncation and grammar.
+
+    It is NaN for the first token of a prompt, because the model gives it no probability.
+    """
 
     token: bytes
     logprob: float
@@ -139,7 +146,8 @@ class Delta:
 
     `logprobs`: of the tokens since the last delta. The text of these tokens may come later. `n_cached`: prompt tokens
     that the sequence found in the KV cache; only the last delta has it. `reasoning`: new text of the thinking.
-    `n_reasoning`: how many of the `n_tokens` tokens are thinking.
+    `n_reasoning`: how many of the `n_tokens` tokens are thinking. `prompt_logprobs`: of all tokens of the prompt, if
+    the request asks for them; one delta of sequence 0 has them.
     """
 
     index: int
@@ -151,6 +159,7 @@ class Delta:
     n_cached: int = 0
     reasoning: str = ""
     n_reasoning: int = 0
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def failure(self) -> TourkitError | None:

@@ -1,4 +1,4 @@
-"""A seeded generator of hostile request bodies: valid bodies of all five routes with some parts changed."""
+"""A seeded generator of hostile request bodies: valid bodies of all six routes with some parts changed."""
 
 from __future__ import annotations
 
@@ -44,6 +44,28 @@ _MESSAGES = [
 _PLAIN = [{"role": "user", "content": "Hello"}]
 _JSON = {"type": "json_schema", "json_schema": {"name": "it", "strict": True, "schema": _SCHEMA}}
 _ENDING = {"max_tokens": 2}
+_USAGE = {"include_usage": True, "continuous_usage_stats": True}
+_HARMLESS = {
+    "store": True,
+    "metadata": {"a": "b"},
+    "service_tier": "auto",
+    "prompt_cache_key": "k",
+    "safety_identifier": "me",
+    "prediction": {"type": "content", "content": "x"},
+    "verbosity": "low",
+    "keep_alive": "5m",
+    "cache_prompt": True,
+}
+_NEUTRAL = {
+    "modalities": ["text"],
+    "repetition_penalty": 1.0,
+    "repeat_penalty": 1,
+    "min_tokens": 0,
+    "ignore_eos": False,
+    "stop_token_ids": [],
+    "top_k": -1,
+    "echo": False,
+}
 _VALID: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {"model": "tool", "messages": _MESSAGES, **_ENDING, **_SAMPLING}),
     ("/v1/chat/completions", {"model": "tool", "messages": _PLAIN, "response_format": _JSON, "max_tokens": 20}),
@@ -56,7 +78,19 @@ _VALID: list[tuple[str, dict[str, Any]]] = [
         "/v1/chat/completions",
         {"model": "tool", "messages": _PLAIN, "tools": [], "metadata": {}, "store": False, "suffix": "", **_ENDING},
     ),
+    ("/v1/chat/completions", {"model": "tool", "messages": _PLAIN, **_HARMLESS, **_ENDING}),
+    ("/v1/chat/completions", {"model": "tool", "messages": _PLAIN, **_NEUTRAL, **_ENDING}),
+    ("/v1/chat/completions", {"model": "tool", "messages": _PLAIN, "guided_json": json.dumps(_SCHEMA), **_ENDING}),
+    ("/v1/chat/completions", {"model": "tool", "messages": _PLAIN, "structured_outputs": {"regex": "a+"}, **_ENDING}),
     ("/v1/completions", {"model": "tool", "prompt": "Once", **_ENDING, **_SAMPLING}),
+    ("/v1/completions", {"model": "tool", "prompt": ["Once", [1, 2, 3]], "best_of": 1, "echo": True, **_ENDING}),
+    ("/v1/completions", {"model": "tool", "prompt": [1, 2, 3], "logprobs": 2, "echo": True, "max_tokens": 0}),
+    ("/v1/completions", {"model": "tool", "prompt": "Once", "suffix": "end", "guided_choice": ["a"], **_ENDING}),
+    (
+        "/v1/completions",
+        {"model": "tool", "prompt": ["a", "b"], "stream": True, "stream_options": _USAGE, "logprobs": 1, **_ENDING},
+    ),
+    ("/apply-template", {"model": "tool", "messages": _MESSAGES, "chat_template_kwargs": {"a": 1}}),
     ("/v1/completions", {"model": "tool", "prompt": ["Once"], "choice": ["yes", "no"], **_ENDING}),
     ("/v1/completions", {"model": "tool", "prompt": "Once", "regex": "a{1,3}", **_ENDING}),
     ("/v1/completions", {"model": "tool", "prompt": "Once", "grammar": 'start: "a" | "b"', **_ENDING}),
@@ -130,7 +164,19 @@ _KEYS = [
     *("", "temperatur", "Model", "model\0", "__proto__", "__class__", "ключ", "x" * 33, "x" * 5_000, "$schema", "$id"),
     *("tools", "tool_choice", "metadata", "functions", "logprobs", "echo", "best_of", "suffix", "input", "messages"),
     *("prompt", "response_format", "regex", "grammar", "choice", "stream_options", "n", "stop", "content", "type"),
-    *("properties", "items", "not", "const", "$ref", "pattern", "minItems"),
+    *(
+        "properties",
+        "items",
+        "not",
+        "const",
+        "$ref",
+        "pattern",
+        "minItems",
+        "guided_json",
+        "guided_grammar",
+        "verbosity",
+    ),
+    *("structured_outputs", "json_schema", "schema", "modalities", "repetition_penalty", "keep_alive", "include_usage"),
 ]
 
 

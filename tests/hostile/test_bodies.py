@@ -21,15 +21,10 @@ from hostile.processes import with_peak
 from tourkit.errors import RequestError
 from tourkit.generation import EngineInfo
 from tourkit.server.api import json_text, limits, off_loop
+from tourkit.server.api.completion_fields import parse_completion
 from tourkit.server.api.limits import LIMITS, Limit
 from tourkit.server.api.replies import error_response
-from tourkit.server.api.requests import (
-    parse_chat,
-    parse_completion,
-    parse_detokenize,
-    parse_embeddings,
-    parse_tokenize,
-)
+from tourkit.server.api.requests import parse_chat, parse_detokenize, parse_embeddings, parse_tokenize
 from tourkit.server.contract import SECRET_HEADER
 from tourkit.server.gateway.app import Gateway, GatewayOptions
 from tourkit.server.http import CLIENT_LEFT
@@ -41,6 +36,7 @@ PARSERS: dict[str, Callable[[Any], object]] = {
     "/v1/chat/completions": parse_chat,
     "/v1/completions": parse_completion,
     "/v1/embeddings": parse_embeddings,
+    "/apply-template": parse_chat,
     "/tokenize": parse_tokenize,
     "/detokenize": parse_detokenize,
 }
@@ -91,6 +87,7 @@ AT_A_LIMIT: list[tuple[Limit, str, Callable[[int], Any]]] = [
     (limits.BIASES, "/v1/chat/completions", lambda count: CHAT | {"logit_bias": {str(i): 1 for i in range(count)}}),
     (limits.TOP_LOGPROBS, "/v1/chat/completions", lambda count: CHAT | {"logprobs": True, "top_logprobs": count}),
     (limits.CHOICES, "/v1/chat/completions", lambda count: CHAT | {"choice": ["x"] * count}),
+    (limits.PROMPTS, "/v1/completions", lambda count: {"model": "tool", "prompt": ["x"] * count}),
     (limits.TEXTS, "/v1/embeddings", lambda count: EMBED | {"input": ["x"] * count}),
     (limits.TOKENIZED, "/tokenize", lambda count: {"model": "tool", "prompt": "x" * count}),
     (limits.TOKENS, "/detokenize", lambda count: {"model": "tool", "tokens": [1] * count}),
@@ -253,7 +250,7 @@ LONG = "x" * 300_000
         ("/v1/chat/completions", CHAT | {"logit_bias": {"\x00" * 300_000: 1}}),
         ("/v1/chat/completions", CHAT | {"stop": LONG}),
         ("/v1/chat/completions", CHAT | {"response_format": {"type": LONG}}),
-        ("/v1/chat/completions", CHAT | {"stream": True, "stream_options": {LONG: 1}}),
+        ("/v1/chat/completions", CHAT | {"structured_outputs": {LONG: 1}}),
         ("/v1/chat/completions", {LONG: nested(101)}),
         ("/v1/embeddings", EMBED | {"encoding_format": LONG}),
     ],
@@ -268,7 +265,7 @@ def test_a_refusal_quotes_at_most_200_characters(path: str, body: Any) -> None:
 
 
 def test_bodies_of_a_generator_are_parsed_or_refused() -> None:
-    """Changed bodies of all five routes. Any other error than RequestError would be a 500. `make fuzz` tries more."""
+    """Changed bodies of all six routes. Any other error than RequestError would be a 500. `make fuzz` tries more."""
     seed = 20
     generator = bodies(seed)
     refusals = []

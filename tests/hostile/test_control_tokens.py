@@ -239,7 +239,7 @@ def test_what_no_context_can_hold_is_refused_before_it_is_tokenized(
     for name in ("tokenize", "tokenize_parts"):
         monkeypatch.setattr(type(tokenizer), name, lambda *args, **named: pytest.fail("it was tokenized"))
 
-    with pytest.raises(RequestError, match="do not fit a context of 256 tokens") as refused:
+    with pytest.raises(RequestError, match="maximum context length is 256 tokens") as refused:
         prompt(texts, messages)
 
     assert refused.value.code == "context_length_exceeded"
@@ -249,7 +249,7 @@ def test_what_no_context_can_hold_is_refused_before_it_is_tokenized(
 def test_a_plain_prompt_that_no_context_can_hold_is_refused_before_it_is_tokenized(tokenizer: Any) -> None:
     texts = texts_of(tokenizer, "")
 
-    with pytest.raises(RequestError, match="bytes of prompt do not fit") as refused:
+    with pytest.raises(RequestError, match="bytes of prompt were sent") as refused:
         texts.engine_input(Request(prompt="x" * 100_000), None, None, matchers=1)  # type: ignore[arg-type] # free text
 
     assert refused.value.code == "context_length_exceeded"

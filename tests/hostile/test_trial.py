@@ -410,9 +410,7 @@ async def answer(trial: Trial, constraint: Constraint, left: asyncio.Event, engi
         await left.wait()
         return {"type": "http.disconnect"}
 
-    asked = Generate(
-        model="tool", request=Request(prompt="Q", constraint=constraint), stream=False, include_usage=False
-    )
+    asked = Generate(model="tool", request=Request(prompt="Q", constraint=constraint), stream=False)
     http = HttpRequest({"type": "http", "headers": []}, receive=receive)
     response = await complete(Model(engine or Echo(), trial), asked, ChatReply("id", 0, "tool"), http)
     return response.status_code

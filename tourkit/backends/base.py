@@ -74,6 +74,15 @@ class Constrained(Protocol):
         ...
 
 
+@runtime_checkable
+class Templated(Protocol):
+    """What the engine of a model with a chat template offers besides Engine. Thread-safe."""
+
+    def apply_template(self, request: Request) -> str:
+        """Return the prompt that the chat template makes of the request's messages. Raises RequestError."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Embeddings:
     """The embeddings of some texts. `vectors`: float32, shape (texts, size), each of length 1.

@@ -161,7 +161,8 @@ class BatchEmbedder:
             raise RequestError(f"{where} has no tokens: give a non-empty text", param="input")
         if len(tokens) > self._runner.context:
             raise RequestError(
-                f"{where} has {len(tokens)} tokens, but this model takes at most {self._runner.context}: shorten it",
+                f"This model's maximum context length is {self._runner.context} tokens. However, {where} has "
+                f"{len(tokens)} tokens: shorten it",
                 param="input",
                 code="context_length_exceeded",
             )

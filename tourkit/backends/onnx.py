@@ -137,8 +137,9 @@ class OnnxRunner(SlotRunner):
     def _one(self, part: Part) -> list[np.ndarray]:
         """Run the tokens of one slot, in calls of about a second. Return the wanted rows of logits, a block a call."""
         found, start = [], 0
+        one_by_one = len(part.wanted) > 1 and not self.every_row  # only the last token of a call has logits
         while start < len(part.tokens):
-            tokens = part.tokens[start : start + self._call_size.tokens]
+            tokens = part.tokens[start : start + (1 if one_by_one else self._call_size.tokens)]
             wanted = [at - start for at in part.wanted if start <= at < start + len(tokens)]
             begin = time.monotonic()
             rows = self._call(self._generators[part.slot], tokens, wanted)

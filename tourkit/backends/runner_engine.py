@@ -146,6 +146,9 @@ class RunnerEngine:
     def abort(self, submission_id: int) -> None:
         self._batches.abort(submission_id)
 
+    def apply_template(self, request: Request) -> str:
+        return self._texts.apply_template(request)
+
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         return self._texts.tokenize(text, add_special=add_special)
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from tourkit.backends.chat_template import ChatTemplate
 from tourkit.backends.control_tokens import ControlTokens
+from tourkit.backends.infill import infill_parts
 from tourkit.backends.reasoning import Reasoning
 from tourkit.engine.thinking import ThinkingPlan
 from tourkit.errors import RequestError
@@ -155,10 +156,21 @@ class Texts:
 
         Raises RequestError.
         """
-        tokenizer = self.tokenizer
         if request.prompt is not None:
-            self._check_size(request.prompt, "prompt")
-            return tokenizer.tokenize(request.prompt + begun, add_special=True, parse_special=False), None
+            return self._plain_tokens(request.prompt, request.suffix, begun), None
+        text, mark = self._rendered(request)
+        assert self.reasoning is not None
+        thinking = self.reasoning.plan(text, request)
+        return self._prompt_tokens(text + begun, mark), thinking
+
+    def apply_template(self, request: Request) -> str:
+        """Return the prompt that the chat template makes of the request's messages. Raises RequestError."""
+        text, mark = self._rendered(request)
+        return text.replace(mark, "") if mark else text
+
+    def _rendered(self, request: Request) -> tuple[str, str]:
+        """Return the prompt as text, and the mark in it: see ControlTokens.marked. Raises RequestError."""
+        tokenizer = self.tokenizer
         if self._template is None or self.reasoning is None:
             raise RequestError(
                 "this model has no chat template: use /v1/completions with a plain prompt, or set the model's "
@@ -170,9 +182,34 @@ class Texts:
             messages, mark = tokenizer.control_tokens.marked(messages)
         *messages, last = messages
         text = self._template.render(messages, mark=mark, options=last["options"])
-        text += self.reasoning.suffix(text, request)
-        thinking = self.reasoning.plan(text, request)
-        return self._prompt_tokens(text + begun, mark), thinking
+        return text + self.reasoning.suffix(text, request), mark
+
+    def _plain_tokens(self, prompt: str | tuple[int, ...], suffix: str | None, begun: str) -> list[int]:
+        """Return the tokens of a plain prompt. `suffix`: the text after a gap; None if there is none."""
+        tokenizer = self.tokenizer
+        if not isinstance(prompt, str):
+            self._check_ids(prompt, "prompt")
+            return list(prompt)
+        self._check_size(prompt, "prompt")
+        if suffix is None:
+            return tokenizer.tokenize(prompt + begun, add_special=True, parse_special=False)
+        self._check_size(suffix, "suffix")
+        parts = infill_parts(tokenizer.control_tokens.ids, prompt, suffix)
+        if parts is None:
+            raise RequestError(
+                "suffix: this model has no tokens for fill-in-the-middle: leave it out, or use a model for code",
+                param="suffix",
+                code="unsupported_parameter",
+            )
+        return tokenizer.tokenize_parts(parts, add_special=True)
+
+    def _check_ids(self, tokens: Sequence[int], param: str) -> None:
+        """Raise RequestError for a token id that this model does not have."""
+        for token in tokens:
+            if token >= self.tokenizer.n_vocab:
+                raise RequestError(
+                    f"token id {token} is out of range: this model has {self.tokenizer.n_vocab} tokens", param=param
+                )
 
     def _prompt_tokens(self, text: str, mark: str) -> list[int]:
         """Return the tokens of a rendered prompt. `mark`: as in ControlTokens.marked. Raises RequestError."""
@@ -191,23 +228,26 @@ class Texts:
             return
         size, most = len(text.encode(errors="replace")), self.context * self.tokenizer.longest_piece
         if size > most:
-            raise RequestError(
-                f"{size} bytes of prompt do not fit a context of {self.context} tokens, which hold at most {most} "
-                "bytes: shorten the prompt, or serve with a larger --context",
-                param=param,
-                code="context_length_exceeded",
-            )
+            raise self._too_long(f"{size} bytes of prompt were sent, and the context holds at most {most} bytes", param)
+
+    def _too_long(self, found: str, param: str) -> RequestError:
+        """Return the error for a request that the context cannot hold. `found`: what it has.
+
+        Clients look for the first words: they are OpenAI's.
+        """
+        fix = "lower max_tokens" if param == "max_tokens" else "shorten the prompt"
+        return RequestError(
+            f"This model's maximum context length is {self.context} tokens. However, {found}: {fix}, or serve with a "
+            "larger --context",
+            param=param,
+            code="context_length_exceeded",
+        )
 
     def _check_count(self, text: str) -> None:
         """Raise RequestError, before tokenizing, for a text with more control tokens than the context."""
         count = self.tokenizer.control_tokens.count(text, self.context)
         if count > self.context:
-            raise RequestError(
-                f"at least {count} prompt tokens do not fit a context of {self.context} tokens: shorten the prompt, or "
-                "serve with a larger --context",
-                param="messages",
-                code="context_length_exceeded",
-            )
+            raise self._too_long(f"the messages resulted in at least {count} tokens", "messages")
 
     def _dialogue(self, question: str, begun: str, room: int) -> list[int]:
         """Return the tokens of a question and of a begun answer, as plain text if no chat template takes them.
@@ -225,12 +265,10 @@ class Texts:
         """Raise RequestError for more tokens than fit the context, and for tokens that this model does not have."""
         wanted = request.params.max_tokens or 1
         if n_prompt + wanted > self.context:
-            raise RequestError(
-                f"{n_prompt} prompt tokens and {wanted} new tokens do not fit a context of {self.context} tokens: "
-                "shorten the prompt, lower max_tokens, or serve with a larger --context",
-                param="messages" if n_prompt >= self.context else "max_tokens",
-                code="context_length_exceeded",
-            )
+            prompt = "messages" if request.prompt is None else "prompt"
+            param = prompt if n_prompt >= self.context else "max_tokens"
+            found = f"you requested {n_prompt + wanted} tokens ({n_prompt} in the {prompt}, {wanted} in the completion)"
+            raise self._too_long(found, param)
         for token, _ in request.params.logit_bias:
             if token >= self.tokenizer.n_vocab:
                 raise RequestError(
@@ -242,11 +280,7 @@ class Texts:
         return self.tokenizer.tokenize(text, add_special=add_special, parse_special=False)
 
     def detokenize(self, tokens: list[int]) -> str:
-        for token in tokens:
-            if token >= self.tokenizer.n_vocab:
-                raise RequestError(
-                    f"token id {token} is out of range: this model has {self.tokenizer.n_vocab} tokens", param="tokens"
-                )
+        self._check_ids(tokens, "tokens")
         return b"".join(self.tokenizer.piece(token) for token in tokens).decode(errors="replace")
 
     def without_first_space(self, text: str) -> str:

@@ -14,8 +14,9 @@ from collections import Counter, deque
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from tourkit.engine.logprobs import PromptScores
 from tourkit.engine.meter import WorkMeter
-from tourkit.engine.next_tokens import append, forced_tokens, next_tokens
+from tourkit.engine.next_tokens import append, forced_tokens, next_tokens, take_scores
 from tourkit.engine.placement import common_prefix
 from tourkit.engine.prompt_lookup import PromptLookup
 from tourkit.engine.scheduler import Chunk, next_batches, victim
@@ -115,6 +116,9 @@ class BatchEngine:
         `thinking`: None if no answer can think. `whole` and `client`: as in Request.
         """
         seed = params.seed if params.seed is not None else random.getrandbits(31)
+        scores = None
+        if params.prompt_logprobs:
+            scores = PromptScores(self._runner.piece(tokens[0]), len(tokens), params.top_logprobs or 0)
         submission = next(self._ids)
         with self._gate:
             if self._dead or self._closing:
@@ -136,6 +140,7 @@ class BatchEngine:
                         matcher=matcher,
                         thinking=None if thinking is None else Thinking(thinking),
                         top_logprobs=params.top_logprobs,
+                        scores=scores if index == 0 else None,
                         whole=whole,
                         client=client,
                         lookup=PromptLookup() if self._speculate else None,
@@ -255,7 +260,7 @@ class BatchEngine:
         for seq in self._waiting:
             if self._slots.all_taken:
                 return
-            choice = self._slots.place(seq.tokens)
+            choice = self._slots.place(seq)
             if choice is not None:
                 self._running.append(seq)  # before it leaves the queue: if a step here fails, it still gets its ending
                 self._waiting.remove(seq, served=True)
@@ -291,7 +296,7 @@ class BatchEngine:
         for chunk in chunks:
             self._slots.computed(chunk.sequence, chunk.end)
         for chunk, logits in zip(chunks, rows, strict=True):
-            if logits:
+            if logits := take_scores(self._runner, chunk, logits):
                 self._advance(chunk, logits)
         return True
 
@@ -315,7 +320,7 @@ class BatchEngine:
             raise EngineError("a running sequence has no slot")
         tokens = [*seq.tokens[chunk.start : chunk.end], *chunk.draft]
         for pos, token in enumerate(tokens, chunk.start):
-            row = self._runner.add(token, pos, seq.slot, logits=chunk.sample and pos >= chunk.end - 1)
+            row = self._runner.add(token, pos, seq.slot, logits=chunk.needs_logits(pos))
             if row is not None:
                 rows.append(row)
         return rows

@@ -6,15 +6,14 @@ A grammar forces tokens, and so does the end of thinking.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tourkit.generation import Finish, TokenLogprob
+from tourkit.engine.logprobs import log_softmax, token_logprob
+from tourkit.generation import Finish
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from tourkit.engine.runner import Runner
+    from tourkit.engine.scheduler import Chunk
     from tourkit.engine.sequence import Sequence
     from tourkit.grammar.matcher import Matcher
 
@@ -38,6 +37,17 @@ def next_tokens(runner: Runner, seq: Sequence, row: int) -> list[int]:
     matcher.accept([token])
     # The model gives no logits for a forced token, so there is no probability to report.
     return [token] if matcher.done or raw is not None else [token, *forced_tokens(seq, taken=1)]
+
+
+def take_scores(runner: Runner, chunk: Chunk, rows: list[int]) -> list[int]:
+    """Give the rows of logits of a prompt's tokens to its scores. Return the other rows."""
+    scores, tokens = chunk.sequence.scores, chunk.sequence.tokens
+    if scores is None:
+        return rows
+    wanted = [pos for pos in range(chunk.start, chunk.end) if scores.wants(pos)]
+    for pos, row in zip(wanted, rows, strict=False):
+        scores.add(runner, tokens, pos, row)
+    return rows[len(wanted) :]
 
 
 def forced_tokens(seq: Sequence, taken: int = 0) -> list[int]:
@@ -114,23 +124,3 @@ def _constrained(runner: Runner, seq: Sequence, matcher: Matcher, row: int) -> i
         return token
     matcher.mask(logits)
     return seq.sampler.sample(row)
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Natural log probabilities, float32, shape (n_vocab,). A copy: a later mask on the logits does not change it."""
-    import numpy as np
-
-    shifted = logits - logits.max()
-    return np.asarray(shifted - np.log(np.exp(shifted).sum()), dtype=np.float32)
-
-
-def token_logprob(logprobs: np.ndarray, token: int, top: int, piece: Callable[[int], bytes]) -> TokenLogprob:
-    """Return the log probability of the chosen token and of the `top` likeliest tokens here, best first."""
-    import numpy as np
-
-    best: list[int] = []
-    if top:
-        candidates = np.argpartition(logprobs, -top)[-top:]
-        best = [int(t) for t in candidates[np.argsort(logprobs[candidates])[::-1]]]
-    likeliest = tuple((piece(t), float(logprobs[t])) for t in best)
-    return TokenLogprob(piece(token), float(logprobs[token]), likeliest)

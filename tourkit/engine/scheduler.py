@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _SHORT = 32  # tokens: a sequence with at most this many pending counts as generating (one sampled token, some forced)
 _FEW = 64  # tokens: smaller batches are never split
+_SCORED = 64  # tokens of a prompt in a call if each of them needs logits, which take 4 bytes for each token there is
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,11 @@ class Chunk:
     end: int
     sample: bool
     draft: tuple[int, ...] = ()
+
+    def needs_logits(self, pos: int) -> bool:
+        """Whether the token at a position needs logits: to sample, to check a guess, or for the prompt's scores."""
+        scores = self.sequence.scores
+        return (self.sample and pos >= self.end - 1) or (scores is not None and scores.wants(pos))
 
 
 def next_batches(running: Iterable[Sequence], budget: int, *, apart: bool) -> list[list[Chunk]]:
@@ -52,6 +58,7 @@ def next_batch(running: Iterable[Sequence], budget: int) -> list[Chunk]:
     chunks = []
     for seq in ordered:
         take = min(seq.n_pending, budget, seq.cuts[0] - seq.n_kv if seq.cuts else budget)
+        take = take if seq.scores is None else min(take, _SCORED)
         if take == 0:
             continue
         budget -= take

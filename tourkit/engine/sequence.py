@@ -11,6 +11,7 @@ from tourkit.engine.stop_strings import TextStream
 from tourkit.generation import Delta, Emit, Finish, TokenLogprob
 
 if TYPE_CHECKING:
+    from tourkit.engine.logprobs import PromptScores
     from tourkit.engine.runner import Sampler
     from tourkit.engine.thinking import Thinking
     from tourkit.errors import TourkitError
@@ -44,6 +45,7 @@ class Sequence:
     matcher: Matcher | None = None
     thinking: Thinking | None = None  # None if this request cannot think
     top_logprobs: int | None = None
+    scores: PromptScores | None = None  # None if the request asks for no log probabilities of the prompt
     whole: bool = False  # send text only at the end
     client: str = ""  # whose request it is
     turn: int = 0  # its number in the line of waiting sequences: see waiting.py
@@ -125,7 +127,16 @@ class Sequence:
             new = self.thinking.n_tokens - self.n_thinking_sent
             self.n_thinking_sent += new
         sent, self.logprobs = tuple(self.logprobs), []
-        return Delta(self.index, text, self._unsent(), logprobs=sent, reasoning=thinking, n_reasoning=new)
+        prompt = () if self.scores is None else self.scores.unsent()
+        return Delta(
+            self.index,
+            text,
+            self._unsent(),
+            logprobs=sent,
+            reasoning=thinking,
+            n_reasoning=new,
+            prompt_logprobs=prompt,
+        )
 
     def _unsent(self) -> int:
         new = self.n_generated - self.n_sent

@@ -82,12 +82,16 @@ class SlotTable:
     def all_taken(self) -> bool:
         return all(slot.owner is not None for slot in self.slots)
 
-    def place(self, tokens: list[int]) -> SlotChoice | None:
+    def place(self, seq: Sequence) -> SlotChoice | None:
         """Choose a free slot for a prompt. None if it should wait for a prefix that is being prefilled now.
 
-        At least one slot must be free.
+        At least one slot must be free. A prompt whose tokens are scored is computed from its first token.
         """
+        tokens = seq.tokens
         free = [slot for slot in self.slots if slot.owner is None]
+        if seq.scores is not None:
+            longest_idle = min(free, key=lambda slot: (bool(slot.cells), slot.used))
+            return SlotChoice(longest_idle, longest_idle, 0)
         if self.prefix_sharing is PrefixSharing.OFF:
             return SlotChoice(free[0], free[0], 0)
         by_checkpoints = self.prefix_sharing is PrefixSharing.CHECKPOINTS
@@ -109,15 +113,16 @@ class SlotTable:
 
     def take(self, choice: SlotChoice, seq: Sequence) -> None:
         """Give a slot to a sequence, and fill it with the existing cells for its prompt."""
-        target, length = choice.target, self._fill(choice, seq.tokens)
+        target, length = choice.target, self._fill(choice, seq)
         target.owner, target.cells, target.used = seq, None, next(self._clock)
         seq.slot, seq.n_kv = target.id, length
         seq.cuts = self._checkpoints_for(seq)
         if self._parking is not None:
             self._parking.make_way(self.slots)
 
-    def _fill(self, choice: SlotChoice, tokens: list[int]) -> int:
+    def _fill(self, choice: SlotChoice, seq: Sequence) -> int:
         """Fill a free slot with the existing cells for a prompt. Return how many tokens they cover."""
+        tokens = seq.tokens
         source, target, length = choice.source, choice.target, choice.length
         in_place = source is target
         if self._parking is not None:
@@ -132,7 +137,7 @@ class SlotTable:
         target.cells = None
         if not in_place and self._runner.share(source.id, target.id, length):
             have = length
-        if self._parking is None:
+        if self._parking is None or seq.scores is not None:
             return have
         if goes_back and have:
             have = self._parking.go_back(target, tokens, have)

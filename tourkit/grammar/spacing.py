@@ -70,7 +70,8 @@ def _shown(request: Request) -> bool | None:
 
     A plain prompt may hold answers anywhere, so all of it counts.
     """
-    messages = request.messages or ({"role": "assistant", "content": request.prompt or ""},)
+    prompt = request.prompt if isinstance(request.prompt, str) else ""
+    messages = request.messages or ({"role": "assistant", "content": prompt},)
     texts = [message["content"] for message in messages if message["role"] == "assistant"]
     if not any(_KEY in text for text in texts):
         return None

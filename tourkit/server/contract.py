@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
 
+from tourkit import __version__
 from tourkit.defaults import RoleDefaults, Sampling
 from tourkit.generation import Activity
 from tourkit.launch import GpuLayers, Launch
@@ -53,6 +55,12 @@ def launch_of(fields: dict[str, Any]) -> Launch:
         "defaults": tuple(map(_defaults_of, fields["defaults"])),
     }
     return Launch(**fields | made)
+
+
+def fingerprint_of(launch: Launch) -> str:
+    """Return `system_fingerprint` of replies: it changes with the variant, the stack, its settings and the version."""
+    settings = f"{__version__} {launch.title} {launch.context} {launch.cache_type} {launch.lora} {launch.deterministic}"
+    return f"fp_{hashlib.blake2b(settings.encode(), digest_size=5).hexdigest()}"
 
 
 def _defaults_of(fields: dict[str, Any]) -> RoleDefaults:

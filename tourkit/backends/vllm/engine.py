@@ -116,6 +116,9 @@ class VllmEngine:
     def abort(self, submission_id: int) -> None:
         self._loop.call_soon_threadsafe(self._cancel, submission_id)
 
+    def apply_template(self, request: Request) -> str:
+        return self._texts.apply_template(request)
+
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         return self._texts.tokenize(text, add_special=add_special)
 
@@ -193,9 +196,8 @@ class VllmEngine:
                 if not served:
                     served = True
                     self._turns.leave(request.client, turn, served=True)
-                for choice in found.outputs:
-                    for delta in answers.deltas(choice, found.num_cached_tokens or 0):
-                        emit(delta)
+                for delta in answers.outputs(found):
+                    emit(delta)
                 for index in answers.take_seconds():
                     seconds.append(asyncio.create_task(self._second(submission, index, answers, emit, turn)))
             if not found.finished:  # stop strings have ended every answer

@@ -163,9 +163,22 @@ class Answers:
         self._begun: set[int] = set()
         self._n_cached: dict[int, int] = {}
         self._seconds: list[int] = []
+        self._has_scores = False
         plan = plan_of(engine_input)
         self._takes_two = takes_two(plan)
         self._thinking = [] if plan is None else [ThinkingAnswer(i, request, plan, texts) for i in range(request.n)]
+
+    def outputs(self, found: Any) -> Iterator[Delta]:
+        """Yield what a RequestOutput of the first request adds."""
+        params = self.request.params
+        if params.prompt_logprobs and found.prompt_logprobs and not self._has_scores:
+            self._has_scores = True
+            scores = translation.prompt_logprobs_of(
+                self._engine_input.tokens, found.prompt_logprobs, params.top_logprobs or 0, self._texts.tokenizer
+            )
+            yield Delta(0, "", 0, prompt_logprobs=scores)
+        for choice in found.outputs:
+            yield from self.deltas(choice, found.num_cached_tokens or 0)
 
     def deltas(self, choice: Any, n_cached: int) -> Iterator[Delta]:
         """Yield what a CompletionOutput of the first request adds. `n_cached`: as in Delta."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ def sampling(request: Request, engine_input: EngineInput, ends: Collection[int])
         logit_bias=dict(params.logit_bias) or None,
         max_tokens=engine_input.max_tokens,
         logprobs=params.top_logprobs,
+        prompt_logprobs=params.top_logprobs if params.prompt_logprobs else None,
         spaces_between_special_tokens=False,
         structured_outputs=grammar,
         output_kind=RequestOutputKind.FINAL_ONLY if request.whole else RequestOutputKind.DELTA,
@@ -66,6 +68,18 @@ def logprobs_of(tokens: Sequence[int], rows: Sequence[Any], top: int, tokenizer:
     for token, row in zip(tokens, rows, strict=True):
         if token in tokenizer.eog:
             continue
+        likeliest = sorted(row.items(), key=lambda each: -float(each[1].logprob))[:top]
+        pieces = tuple((tokenizer.piece(other), float(found.logprob)) for other, found in likeliest)
+        shown.append(TokenLogprob(tokenizer.piece(token), float(row[token].logprob), pieces))
+    return tuple(shown)
+
+
+def prompt_logprobs_of(
+    tokens: Sequence[int], rows: Sequence[Any], top: int, tokenizer: Tokenizer
+) -> tuple[TokenLogprob, ...]:
+    """Return log probabilities of a prompt's tokens. `rows`: vLLM's, of which the first is None."""
+    shown = [TokenLogprob(tokenizer.piece(tokens[0]), math.nan)]
+    for token, row in zip(tokens[1:], rows[1:], strict=True):
         likeliest = sorted(row.items(), key=lambda each: -float(each[1].logprob))[:top]
         pieces = tuple((tokenizer.piece(other), float(found.logprob)) for other, found in likeliest)
         shown.append(TokenLogprob(tokenizer.piece(token), float(row[token].logprob), pieces))

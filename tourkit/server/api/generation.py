@@ -13,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from tourkit.generation import Delta, Enforced, Finish, Request, TokenLogprob
-from tourkit.server.api.replies import ChatReply, Choice, TextReply, Usage, error_body, json_response
+from tourkit.server.api.replies import ChatReply, Choice, Usage, error_body, json_response
 from tourkit.server.api.requests import Generate
 from tourkit.server.api.structured import about, check_all, checked
 from tourkit.server.contract import REQUEST_HEADER
@@ -94,8 +94,12 @@ class Generation:
                 yield delta
         finally:
             watcher.cancel()
-            if self._left and self._submission is not None:
-                self._engine.abort(self._submission)
+            self.abort()
+
+    def abort(self) -> None:
+        """End the sequences that still run, which frees their slots. Idempotent."""
+        if self._left and self._submission is not None:
+            self._engine.abort(self._submission)
 
     async def _watch(self, request: HttpRequest) -> None:
         await hung_up(request.receive)
@@ -125,7 +129,7 @@ async def collect(generation: Generation, n: int, http: HttpRequest) -> list[Cho
     return list(map(Choice, texts, finishes, logprobs, thoughts)) if generation.complete else None
 
 
-async def complete(model: Model, asked: Generate, reply: ChatReply | TextReply, http: HttpRequest) -> Response:
+async def complete(model: Model, asked: Generate, reply: ChatReply, http: HttpRequest) -> Response:
     """Return the complete answer. A structured answer is checked first, and repaired or asked for again if needed."""
     generation = await Generation.start(model, asked.request, http)
     choices = None if generation is None else await collect(generation, asked.request.n, http)
@@ -133,7 +137,7 @@ async def complete(model: Model, asked: Generate, reply: ChatReply | TextReply, 
         return Response(status_code=CLIENT_LEFT)
     used, schema = generation.usage(), asked.request.schema_source
     if schema is None:
-        return _answer(generation, reply.completion(choices, used))
+        return _answer(generation, asked, reply.completion(choices, used))
 
     async def judge(text: str) -> Verdict | None:
         return await unless_hung_up(http.receive, model.judge(schema, text, may_repair=True))
@@ -151,15 +155,15 @@ async def complete(model: Model, asked: Generate, reply: ChatReply | TextReply, 
     if results is None:
         return Response(status_code=CLIENT_LEFT)
     body = reply.completion([each.choice for each in results], used)
-    response = _answer(generation, body | {"tourkit": about(generation.constraint, results)})
+    response = _answer(generation, asked, body | {"tourkit": about(generation.constraint, results)})
     response.headers["x-tourkit-constraint"] = generation.constraint.level
     return response
 
 
-def _answer(generation: Generation, body: dict[str, Any]) -> Response:
+def _answer(generation: Generation, asked: Generate, body: dict[str, Any]) -> Response:
     """Return the response with an answer, and the names of the request's fields that did nothing."""
     response = json_response(200, body)
-    response.headers.update(ignored_header(generation.ignored))
+    response.headers.update(ignored_header((*generation.ignored, *asked.ignored)))
     return response
 
 
@@ -169,34 +173,33 @@ def ignored_header(names: tuple[str, ...]) -> dict[str, str]:
 
 
 async def stream(
-    model: Model, generation: Generation, reply: ChatReply | TextReply, asked: Generate, http: HttpRequest
+    model: Model, generation: Generation, reply: ChatReply, asked: Generate, http: HttpRequest
 ) -> AsyncIterator[bytes]:
     """Yield the answer as server-sent events. A structured answer is checked at its end; the last chunk reports it."""
     n, schema = asked.request.n, asked.request.schema_source
-    opening = reply.opening(n)
-    if opening is not None:
-        yield _event(opening)
+    yield event(reply.opening(n))
     texts, thoughts, finishes = [""] * n, [""] * n, [Finish.STOP] * n
     async for delta in generation.deltas(http):
         if delta.failure:
-            yield _event(error_body(delta.failure)[1])
+            yield event(error_body(delta.failure)[1])
             return
         texts[delta.index] += delta.text
         thoughts[delta.index] += delta.reasoning
         finishes[delta.index] = delta.finish or finishes[delta.index]
         if reply.shows(delta):
-            yield _event(reply.chunk(delta))
+            yield event(reply.chunk(delta, generation.usage() if asked.options.always else None))
     if not generation.complete:
         return
     if schema is not None:
         whole = [Choice(text, end, None, thought) for text, end, thought in zip(texts, finishes, thoughts, strict=True)]
         results = [checked(each, await model.judge(schema, each.text, may_repair=False)) for each in whole]
         if generation.constraint.level != "strict" or not all(each.valid for each in results):
-            yield _event(reply.remark(about(generation.constraint, results)))
-    if asked.include_usage:
-        yield _event(reply.closing(generation.usage()))
+            yield event(reply.remark(about(generation.constraint, results)))
+    if asked.options.usage:
+        yield event(reply.closing(generation.usage()))
     yield b"data: [DONE]\n\n"
 
 
-def _event(body: dict[str, Any]) -> bytes:
+def event(body: dict[str, Any]) -> bytes:
+    """Return one server-sent event."""
     return b"data: " + orjson.dumps(body) + b"\n\n"

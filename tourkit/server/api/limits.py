@@ -54,6 +54,7 @@ BIASES = Limit("logit_bias", 10_000, "token ids")
 TOP_LOGPROBS = Limit("top_logprobs", 20, "tokens")
 CHOICES = Limit("choice", 10_000, "strings")
 TEMPLATE_KWARGS = Limit("chat_template_kwargs", 100, "fields")
+PROMPTS = Limit("prompt", 2_048, "answers", route="/v1/completions")
 TEXTS = Limit("input", 2_048, "texts")
 TEXT_LENGTH = Limit("input[i]", 1024 * 1024, "characters")
 TOKENIZED = Limit("prompt", 1024 * 1024, "characters", route="/tokenize")
@@ -61,5 +62,5 @@ TOKENS = Limit("tokens", 262_144, "token ids")
 
 LIMITS = (
     *(BODY, HEADER, DEPTH, CONTAINERS, KEYS, VALUES, FIELDS, MODEL, MESSAGES, MESSAGE_FIELDS, N, STOPS, STOP_LENGTH),
-    *(BIASES, TOP_LOGPROBS, CHOICES, TEMPLATE_KWARGS, TEXTS, TEXT_LENGTH, TOKENIZED, TOKENS),
+    *(BIASES, TOP_LOGPROBS, CHOICES, TEMPLATE_KWARGS, PROMPTS, TEXTS, TEXT_LENGTH, TOKENIZED, TOKENS),
 )

@@ -57,16 +57,23 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ChatReply:
-    """The answers to one chat request. `created`: whole seconds since 1970. `reasoning`: show the thinking."""
+    """The answers to one chat request. `created`: whole seconds since 1970. `reasoning`: show the thinking.
+
+    `fingerprint`: of the model and its settings. `shows_usage`: every chunk has the key `usage`; it is null unless the
+    request asks for more.
+    """
 
     id: str
     created: int
     model: str
     logprobs: bool = False
     reasoning: bool = True
+    fingerprint: str = ""
+    shows_usage: bool = False
 
     def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return head | {"system_fingerprint": self.fingerprint or None}
 
     def completion(self, choices: Iterable[Choice], usage: Usage) -> dict[str, Any]:
         shown = [
@@ -86,12 +93,13 @@ class ChatReply:
         delta = {"role": "assistant", "content": ""}
         return self._chunk([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(n)])
 
-    def chunk(self, delta: Delta) -> dict[str, Any]:
+    def chunk(self, delta: Delta, usage: Usage | None = None) -> dict[str, Any]:
+        """Return a chunk of a stream. `usage`: so far; None if the request does not ask for it in each chunk."""
         content = ({"content": delta.text} if delta.text else {}) | self._shown_reasoning(delta.reasoning)
         finish = delta.finish.value if delta.finish else None
         logprobs = self._shown_logprobs(delta.logprobs) if delta.logprobs else None
         choice = {"index": delta.index, "delta": content, "logprobs": logprobs, "finish_reason": finish}
-        return self._chunk([choice])
+        return self._chunk([choice], usage)
 
     def shows(self, delta: Delta) -> bool:
         """Whether a delta changes what the client sees."""
@@ -99,14 +107,15 @@ class ChatReply:
 
     def closing(self, usage: Usage) -> dict[str, Any]:
         """Return the chunk for stream_options.include_usage."""
-        return self._chunk([]) | {"usage": usage.to_json()}
+        return self._chunk([], usage)
 
     def remark(self, about: dict[str, Any]) -> dict[str, Any]:
         """Return a chunk without text, about the whole answer."""
         return self._chunk([]) | {"tourkit": about}
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return self._head("chat.completion.chunk") | {"choices": choices}
+    def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
+        shown = {"usage": usage.to_json() if usage is not None else None} if self.shows_usage else {}
+        return self._head("chat.completion.chunk") | {"choices": choices} | shown
 
     def _shown_reasoning(self, text: str) -> dict[str, str]:
         return {"reasoning_content": text} if text and self.reasoning else {}
@@ -119,41 +128,6 @@ class ChatReply:
             for each in logprobs
         ]
         return {"content": content, "refusal": None}
-
-
-@dataclass(frozen=True, slots=True)
-class TextReply:
-    """The answers to one request of the plain completions API."""
-
-    id: str
-    created: int
-    model: str
-
-    def completion(self, choices: Iterable[Choice], usage: Usage) -> dict[str, Any]:
-        shown = [self._choice(i, choice.text, choice.finish) for i, choice in enumerate(choices)]
-        return self._body(shown) | {"usage": usage.to_json()}
-
-    def opening(self, n: int) -> None:
-        """Return nothing: a plain stream has no opening chunk."""
-
-    def shows(self, delta: Delta) -> bool:
-        return True
-
-    def chunk(self, delta: Delta) -> dict[str, Any]:
-        return self._body([self._choice(delta.index, delta.text, delta.finish)])
-
-    def closing(self, usage: Usage) -> dict[str, Any]:
-        return self._body([]) | {"usage": usage.to_json()}
-
-    def remark(self, about: dict[str, Any]) -> dict[str, Any]:
-        return self._body([]) | {"tourkit": about}
-
-    def _choice(self, index: int, text: str, finish: Finish | None) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish.value if finish else None}
-
-    def _body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        head = {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
-        return head | {"choices": choices}
 
 
 def _shown(token: bytes, logprob: float) -> dict[str, Any]:

@@ -2,59 +2,65 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tourkit.defaults import RoleDefaults, defaults_of
 from tourkit.errors import RequestError, excerpt, quoted
-from tourkit.generation import Constraint, Request
+from tourkit.generation import Request
 from tourkit.server.api import limits
+from tourkit.server.api.constraint_fields import constraint_of
 from tourkit.server.api.fields import boolean, integer
+from tourkit.server.api.route_fields import CHAT, DETOKENIZE, EMBEDDINGS, TOKENIZE, Field, check_fields
 from tourkit.server.api.sampling_fields import features_of, sampling_of, top_logprobs_of
-from tourkit.server.api.thinking_fields import HISTORY_FIELDS, THINKING_FIELDS, thinking_of, thought_of
+from tourkit.server.api.thinking_fields import HISTORY_FIELDS, thinking_of, thought_of
 
-_COMMON = [
-    *("model", "stream", "stream_options", "n", "seed", "stop", "max_tokens", "max_completion_tokens"),
-    *("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "logit_bias"),
-    *("response_format", "regex", "grammar", "choice", "user"),
-]
-# Unsupported OpenAI fields that clients send with a value without effect. They are accepted with that value only.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "logprobs": (False, None),
-    "echo": (False, None),
-    "suffix": ("", None),
-    "best_of": (1, None),
-    "tools": ([], None),
-    "tool_choice": ("none", None),
-    "parallel_tool_calls": (True, False, None),
-    "store": (False, None),
-    "metadata": ({}, None),
-    "service_tier": ("auto", "default", None),
+# Content parts of other kinds, as the APIs of OpenAI, vLLM and Anthropic name them.
+_MEDIA = {
+    "image_url": "an image",
+    "input_image": "an image",
+    "image": "an image",
+    "input_audio": "audio",
+    "audio_url": "audio",
+    "video_url": "a video",
+    "file": "a file",
+    "input_file": "a file",
+    "document": "a file",
 }
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_LONGEST_GUESSED = 32  # characters; the time to find a similar name grows fast with the length
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """`usage`: the last chunk has the usage. `always`: every chunk has the usage so far."""
+
+    usage: bool = False
+    always: bool = False
+
+
+NO_OPTIONS = StreamOptions()
 
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """A parsed request for text, with messages or with a plain prompt.
+    """A parsed chat request.
 
     `features`: what it asks for beyond text. `include_reasoning`: whether the reply has the text of the thinking.
+    `ignored`: its fields that no model here knows.
     """
 
     model: str
     request: Request
     stream: bool
-    include_usage: bool
+    options: StreamOptions = NO_OPTIONS
     features: tuple[str, ...] = ()
     include_reasoning: bool = True
+    ignored: tuple[str, ...] = ()
 
 
 def parse_chat(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
     """Check and convert the body of POST /v1/chat/completions. `defaults`: as in Launch. Raises RequestError."""
-    model = _model_of(body, [*_COMMON, "messages", "logprobs", "top_logprobs", *THINKING_FIELDS])
+    model, named = checked_model_of(body, CHAT)
     usual = defaults_of(defaults, model)
     messages, top = _messages(body.get("messages")), top_logprobs_of(body)
     thinking = thinking_of(body, usual)
@@ -65,27 +71,23 @@ def parse_chat(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
         thinking=thinking.thinking,
         thinking_fields=thinking.fields,
     )
-    return replace(_generate(model, body, request), include_reasoning=thinking.shown)
-
-
-def parse_completion(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
-    """Check and convert the body of POST /v1/completions: `prompt` is one string. `defaults`: as in Launch.
-
-    Raises RequestError.
-    """
-    model = _model_of(body, [*_COMMON, "prompt"])
-    prompt = body.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
-    if not isinstance(prompt, str) or not prompt:
-        raise RequestError("prompt must be one non-empty string", param="prompt")
-    usual = defaults_of(defaults, model)
-    return _generate(model, body, Request(prompt=prompt, params=sampling_of(body, usual.sampling, None)))
+    stream = boolean(body, "stream")
+    n = integer(body, "n", 1, limits.N.most) or 1
+    request = replace(request, n=n, constraint=constraint_of(body), whole=not stream)
+    return Generate(
+        model=model,
+        request=request,
+        stream=stream,
+        options=stream_options_of(body),
+        features=features_of(body, request),
+        include_reasoning=thinking.shown,
+        ignored=named,
+    )
 
 
 def parse_tokenize(body: Any) -> tuple[str, bool]:
     """Check the body of POST /tokenize. Return the text, and whether to add the model's special tokens."""
-    _model_of(body, ["model", "prompt", "add_special_tokens"])
+    checked_model_of(body, TOKENIZE)
     prompt = body.get("prompt")
     if not isinstance(prompt, str):
         raise RequestError("prompt must be a string", param="prompt")
@@ -95,9 +97,9 @@ def parse_tokenize(body: Any) -> tuple[str, bool]:
 
 def parse_detokenize(body: Any) -> list[int]:
     """Check the body of POST /detokenize. Return the token ids."""
-    _model_of(body, ["model", "tokens"])
+    checked_model_of(body, DETOKENIZE)
     tokens = body.get("tokens")
-    if not isinstance(tokens, list) or not all(map(_is_token, tokens)):
+    if not isinstance(tokens, list) or not all(map(is_token, tokens)):
         raise RequestError("tokens must be a list of token ids", param="tokens")
     limits.TOKENS.check(len(tokens))
     return list(tokens)
@@ -115,13 +117,13 @@ class Embed:
 
 def parse_embeddings(body: Any) -> Embed:
     """Check and convert the body of POST /v1/embeddings. Raises RequestError with the field."""
-    model = _model_of(body, ["model", "input", "encoding_format", "dimensions", "user"])
+    model, _ = checked_model_of(body, EMBEDDINGS)
     form = body.get("encoding_format")
     if form not in (None, "float", "base64"):
         raise RequestError("encoding_format must be float or base64", param="encoding_format")
     given = body.get("input")
     # One text, one list of token ids, or a list of either.
-    texts = given if isinstance(given, list) and given and not _is_token(given[0]) else [given]
+    texts = given if isinstance(given, list) and given and not is_token(given[0]) else [given]
     limits.TEXTS.check(len(texts))
     return Embed(
         model=model,
@@ -135,27 +137,14 @@ def _text_to_embed(text: Any, where: str) -> str | tuple[int, ...]:
     if isinstance(text, str) and text:
         limits.TEXT_LENGTH.check(len(text), where)
         return text
-    if isinstance(text, list) and text and all(map(_is_token, text)):
+    if isinstance(text, list) and text and all(map(is_token, text)):
         return tuple(text)
     raise RequestError(f"{where} must be a non-empty string or a non-empty list of token ids", param="input")
 
 
-def _is_token(value: Any) -> bool:
+def is_token(value: Any) -> bool:
+    """Whether a value of JSON can be a token id."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _generate(model: str, body: dict[str, Any], request: Request) -> Generate:
-    """Parse the fields that chat and plain completions have in common."""
-    stream = boolean(body, "stream")
-    n = integer(body, "n", 1, limits.N.most) or 1
-    request = replace(request, n=n, constraint=_one_constraint(body), whole=not stream)
-    return Generate(
-        model=model,
-        request=request,
-        stream=stream,
-        include_usage=_include_usage(body.get("stream_options"), stream),
-        features=features_of(body, request),
-    )
 
 
 def model_of(body: Any) -> str:
@@ -169,30 +158,13 @@ def model_of(body: Any) -> str:
     return model
 
 
-def _model_of(body: Any, supported: list[str]) -> str:
-    """Check that the body is an object with supported keys only, and return the model that it names."""
-    if isinstance(body, dict):
-        limits.FIELDS.check(len(body))
-        _refuse_unknown(body, supported)
-    return model_of(body)
+def checked_model_of(body: Any, fields: tuple[Field, ...]) -> tuple[str, tuple[str, ...]]:
+    """Check that the body is an object with fields of a route only. Raises RequestError.
 
-
-def _refuse_unknown(body: dict[str, Any], supported: list[str]) -> None:
-    for key, value in body.items():
-        if key in supported:
-            continue
-        if key in _NEUTRAL:
-            if value not in _NEUTRAL[key]:
-                raise RequestError(
-                    f"{key} is not supported here: leave it out", param=key, code="unsupported_parameter"
-                )
-            continue
-        is_short = len(key) <= _LONGEST_GUESSED
-        near = difflib.get_close_matches(key, [*supported, *_NEUTRAL], n=1) if is_short else []
-        hint = f"did you mean {near[0]!r}?" if near else "leave it out"
-        raise RequestError(
-            f"{quoted(key)} is not a supported parameter: {hint}", param=key, code="unsupported_parameter"
-        )
+    Return the model that it names, and its fields that only other models know.
+    """
+    named = check_fields(body, fields) if isinstance(body, dict) else ()
+    return model_of(body), named
 
 
 def _messages(value: Any) -> tuple[dict[str, str], ...]:
@@ -224,69 +196,32 @@ def _content(content: Any, where: str) -> str:
     if isinstance(content, list):
         parts = []
         for i, part in enumerate(content):
-            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind in _MEDIA:
+                raise RequestError(
+                    f"{where}[{i}] is {_MEDIA[kind]}: this model is text-only, so send text parts only",
+                    param=f"{where}[{i}]",
+                    code="unsupported_content",
+                )
+            if (
+                not isinstance(part, dict)
+                or kind not in ("text", "input_text")
+                or not isinstance(part.get("text"), str)
+            ):
                 raise RequestError(f"{where}[{i}] must be a text part: only text is served", param=f"{where}[{i}]")
             parts.append(part["text"])
         return "".join(parts)
     raise RequestError(f"{where} must be a string or a list of text parts", param=where)
 
 
-def _one_constraint(body: dict[str, Any]) -> Constraint | None:
-    """Return the constraint on the text: response_format, or one of the extras regex, grammar and choice."""
-    found = [_constraint(body.get("response_format")), *(_extra(body, key) for key in ("regex", "grammar", "choice"))]
-    given = [constraint for constraint in found if constraint is not None]
-    if len(given) > 1:
-        raise RequestError("give only one of response_format, regex, grammar and choice", param="response_format")
-    return given[0] if given else None
-
-
-def _extra(body: dict[str, Any], key: str) -> Constraint | None:
-    value = body.get(key)
-    if value is None:
-        return None
-    if key == "choice":
-        if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
-            raise RequestError("choice must be a list of non-empty strings", param=key)
-        limits.CHOICES.check(len(value))
-        return Constraint(key, json.dumps(value, ensure_ascii=False))
-    if not isinstance(value, str) or not value:
-        raise RequestError(f"{key} must be a non-empty string", param=key)
-    return Constraint(key, value)
-
-
-def _constraint(value: Any) -> Constraint | None:
-    if value is None:
-        return None
-    kind = value.get("type") if isinstance(value, dict) else None
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return Constraint.json_object()
-    if kind != "json_schema":
-        raise RequestError(
-            "response_format.type must be text, json_object or json_schema", param="response_format.type"
-        )
-    holder = value.get("json_schema")
-    schema = holder.get("schema") if isinstance(holder, dict) else None
-    if not isinstance(schema, dict):
-        raise RequestError(
-            "response_format.json_schema.schema must be a JSON Schema object", param="response_format.json_schema"
-        )
-    for key in ("$schema", "$id"):
-        if not isinstance(schema.get(key, ""), str):
-            raise RequestError(
-                f"response_format.json_schema.schema: {key} must be a string",
-                param="response_format.json_schema",
-                code="unsupported_schema",
-            )
-    return Constraint.json_schema(schema)
-
-
-def _include_usage(value: Any, stream: bool) -> bool:
-    if value is None:
-        return False
-    if not stream:
-        raise RequestError("stream_options needs stream: true", param="stream_options")
-    if not isinstance(value, dict) or set(value) - {"include_usage", "include_obfuscation"}:
-        raise RequestError("stream_options takes include_usage only", param="stream_options")
-    return boolean(value, "include_usage")
+def stream_options_of(body: dict[str, Any]) -> StreamOptions:
+    """Return what a body asks of a stream. Options that cannot change the answer are accepted without effect."""
+    value, key = body.get("stream_options"), "stream_options"
+    if not isinstance(value, dict | None):
+        raise RequestError(f"{key} must be an object", param=key)
+    options = value or {}
+    try:
+        usage, always = (boolean(options, name) for name in ("include_usage", "continuous_usage_stats"))
+    except RequestError as exc:
+        raise RequestError(f"{key}: {exc}", param=key) from exc
+    return StreamOptions(usage, usage and always)

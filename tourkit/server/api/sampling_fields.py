@@ -18,7 +18,7 @@ _INT_32, _INT_64 = 2**31 - 1, 2**63 - 1
 
 def sampling_of(body: dict[str, Any], usual: Sampling, top_logprobs: int | None) -> SamplingParams:
     """Return the sampling settings of a body. `usual`: what it gets if it leaves them out. Raises RequestError."""
-    old, new = (integer(body, key, 1) for key in ("max_tokens", "max_completion_tokens"))
+    old, new = (_most_tokens(body, key) for key in ("max_tokens", "max_completion_tokens"))
     if old and new and old != new:
         raise RequestError("max_tokens and max_completion_tokens differ: give one of them", param="max_tokens")
     given = _given(body)
@@ -37,12 +37,21 @@ def sampling_of(body: dict[str, Any], usual: Sampling, top_logprobs: int | None)
     )
 
 
+def _most_tokens(body: dict[str, Any], key: str) -> int | None:
+    """Return a limit of tokens; None if there is none. Clients of llama.cpp send -1 for no limit."""
+    return None if _is_minus_one(body.get(key)) else integer(body, key, 1)
+
+
+def _is_minus_one(value: Any) -> bool:
+    return isinstance(value, int) and value == -1
+
+
 def _given(body: dict[str, Any]) -> Sampling:
-    """Return the settings that a body states itself."""
+    """Return the settings that a body states itself. vLLM's and llama.cpp's clients send -1 for no top_k."""
     return Sampling(
         temperature=number(body, "temperature", 0, 2),
         top_p=number(body, "top_p", 0, 1),
-        top_k=integer(body, "top_k", 0, _INT_32),
+        top_k=0 if _is_minus_one(body.get("top_k")) else integer(body, "top_k", 0, _INT_32),
         min_p=number(body, "min_p", 0, 1),
     )
 

@@ -198,7 +198,7 @@ def _shown(text: str) -> str:
 _ASKED_METHOD = b"access-control-request-method"
 _ASKED_HEADERS = b"access-control-request-headers"
 _ASKED_NETWORK = b"access-control-request-private-network"
-_READABLE = b"x-tourkit-model, x-tourkit-constraint, x-tourkit-emulated, x-tourkit-ignored, retry-after"
+_READABLE = b"x-tourkit-model, x-tourkit-constraint, x-tourkit-emulated, x-tourkit-ignored, retry-after, x-request-id"
 _KEPT = b"600"  # seconds that a browser may remember the answer
 
 
@@ -220,7 +220,7 @@ def _with_cors(send: Send, page: bytes) -> Send:
 
 async def _answer_question(headers: dict[bytes, bytes], send: Send) -> None:
     """Answer the question that a browser sends before the request of a page (CORS preflight)."""
-    answer = [(b"access-control-allow-methods", b"GET, POST"), (b"access-control-max-age", _KEPT)]
+    answer = [(b"access-control-allow-methods", b"GET, HEAD, POST"), (b"access-control-max-age", _KEPT)]
     if _ASKED_HEADERS in headers:
         answer.append((b"access-control-allow-headers", headers[_ASKED_HEADERS]))
     if _ASKED_NETWORK in headers:

@@ -18,15 +18,18 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tourkit import net, scratch
+from tourkit import __version__, net, scratch
 from tourkit.connections import USUAL, ConnectionLimits
-from tourkit.errors import EngineDead, LocalError, RequestError, TourkitError, excerpt, quoted
+from tourkit.errors import EngineDead, LocalError, RequestError, TourkitError, quoted
 from tourkit.net import Urls
 from tourkit.planning.plan import Placement
 from tourkit.server.api.replies import error_response, json_response
-from tourkit.server.gateway import bodies, status
+from tourkit.server.gateway import bodies, paths, status
 from tourkit.server.gateway.access import CLIENT, OPEN_TO_ALL, TRUSTED, Access, AccessRules
+from tourkit.server.gateway.comments import Commented
+from tourkit.server.gateway.entry import Entry
 from tourkit.server.gateway.metrics import WorkerFigures, exposition, prompt_cache_of
+from tourkit.server.gateway.paths import FORWARDED, STREAMED
 from tourkit.server.gateway.relay import Relay
 from tourkit.server.gateway.request_log import MODEL, RequestLog
 from tourkit.server.gateway.supervisor import State, Worker
@@ -35,8 +38,6 @@ from tourkit.server.gateway.upstream import Asked, Upstream
 from tourkit.server.gateway.watchdog import TIMEOUTS, WorkerTimeouts
 from tourkit.server.http import EndingServer, hung_up
 
-# What a worker answers for its model.
-_FORWARDED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
 _HEALTH_SECONDS = 1.0  # for the figures in /health, which must not wait for a worker that hangs
 
 
@@ -80,6 +81,7 @@ class Gateway:
         self._upstream = Upstream()
         self._relay = Relay(self._upstream, lambda: self._swapper)
         self._folder = ""
+        self._created = int(time.time())
         self._planning = asyncio.Lock()
 
     def app(self) -> ASGIApp:
@@ -88,20 +90,23 @@ class Gateway:
                 Route("/", self.front_page, methods=["GET"]),
                 Route("/v1/models", self.models, methods=["GET"]),
                 Route("/v1/models/{name:path}", self.model, methods=["GET"]),
+                Route("/version", self.version, methods=["GET"]),
                 Route("/health", self.health, methods=["GET"]),
                 Route("/metrics", self.metrics, methods=["GET"]),
             ],
-            exception_handlers={404: _not_found, 405: _not_found},
+            exception_handlers={404: paths.not_found, 405: paths.not_found},
             lifespan=self._lifespan,
         )
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _FORWARDED:
+            if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in FORWARDED:
                 await self.forward(scope, receive, send)  # without middleware, which makes streams slower
+            elif scope["type"] == "http" and scope["method"] == "OPTIONS":
+                await paths.options(scope, about.routes)(scope, receive, send)
             else:
                 await about(scope, receive, send)
 
-        guarded = Access(app, self._options.access)
+        guarded = Entry(Access(app, self._options.access))
         return RequestLog(guarded, self._options.say) if self._options.log else guarded
 
     @contextlib.asynccontextmanager
@@ -193,7 +198,7 @@ class Gateway:
 
     async def front_page(self, request: Request) -> Response:
         own = [route for route in request.app.routes if isinstance(route, Route)]
-        routes = [f"POST {path}" for path in _FORWARDED] + [f"GET {route.path_format}" for route in own]
+        routes = [f"POST {path}" for path in FORWARDED] + [f"GET {route.path_format}" for route in own]
         return PlainTextResponse(status.front_page(self._distinct(), routes))
 
     async def health(self, request: Request) -> Response:
@@ -218,15 +223,18 @@ class Gateway:
         return PlainTextResponse(exposition(found, self._swapper))
 
     async def models(self, request: Request) -> Response:
-        served = [status.model(name, worker) for name, worker in self._workers.items()]
+        served = [status.model(name, worker, self._created) for name, worker in self._workers.items()]
         return json_response(200, {"object": "list", "data": served})
 
     async def model(self, request: Request) -> Response:
         try:
             name = request.path_params["name"]
-            return json_response(200, status.model(name, self._find(name)))
+            return json_response(200, status.model(name, self._find(name), self._created))
         except RequestError as exc:
             return error_response(exc)
+
+    async def version(self, request: Request) -> Response:
+        return json_response(200, {"version": __version__})
 
     async def forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request to the worker of its model, and pass the worker's bytes back as they come."""
@@ -234,14 +242,27 @@ class Gateway:
         try:
             bodies.check_headers(scope)
             body = await bodies.read_body(request)
-            name = scope[MODEL] = await bodies.model_name(body)
-            worker = self._find(name)
+            named = await bodies.named(body)
+            scope[MODEL] = named.model
+            worker = self._find(named.model)
         except TourkitError as exc:
             await error_response(exc)(scope, receive, send)
             return
         except ClientDisconnect:  # in the middle of its body
             return
         asked = Asked(scope["path"], body, scope[CLIENT])
+        if not named.streams or asked.path not in STREAMED:
+            await self._pass(worker, asked, receive, send)
+            return
+        commented = Commented(send, worker.answering.launch.title)
+        commenting = asyncio.create_task(commented.run())
+        try:
+            await self._pass(worker, asked, receive, commented)
+        finally:
+            commenting.cancel()
+
+    async def _pass(self, worker: Worker, asked: Asked, receive: Receive, send: Send) -> None:
+        """Pass a request and its answer. If the client hangs up, the worker's connection is closed."""
         passing = asyncio.create_task(self._relay.answer(worker, asked, send))
         watching = asyncio.create_task(hung_up(receive))
         done, pending = await asyncio.wait({passing, watching}, return_when=asyncio.FIRST_COMPLETED)
@@ -251,7 +272,7 @@ class Gateway:
         if passing in done:
             failure = passing.result()
             if failure is not None:
-                await error_response(failure)(scope, receive, send)
+                await error_response(failure)({"type": "http"}, receive, send)
 
     def _find(self, name: str) -> Worker:
         worker = self._workers.get(name)
@@ -276,11 +297,6 @@ def _still_to_come(worker: Worker, others: list[Worker]) -> tuple[Placement, ...
     if worker.placement.resident and in_turn and all(other.state is State.UNLOADED for other in in_turn):
         waiting.append(max((other.current for other in in_turn), key=lambda each: sum(m.total for m in each.memory)))
     return tuple(waiting)
-
-
-async def _not_found(request: Request, exc: Exception) -> Response:
-    status = getattr(exc, "status_code", 404)
-    return error_response(RequestError(f"{request.method} {excerpt(request.url.path)}: no such route", status=status))
 
 
 def serve(

@@ -23,7 +23,7 @@ from tourkit.server.gateway.swapping import Swapper
 from tourkit.server.gateway.upstream import Asked, Upstream
 
 _PASSED = (  # headers of a worker's answer
-    *("content-type", "content-length", "retry-after", "cache-control"),
+    *("content-type", "content-length", "retry-after", "cache-control", "x-accel-buffering"),
     *("x-tourkit-constraint", "x-tourkit-emulated", "x-tourkit-ignored"),
 )
 _DEAD = 503  # the status of a worker whose engine has died; the worker ends after it

@@ -92,18 +92,23 @@ def _seconds_to_start(worker: Worker) -> float | None:
     return round(max(0.0, worker.next_start - time.monotonic()), 1) if worker.state is State.RESTARTING else None
 
 
-def model(name: str, worker: Worker) -> dict[str, Any]:
-    """Return the entry of a served name in OpenAI's list of models, with the variant that answers."""
+def model(name: str, worker: Worker, created: int) -> dict[str, Any]:
+    """Return the entry of a served name in OpenAI's list of models, with the variant that answers.
+
+    `created`: when the server started, in whole seconds since 1970.
+    """
     launch = worker.answering.launch
     entry: dict[str, Any] = {
         "id": name,
         "object": "model",
-        "created": 0,
+        "created": created,
         "owned_by": "tourkit",
         "max_model_len": launch.context,
         "model": launch.model,
         "quant": launch.quant,
         "stack": launch.stack,
+        "answers": launch.title,
+        "state": worker.state.name.lower(),
         "roles": list(worker.placement.roles),
     }
     if launch.defaults:  # a model that generates no text has none

@@ -7,7 +7,7 @@ import contextlib
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,21 +19,19 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tourkit.backends.base import Templated
 from tourkit.defaults import RoleDefaults
 from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError, excerpt
+from tourkit.generation import Enforced
+from tourkit.server.api.completion_fields import parse_completion
+from tourkit.server.api.completions import Prompts, complete_all, echoes_of, stream_all
 from tourkit.server.api.embedding import embed
 from tourkit.server.api.generation import Generation, complete, ignored_header, stream
 from tourkit.server.api.model import InTrial, Model, untold
 from tourkit.server.api.off_loop import parsed, tokenized
-from tourkit.server.api.replies import ChatReply, TextReply, error_response, json_response
-from tourkit.server.api.requests import (
-    Generate,
-    parse_chat,
-    parse_completion,
-    parse_detokenize,
-    parse_embeddings,
-    parse_tokenize,
-)
+from tourkit.server.api.replies import ChatReply, error_response, json_response
+from tourkit.server.api.requests import parse_chat, parse_detokenize, parse_embeddings, parse_tokenize
+from tourkit.server.api.text_replies import TextReply
 from tourkit.server.contract import CLIENT_HEADER, SECRET_HEADER
 from tourkit.server.http import CLIENT_LEFT
 
@@ -56,13 +54,15 @@ class ModelServer:
         on_dead: Callable[[], None] = lambda: None,
         in_trial: InTrial = untold,
         defaults: tuple[RoleDefaults, ...] = (),
+        fingerprint: str = "",
     ) -> None:
-        """`defaults`: as in Launch."""
+        """`defaults`: as in Launch. `fingerprint`: of the model and its settings, for replies."""
         self._engine = engine
         self._model = Model.of(engine, in_trial)
         self._secret = secret
         self._on_dead = on_dead
         self._defaults = defaults
+        self._fingerprint = fingerprint
 
     async def start_trial(self) -> None:
         """Start the process that tries constraints, so that the first request with one does not wait for it."""
@@ -82,6 +82,7 @@ class ModelServer:
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
                 Route("/v1/completions", self.complete, methods=["POST"]),
                 Route("/v1/embeddings", self.embed, methods=["POST"]),
+                Route("/apply-template", self.apply_template, methods=["POST"]),
                 Route("/tokenize", self.tokenize, methods=["POST"]),
                 Route("/detokenize", self.detokenize, methods=["POST"]),
                 Route("/stats", self.stats, methods=["GET"]),
@@ -109,15 +110,50 @@ class ModelServer:
 
     async def chat(self, request: HttpRequest) -> Response:
         asked = await self._body(request, partial(parse_chat, defaults=self._defaults))
-        logprobs = asked.request.params.top_logprobs is not None
-        id_, shown = f"chatcmpl-{uuid.uuid4().hex}", asked.include_reasoning
-        reply = ChatReply(id_, int(time.time()), asked.model, logprobs, shown)
-        return await self._generate(asked, reply, request)
+        asked = replace(asked, request=replace(asked.request, client=_client(request)))
+        reply = ChatReply(
+            f"chatcmpl-{uuid.uuid4().hex}",
+            int(time.time()),
+            asked.model,
+            logprobs=asked.request.params.top_logprobs is not None,
+            reasoning=asked.include_reasoning,
+            fingerprint=self._fingerprint,
+            shows_usage=asked.options.usage,
+        )
+        headers = self._emulated(asked.features)
+        if not asked.stream:
+            response = await complete(self._model, asked, reply, request)
+            response.headers.update(headers)
+            return response
+        generation = await Generation.start(self._model, asked.request, request)
+        if generation is None:
+            return Response(status_code=CLIENT_LEFT)
+        headers |= ignored_header((*generation.ignored, *asked.ignored))
+        return _streamed(stream(self._model, generation, reply, asked, request), generation.constraint, headers)
 
     async def complete(self, request: HttpRequest) -> Response:
         asked = await self._body(request, partial(parse_completion, defaults=self._defaults))
-        reply = TextReply(f"cmpl-{uuid.uuid4().hex}", int(time.time()), asked.model)
-        return await self._generate(asked, reply, request)
+        client = _client(request)
+        asked = replace(asked, requests=tuple(replace(each, client=client) for each in asked.requests))
+        id_, now, usage = f"cmpl-{uuid.uuid4().hex}", int(time.time()), asked.options.usage
+        reply = TextReply(id_, now, asked.model, self._fingerprint, usage)
+        headers = self._emulated(asked.features)
+        if not asked.stream:
+            response = await complete_all(self._model, asked, reply, request)
+            response.headers.update(headers)
+            return response
+        echoes, prompts = echoes_of(self._model, asked), Prompts(self._model, asked.requests, request)
+        if not await prompts.start():
+            return Response(status_code=CLIENT_LEFT)
+        return _streamed(stream_all(self._model, prompts, asked, reply, echoes), prompts.constraint, headers)
+
+    async def apply_template(self, request: HttpRequest) -> Response:
+        """Return the prompt that the chat template makes of messages, as llama.cpp's server does."""
+        asked = await self._body(request, partial(parse_chat, defaults=self._defaults))
+        if not isinstance(self._engine, Templated):
+            raise RequestError("this model has no chat template", param="model", code="unsupported_model")
+        text = await asyncio.to_thread(self._engine.apply_template, asked.request)
+        return json_response(200, {"prompt": text})
 
     async def embed(self, request: HttpRequest) -> Response:
         return await embed(self._engine, await self._body(request, parse_embeddings), request)
@@ -146,22 +182,10 @@ class ModelServer:
             raise RequestError("this is a worker: send requests to the gateway", status=403)
         return await parsed(await request.body(), parse)
 
-    async def _generate(self, asked: Generate, reply: ChatReply | TextReply, request: HttpRequest) -> Response:
-        client = request.headers.get(CLIENT_HEADER, "")
-        asked = replace(asked, request=replace(asked.request, client=client))
-        emulated = [name for name in asked.features if name in self._engine.info.emulated]
-        headers = {"x-tourkit-emulated": ", ".join(emulated)} if emulated else {}
-        if not asked.stream:
-            response = await complete(self._model, asked, reply, request)
-            response.headers.update(headers)
-            return response
-        generation = await Generation.start(self._model, asked.request, request)
-        if generation is None:
-            return Response(status_code=CLIENT_LEFT)
-        headers |= {"cache-control": "no-cache", "x-tourkit-constraint": generation.constraint.level}
-        headers |= ignored_header(generation.ignored)
-        events = stream(self._model, generation, reply, asked, request)
-        return StreamingResponse(events, media_type=_EVENTS, headers=headers)
+    def _emulated(self, features: tuple[str, ...]) -> dict[str, str]:
+        """Return the header that names the features of a request that tourkit serves itself on this stack."""
+        emulated = [name for name in features if name in self._engine.info.emulated]
+        return {"x-tourkit-emulated": ", ".join(emulated)} if emulated else {}
 
     async def _answer_error(self, request: HttpRequest, exc: Exception) -> Response:
         assert isinstance(exc, TourkitError)
@@ -176,3 +200,14 @@ class ModelServer:
         return error_response(
             EngineError(f"internal error of tourkit, please report it: {type(exc).__name__}: {excerpt(str(exc))}")
         )
+
+
+def _client(request: HttpRequest) -> str:
+    """Return the digest of the client that the gateway names."""
+    return request.headers.get(CLIENT_HEADER, "")
+
+
+def _streamed(events: AsyncIterator[bytes], constraint: Enforced, headers: dict[str, str]) -> Response:
+    """Return a stream of events. `x-accel-buffering` tells a proxy in front to pass each of them on at once."""
+    headers |= {"cache-control": "no-cache", "x-accel-buffering": "no", "x-tourkit-constraint": constraint.level}
+    return StreamingResponse(events, media_type=_EVENTS, headers=headers)

@@ -22,7 +22,7 @@ from tourkit.connections import ConnectionLimits
 from tourkit.errors import TourkitError
 from tourkit.isolation.guard import Needs
 from tourkit.parent import end_with_parent
-from tourkit.server.contract import Greeting, WorkerSpec
+from tourkit.server.contract import Greeting, WorkerSpec, fingerprint_of
 from tourkit.server.http import EndingServer
 from tourkit.server.worker.app import ModelServer
 from tourkit.server.worker.pipes import Pipes
@@ -61,7 +61,7 @@ async def serve(spec: WorkerSpec, pipes: Pipes, guard: str) -> None:
     def leave() -> None:
         server.should_exit = True
 
-    model = ModelServer(engine, spec.secret, leave, pipes.in_trial, spec.launch.defaults)
+    model = ModelServer(engine, spec.secret, leave, pipes.in_trial, spec.launch.defaults, fingerprint_of(spec.launch))
     server = EndingServer(model.app(), model.close, _LIMITS)
     pipes.greet(Greeting(address, guard=guard, prefix_sharing=engine.info.prefix_sharing))
     pipes.start_beats(spec.beat, engine.activity, asyncio.get_running_loop().call_soon_threadsafe)

@@ -15,6 +15,7 @@ from tourkit.backends.text_side import Texts
 from tourkit.backends.vllm.engine import VllmEngine
 from tourkit.launch import Launch
 from tourkit.server.api.model import InTrial
+from tourkit.server.contract import fingerprint_of
 from tourkit.server.worker.app import ModelServer
 
 
@@ -47,7 +48,13 @@ class Front:
             served, client = self.served, scope["app"].state.engine_client
             engine = VllmEngine(client, asyncio.get_running_loop(), served.launch, served.texts)
             Front.engine = engine
-            model = ModelServer(engine, served.secret, in_trial=served.in_trial, defaults=served.launch.defaults)
+            model = ModelServer(
+                engine,
+                served.secret,
+                in_trial=served.in_trial,
+                defaults=served.launch.defaults,
+                fingerprint=fingerprint_of(served.launch),
+            )
             self._starting = asyncio.create_task(model.start_trial())
             self._ours = model.app()
         await self._ours(scope, receive, send)
