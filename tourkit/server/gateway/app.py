@@ -26,6 +26,7 @@ from tourkit.planning.plan import Placement
 from tourkit.server.api.replies import error_response, json_response
 from tourkit.server.gateway import bodies, status
 from tourkit.server.gateway.access import CLIENT, OPEN_TO_ALL, TRUSTED, Access, AccessRules
+from tourkit.server.gateway.lifecycle import Lifecycle
 from tourkit.server.gateway.metrics import WorkerFigures, exposition, prompt_cache_of
 from tourkit.server.gateway.relay import Relay
 from tourkit.server.gateway.request_log import MODEL, RequestLog
@@ -34,9 +35,11 @@ from tourkit.server.gateway.swapping import Swapper
 from tourkit.server.gateway.upstream import Asked, Upstream
 from tourkit.server.gateway.watchdog import TIMEOUTS, WorkerTimeouts
 from tourkit.server.http import EndingServer, hung_up
+from tourkit.units import counted, seconds_text
 
 # What a worker answers for its model.
 _FORWARDED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize")
+_LOOK_SECONDS = 0.05  # between two looks whether answers still run
 _HEALTH_SECONDS = 1.0  # for the figures in /health, which must not wait for a worker that hangs
 
 
@@ -48,7 +51,9 @@ class GatewayOptions:
     `ends_unloaded`: the server ends when none of its workers can be loaded from the start. `only_gpu`: this process
     sees one GPU alone. `plan_again`: returns a new placement for one that found too little memory, None if nothing else
     fits. Its other arguments are the placements that are loaded, and those for which memory must stay free. It may take
-    seconds. `timeouts`: for the workers.
+    seconds. `timeouts`: for the workers. `preload`: roles or model ids that are loaded at the start, None for all that
+    fit; the others are loaded for their first request. `idle_timeout`: seconds without a request after which a model is
+    unloaded, None for never. `drain`: seconds for running answers when the server must stop.
     """
 
     offline: bool = False
@@ -62,6 +67,9 @@ class GatewayOptions:
     only_gpu: bool = False
     plan_again: Callable[[Placement, tuple[Placement, ...], tuple[Placement, ...]], Placement | None] | None = None
     timeouts: WorkerTimeouts = TIMEOUTS
+    preload: tuple[str, ...] | None = None
+    idle_timeout: float | None = None
+    drain: float = 30.0
 
 
 class Gateway:
@@ -79,6 +87,7 @@ class Gateway:
         self._swapper = Swapper(())
         self._upstream = Upstream()
         self._relay = Relay(self._upstream, lambda: self._swapper)
+        self._lifecycle = Lifecycle(lambda: self._swapper, self._find, options.say)
         self._folder = ""
         self._planning = asyncio.Lock()
 
@@ -90,6 +99,7 @@ class Gateway:
                 Route("/v1/models/{name:path}", self.model, methods=["GET"]),
                 Route("/health", self.health, methods=["GET"]),
                 Route("/metrics", self.metrics, methods=["GET"]),
+                *self._lifecycle.routes(),
             ],
             exception_handlers={404: _not_found, 405: _not_found},
             lifespan=self._lifespan,
@@ -113,7 +123,7 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def _workers_running(self) -> AsyncIterator[None]:
-        announcements = []
+        tasks = []
         try:
             for i, placement in enumerate(self._placements):
                 uds = f"{self._folder}/{i}.sock" if self._options.unix else ""
@@ -124,24 +134,39 @@ class Gateway:
                     say=self._options.say,
                     others=self._holder,
                     plan_again=self._plan_again if self._options.plan_again is not None else None,
+                    make_room=self._make_room,
                     only_gpu=self._options.only_gpu,
                     timeouts=self._options.timeouts,
                     guard=self._options.guard,
                 )
-                announcements.append(asyncio.create_task(self._announce(worker)))
+                tasks.append(asyncio.create_task(self._announce(worker)))
                 for name in (placement.launch.model, *placement.roles):
                     self._workers[name] = worker
             self._swapper = Swapper(self._distinct())
-            for worker in self._distinct():
-                if worker.placement.resident:
-                    worker.start()
-            self._swapper.begin()
+            preload = self._options.preload
+            self._swapper.begin(None if preload is None else [self._find(name) for name in preload])
+            if self._options.idle_timeout is not None:
+                watching = self._lifecycle.unload_idle(self._distinct, self._options.idle_timeout)
+                tasks.append(asyncio.create_task(watching))
             yield
         finally:
-            for announcement in announcements:
-                announcement.cancel()
+            for task in tasks:
+                task.cancel()
             await self.stop()
             await self._upstream.close()
+
+    async def drain(self, is_hurried: Callable[[], bool]) -> None:
+        """Let running answers end within the time that the options give. Requests that wait or come get 503.
+
+        Return earlier if `is_hurried`.
+        """
+        self._swapper.close()
+        end = time.monotonic() + self._options.drain
+        if self._relay.running:
+            answers = counted(self._relay.running, "answer runs", "answers run")
+            self._options.say(f"stopping: {answers}, for {seconds_text(self._options.drain)} at most")
+        while self._relay.running and time.monotonic() < end and not is_hurried():
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def stop(self) -> None:
         """End every worker and the answers it is writing. Idempotent."""
@@ -186,6 +211,9 @@ class Gateway:
             loaded = tuple(each.current for each in others if each.state is State.READY and each.stand_in is None)
             return await asyncio.to_thread(make, worker.placement, loaded, _still_to_come(worker, others))
 
+    async def _make_room(self, worker: Worker) -> str:
+        return await self._lifecycle.make_room(worker, self._distinct())
+
     def _distinct(self) -> list[Worker]:
         return list({id(worker): worker for worker in self._workers.values()}.values())
 
@@ -193,7 +221,8 @@ class Gateway:
 
     async def front_page(self, request: Request) -> Response:
         own = [route for route in request.app.routes if isinstance(route, Route)]
-        routes = [f"POST {path}" for path in _FORWARDED] + [f"GET {route.path_format}" for route in own]
+        routes = [f"POST {path}" for path in _FORWARDED]
+        routes += [f"{_method(route)} {route.path_format}" for route in own]
         return PlainTextResponse(status.front_page(self._distinct(), routes))
 
     async def health(self, request: Request) -> Response:
@@ -269,13 +298,20 @@ class Gateway:
 def _still_to_come(worker: Worker, others: list[Worker]) -> tuple[Placement, ...]:
     """Return the placements of other workers for which memory must stay free beside `worker`.
 
-    These are the placements that wait for a new plan too, and the largest of those that take turns if none is loaded.
+    These are the placements that wait for a new plan too, those that stay in memory but are unloaded now, and the
+    largest of those that take turns if none is loaded.
     """
     waiting = [other.placement for other in others if other.waits_for_plan]
+    unloaded = (other for other in others if other.state is State.UNLOADED and other.placement.resident)
+    waiting += [other.current for other in unloaded]
     in_turn = [other for other in others if not other.placement.resident and other.stand_in is None]
     if worker.placement.resident and in_turn and all(other.state is State.UNLOADED for other in in_turn):
         waiting.append(max((other.current for other in in_turn), key=lambda each: sum(m.total for m in each.memory)))
     return tuple(waiting)
+
+
+def _method(route: Route) -> str:
+    return "POST" if "POST" in (route.methods or ()) else "GET"
 
 
 async def _not_found(request: Request, exc: Exception) -> Response:
@@ -297,11 +333,15 @@ def serve(
             await super().startup(sockets)
             on_ready(urls)
 
-    def end() -> None:
+    def exit_soon() -> None:
         server.should_exit = True
 
-    gateway = Gateway(placements, options, end)
-    server = Server(gateway.app(), gateway.stop, options.connections)
+    async def end() -> None:
+        await gateway.drain(lambda: server.is_hurried)
+        await gateway.stop()
+
+    gateway = Gateway(placements, options, exit_soon)
+    server = Server(gateway.app(), end, options.connections)
     server.run(sockets=[sock])
     if gateway.failure is not None:
         raise LocalError(gateway.failure)
