@@ -26,7 +26,7 @@ from tourkit.planning.plan import Placement
 from tourkit.server.api.replies import error_response, json_response
 from tourkit.server.gateway import bodies, status
 from tourkit.server.gateway.access import CLIENT, OPEN_TO_ALL, TRUSTED, Access, AccessRules
-from tourkit.server.gateway.lifecycle import Lifecycle
+from tourkit.server.gateway.lifecycle import LIFETIMES, Lifecycle, Lifetimes
 from tourkit.server.gateway.metrics import WorkerFigures, exposition, prompt_cache_of
 from tourkit.server.gateway.relay import Relay
 from tourkit.server.gateway.request_log import MODEL, RequestLog
@@ -51,9 +51,7 @@ class GatewayOptions:
     `ends_unloaded`: the server ends when none of its workers can be loaded from the start. `only_gpu`: this process
     sees one GPU alone. `plan_again`: returns a new placement for one that found too little memory, None if nothing else
     fits. Its other arguments are the placements that are loaded, and those for which memory must stay free. It may take
-    seconds. `timeouts`: for the workers. `preload`: roles or model ids that are loaded at the start, None for all that
-    fit; the others are loaded for their first request. `idle_timeout`: seconds without a request after which a model is
-    unloaded, None for never. `drain`: seconds for running answers when the server must stop.
+    seconds. `timeouts`: for the workers.
     """
 
     offline: bool = False
@@ -67,9 +65,7 @@ class GatewayOptions:
     only_gpu: bool = False
     plan_again: Callable[[Placement, tuple[Placement, ...], tuple[Placement, ...]], Placement | None] | None = None
     timeouts: WorkerTimeouts = TIMEOUTS
-    preload: tuple[str, ...] | None = None
-    idle_timeout: float | None = None
-    drain: float = 30.0
+    lifetimes: Lifetimes = LIFETIMES
 
 
 class Gateway:
@@ -143,10 +139,10 @@ class Gateway:
                 for name in (placement.launch.model, *placement.roles):
                     self._workers[name] = worker
             self._swapper = Swapper(self._distinct())
-            preload = self._options.preload
-            self._swapper.begin(None if preload is None else [self._find(name) for name in preload])
-            if self._options.idle_timeout is not None:
-                watching = self._lifecycle.unload_idle(self._distinct, self._options.idle_timeout)
+            times = self._options.lifetimes
+            self._swapper.begin(None if times.preload is None else [self._find(name) for name in times.preload])
+            if times.idle_timeout is not None:
+                watching = self._lifecycle.unload_idle(self._distinct, times.idle_timeout)
                 tasks.append(asyncio.create_task(watching))
             yield
         finally:
@@ -161,10 +157,11 @@ class Gateway:
         Return earlier if `is_hurried`.
         """
         self._swapper.close()
-        end = time.monotonic() + self._options.drain
+        seconds = self._options.lifetimes.drain
+        end = time.monotonic() + seconds
         if self._relay.running:
             answers = counted(self._relay.running, "answer runs", "answers run")
-            self._options.say(f"stopping: {answers}, for {seconds_text(self._options.drain)} at most")
+            self._options.say(f"stopping: {answers}, for {seconds_text(seconds)} at most")
         while self._relay.running and time.monotonic() < end and not is_hurried():
             await asyncio.sleep(_LOOK_SECONDS)
 

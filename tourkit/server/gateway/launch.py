@@ -103,6 +103,7 @@ def _serve(
         gateway.say("--deterministic holds on a CPU only: on a GPU a near-tie may still fall either way")
     gateway = replace(gateway, only_gpu=has_one_gpu(machine), plan_again=partial(plan_again, source, options))
     placements = _located(source, options, made, gateway.say)
+    check_preload(placements, gateway.lifetimes.preload)
     app.serve(placements, gateway, net.listen(options.host, options.port), lambda urls: on_ready(urls, made))
 
 
@@ -121,6 +122,17 @@ def served_part(source: Source, options: ServeOptions) -> tuple[Source, ServeOpt
     roles = tuple(role for role in options.roles if role not in NOT_SERVED)
     lines = tuple(f"role {role}: this version does not serve it yet; the other roles are served" for role in unserved)
     return replace(source, index=replace(source.index, roles=kept)), replace(options, roles=roles), lines
+
+
+def check_preload(placements: Iterable[Placement], preload: tuple[str, ...] | None) -> None:
+    """Raise UsageError for a name that is not served, and for two models of which only one can be loaded."""
+    named = {name: each for each in placements for name in (each.launch.model, *each.roles)}
+    for name in preload or ():
+        if name not in named:
+            raise UsageError(f"--preload {name}: it is not served here: use one of {', '.join(named)}")
+    in_turn = {named[name].launch.title: name for name in preload or () if not named[name].resident}
+    if len(in_turn) > 1:
+        raise UsageError(f"--preload {', '.join(in_turn.values())}: they take turns: name one of them")
 
 
 def useless_folder(plan: Plan) -> str:

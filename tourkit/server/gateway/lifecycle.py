@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -24,6 +25,23 @@ _LONGEST_LOOK = 5.0  # seconds between two looks for idle models
 _LOOKS = 10  # in the time after which a model is idle, at least
 
 _Do = Callable[[Worker], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """When models are loaded and unloaded, and how long the server stops.
+
+    `preload`: roles or model ids that are loaded at the start, None for all that fit; the others are loaded for their
+    first request. `idle_timeout`: seconds without a request after which a model is unloaded, None for never. `drain`:
+    seconds for running answers when the server must stop.
+    """
+
+    preload: tuple[str, ...] | None = None
+    idle_timeout: float | None = None
+    drain: float = 30.0
+
+
+LIFETIMES = Lifetimes()
 
 
 class Lifecycle:
