@@ -83,7 +83,7 @@ class Server:
         return Answer(sent[0]["status"], b"".join(message["body"] for message in sent[1:]))
 
     async def post(self, what: str, model: str) -> dict[str, Any]:
-        answer = await self.send("POST", f"/models/{what}", {"model": model})
+        answer = await self.send("POST", f"/v1/models/{what}", {"model": model})
         assert answer.status == 200, answer.body
         return dict(json.loads(answer.body))
 
@@ -215,7 +215,7 @@ def test_requests_for_the_others_are_refused_while_a_model_that_takes_turns_is_p
 
         assert (pinned["pinned"], unpinned["pinned"]) == (True, False)
         assert [(each.status, each.error["code"]) for each in refused] == [(409, "model_pinned")] * 2
-        assert "POST /models/unpin" in refused[0].error["message"]
+        assert "POST /v1/models/unpin" in refused[0].error["message"]
         assert answer.status == 200
 
     asyncio.run(run())

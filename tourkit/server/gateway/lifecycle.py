@@ -60,13 +60,9 @@ class Lifecycle:
         self._making_room = asyncio.Lock()
 
     def routes(self) -> list[Route]:
-        """Return the routes, with and without /v1."""
+        """Return the routes."""
         doing: dict[str, _Do] = {"load": self._load, "unload": self._unload, "pin": self._pin, "unpin": self._unpin}
-        return [
-            Route(f"{prefix}/models/{name}", self._route(do), methods=["POST"])
-            for prefix in ("", "/v1")
-            for name, do in doing.items()
-        ]
+        return [Route(f"/v1/models/{name}", self._route(do), methods=["POST"]) for name, do in doing.items()]
 
     def _route(self, do: _Do) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:

@@ -208,7 +208,7 @@ class Swapper:
 def _pinned(worker: Worker, holder: Worker) -> RequestError:
     asked, kept = worker.placement.launch.model, holder.placement.launch.model
     return RequestError(
-        f"{asked} takes turns with {kept}, which is pinned: send POST /models/unpin for {kept} first",
+        f"{asked} takes turns with {kept}, which is pinned: send POST /v1/models/unpin for {kept} first",
         param="model",
         code="model_pinned",
         status=409,
