@@ -69,10 +69,7 @@ def serve_bundle(
     Raises UsageError (a wrong role, GPU or machine file), NotSo (no bundle, or it fills no role here) and LocalError
     (the address is not available).
     """
-    index = read_index(bundle)
-    check_plain(bundle, (file.path for file in index.files if not file.path.startswith("wheels/")))
-    shapes = sources.shapes_of_bundle(bundle, index)
-    _serve(Source(index, shapes, bundle.joinpath, "the bundle"), options, gateway, on_ready)
+    _serve(source_of_bundle(bundle), options, gateway, on_ready)
 
 
 def serve_weights(
@@ -82,9 +79,34 @@ def serve_weights(
 
     Raises what `serve_bundle` raises; and LocalError when the model cannot be loaded, with the reason.
     """
+    _serve(source_of_weights(path), options, replace(gateway, ends_unloaded=True), on_ready)
+
+
+def source_of_bundle(bundle: Path) -> Source:
+    """Return a bundle as something to serve. Raises NotSo if there is none."""
+    index = read_index(bundle)
+    check_plain(bundle, (file.path for file in index.files if not file.path.startswith("wheels/")))
+    return Source(index, sources.shapes_of_bundle(bundle, index), bundle.joinpath, "the bundle")
+
+
+def source_of_weights(path: Path) -> Source:
+    """Return a GGUF file or a folder of safetensors as something to serve. Raises UsageError and LocalError."""
     weights = read_weights(path)
-    source = Source(weights.index, weights.shapes, lambda _: weights.path, str(path))
-    _serve(source, options, replace(gateway, ends_unloaded=True), on_ready)
+    return Source(weights.index, weights.shapes, lambda _: weights.path, str(path))
+
+
+def placements_on(
+    source: Source, options: ServeOptions, machine: Hardware, say: Callable[[str], None]
+) -> tuple[Placement, ...]:
+    """Plan for a machine, and return the placements with absolute paths. `say` gets the notes of the plan.
+
+    Raises UsageError (a wrong role or GPU) and NotSo (nothing fits).
+    """
+    source, options, unserved = served_part(source, options)
+    made = _plan(source, options, machine, options.roles)
+    for line in (*unserved, *made.notes, *made.unfilled):
+        say(line)
+    return _located(source, options, made, say)
 
 
 def _serve(

@@ -20,6 +20,7 @@ from pathlib import Path
 from tourkit import scratch
 from tourkit.backends.vllm import failures
 from tourkit.errors import LocalError
+from tourkit.launch import Launch
 from tourkit.planning.plan import CPU
 from tourkit.server.contract import Greeting, WorkerSpec
 from tourkit.server.gateway.watchdog import TIMEOUTS, Watchdog, WorkerTimeouts
@@ -80,6 +81,22 @@ _PROGRAMS = {"vllm": Program("tourkit.server.worker.vllm", has_children=True, re
 def program_of(stack: str) -> Program:
     """Return the worker program of a stack."""
     return _PROGRAMS.get(stack, _OUR_ENGINE)
+
+
+def has_own_server(stack: str) -> bool:
+    """Whether a worker of the stack runs the stack's own server, so that its model cannot be loaded in our process."""
+    return program_of(stack) is not _OUR_ENGINE
+
+
+def library_environment(launch: Launch, device: str, *, only_gpu: bool) -> dict[str, str]:
+    """Return the variables that the libraries of a launch read. `device`, `only_gpu`: as in WorkerProcess."""
+    found = tuned(launch.stack) | dict(launch.environment)
+    if device == CPU:
+        if launch.gpu_layers.is_none:
+            found["CUDA_VISIBLE_DEVICES"] = ""  # even an unused GPU costs memory there
+    elif not only_gpu:  # vLLM finds the wrong device by the id of a MIG slice, and none by an id without NVML
+        found["CUDA_VISIBLE_DEVICES"] = device  # ROCm reads it too
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,15 +190,8 @@ class WorkerProcess:
         return process
 
     def _environment(self, folder: Path) -> dict[str, str]:
-        launch = self._spec.launch
-        inherited = {name: value for name, value in tuned(launch.stack).items() if name.upper() not in _SECRETS}
-        found = inherited | dict(launch.environment) | {"TMPDIR": str(folder)}
-        if self._device == CPU:
-            if launch.gpu_layers.is_none:
-                found["CUDA_VISIBLE_DEVICES"] = ""  # even an unused GPU costs memory there
-        elif not self._only_gpu:  # vLLM finds the wrong device by the id of a MIG slice, and none by an id without NVML
-            found["CUDA_VISIBLE_DEVICES"] = self._device  # ROCm reads it too
-        return found
+        found = library_environment(self._spec.launch, self._device, only_gpu=self._only_gpu)
+        return {name: value for name, value in found.items() if name.upper() not in _SECRETS} | {"TMPDIR": str(folder)}
 
     async def _follow(
         self,
