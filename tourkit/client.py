@@ -564,10 +564,10 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close all connections. Later requests raise ClientError."""
+        """Close all connections. Later requests raise ClientError. Idempotent."""
         idle, self._idle = self._idle, []
         for each in (*idle, self._client):
-            await self._in_thread(each.close)
+            await asyncio.to_thread(each.close)  # a model in this process takes a moment
         self._threads.shutdown(wait=False)
 
     async def models(self) -> list[str]:

@@ -26,7 +26,7 @@ from tourkit.bundle.index import INDEX
 from tourkit.client import AsyncClient, Client, ClientError
 from tourkit.errors import LocalError, RequestError, TourkitError, quoted
 from tourkit.hardware import probe
-from tourkit.planning.plan import Placement
+from tourkit.planning.plan import CPU, Placement
 from tourkit.server.api.off_loop import parsed
 from tourkit.server.api.replies import error_response, json_response
 from tourkit.server.api.requests import model_of
@@ -38,7 +38,7 @@ from tourkit.server.gateway.launch import (
     source_of_bundle,
     source_of_weights,
 )
-from tourkit.server.gateway.process import has_own_server, library_environment
+from tourkit.server.gateway.process import LIBRARY_SETTINGS, has_own_server
 from tourkit.server.worker.app import ModelServer
 
 if TYPE_CHECKING:
@@ -89,13 +89,24 @@ def _loaded(placement: Placement, say: Callable[[str], None], *, only_gpu: bool)
     """Load the planned variant, or the first of its fallbacks that can be loaded. Raises LocalError."""
     passed_over: list[str] = []
     for candidate in (placement, *placement.fallbacks):
-        os.environ.update(library_environment(candidate.launch, candidate.device, only_gpu=only_gpu))
+        _set_environment(candidate, only_gpu=only_gpu)
         try:
             return backends.load(candidate.launch), candidate
         except LocalError as exc:
             passed_over.append(f"{candidate.launch.title}: {exc}")
             say(f"{passed_over[-1]}; it is passed over")
     raise LocalError("; ".join(passed_over))
+
+
+def _set_environment(placement: Placement, *, only_gpu: bool) -> None:
+    """Set the variables that the libraries of a stack read when they are loaded. Variables of the user stay.
+
+    `only_gpu`: this process sees one GPU alone.
+    """
+    for name, value in (LIBRARY_SETTINGS | dict(placement.launch.environment)).items():
+        os.environ.setdefault(name, value)
+    if placement.device != CPU and not only_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = placement.device
 
 
 class InProcess:

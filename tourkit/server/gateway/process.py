@@ -20,7 +20,6 @@ from pathlib import Path
 from tourkit import scratch
 from tourkit.backends.vllm import failures
 from tourkit.errors import LocalError
-from tourkit.launch import Launch
 from tourkit.planning.plan import CPU
 from tourkit.server.contract import Greeting, WorkerSpec
 from tourkit.server.gateway.watchdog import TIMEOUTS, Watchdog, WorkerTimeouts
@@ -39,6 +38,7 @@ _LONG_PATH = 40
 _SPINNING = {"GOMP_SPINCOUNT": "100000"}
 # At an abort ggml starts gdb on its own process to print a backtrace. That takes seconds, or for ever.
 _NO_DEBUGGER = {"GGML_NO_BACKTRACE": "1"}
+LIBRARY_SETTINGS = _SPINNING | _NO_DEBUGGER
 # GGUF weights are read into memory, and every step reads all of them. With pages of 2 MiB instead of 4 KiB, the
 # processor finds the addresses faster (bench/huge_pages.py). glibc uses these pages only with this setting.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -86,17 +86,6 @@ def program_of(stack: str) -> Program:
 def has_own_server(stack: str) -> bool:
     """Whether a worker of the stack runs the stack's own server, so that its model cannot be loaded in our process."""
     return program_of(stack) is not _OUR_ENGINE
-
-
-def library_environment(launch: Launch, device: str, *, only_gpu: bool) -> dict[str, str]:
-    """Return the variables that the libraries of a launch read. `device`, `only_gpu`: as in WorkerProcess."""
-    found = tuned(launch.stack) | dict(launch.environment)
-    if device == CPU:
-        if launch.gpu_layers.is_none:
-            found["CUDA_VISIBLE_DEVICES"] = ""  # even an unused GPU costs memory there
-    elif not only_gpu:  # vLLM finds the wrong device by the id of a MIG slice, and none by an id without NVML
-        found["CUDA_VISIBLE_DEVICES"] = device  # ROCm reads it too
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +179,15 @@ class WorkerProcess:
         return process
 
     def _environment(self, folder: Path) -> dict[str, str]:
-        found = library_environment(self._spec.launch, self._device, only_gpu=self._only_gpu)
-        return {name: value for name, value in found.items() if name.upper() not in _SECRETS} | {"TMPDIR": str(folder)}
+        launch = self._spec.launch
+        inherited = {name: value for name, value in tuned(launch.stack).items() if name.upper() not in _SECRETS}
+        found = inherited | dict(launch.environment) | {"TMPDIR": str(folder)}
+        if self._device == CPU:
+            if launch.gpu_layers.is_none:
+                found["CUDA_VISIBLE_DEVICES"] = ""  # even an unused GPU costs memory there
+        elif not self._only_gpu:  # vLLM finds the wrong device by the id of a MIG slice, and none by an id without NVML
+            found["CUDA_VISIBLE_DEVICES"] = self._device  # ROCm reads it too
+        return found
 
     async def _follow(
         self,
@@ -246,7 +242,7 @@ def tuned(stack: str) -> dict[str, str]:
 
     Variables that are already set keep their values.
     """
-    return _SPINNING | _NO_DEBUGGER | (HUGE_PAGES if STACKS[stack].huge_pages else {}) | os.environ
+    return LIBRARY_SETTINGS | (HUGE_PAGES if STACKS[stack].huge_pages else {}) | os.environ
 
 
 def _scratch() -> contextlib.AbstractContextManager[Path]:
