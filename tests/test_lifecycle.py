@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from launch_server import launch_server
 from starlette.types import Message, Scope
-from waiting import until
+from waiting import DEADLINE, until
 
 from tourkit.commands.lifecycle import lifecycle_options
 from tourkit.errors import UsageError
@@ -465,14 +466,21 @@ def test_draining_ends_after_its_time_and_when_somebody_is_in_a_hurry(
 @pytest.mark.starts
 def test_a_stream_is_whole_if_the_server_gets_sigterm_in_the_middle(tiny_gguf: Path, tmp_path: Path) -> None:
     launch = Launch("m", "llama_cpp", str(tiny_gguf), slots=1, context=2048, threads=1)
-    body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 250, "stream": True}
-    with launch_server(Placement(("tool",), launch), log=tmp_path / "log") as server:
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1500, "stream": True}
+    patient = {"silence": 10.0 * DEADLINE}  # a held worker is no hung one
+    with launch_server(Placement(("tool",), launch), log=tmp_path / "log", timeouts=patient) as server:
         connection = http.client.HTTPConnection(urlsplit(server.url).netloc)
         connection.request("POST", "/v1/chat/completions", json.dumps(body | {"logit_bias": {"2": -100}}))
         reply = connection.getresponse()
         first = reply.readline()
+        health = http.client.HTTPConnection(urlsplit(server.url).netloc)
+        health.request("GET", "/health")
+        [worker] = json.loads(health.getresponse().read())["workers"].values()
+        health.close()
+        os.kill(worker["pid"], signal.SIGSTOP)  # so that the answer does not end before the signal is seen
         server.process.send_signal(signal.SIGTERM)
         until(lambda: "stopping: 1 answer runs" in (tmp_path / "log").read_text())
+        os.kill(worker["pid"], signal.SIGCONT)
         rest = reply.read()
         connection.close()
         server.process.wait()
