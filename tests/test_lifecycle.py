@@ -466,7 +466,7 @@ def test_draining_ends_after_its_time_and_when_somebody_is_in_a_hurry(
 @pytest.mark.starts
 def test_a_stream_is_whole_if_the_server_gets_sigterm_in_the_middle(tiny_gguf: Path, tmp_path: Path) -> None:
     launch = Launch("m", "llama_cpp", str(tiny_gguf), slots=1, context=2048, threads=1)
-    body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1500, "stream": True}
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 600, "stream": True}
     patient = {"silence": 10.0 * DEADLINE}  # a held worker is no hung one
     with launch_server(Placement(("tool",), launch), log=tmp_path / "log", timeouts=patient) as server:
         connection = http.client.HTTPConnection(urlsplit(server.url).netloc)
