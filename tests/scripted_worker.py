@@ -1,7 +1,8 @@
 """A worker without tourkit and without a model, which starts in a moment: a real process that follows a script.
 
 The gateway starts it as `python -m scripted_worker`. `launch.model` names the script, and `launch.path` is a folder for
-its notes: `starts` gets a character for each process, `asked` a line for each request.
+its notes: `starts` gets a character for each process, `asked` a line for each request. A file `go` in it ends the
+waiting of every request `wait`.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def serve(notes: Path) -> str:
                 trial = {"trial": self.headers["x-tourkit-request"], "ends": False}
                 tell({"activity": IDLE, "loop_wait": 0.0} | trial)
                 die()
+            while prompt == "wait" and not (notes / "go").exists():
+                time.sleep(0.01)
             if prompt == "hold" and "hold" not in had:
                 threading.Event().wait()
             self.send_response(200)
@@ -81,6 +84,9 @@ def main() -> None:
     if script.startswith("dies-") and starts <= int(script.split("-")[1]):
         tell({"address": "127.0.0.1:9", "error": None})
         die()
+    if script.startswith("full-") and starts <= int(script.split("-")[1]):
+        tell({"address": "", "error": "cudaMalloc failed: out of memory"})
+        return
     tell({"address": serve(notes), "error": None})
     if script == "hangs-in-a-call" and starts == 1:
         beat(STUCK)

@@ -1,6 +1,7 @@
 """The client against a real server on loopback."""
 
 import ast
+import asyncio
 import email.utils
 import json
 import socket
@@ -15,7 +16,7 @@ import pytest
 from openai_stub import Answer, Refusal, minimal_instance, schema_of, serve
 
 import tourkit.client
-from tourkit.client import Client, ClientError
+from tourkit.client import AsyncClient, Client, ClientError
 
 pytestmark = pytest.mark.starts
 
@@ -432,3 +433,117 @@ def test_the_client_imports_the_standard_library_alone() -> None:
         )
     }
     assert names <= sys.stdlib_module_names
+
+
+# --- embeddings, rankings, choices ------------------------------------------------------------------------------------
+
+
+def raw(**body: Any) -> Refusal:
+    """An answer that is no chat completion."""
+    return Refusal(200, raw=json.dumps(body).encode())
+
+
+def test_a_choice_is_sent_as_such_and_comes_back_as_text() -> None:
+    with serve(lambda body, index: body["choice"][1]) as stub, Client(stub.url) as client:
+        assert client.choice("?", ("yes", "no")) == "no"
+
+    assert stub.bodies[0]["choice"] == ["yes", "no"]
+
+
+def test_a_choice_that_is_cut_off_is_an_error_with_its_text() -> None:
+    with (
+        serve(lambda body, index: Answer("ye", "length")) as stub,
+        Client(stub.url) as client,
+        pytest.raises(ClientError, match="none of the options") as error,
+    ):
+        client.choice("?", ("yes", "no"))
+
+    assert (error.value.finish_reason, error.value.text) == ("length", "ye")
+
+
+def test_embeddings_come_in_the_order_of_the_texts() -> None:
+    found = raw(data=[{"index": 1, "embedding": [3, 4]}, {"index": 0, "embedding": [1, 2.5]}])
+    with serve(lambda body, index: found) as stub, Client(stub.url) as client:
+        assert client.embed(["a", "b"]) == [[1, 2.5], [3, 4]]
+        assert client.embed([]) == []
+
+    assert stub.bodies == [{"model": "embed", "input": ["a", "b"]}]
+    assert stub.headers[0]["path"] == "/v1/embeddings"
+
+
+def test_a_ranking_has_the_best_document_first() -> None:
+    found = raw(results=[{"index": 0, "relevance_score": 0.1}, {"index": 1, "relevance_score": 0.9}])
+    with serve(lambda body, index: found) as stub, Client(stub.url) as client:
+        ranked = client.rerank("q", ["a", "b"], top_n=2)
+
+    assert [(each.index, each.score, each.document) for each in ranked] == [(1, 0.9, "b"), (0, 0.1, "a")]
+    assert stub.bodies == [{"model": "rerank", "query": "q", "documents": ["a", "b"], "top_n": 2}]
+    assert stub.headers[0]["path"] == "/v1/rerank"
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"data": [{"embedding": [1]}], "results": [{"index": 5, "relevance_score": 1}]}, {"data": 5}]
+)
+def test_what_is_no_embedding_and_no_ranking_is_an_error(body: dict[str, Any]) -> None:
+    with serve(lambda sent, index: raw(**body)) as stub, Client(stub.url) as client:
+        with pytest.raises(ClientError, match="returned"):
+            client.embed(["a", "b"])
+        with pytest.raises(ClientError, match="returned no ranking"):
+            client.rerank("q", ["a"])
+
+
+# --- asyncio ----------------------------------------------------------------------------------------------------------
+
+
+def test_tasks_ask_at_once_and_connections_are_kept() -> None:
+    together = threading.Barrier(4)
+
+    def answer(body: dict[str, Any], index: int) -> str:
+        together.wait(timeout=30)
+        return echo(body, index)
+
+    async def run(url: str) -> list[str]:
+        async with AsyncClient(Client(url)) as client:
+            replies = [await asyncio.gather(*(client.chat(f"{i}") for i in range(4))) for _ in range(2)]
+            return [reply.text for each in replies for reply in each]
+
+    with serve(answer) as stub:
+        assert asyncio.run(run(stub.url)) == ["0", "1", "2", "3"] * 2
+
+    assert len(set(stub.ports)) == 4
+
+
+def test_a_task_streams_and_a_stream_that_is_left_hangs_up() -> None:
+    async def run(url: str) -> tuple[str, str]:
+        async with AsyncClient(Client(url)) as client:
+            whole = "".join([piece async for piece in client.stream("one two")])
+            pieces = client.stream("x " * 100_000)
+            first = await anext(pieces)
+            await pieces.aclose()  # type: ignore[attr-defined]
+            return whole, first
+
+    with serve(echo) as stub:
+        assert asyncio.run(run(stub.url)) == ("one two", "x")
+        assert stub.gone.wait(timeout=30)
+
+
+def test_errors_reach_the_task_and_a_closed_client_says_so() -> None:
+    async def run(url: str) -> list[str]:
+        client = AsyncClient(Client(url))
+        said = []
+        for _ in range(2):
+            try:
+                await client.chat("x")
+            except ClientError as error:
+                said.append(error.message)
+            await client.close()
+        return said
+
+    with serve(lambda body, index: Refusal(400, "no")) as stub:
+        assert asyncio.run(run(stub.url)) == ["no", f"the client of {stub.url} is closed: make a new one"]
+
+
+def test_the_asyncio_client_has_every_method_of_the_client() -> None:
+    own = {name for name in vars(Client) if not name.startswith("_")} - {"clone", "settings", "is_closed"}
+
+    assert own <= vars(AsyncClient).keys()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
+from pathlib import Path
 
 import pytest
 
 from tourkit.errors import LocalError
-from tourkit.net import Urls, interface_addresses, is_loopback, listen, urls_of
+from tourkit.net import Urls, _command_of, holder_of, interface_addresses, is_loopback, listen, urls_of
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,29 @@ def test_a_port_that_is_taken_is_one_line_with_the_fix() -> None:
             listen("127.0.0.1", port)
 
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.starts
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who listens on a port")
+def test_a_port_that_is_taken_names_the_process_that_has_it() -> None:
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(LocalError, match=rf"\(.+ by process {os.getpid()}, `.*pytest.*`\): ") as error:
+            listen("127.0.0.1", port)
+        assert holder_of(port) in str(error.value)
+    assert holder_of(port) == ""
+
+
+@pytest.mark.parametrize("words", [["--api-key", "secret"], ["--api-key=secret"]])
+def test_a_command_line_is_shown_without_its_secrets_and_control_characters(words: list[str], tmp_path: Path) -> None:
+    line = "\0".join(["tourkit", "serve", *words, "\x1b[2J", ""])
+    (tmp_path / "cmdline").write_bytes(line.encode())
+
+    shown = _command_of(tmp_path)
+
+    assert shown.startswith(", `tourkit serve --api-key")
+    assert shown.endswith(" ?[2J`")
+    assert "secret" not in shown
 
 
 def test_a_port_that_cannot_be_is_one_line_with_the_fix() -> None:

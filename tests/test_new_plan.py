@@ -151,9 +151,16 @@ def test_memory_stays_free_for_the_largest_of_those_that_take_turns() -> None:
         for size in (1, 3, 2)
     ]
     resident, in_turn = Worker(placement("Full"), **OFFLINE), turns[0]
+    resident.state = State.READY
 
     assert app._still_to_come(resident, turns) == (turns[1].placement,)
     assert app._still_to_come(in_turn, [resident, *turns[1:]]) == ()
+
+
+def test_memory_stays_free_for_a_model_that_is_unloaded_until_its_next_request() -> None:
+    resident, other = Worker(placement("Full"), **OFFLINE), Worker(placement("Full", 64), **OFFLINE)
+
+    assert app._still_to_come(other, [resident]) == (resident.placement,)
 
 
 def test_a_gpu_is_the_only_one_if_no_other_failed_to_answer() -> None:

@@ -524,16 +524,23 @@ def test_a_full_queue_answers_429_with_retry_after(tiny_gguf: Path, tmp_path: Pa
     assert (retry_after, error["code"]) == ("1", "queue_full")
 
 
-def test_stopping_the_server_does_not_wait_for_long_answers(tiny_gguf: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "signals"), [(["--drain", "0"], 1), ([], 2)])
+def test_a_server_that_is_to_stop_now_does_not_wait_for_long_answers(
+    options: list[str], signals: int, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    """It is to stop now if its time to drain is 0, and after a second signal."""
     bundle = make_bundle(tmp_path / "bundle", tiny_gguf)
     body = json.dumps({"model": "tool", "messages": HELLO, "max_tokens": 8000, "n": 64, "stream": True})
-    with serving(bundle, tmp_path / "log", "--context", "8192") as running:
+    with serving(bundle, tmp_path / "log", "--context", "8192", *options) as running:
         connection = http.client.HTTPConnection(urlsplit(running.url).netloc, timeout=60)
         connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
         connection.getresponse().readline()
         pid = get(running, "/health")[1]["workers"]["tiny-random F16"]["pid"]
 
         running.process.terminate()
+        until(lambda: "stopping: 1 answer runs" in running.log.read_text())
+        for _ in range(signals - 1):
+            running.process.terminate()
         running.process.wait()
         connection.close()
 

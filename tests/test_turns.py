@@ -36,6 +36,18 @@ def load(model: str, evict: str | None = None) -> Step:
     return Step(evict=evict, load=model)
 
 
+def unload(model: str) -> Event:
+    return lambda turns: turns.unload(model)
+
+
+def unloaded() -> Event:
+    return lambda turns: turns.unloaded()
+
+
+def evict(model: str) -> Step:
+    return Step(evict=model)
+
+
 CASES: dict[str, list[tuple[Event, Step]]] = {
     "the first request loads its model and is admitted then": [
         (ask(1, "a"), load("a")),
@@ -143,6 +155,50 @@ CASES: dict[str, list[tuple[Event, Step]]] = {
         (loaded(), admit(1)),
         (leave(1), load("b", evict="a")),
     ],
+    "a model is unloaded at once if no request runs": [
+        (begin("a"), load("a")),
+        (loaded(), NOTHING),
+        (unload("a"), evict("a")),
+        (unloaded(), NOTHING),
+        (ask(1, "a"), load("a")),
+        (loaded(), admit(1)),
+    ],
+    "a model is unloaded when its admitted requests have ended, and a request that waits then loads it again": [
+        (ask(1, "a"), load("a")),
+        (loaded(), admit(1)),
+        (unload("a"), NOTHING),
+        (ask(2, "a"), NOTHING),
+        (leave(1), load("a", evict="a")),
+        (loaded(), admit(2)),
+    ],
+    "a request that comes while a model is unloaded loads it again when it is gone": [
+        (begin("a"), load("a")),
+        (loaded(), NOTHING),
+        (unload("a"), evict("a")),
+        (ask(1, "a"), NOTHING),
+        (unloaded(), load("a")),
+        (loaded(), admit(1)),
+    ],
+    "a model that is unloaded makes way for the model of a waiting request": [
+        (ask(1, "a"), load("a")),
+        (loaded(), admit(1)),
+        (ask(2, "b"), NOTHING),
+        (unload("a"), NOTHING),
+        (leave(1), load("b", evict="a")),
+        (loaded(), admit(2)),
+    ],
+    "a model is unloaded after its load has ended": [
+        (begin("a"), load("a")),
+        (unload("a"), NOTHING),
+        (loaded(), evict("a")),
+        (unloaded(), NOTHING),
+    ],
+    "unloading a model that is not loaded does nothing": [
+        (begin("a"), load("a")),
+        (loaded(), NOTHING),
+        (unload("b"), NOTHING),
+        (ask(1, "a"), admit(1)),
+    ],
     "leaving twice is the same as leaving once": [
         (ask(1, "a"), load("a")),
         (loaded(), admit(1)),
@@ -168,6 +224,17 @@ def test_the_phase_says_what_is_going_on() -> None:
         phases.append(turns.phase)
 
     assert phases == [Phase.FREE, Phase.SWAPPING, Phase.OPEN, Phase.DRAINING, Phase.SWAPPING, Phase.OPEN]
+
+
+def test_the_phase_of_a_model_that_is_to_be_unloaded_is_draining() -> None:
+    turns = Turns()
+    for event in (ask(1, "a"), loaded(), unload("a")):
+        event(turns)
+    draining = turns.phase
+    for event in (leave(1), unloaded()):
+        event(turns)
+
+    assert (draining, turns.phase, turns.swaps) == (Phase.DRAINING, Phase.FREE, 0)
 
 
 def test_a_swap_is_counted_when_a_model_has_to_go() -> None:

@@ -4,6 +4,7 @@ It imports nothing of tourkit, so a copied template can include it. It uses http
 HTTP_PROXY and similar variables: requests go only to the given URL, and no redirect is followed.
 """
 
+import asyncio
 import contextlib
 import email.utils
 import http.client
@@ -14,10 +15,11 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -26,7 +28,11 @@ BUSY = (429, 503)  # a full queue, or a model that is still loading: try again
 PATIENCE = 60.0  # seconds spent waiting for a busy server before its answer becomes an error
 SHORTEST_WAIT = 0.05  # seconds; so that "Retry-After: 0" makes no tight loop
 LONGEST_WAIT = 20.0  # seconds between two tries
+MOST_THREADS = 256  # requests at once of an AsyncClient; more of them wait
 
+_CHAT = "/v1/chat/completions"
+
+T = TypeVar("T")
 Messages = str | Sequence[Mapping[str, Any]]
 
 
@@ -71,12 +77,67 @@ class Reply:
     reasoning: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One document of `rerank`. `index`: its place in the request. `score`: higher is better."""
+
+    index: int
+    score: float
+    document: str
+
+
+class Response(Protocol):
+    """What the client reads of an answer: the part of http.client.HTTPResponse that it uses."""
+
+    status: int
+    will_close: bool
+    headers: Any  # `get` of it gives a header or None
+
+    def read(self) -> bytes: ...
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def close(self) -> None: ...
+
+
+class Connection(Protocol):
+    """What the client needs of a connection: the part of http.client.HTTPConnection that it uses.
+
+    `timeout`: seconds without a byte. `sock`: None if it is closed, else what has `settimeout` and `shutdown`.
+    """
+
+    timeout: float | None
+    sock: Any
+
+    def request(self, method: str, url: str, body: Any = None, headers: Any = ...) -> None: ...
+
+    def getresponse(self) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+class Transport(Protocol):
+    """Where requests go: another server than the one at a URL, for example a model in this process.
+
+    `name`: for messages. Clients share it: `clone` is called for each further client, and `close` for each one's end.
+    """
+
+    name: str
+
+    def connect(self, timeout: float) -> Connection: ...
+
+    def clone(self) -> "Transport": ...
+
+    def close(self) -> None: ...
+
+
 class Client:
     """A client of one server. Many threads may use it at once, each on its own kept-alive connection.
 
     `url`: default $TOURKIT_URL, then http://127.0.0.1:8000. `api_key`: default $TOURKIT_API_KEY. `model`: a role or a
     model id, default "tool". `timeout`: seconds without a byte from the server. `patience`: seconds spent waiting
     while the server is busy. `ends`: the deadline of `sample`, as a time of time.monotonic(); None if there is none.
+    `transport`: where requests go instead of `url`.
 
     Every method that asks a model takes `thinking`: True or False for a model that can think before it answers or not,
     None for the server's default. It goes to the chat template as `enable_thinking`, which tourkit, vLLM and
@@ -92,18 +153,22 @@ class Client:
         timeout: float = 600,
         patience: float = PATIENCE,
         ends: float | None = None,
+        transport: Transport | None = None,
     ) -> None:
+        self._transport = transport
         self.url = (url or os.environ.get("TOURKIT_URL") or DEFAULT_URL).rstrip("/")
         self.model = model  # None: the caller chose none, so a batch may use the template's own role
         self.timeout = timeout
         self.patience = patience
         self.ends = ends
         self._api_key = api_key or os.environ.get("TOURKIT_API_KEY") or ""
-        self._tls, self._netloc, self._prefix = _parse_url(self.url)
+        self._tls, self._netloc, self._prefix = (False, "", "") if transport is not None else _parse_url(self.url)
+        if transport is not None:
+            self.url = transport.name
         self._headers = _headers(self._api_key)
         self._gate = threading.Lock()
-        self._idle: list[http.client.HTTPConnection] = []  # kept-alive connections that no thread is using
-        self._live: set[http.client.HTTPConnection] = set()  # connections in use
+        self._idle: list[Connection] = []  # kept-alive connections that no thread is using
+        self._live: set[Connection] = set()  # connections in use
         self._closed = False
 
     def __enter__(self) -> "Client":
@@ -116,10 +181,19 @@ class Client:
 
     def clone(self, *, model: str | None = None) -> "Client":
         """Return a client with the same settings (or another `model`) and its own connections."""
-        return Client(**self.settings() | {"model": model or self.model})
+        transport = None if self._transport is None else self._transport.clone()
+        return Client(**self._arguments() | {"model": model or self.model, "transport": transport})
 
     def settings(self) -> dict[str, Any]:
-        """Return the arguments that make another client like this one. The key is among them."""
+        """Return the arguments that make another client like this one in another process. The key is among them.
+
+        Raises ClientError if the model is in this process.
+        """
+        if self._transport is not None:
+            raise ClientError(f"{self.url}: another process cannot use it: start `tourkit serve` and set $TOURKIT_URL")
+        return self._arguments()
+
+    def _arguments(self) -> dict[str, Any]:
         return {
             "url": self.url,
             "model": self.model,
@@ -132,13 +206,19 @@ class Client:
     def close(self) -> None:
         """Close all connections. Running requests of other threads, and later requests, raise ClientError."""
         with self._gate:
-            self._closed = True
+            was_closed, self._closed = self._closed, True
             idle, live = list(self._idle), list(self._live)
             self._idle.clear()
         for connection in idle:
             connection.close()
         for connection in live:
             _wake(connection)
+        if self._transport is not None and not was_closed:
+            self._transport.close()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
 
     def models(self) -> list[str]:
         """Return the server's roles and model ids. Raises ClientError if no server answers."""
@@ -217,6 +297,51 @@ class Client:
             replies.extend(self._complete(body) if self.ends is None else self._complete_by_deadline(body))
         return replies[:n]
 
+    def choice(self, messages: Messages, options: Sequence[str], *, model: str | None = None, **params: Any) -> str:
+        """Return the one of `options` that the model answers with; it can answer with nothing else.
+
+        This is an extra of tourkit. Raises ClientError, also if the answer was cut off.
+        """
+        reply = self.chat(messages, model=model, choice=list(options), **params)
+        if reply.text not in options:
+            raise ClientError(
+                f"the answer is none of the options (finish_reason {reply.finish_reason}): raise max_tokens",
+                finish_reason=reply.finish_reason,
+                text=reply.text,
+            )
+        return reply.text
+
+    def embed(self, texts: str | Sequence[str], *, model: str = "embed", **params: Any) -> list[list[float]]:
+        """Return a vector for each text, in the same order. A string is one text. Raises ClientError."""
+        given = [texts] if isinstance(texts, str) else list(texts)
+        if not given:
+            return []
+        data = self._post("/v1/embeddings", {"model": model, "input": given, **_given(params)})
+        try:
+            items = sorted(json.loads(data)["data"], key=lambda item: int(item.get("index", 0)))
+            vectors = [[float(number) for number in item["embedding"]] for item in items]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ClientError(f"{self.url} returned no embeddings: {_excerpt(data)}") from error
+        if len(vectors) != len(given):
+            raise ClientError(f"{self.url} returned {len(vectors)} embeddings for {len(given)} texts")
+        return vectors
+
+    def rerank(
+        self, query: str, documents: Sequence[str], *, top_n: int | None = None, model: str = "rerank", **params: Any
+    ) -> list[Ranked]:
+        """Return the documents with their scores, the best first; only the best `top_n` if it is given.
+
+        It needs a server with Jina's or Cohere's route for this. Raises ClientError.
+        """
+        body = {"model": model, "query": query, "documents": list(documents), **_given({"top_n": top_n, **params})}
+        data = self._post("/v1/rerank", body)
+        try:
+            results = [(int(each["index"]), float(each["relevance_score"])) for each in json.loads(data)["results"]]
+            ranked = [Ranked(index, score, documents[index]) for index, score in results]
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+            raise ClientError(f"{self.url} returned no ranking: {_excerpt(data)}") from error
+        return sorted(ranked, key=lambda each: -each.score)
+
     def stream(self, messages: Messages, *, model: str | None = None, **params: Any) -> Iterator[str]:
         """Yield the pieces of the answer as they are made. The request is sent when the first piece is read.
 
@@ -242,7 +367,11 @@ class Client:
             self._give_back(connection, response, whole=whole)
 
     def _complete(self, body: dict[str, Any]) -> list[Reply]:
-        connection, response = self._open(body)
+        return _replies(self._post(_CHAT, body), self.url)
+
+    def _post(self, path: str, body: dict[str, Any]) -> bytes:
+        """Return the whole answer to a request."""
+        connection, response = self._open(body, path)
         whole = False
         try:
             data = response.read()
@@ -251,7 +380,7 @@ class Client:
             raise self._trouble(error) from error
         finally:
             self._give_back(connection, response, whole=whole)
-        return _replies(data, self.url)
+        return data
 
     def _is_late(self) -> bool:
         return self.ends is not None and time.monotonic() >= self.ends
@@ -273,9 +402,7 @@ class Client:
                 raise
         return [whole[index] for index in sorted(whole)]
 
-    def _whole_answers(
-        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
-    ) -> Iterator[tuple[int, Reply]]:
+    def _whole_answers(self, connection: Connection, response: Response) -> Iterator[tuple[int, Reply]]:
         """Yield each answer of a stream when it ends, with its index. Stop at the deadline."""
         texts: dict[int, str] = {}
         thoughts: dict[int, str] = {}
@@ -306,8 +433,8 @@ class Client:
         return min(self.timeout, max(SHORTEST_WAIT, self.ends - time.monotonic()))
 
     def _open(
-        self, body: dict[str, Any], *, by_deadline: bool = False
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        self, body: dict[str, Any], path: str = _CHAT, *, by_deadline: bool = False
+    ) -> tuple[Connection, Response]:
         """Send `body` and return when the status is 200. Ask a busy server again for up to `patience` seconds.
 
         `by_deadline`: give up at the client's deadline.
@@ -315,7 +442,7 @@ class Client:
         data = json.dumps(body, allow_nan=False).encode()
         waited = 0.0
         while True:
-            connection, response = self._send(data, by_deadline)
+            connection, response = self._send(path, data, by_deadline)
             if response.status == 200:
                 return connection, response
             try:
@@ -330,11 +457,11 @@ class Client:
             time.sleep(min(wait, self._patience_left(by_deadline=by_deadline)))
             waited += wait
 
-    def _send(self, data: bytes, by_deadline: bool) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    def _send(self, path: str, data: bytes, by_deadline: bool) -> tuple[Connection, Response]:
         """Send one request. If the server has closed a kept-alive connection, try once more on a new one."""
         connection, kept = self._take()
         try:
-            return connection, self._exchange(connection, data, by_deadline)
+            return connection, self._exchange(connection, path, data, by_deadline)
         except (http.client.HTTPException, OSError) as error:
             self._drop(connection)
             stale = isinstance(error, (http.client.BadStatusLine, ConnectionError))
@@ -342,21 +469,20 @@ class Client:
                 raise self._trouble(error) from error
         connection = self._connection()
         try:
-            return connection, self._exchange(connection, data, by_deadline)
+            return connection, self._exchange(connection, path, data, by_deadline)
         except (http.client.HTTPException, OSError) as error:
             self._drop(connection)
             raise self._trouble(error) from error
 
-    def _exchange(
-        self, connection: http.client.HTTPConnection, data: bytes, by_deadline: bool
-    ) -> http.client.HTTPResponse:
+    def _exchange(self, connection: Connection, path: str, data: bytes, by_deadline: bool) -> Response:
         connection.timeout = self._patience_left(by_deadline=by_deadline)
         if connection.sock is not None:
             connection.sock.settimeout(connection.timeout)
-        connection.request("POST", f"{self._prefix}/v1/chat/completions", body=data, headers=self._headers)
-        return connection.getresponse()
+        connection.request("POST", f"{self._prefix}{path}", body=data, headers=self._headers)
+        response: Response = connection.getresponse()
+        return response
 
-    def _take(self) -> tuple[http.client.HTTPConnection, bool]:
+    def _take(self) -> tuple[Connection, bool]:
         """Return a connection for this thread alone, and whether it was kept alive from an earlier request."""
         with self._gate:
             if self._idle:
@@ -365,9 +491,13 @@ class Client:
                 return connection, True
         return self._connection(), False
 
-    def _connection(self) -> http.client.HTTPConnection:
+    def _connection(self) -> Connection:
         kind = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
-        connection = kind(self._netloc, timeout=self.timeout)
+        connection: Connection
+        if self._transport is not None:
+            connection = self._transport.connect(self.timeout)
+        else:
+            connection = kind(self._netloc, timeout=self.timeout)
         with self._gate:
             if self._closed:
                 raise ClientError(f"the client of {self.url} is closed: make a new one")
@@ -376,8 +506,8 @@ class Client:
 
     def _give_back(
         self,
-        connection: http.client.HTTPConnection,
-        response: http.client.HTTPResponse,
+        connection: Connection,
+        response: Response,
         *,
         whole: bool,
     ) -> None:
@@ -393,7 +523,7 @@ class Client:
                 return
         connection.close()
 
-    def _drop(self, connection: http.client.HTTPConnection) -> None:
+    def _drop(self, connection: Connection) -> None:
         with self._gate:
             self._live.discard(connection)
         connection.close()
@@ -411,6 +541,112 @@ class Client:
         if isinstance(error, (http.client.HTTPException, ConnectionError)):
             return ClientError(f"{self.url} ended its answer early ({error!r}): look at the server's log")
         return ClientError(f"cannot reach {self.url} ({error}): check the address")
+
+
+class AsyncClient:
+    """A Client for asyncio: the same methods, with the same arguments, results and errors.
+
+    Each request runs in a thread, at most 256 at once. If the task that waits for a request is cancelled, the server
+    sees a client that hangs up. `client`: its settings are used, and it is closed with this one.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._idle: list[Client] = []  # a client for each request, because closing one ends its request
+        self._threads = ThreadPoolExecutor(MOST_THREADS, "tourkit-client")
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections. Later requests raise ClientError. Idempotent."""
+        idle, self._idle = self._idle, []
+        for each in (*idle, self._client):
+            await asyncio.to_thread(each.close)  # a model in this process takes a moment
+        self._threads.shutdown(wait=False)
+
+    async def models(self) -> list[str]:
+        return await self._run(lambda client: client.models())
+
+    async def health(self) -> dict[str, Any]:
+        return await self._run(lambda client: client.health())
+
+    async def chat(self, messages: Messages, *, model: str | None = None, **params: Any) -> Reply:
+        return await self._run(lambda client: client.chat(messages, model=model, **params))
+
+    async def structured(
+        self, messages: Messages, schema: Mapping[str, Any], *, model: str | None = None, **params: Any
+    ) -> Any:
+        return await self._run(lambda client: client.structured(messages, schema, model=model, **params))
+
+    async def sample(
+        self,
+        messages: Messages,
+        n: int,
+        *,
+        schema: Mapping[str, Any] | None = None,
+        model: str | None = None,
+        **params: Any,
+    ) -> list[Reply]:
+        return await self._run(lambda client: client.sample(messages, n, schema=schema, model=model, **params))
+
+    async def choice(
+        self, messages: Messages, options: Sequence[str], *, model: str | None = None, **params: Any
+    ) -> str:
+        return await self._run(lambda client: client.choice(messages, options, model=model, **params))
+
+    async def embed(self, texts: str | Sequence[str], *, model: str = "embed", **params: Any) -> list[list[float]]:
+        return await self._run(lambda client: client.embed(texts, model=model, **params))
+
+    async def rerank(
+        self, query: str, documents: Sequence[str], *, top_n: int | None = None, model: str = "rerank", **params: Any
+    ) -> list[Ranked]:
+        return await self._run(lambda client: client.rerank(query, documents, top_n=top_n, model=model, **params))
+
+    async def stream(self, messages: Messages, *, model: str | None = None, **params: Any) -> AsyncIterator[str]:
+        """Yield the pieces of the answer as they are made."""
+        client = self._take()
+        is_whole = False
+        try:
+            pieces = client.stream(messages, model=model, **params)
+            while (piece := await self._in_thread(lambda: next(pieces, None))) is not None:
+                yield piece
+            is_whole = True
+        finally:
+            self._give_back(client, whole=is_whole)
+
+    async def _run(self, call: Callable[[Client], T]) -> T:
+        client = self._take()
+        is_whole = False
+        try:
+            found = await self._in_thread(lambda: call(client))
+            is_whole = True
+            return found
+        except ClientError:
+            is_whole = True
+            raise
+        finally:
+            self._give_back(client, whole=is_whole)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _take(self) -> Client:
+        if self._client.is_closed:
+            raise ClientError(f"the client of {self._client.url} is closed: make a new one")
+        return self._idle.pop() if self._idle else self._client.clone()
+
+    def _give_back(self, client: Client, *, whole: bool) -> None:
+        """Keep a client whose request has ended. Close any other one, which ends its request."""
+        if whole and not self._client.is_closed:
+            self._idle.append(client)
+        else:
+            client.close()
 
 
 def parse_json(reply: Reply) -> Any:
@@ -453,9 +689,14 @@ def _headers(api_key: str) -> dict[str, str | bytes]:
     return headers
 
 
+def _given(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters that are not None."""
+    return {name: value for name, value in params.items() if value is not None}
+
+
 def _body(messages: Messages, model: str, params: Mapping[str, Any]) -> dict[str, Any]:
     turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-    given = {k: v for k, v in params.items() if v is not None}
+    given = _given(params)
     thinking = given.pop("thinking", None)
     if thinking is not None:
         given["chat_template_kwargs"] = {**given.get("chat_template_kwargs", {}), "enable_thinking": bool(thinking)}
@@ -490,7 +731,7 @@ def _replies(data: bytes, url: str) -> list[Reply]:
     return replies
 
 
-def _events(response: http.client.HTTPResponse, url: str) -> Iterator[dict[str, Any]]:
+def _events(response: Response, url: str) -> Iterator[dict[str, Any]]:
     """Yield the JSON of each server-sent event until [DONE]."""
     for line in response:
         if not line.startswith(b"data:"):
@@ -547,7 +788,7 @@ def _excerpt(data: bytes) -> str:
     return " ".join(data[:200].decode("utf-8", "replace").split())
 
 
-def _wake(connection: http.client.HTTPConnection) -> None:
+def _wake(connection: Connection) -> None:
     """Make a thread that waits on this connection read its end. That thread closes the connection."""
     sock = connection.sock
     if sock is not None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
 import socket
 import stat
 import struct
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tourkit.errors import LocalError
 
 _BACKLOG = 256  # connections that wait to be accepted
+_LISTENING = "0A"  # the state of a socket in /proc/net/tcp
+_SECRET_OPTION = "--api-key"
+_MOST_SHOWN = 120  # characters of a command line
 _SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface (netdevice(7))
 
 
@@ -45,8 +50,46 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as exc:  # OverflowError: a port over 65535
         sock.close()
         why = getattr(exc, "strerror", None) or exc
-        raise LocalError(f"cannot listen on {host} port {port} ({why}): choose another with --host or --port") from exc
+        holder = holder_of(port) if getattr(exc, "errno", None) == errno.EADDRINUSE else ""
+        by = f" by {holder}" if holder else ""
+        message = f"cannot listen on {host} port {port} ({why}{by}): choose another with --host or --port"
+        raise LocalError(message) from exc
     return sock
+
+
+def holder_of(port: int) -> str:
+    """Return which process of this machine listens on a TCP port: its id and its command line.
+
+    The text is empty if it cannot be found out: only Linux tells it, and only for processes of the same user.
+    """
+    sockets = {f"socket:[{inode}]" for inode in _listening(port)}
+    for folder in Path("/proc").glob("[0-9]*/fd") if sockets else ():
+        with contextlib.suppress(OSError):  # it belongs to another user, or has just ended
+            if any(str(each.readlink()) in sockets for each in folder.iterdir()):
+                return f"process {folder.parent.name}{_command_of(folder.parent)}"
+    return ""
+
+
+def _listening(port: int) -> Iterator[str]:
+    """Yield the inodes of the sockets that listen on a TCP port (Linux: proc_pid_net(5))."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+                    yield fields[9]
+
+
+def _command_of(process: Path) -> str:
+    """Return the command line of a process for a message, without the values of secret options; "" if unknown."""
+    try:
+        words = (process / "cmdline").read_bytes().rstrip(b"\0").decode(errors="replace").split("\0")
+    except OSError:
+        return ""
+    shown = ["…" if before == _SECRET_OPTION else word for before, word in zip(["", *words], words, strict=False)]
+    shown = [f"{_SECRET_OPTION}=…" if word.startswith(f"{_SECRET_OPTION}=") else word for word in shown]
+    line = "".join(char if char.isprintable() else "?" for char in " ".join(shown)[:_MOST_SHOWN])
+    return f", `{line}`" if line else ""
 
 
 def listen_unix(path: Path) -> socket.socket:

@@ -29,6 +29,15 @@ def parse_size(text: str) -> int:
     return int(float(found[1]) * unit)
 
 
+def parse_seconds(text: str) -> float:
+    """Return the seconds of "90s", "25m", "1.5h" or "30". Raises ValueError with the fix."""
+    factor = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    try:
+        return float(text[:-1]) * factor if factor else float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a length of time: write 90s, 25m or 1.5h") from None
+
+
 def size_text(size: int) -> str:
     """Format bytes for people: binary units, one decimal."""
     if size < 1024:

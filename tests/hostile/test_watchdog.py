@@ -242,10 +242,12 @@ class Client:
         self.worker = Worker(placement(script, notes), uds="", offline=True, say=self.said.append, timeouts=timeouts)
         self.notes = notes
         self._upstream = Upstream()
-        self._relay = Relay(self._upstream, lambda: Swapper(()))
+        self._swapper = Swapper(())
+        self._relay = Relay(self._upstream, lambda: self._swapper)
 
     @asynccontextmanager
     async def running(self) -> Any:
+        self._swapper = Swapper([self.worker])
         self.worker.start()
         try:
             yield self

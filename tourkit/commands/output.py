@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,12 +17,13 @@ from tourkit.errors import Interrupted
 from tourkit.isolation.guard import GUARDS
 from tourkit.progress import Progress
 from tourkit.terminal import visible, visible_json
-from tourkit.units import parse_size, size_text
+from tourkit.units import parse_seconds, parse_size, size_text
 
 if TYPE_CHECKING:
     _IntParam = click.ParamType[int]
+    _FloatParam = click.ParamType[float]
 else:  # older clicks have no type parameter
-    _IntParam = click.ParamType
+    _IntParam = _FloatParam = click.ParamType
 
 _Command = Callable[..., Any]
 
@@ -140,3 +142,21 @@ class SizeType(_IntParam):
 
 
 SIZE = SizeType()
+
+
+class TimeType(_FloatParam):
+    """The option type of a length of time: 90s, 25m, 1.5h, 30. Gives seconds, of at least 0."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = parse_seconds(str(value))
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+        if not 0 <= seconds < math.inf:
+            self.fail(f"{value!r} is no time to wait: give 0 or more", param, ctx)
+        return seconds
+
+
+TIME = TimeType()

@@ -9,6 +9,7 @@ import click
 from tourkit.commands.output import guard_option, json_option, note, print_json, resumable, show, show_text
 from tourkit.errors import LocalError, NotSo, UsageError
 from tourkit.progress import Progress
+from tourkit.units import parse_seconds
 
 
 @click.group()
@@ -168,12 +169,10 @@ def _seconds(text: str | None) -> float | None:
     """Return a length of time such as 90s, 25m or 1.5h in seconds; None for None. Raises UsageError."""
     if text is None:
         return None
-    number, unit = text[:-1], text[-1:]
-    factor = {"s": 1, "m": 60, "h": 3600}.get(unit)
     try:
-        seconds = float(number) * factor if factor else float(text)
-    except ValueError:
-        raise UsageError(f"--deadline {text!r} is not a length of time: write 90s, 25m or 1.5h") from None
+        seconds = parse_seconds(text)
+    except ValueError as exc:
+        raise UsageError(f"--deadline {exc}") from None
     if seconds <= 0:
         raise UsageError(f"--deadline {text!r} is not after now: give a length of time above 0")
     return seconds

@@ -9,6 +9,7 @@ import click
 
 from tourkit.commands import planning as tables
 from tourkit.commands.access import access_options
+from tourkit.commands.lifecycle import lifecycle_options
 from tourkit.commands.output import (
     SIZE,
     bundle_option,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from tourkit.planning.model_shape import Shape
     from tourkit.planning.plan import Plan
     from tourkit.server.gateway.access import AccessRules
+    from tourkit.server.gateway.lifecycle import Lifetimes
 
 
 @click.command()
@@ -154,6 +156,7 @@ def _of_manifest(reference: str) -> tuple[Index, Mapping[VariantId, Shape], str]
 @click.option("--context", type=click.IntRange(64), metavar="N", help="Tokens a sequence.")
 @click.option("--slots", type=click.IntRange(1, 256), metavar="N", help="Sequences at once in each worker.")
 @access_options
+@lifecycle_options
 @click.option("--deterministic", is_flag=True, help="Same request, same text, whatever else runs (CPU); slower.")
 @click.option(
     "--prompt-cache",
@@ -188,6 +191,7 @@ def serve(
     context: int | None,
     slots: int | None,
     access: Callable[[str], AccessRules],
+    lifetimes: Lifetimes,
     deterministic: bool,
     prompt_cache: int | None,
     prompt_cache_dir: Path | None,
@@ -226,7 +230,9 @@ def serve(
         *(roles, context, slots, deterministic, prompt_cache_dir, host, port, machine_path, limits),
         special_tokens_in_content=special_tokens_in_content,
     )
-    gateway = GatewayOptions(offline=offline, guard=guard or "", access=access(host), say=note, log=log)
+    gateway = GatewayOptions(
+        offline=offline, guard=guard or "", access=access(host), say=note, log=log, lifetimes=lifetimes
+    )
     if file is None:
         serve_bundle(bundle, options, gateway, ready)
     else:

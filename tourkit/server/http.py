@@ -7,6 +7,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from types import FrameType
 from typing import Any, TypeVar
 
 import uvicorn
@@ -21,12 +22,20 @@ _GRACE_SECONDS = 3  # for running answers when the server must stop
 
 
 class EndingServer(BoundedServer):
-    """A server that ends running requests first when it must stop, so that no client waits in vain."""
+    """A server that calls `end` first when it must stop, so that no client waits in vain for a request to end.
+
+    `is_hurried`: it is to stop at once, after Ctrl-C or a second signal.
+    """
 
     def __init__(self, app: ASGIApp, end: Callable[[], Awaitable[None]], limits: ConnectionLimits) -> None:
         options: dict[str, Any] = {"log_level": "warning", "access_log": False, "lifespan": "on"}
         super().__init__(uvicorn.Config(app, timeout_graceful_shutdown=_GRACE_SECONDS, **options), limits)
         self._end = end
+        self.is_hurried = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.is_hurried = self.should_exit or sig == signal.SIGINT
+        super().handle_exit(sig, frame)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -28,6 +28,7 @@ from tourkit.server.gateway import bodies, paths, status
 from tourkit.server.gateway.access import CLIENT, OPEN_TO_ALL, TRUSTED, Access, AccessRules
 from tourkit.server.gateway.comments import Commented
 from tourkit.server.gateway.entry import Entry
+from tourkit.server.gateway.lifecycle import LIFETIMES, Lifecycle, Lifetimes
 from tourkit.server.gateway.metrics import WorkerFigures, exposition, prompt_cache_of
 from tourkit.server.gateway.paths import FORWARDED, STREAMED
 from tourkit.server.gateway.relay import Relay
@@ -37,7 +38,9 @@ from tourkit.server.gateway.swapping import Swapper
 from tourkit.server.gateway.upstream import Asked, Upstream
 from tourkit.server.gateway.watchdog import TIMEOUTS, WorkerTimeouts
 from tourkit.server.http import EndingServer, hung_up
+from tourkit.units import counted, seconds_text
 
+_LOOK_SECONDS = 0.05  # between two looks whether answers still run
 _HEALTH_SECONDS = 1.0  # for the figures in /health, which must not wait for a worker that hangs
 
 
@@ -63,6 +66,7 @@ class GatewayOptions:
     only_gpu: bool = False
     plan_again: Callable[[Placement, tuple[Placement, ...], tuple[Placement, ...]], Placement | None] | None = None
     timeouts: WorkerTimeouts = TIMEOUTS
+    lifetimes: Lifetimes = LIFETIMES
 
 
 class Gateway:
@@ -80,6 +84,7 @@ class Gateway:
         self._swapper = Swapper(())
         self._upstream = Upstream()
         self._relay = Relay(self._upstream, lambda: self._swapper)
+        self._lifecycle = Lifecycle(lambda: self._swapper, self._find, options.say)
         self._folder = ""
         self._created = int(time.time())
         self._planning = asyncio.Lock()
@@ -93,6 +98,7 @@ class Gateway:
                 Route("/version", self.version, methods=["GET"]),
                 Route("/health", self.health, methods=["GET"]),
                 Route("/metrics", self.metrics, methods=["GET"]),
+                *self._lifecycle.routes(),
             ],
             exception_handlers={404: paths.not_found, 405: paths.not_found},
             lifespan=self._lifespan,
@@ -118,7 +124,7 @@ class Gateway:
 
     @contextlib.asynccontextmanager
     async def _workers_running(self) -> AsyncIterator[None]:
-        announcements = []
+        tasks = []
         try:
             for i, placement in enumerate(self._placements):
                 uds = f"{self._folder}/{i}.sock" if self._options.unix else ""
@@ -129,24 +135,40 @@ class Gateway:
                     say=self._options.say,
                     others=self._holder,
                     plan_again=self._plan_again if self._options.plan_again is not None else None,
+                    make_room=self._make_room,
                     only_gpu=self._options.only_gpu,
                     timeouts=self._options.timeouts,
                     guard=self._options.guard,
                 )
-                announcements.append(asyncio.create_task(self._announce(worker)))
+                tasks.append(asyncio.create_task(self._announce(worker)))
                 for name in (placement.launch.model, *placement.roles):
                     self._workers[name] = worker
             self._swapper = Swapper(self._distinct())
-            for worker in self._distinct():
-                if worker.placement.resident:
-                    worker.start()
-            self._swapper.begin()
+            times = self._options.lifetimes
+            self._swapper.begin(None if times.preload is None else [self._find(name) for name in times.preload])
+            if times.idle_timeout is not None:
+                watching = self._lifecycle.unload_idle(self._distinct, times.idle_timeout)
+                tasks.append(asyncio.create_task(watching))
             yield
         finally:
-            for announcement in announcements:
-                announcement.cancel()
+            for task in tasks:
+                task.cancel()
             await self.stop()
             await self._upstream.close()
+
+    async def drain(self, is_hurried: Callable[[], bool]) -> None:
+        """Let running answers end within the time that the options give. Requests that wait or come get 503.
+
+        Return earlier if `is_hurried`.
+        """
+        self._swapper.close()
+        seconds = self._options.lifetimes.drain
+        end = time.monotonic() + seconds
+        if self._relay.running:
+            answers = counted(self._relay.running, "answer runs", "answers run")
+            self._options.say(f"stopping: {answers}, for {seconds_text(seconds)} at most")
+        while self._relay.running and time.monotonic() < end and not is_hurried():
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def stop(self) -> None:
         """End every worker and the answers it is writing. Idempotent."""
@@ -191,6 +213,9 @@ class Gateway:
             loaded = tuple(each.current for each in others if each.state is State.READY and each.stand_in is None)
             return await asyncio.to_thread(make, worker.placement, loaded, _still_to_come(worker, others))
 
+    async def _make_room(self, worker: Worker) -> str:
+        return await self._lifecycle.make_room(worker, self._distinct())
+
     def _distinct(self) -> list[Worker]:
         return list({id(worker): worker for worker in self._workers.values()}.values())
 
@@ -198,7 +223,8 @@ class Gateway:
 
     async def front_page(self, request: Request) -> Response:
         own = [route for route in request.app.routes if isinstance(route, Route)]
-        routes = [f"POST {path}" for path in FORWARDED] + [f"GET {route.path_format}" for route in own]
+        routes = [f"POST {path}" for path in FORWARDED]
+        routes += [f"{_method(route)} {route.path_format}" for route in own]
         return PlainTextResponse(status.front_page(self._distinct(), routes))
 
     async def health(self, request: Request) -> Response:
@@ -290,13 +316,20 @@ class Gateway:
 def _still_to_come(worker: Worker, others: list[Worker]) -> tuple[Placement, ...]:
     """Return the placements of other workers for which memory must stay free beside `worker`.
 
-    These are the placements that wait for a new plan too, and the largest of those that take turns if none is loaded.
+    These are the placements that wait for a new plan too, those that stay in memory but are unloaded now, and the
+    largest of those that take turns if none is loaded.
     """
     waiting = [other.placement for other in others if other.waits_for_plan]
+    unloaded = (other for other in others if other.state is State.UNLOADED and other.placement.resident)
+    waiting += [other.current for other in unloaded]
     in_turn = [other for other in others if not other.placement.resident and other.stand_in is None]
     if worker.placement.resident and in_turn and all(other.state is State.UNLOADED for other in in_turn):
         waiting.append(max((other.current for other in in_turn), key=lambda each: sum(m.total for m in each.memory)))
     return tuple(waiting)
+
+
+def _method(route: Route) -> str:
+    return "POST" if "POST" in (route.methods or ()) else "GET"
 
 
 def serve(
@@ -313,11 +346,15 @@ def serve(
             await super().startup(sockets)
             on_ready(urls)
 
-    def end() -> None:
+    def exit_soon() -> None:
         server.should_exit = True
 
-    gateway = Gateway(placements, options, end)
-    server = Server(gateway.app(), gateway.stop, options.connections)
+    async def end() -> None:
+        await gateway.drain(lambda: server.is_hurried)
+        await gateway.stop()
+
+    gateway = Gateway(placements, options, exit_soon)
+    server = Server(gateway.app(), end, options.connections)
     server.run(sockets=[sock])
     if gateway.failure is not None:
         raise LocalError(gateway.failure)

@@ -69,10 +69,7 @@ def serve_bundle(
     Raises UsageError (a wrong role, GPU or machine file), NotSo (no bundle, or it fills no role here) and LocalError
     (the address is not available).
     """
-    index = read_index(bundle)
-    check_plain(bundle, (file.path for file in index.files if not file.path.startswith("wheels/")))
-    shapes = sources.shapes_of_bundle(bundle, index)
-    _serve(Source(index, shapes, bundle.joinpath, "the bundle"), options, gateway, on_ready)
+    _serve(source_of_bundle(bundle), options, gateway, on_ready)
 
 
 def serve_weights(
@@ -82,9 +79,34 @@ def serve_weights(
 
     Raises what `serve_bundle` raises; and LocalError when the model cannot be loaded, with the reason.
     """
+    _serve(source_of_weights(path), options, replace(gateway, ends_unloaded=True), on_ready)
+
+
+def source_of_bundle(bundle: Path) -> Source:
+    """Return a bundle as something to serve. Raises NotSo if there is none."""
+    index = read_index(bundle)
+    check_plain(bundle, (file.path for file in index.files if not file.path.startswith("wheels/")))
+    return Source(index, sources.shapes_of_bundle(bundle, index), bundle.joinpath, "the bundle")
+
+
+def source_of_weights(path: Path) -> Source:
+    """Return a GGUF file or a folder of safetensors as something to serve. Raises UsageError and LocalError."""
     weights = read_weights(path)
-    source = Source(weights.index, weights.shapes, lambda _: weights.path, str(path))
-    _serve(source, options, replace(gateway, ends_unloaded=True), on_ready)
+    return Source(weights.index, weights.shapes, lambda _: weights.path, str(path))
+
+
+def placements_on(
+    source: Source, options: ServeOptions, machine: Hardware, say: Callable[[str], None]
+) -> tuple[Placement, ...]:
+    """Plan for a machine, and return the placements with absolute paths. `say` gets the notes of the plan.
+
+    Raises UsageError (a wrong role or GPU) and NotSo (nothing fits).
+    """
+    source, options, unserved = served_part(source, options)
+    made = _plan(source, options, machine, options.roles)
+    for line in (*unserved, *made.notes, *made.unfilled):
+        say(line)
+    return _located(source, options, made, say)
 
 
 def _serve(
@@ -103,6 +125,7 @@ def _serve(
         gateway.say("--deterministic holds on a CPU only: on a GPU a near-tie may still fall either way")
     gateway = replace(gateway, only_gpu=has_one_gpu(machine), plan_again=partial(plan_again, source, options))
     placements = _located(source, options, made, gateway.say)
+    check_preload(placements, gateway.lifetimes.preload)
     app.serve(placements, gateway, net.listen(options.host, options.port), lambda urls: on_ready(urls, made))
 
 
@@ -121,6 +144,17 @@ def served_part(source: Source, options: ServeOptions) -> tuple[Source, ServeOpt
     roles = tuple(role for role in options.roles if role not in NOT_SERVED)
     lines = tuple(f"role {role}: this version does not serve it yet; the other roles are served" for role in unserved)
     return replace(source, index=replace(source.index, roles=kept)), replace(options, roles=roles), lines
+
+
+def check_preload(placements: Iterable[Placement], preload: tuple[str, ...] | None) -> None:
+    """Raise UsageError for a name that is not served, and for two models of which only one can be loaded."""
+    named = {name: each for each in placements for name in (each.launch.model, *each.roles)}
+    for name in preload or ():
+        if name not in named:
+            raise UsageError(f"--preload {name}: it is not served here: use one of {', '.join(named)}")
+    in_turn = {named[name].launch.title: name for name in preload or () if not named[name].resident}
+    if len(in_turn) > 1:
+        raise UsageError(f"--preload {', '.join(in_turn.values())}: they take turns: name one of them")
 
 
 def useless_folder(plan: Plan) -> str:

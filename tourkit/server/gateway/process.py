@@ -38,6 +38,7 @@ _LONG_PATH = 40
 _SPINNING = {"GOMP_SPINCOUNT": "100000"}
 # At an abort ggml starts gdb on its own process to print a backtrace. That takes seconds, or for ever.
 _NO_DEBUGGER = {"GGML_NO_BACKTRACE": "1"}
+LIBRARY_SETTINGS = _SPINNING | _NO_DEBUGGER
 # GGUF weights are read into memory, and every step reads all of them. With pages of 2 MiB instead of 4 KiB, the
 # processor finds the addresses faster (bench/huge_pages.py). glibc uses these pages only with this setting.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -80,6 +81,11 @@ _PROGRAMS = {"vllm": Program("tourkit.server.worker.vllm", has_children=True, re
 def program_of(stack: str) -> Program:
     """Return the worker program of a stack."""
     return _PROGRAMS.get(stack, _OUR_ENGINE)
+
+
+def has_own_server(stack: str) -> bool:
+    """Whether a worker of the stack runs the stack's own server, so that its model cannot be loaded in our process."""
+    return program_of(stack) is not _OUR_ENGINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +242,7 @@ def tuned(stack: str) -> dict[str, str]:
 
     Variables that are already set keep their values.
     """
-    return _SPINNING | _NO_DEBUGGER | (HUGE_PAGES if STACKS[stack].huge_pages else {}) | os.environ
+    return LIBRARY_SETTINGS | (HUGE_PAGES if STACKS[stack].huge_pages else {}) | os.environ
 
 
 def _scratch() -> contextlib.AbstractContextManager[Path]:

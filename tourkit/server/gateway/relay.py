@@ -15,7 +15,7 @@ import aiohttp
 import orjson
 from starlette.types import Send
 
-from tourkit.errors import EngineDead, EngineError, TourkitError
+from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError
 from tourkit.launch import Launch
 from tourkit.server.api.replies import error_body
 from tourkit.server.gateway.supervisor import Worker
@@ -39,12 +39,13 @@ class _Failed:
 
 
 class Relay:
-    """Belongs to the gateway's event loop. `swapper`: returns who gives the turns."""
+    """Belongs to the gateway's event loop. `swapper`: returns who gives the turns. `running`: requests in workers."""
 
     def __init__(self, upstream: Upstream, swapper: Callable[[], Swapper]) -> None:
         self._upstream = upstream
         self._swapper = swapper
         self._numbers = itertools.count(1)
+        self.running = 0
 
     async def answer(self, worker: Worker, asked: Asked, send: Send) -> TourkitError | None:
         """Forward one request when its worker has the turn. Return an error that comes before the first byte."""
@@ -61,7 +62,7 @@ class Relay:
                         return failed.error
                     failed = await self._ask_again(admitted, asked, send)
                     return failed.error if failed is not None else None
-        except EngineError as exc:
+        except (EngineError, RequestError) as exc:
             return exc
 
     async def _ask_again(self, worker: Worker, asked: Asked, send: Send) -> _Failed | None:
@@ -91,6 +92,7 @@ class Relay:
         started = False
         run, number = worker.run, str(next(self._numbers))
         launch = worker.current.launch
+        self.running += 1
         try:
             async with self._upstream.post(worker, asked, number) as answer:
                 if answer.status == _DEAD:
@@ -107,6 +109,8 @@ class Relay:
                 why = f"the worker of {launch.model} went away ({exc}): ask again, it is restarted"
                 return await self._failed(worker, run, number, why)
             await _cut_short(send, launch, streaming=answer.content_type == "text/event-stream")
+        finally:
+            self.running -= 1
         return None
 
     async def _failed(self, worker: Worker, run: int, number: str, why: str) -> _Failed:

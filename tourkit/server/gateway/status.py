@@ -45,13 +45,15 @@ def health(
 ) -> tuple[int, dict[str, Any]]:
     """Return the HTTP status and the body of /health. `prompt_caches`: figures of the workers that have one.
 
-    The status is 200 if every worker answers at once or in its turn; 503 if another worker is loading, hangs, has died
-    or has failed.
+    The status is 200 if every worker answers at once, in its turn, or when it is loaded for a request; 503 if another
+    worker is loading, hangs, has died or has failed, and if the server is stopping.
     """
-    ready = all(_answers(worker) for worker in workers)
-    body: dict[str, Any] = {"status": "ok" if ready else "not ready", "offline": offline}
+    ready = all(_answers(worker, swapper) for worker in workers) and not swapper.is_closed
+    said = "stopping" if swapper.is_closed else "ok" if ready else "not ready"
+    body: dict[str, Any] = {"status": said, "offline": offline}
     body["workers"] = {
-        f"{each.placement.launch.model} {each.placement.launch.quant}": _of_worker(each, prompt_caches.get(each))
+        f"{each.placement.launch.model} {each.placement.launch.quant}": _of_worker(each, swapper)
+        | {"prompt_cache": prompt_caches.get(each) or None}
         for each in workers
     }
     if swapper.takes_turns:
@@ -64,16 +66,20 @@ def health(
     return 200 if ready else 503, body
 
 
-def _answers(worker: Worker) -> bool:
-    in_turn = not worker.placement.resident and worker.state in (State.UNLOADED, State.STARTING)
-    return in_turn or worker.state is State.READY
+def _answers(worker: Worker, swapper: Swapper) -> bool:
+    if worker.state is State.STARTING:
+        return swapper.loads_for_requests(worker)
+    return worker.state in (State.UNLOADED, State.READY)
 
 
-def _of_worker(worker: Worker, prompt_cache: dict[str, int] | None) -> dict[str, Any]:
+def _of_worker(worker: Worker, swapper: Swapper) -> dict[str, Any]:
+    idle = swapper.idle_for(worker)
     return {
         "state": worker.state.name.lower(),
         "roles": list(worker.placement.roles),
         "takes_turns": not worker.placement.resident,
+        "pinned": swapper.is_pinned(worker),
+        "idle_s": None if idle is None else round(idle, 1),
         "pid": worker.pid,
         "restarts": worker.restarts,
         "last_death": worker.last_death,
@@ -82,7 +88,6 @@ def _of_worker(worker: Worker, prompt_cache: dict[str, int] | None) -> dict[str,
         "answers": worker.answering.launch.title,
         "passed_over": worker.passed_over,
         "guard": worker.guard or None,
-        "prompt_cache": prompt_cache or None,
         "prefix_sharing": worker.prefix_sharing or None,
     }
 

@@ -1,8 +1,10 @@
-"""The life of one worker: starting, ready, hung, restarting, failed or stopped; unloaded if it takes turns with others.
+"""The life of one worker: unloaded, starting, ready, hung, restarting, failed or stopped.
 
 Waiting requests are woken at every change of the state. A variant that cannot be loaded is replaced by its next
-fallback. If the planned variant finds too little memory, it is planned again once before that. A worker that has loaded
-once is never given up: its last variant is started again for ever, with growing pauses. `process` runs the process.
+fallback. If it finds too little memory, two things come before that. The first time, the planned variant is planned
+again for the memory that is free. Else one other model is unloaded, and the load is tried once more. A worker that has
+loaded once is never given up: its last variant is started again for ever, with growing pauses. `process` runs the
+process.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ _MAX_DEATHS = 3  # in a row, without an answered request in between; then a vari
 
 
 class State(Enum):
-    UNLOADED = auto()  # another model has the turn
+    UNLOADED = auto()  # its next request loads it: in its turn, or at once
     STARTING = auto()
     READY = auto()
     HUNG = auto()  # loaded, but it gives no sign of life
@@ -40,7 +42,8 @@ class Worker:
     `placement`: the planned variant. `current`: the variant in use. `answering`: the variant that answers; it may be in
     another worker. `say`: gets a message for each fallback. `others`: finds the worker that already holds a fallback;
     that worker then answers for this one too. `plan_again`: returns a new placement for the memory that is free now,
-    None if there is no other; None if nobody plans again. `only_gpu`: as in WorkerProcess. `guard`: as in WorkerSpec.
+    None if there is no other; None if nobody plans again. `make_room`: unloads another model and returns its title, ""
+    if there is none to unload. `only_gpu`: as in WorkerProcess. `guard`: as in WorkerSpec.
     `run`: how many processes have ended so far. All methods belong to the gateway's event loop.
     """
 
@@ -53,6 +56,7 @@ class Worker:
         say: Callable[[str], None] = lambda text: None,
         others: Callable[[Placement], Worker | None] = lambda placement: None,
         plan_again: Callable[[Worker], Awaitable[Placement | None]] | None = None,
+        make_room: Callable[[Worker], Awaitable[str]] | None = None,
         only_gpu: bool = False,
         timeouts: WorkerTimeouts = TIMEOUTS,
         guard: str = "",
@@ -62,7 +66,7 @@ class Worker:
         self.placement = placement
         self.current = placement
         self.stand_in: Worker | None = None
-        self.state = State.STARTING if placement.resident else State.UNLOADED
+        self.state = State.UNLOADED
         self.error: str | None = None
         self.passed_over: list[str] = []  # one line for each variant that could not be loaded
         self.waits_for_plan = False  # its process has ended, and its new plan is not made yet
@@ -78,6 +82,10 @@ class Worker:
         self._say = say
         self._others = others
         self._plan_again = plan_again
+        self._make_room = make_room
+        self._has_asked_for_room = False  # since its start
+        self._made: Placement | None = None  # by a new plan that is not used yet
+        self._has_no_plan = False  # a new plan was just asked for, and there is none
         self._only_gpu = only_gpu
         self._guard = guard
         self._chain = [placement, *placement.fallbacks]  # in the order of loading
@@ -91,7 +99,7 @@ class Worker:
 
     def start(self) -> None:
         """Load the variant of the last time, or the planned one at first, in a new process."""
-        self._end_state = None
+        self._end_state, self._has_asked_for_room = None, False
         self.state = State.STARTING
         self.started = time.monotonic()
         self._task = asyncio.create_task(self._supervise())
@@ -240,7 +248,10 @@ class Worker:
         launch = candidate.launch
         failure = f"{launch.model} {launch.quant} on {launch.stack}: {reason}"
         self.passed_over.append(failure)
-        made = await self._new_plan() if self._is_to_plan_again(candidate, reason) else None
+        made, self._made = self._made, None
+        if made is None and self._is_to_plan_again(candidate, reason) and not self._has_no_plan:
+            made = await self._new_plan()
+        self._has_no_plan = False
         if made is not None:
             self._chain.insert(len(self.passed_over), made)
         following = self._chain[len(self.passed_over) :]
@@ -273,10 +284,32 @@ class Worker:
             ending = await self._run(placement)
             if self._must_end():
                 break
+            if not ending.was_ready and await self._gets_room(placement, ending.why):
+                continue
             if reason := self._to_give_up(placement, ending, is_last=is_last):
                 return reason
             await self._pause(placement, ending.why)
         return None
+
+    async def _gets_room(self, placement: Placement, why: str) -> bool:
+        """Unload another model if a load found too little memory. Return whether the load is to be tried again.
+
+        This is done once after each start. What never loaded gets a new plan first, if there is one.
+        """
+        if self._make_room is None or self._has_asked_for_room or not is_out_of_memory(why):
+            return False
+        if self._loaded is None and self._is_to_plan_again(placement, why):
+            self._made = await self._new_plan()
+            if self._made is not None:
+                return False
+            self._has_no_plan = True
+        self._has_asked_for_room = True
+        unloaded = await self._make_room(self)
+        if unloaded:
+            self._has_no_plan = False
+            about = f"{why}; {unloaded} is unloaded, and {placement.launch.title} is tried once more"
+            self._say(f"{', '.join(placement.roles)}: {about}")
+        return bool(unloaded)
 
     def _to_give_up(self, placement: Placement, ending: Ending, *, is_last: bool) -> str | None:
         """Return why a variant is given up after its process has ended; None if it is started again."""
