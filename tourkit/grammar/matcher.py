@@ -71,10 +71,21 @@ class Matcher:
         self.reserve = prepared.reserve
         self.level = prepared.level
         self.dropped = prepared.dropped
-        self._closing = Closing(ranks, json_text=prepared.json_text, samples=prepared.samples)
+        self._is_optional = prepared.optional
+        self._closing = Closing(ranks, json_text=prepared.json_text, samples=prepared.samples, after=prepared.after)
         self._slow = 0.0  # seconds in slow steps so far
         self._n_vocab = n_vocab
         self._bits = np.zeros((n_vocab + 31) // 32, dtype=np.int32)
+
+    @property
+    def in_call(self) -> bool:
+        """Whether the text is inside a call of a tool that it could do without."""
+        return self._is_optional and not self._matcher.is_accepting()
+
+    @property
+    def must_close(self) -> bool:
+        """Whether the text is closed out if the tokens run short. Free text is not: it may end anywhere."""
+        return not self._is_optional or self.in_call
 
     def allows(self, token: int) -> bool:
         """Return whether a token may come next. Far cheaper than a mask."""

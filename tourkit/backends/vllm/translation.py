@@ -32,6 +32,7 @@ def sampling(request: Request, engine_input: EngineInput, ends: Collection[int])
         logit_bias=dict(params.logit_bias) or None,
         max_tokens=engine_input.max_tokens,
         logprobs=params.top_logprobs,
+        skip_special_tokens=not engine_input.pieces,  # they mark calls of tools
         spaces_between_special_tokens=False,
         structured_outputs=grammar,
         output_kind=RequestOutputKind.FINAL_ONLY if request.whole else RequestOutputKind.DELTA,

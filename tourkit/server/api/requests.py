@@ -14,6 +14,7 @@ from tourkit.server.api import limits
 from tourkit.server.api.fields import boolean, integer
 from tourkit.server.api.sampling_fields import features_of, sampling_of, top_logprobs_of
 from tourkit.server.api.thinking_fields import HISTORY_FIELDS, THINKING_FIELDS, thinking_of, thought_of
+from tourkit.server.api.tool_fields import CALL_FIELDS, TOOL_FIELDS, History, is_legacy, offer_of
 
 _COMMON = [
     *("model", "stream", "stream_options", "n", "seed", "stop", "max_tokens", "max_completion_tokens"),
@@ -33,7 +34,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "metadata": ({}, None),
     "service_tier": ("auto", "default", None),
 }
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+_ROLES |= {"function": "tool"}  # its older name
 _LONGEST_GUESSED = 32  # characters; the time to find a similar name grows fast with the length
 
 
@@ -42,6 +44,7 @@ class Generate:
     """A parsed request for text, with messages or with a plain prompt.
 
     `features`: what it asks for beyond text. `include_reasoning`: whether the reply has the text of the thinking.
+    `legacy_calls`: calls are shown in OpenAI's older form, as `function_call`.
     """
 
     model: str
@@ -50,13 +53,15 @@ class Generate:
     include_usage: bool
     features: tuple[str, ...] = ()
     include_reasoning: bool = True
+    legacy_calls: bool = False
 
 
 def parse_chat(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
     """Check and convert the body of POST /v1/chat/completions. `defaults`: as in Launch. Raises RequestError."""
-    model = _model_of(body, [*_COMMON, "messages", "logprobs", "top_logprobs", *THINKING_FIELDS])
+    model = _model_of(body, [*_COMMON, "messages", "logprobs", "top_logprobs", *THINKING_FIELDS, *TOOL_FIELDS])
     usual = defaults_of(defaults, model)
-    messages, top = _messages(body.get("messages")), top_logprobs_of(body)
+    history = History()
+    messages, top = _messages(body.get("messages"), history), top_logprobs_of(body)
     thinking = thinking_of(body, usual)
     request = Request(
         messages=messages,
@@ -64,8 +69,11 @@ def parse_chat(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
         template_kwargs=thinking.kwargs,
         thinking=thinking.thinking,
         thinking_fields=thinking.fields,
+        malformed=tuple(history.malformed),
     )
-    return replace(_generate(model, body, request), include_reasoning=thinking.shown)
+    made = _generate(model, body, request)
+    request = replace(made.request, offer=offer_of(body, made.request.constraint))
+    return replace(made, request=request, include_reasoning=thinking.shown, legacy_calls=is_legacy(body))
 
 
 def parse_completion(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
@@ -195,14 +203,14 @@ def _refuse_unknown(body: dict[str, Any], supported: list[str]) -> None:
         )
 
 
-def _messages(value: Any) -> tuple[dict[str, str], ...]:
+def _messages(value: Any, history: History) -> tuple[dict[str, Any], ...]:
     if not isinstance(value, list) or not value:
         raise RequestError("messages must be a list of at least one message", param="messages")
     limits.MESSAGES.check(len(value))
-    return tuple(_message(message, f"messages[{i}]") for i, message in enumerate(value))
+    return history.joined([_message(message, f"messages[{i}]", history) for i, message in enumerate(value)])
 
 
-def _message(message: Any, where: str) -> dict[str, str]:
+def _message(message: Any, where: str, history: History) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise RequestError(f"{where} must be an object with role and content", param=where)
     limits.MESSAGE_FIELDS.check(len(message), where)
@@ -211,11 +219,18 @@ def _message(message: Any, where: str) -> dict[str, str]:
         given = f"{quoted(role)} is not supported" if isinstance(role, str) else "must be a string"
         raise RequestError(f"{where}.role {given}: use one of {', '.join(_ROLES)}", param=f"{where}.role")
     for key, content in message.items():
-        if key not in ("role", "content", "name", *HISTORY_FIELDS) and content not in (None, [], {}):
+        if key not in ("role", "content", "name", *HISTORY_FIELDS, *CALL_FIELDS) and content not in (None, [], {}):
             field = f"{where}.{key}"
             raise RequestError(f"{excerpt(field)} is not supported", param=field, code="unsupported_parameter")
-    content = _content(message.get("content"), f"{where}.content")
-    return {"role": _ROLES[role], "content": content} | thought_of(message, role, where)
+    has_calls = role == "assistant" and bool(message.get("tool_calls") or message.get("function_call"))
+    is_empty = has_calls and message.get("content") is None
+    content = "" if is_empty else _content(message.get("content"), f"{where}.content")
+    thought = thought_of(message, role, where)
+    if has_calls:
+        return {"role": role} | history.assistant(message, content, where) | thought
+    if _ROLES[role] == "tool":
+        return history.result(message, content, where)
+    return {"role": _ROLES[role], "content": content} | thought
 
 
 def _content(content: Any, where: str) -> str:

@@ -111,7 +111,7 @@ class ModelServer:
         asked = await self._body(request, partial(parse_chat, defaults=self._defaults))
         logprobs = asked.request.params.top_logprobs is not None
         id_, shown = f"chatcmpl-{uuid.uuid4().hex}", asked.include_reasoning
-        reply = ChatReply(id_, int(time.time()), asked.model, logprobs, shown)
+        reply = ChatReply(id_, int(time.time()), asked.model, logprobs, shown, asked.legacy_calls)
         return await self._generate(asked, reply, request)
 
     async def complete(self, request: HttpRequest) -> Response:
