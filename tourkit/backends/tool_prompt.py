@@ -98,6 +98,8 @@ class ToolPrompt:
         for message in _one_call_each(messages) if form.one_a_message else messages:
             if message["role"] == "tool":
                 yield message | {"tool_call_id": _id(message["tool_call_id"], form)}
+            elif "tool_calls" in message and form.text_calls:
+                yield _with_written_calls(message, form)
             elif "tool_calls" in message:
                 calls = [
                     call | {"id": _id(call["id"], form), "function": _function(call["function"], form)}
@@ -153,13 +155,16 @@ def _as_text(messages: list[Message], form: Form) -> Iterator[Message]:
         if results:
             yield {"role": role, "content": "\n".join(results)}
             results = []
-        if "tool_calls" in message:
-            calls = [(call["function"]["name"], _json(call["function"]["arguments"])) for call in message["tool_calls"]]
-            text = "\n".join(filter(None, (said, form.written(calls))))
-            message = {key: value for key, value in message.items() if key != "tool_calls"} | {"content": text}
-        yield message
+        yield _with_written_calls(message, form) if "tool_calls" in message else message
     if results:
         yield {"role": role, "content": "\n".join(results)}
+
+
+def _with_written_calls(message: Message, form: Form) -> Message:
+    """Return a message with its calls as text in its content."""
+    calls = [(call["function"]["name"], _json(call["function"]["arguments"])) for call in message["tool_calls"]]
+    text = "\n".join(filter(None, (message["content"], form.written(calls))))
+    return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": text}
 
 
 def _result(message: Message, form: Form) -> str:

@@ -30,7 +30,8 @@ class Form:
     `begin NAME middle`, opens it. `free`: what stands before an answer without calls. `several`: an answer can have
     several calls. `shown`: how the prompt shows the tools. `variable`: the template's name for them. `one_a_message`:
     an earlier message of the assistant has one call at most. `short_ids`: ids in the prompt are nine letters or digits.
-    `text_arguments`: the template wants the arguments of earlier calls as JSON text, not as an object.
+    `text_arguments`: the template wants the arguments of earlier calls as JSON text, not as an object. `text_calls`: it
+    reads no earlier calls, so they are written into the content.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Form:
     one_a_message: bool = False
     short_ids: bool = False
     text_arguments: bool = False
+    text_calls: bool = False
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -152,10 +154,12 @@ FAMILIES = (
     ),
     _Family(  # Granite 3
         ("<|tool_call|>", "available_tools"),
-        replace(_MISTRAL, name="granite-3", marker="<|tool_call|>", short_ids=False),
+        replace(_MISTRAL, name="granite-3", marker="<|tool_call|>", short_ids=False, text_calls=True),
     ),
     _Family(("<tool_call>", "xml_tools"), replace(_HERMES, variable="xml_tools")),  # SmolLM3
-    _Family(("<tool_call>", "tools", "arguments"), _HERMES, lacks=("<function=", "<arg_key>")),
+    _Family(
+        ("<tool_call>", "tools", "arguments"), _HERMES, lacks=("<function=", "<arg_key>", "<invoke", "<tool_calls>")
+    ),
     _Family(("ipython", '"parameters": ', "tools"), _LLAMA),
     _Family(  # Gemma 2 and 3: https://ai.google.dev/gemma/docs/capabilities/function-calling
         ("<start_of_turn>",), replace(_LLAMA, name="gemma", shown=Shown.TEXT), lacks=("tool_call",)

@@ -106,6 +106,7 @@ class Preparer:
             ),
             samples=tuple(dict.fromkeys(sample for each in every for sample in each.samples)),
             optional=not spec.required and content is None,
+            header_end=next((part for part in spec.free[-1:] if isinstance(part, int)), None),
             after="" if spec.required or spec.at_start else spec.marker_text or spec.marker[-1],
         )
 

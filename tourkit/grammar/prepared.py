@@ -33,7 +33,8 @@ class Prepared:
     of the schema that are not enforced. `samples`: texts that may end a string. `json_text`: the text is JSON.
     `weight`: bytes by which the trial compile made its process grow; 0 if this system does not tell. `optional`: the
     text may do without the constrained part, and free text is not closed out. `after`: its JSON begins after this text,
-    or after the control token with this id; "" for the start.
+    or after the control token with this id; "" for the start. `header_end`: the control token that ends the header of
+    free text; None if there is no header.
     """
 
     grammar: str
@@ -46,6 +47,7 @@ class Prepared:
     weight: int = 0
     optional: bool = False
     after: str | int = ""
+    header_end: int | None = None
 
     def to_json(self) -> str:
         """Return the data as one line of JSON text in ASCII."""
