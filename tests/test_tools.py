@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from tool_runner import FAMILIES, ORDER, ToolRunner
 
+from tourkit.backends.chat_template import ChatTemplate
+from tourkit.backends.control_tokens import ControlTokens
 from tourkit.backends.runner_engine import RunnerEngine
+from tourkit.backends.tool_prompt import ToolPrompt
 from tourkit.calling.forms import FAMILIES as FORMS
 from tourkit.calling.forms import GENERIC
 from tourkit.calling.stream import CallStream
@@ -472,3 +476,41 @@ def test_arguments_that_the_grammar_cannot_hold_are_repaired_and_reported(engine
     assert found.body["tourkit"]["constraint"] == "relaxed"
     assert found.body["tourkit"]["dropped"] == ["/tools/0/function/parameters/properties/tags/uniqueItems"]
     assert found.body["tourkit"]["choices"][0]["valid"]
+
+
+# --- published templates ----------------------------------------------------------------------------------------------
+
+# llama.cpp's source has them; `make` unpacks it. They are not in the repository.
+PUBLISHED = next(iter(Path(__file__).parents[1].glob("build/llama.cpp/*/vendor/llama.cpp/models/templates")), None)
+EXPECTED = {
+    "Qwen-Qwen3-0.6B": "hermes",
+    "Qwen-Qwen2.5-7B-Instruct": "hermes",
+    "ibm-granite-granite-4.0": "hermes",
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": "hermes",
+    "meta-llama-Llama-3.1-8B-Instruct": "llama-3",
+    "mistralai-Mistral-Nemo-Instruct-2407": "mistral",
+    "mistralai-Ministral-3-14B-Reasoning-2512": "mistral-args",
+    "ibm-granite-granite-3.3-2B-Instruct": "granite-3",
+    "openai-gpt-oss-120b": "gpt-oss",
+    "google-gemma-2-2b-it": "gemma",
+    "Qwen3.5-4B": "generic",
+    "LFM2.5-Instruct": "generic",
+}
+
+
+@pytest.mark.skipif(PUBLISHED is None, reason="llama.cpp's source is not unpacked here")
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_published_template_shows_tools_calls_and_results(name: str) -> None:
+    assert PUBLISHED is not None
+    source = (PUBLISHED / f"{name}.jinja").read_text(encoding="utf-8")
+    template = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
+    tools = ToolPrompt(template, ControlTokens({}), frozenset())
+    offer = parsed(messages=PAST).request.offer
+    assert offer is not None
+
+    shown = [tool.to_json() for tool in offer.tools]
+    messages, variables = tools.placed(list(parsed(messages=PAST).request.messages or ()), shown, tools.form(offer))
+    prompt = template.render(messages, options=variables)
+
+    assert tools.form(offer).name == EXPECTED[name]
+    assert [text for text in ("Of a city.", "get_time", "Paris", "noon", "sunny") if text not in prompt] == []
