@@ -122,7 +122,7 @@ def _tojson(
     # Jinja's own filter escapes HTML characters. That would change the text that the model reads.
     if indent is not None and not (isinstance(indent, int) and 0 <= indent <= _MOST_INDENT):
         raise ValueError(f"tojson: indent must be a number from 0 to {_MOST_INDENT}")
-    if separators is not None and not (len(separators) == 2 and all(str(each).strip() in ",:" for each in separators)):
+    if separators is not None and [each.strip() for each in separators] != [",", ":"]:
         raise ValueError("tojson: separators must be a comma and a colon")
     return json.dumps(
         value, ensure_ascii=bool(ensure_ascii), indent=indent, separators=separators, sort_keys=bool(sort_keys)
