@@ -60,8 +60,8 @@ test-stacks: $(TINY)/ready ## the stacks transformers and onnx, in the environme
 
 test-full: check test-documents test-wheels test-stacks test-transformers test-onnx test-vllm test-arch test-real-full test-portable tiny-quick ## everything, each stack in its own environment: an hour or more
 
-test-documents: $(DEV)/ready ## every sample document of every template, on a model with random weights
-	TOURKIT_EVERY_DOCUMENT=1 $(DEV)/bin/python -m pytest tests/test_e2e.py
+test-documents: $(DEV)/ready ## every sample document of every template, and 500 schemas of tools, on a model with random weights
+	TOURKIT_EVERY_DOCUMENT=1 $(DEV)/bin/python -m pytest tests/test_e2e.py tests/test_tool_schemas.py
 
 test-wheels: $(DEV)/ready ## resolve the wheels of every target with the real package index; downloads none of them
 	TOURKIT_REAL_INDEX=1 $(DEV)/bin/python -m pytest tests/test_wheel_locks.py

@@ -19,6 +19,7 @@ from typing import Any
 class Answer:
     text: str
     finish_reason: str = "stop"
+    parts: dict[str, Any] = field(default_factory=dict)  # more parts of the message
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": answer.text},
+                "message": {"role": "assistant", "content": answer.text, **answer.parts},
                 "finish_reason": answer.finish_reason,
             }
             for index, answer in enumerate(answers)

@@ -54,6 +54,35 @@ def test_a_string_is_one_user_message_and_none_leaves_a_parameter_out() -> None:
     }
 
 
+CALL = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
+
+
+def test_a_reply_has_the_calls_of_tools_and_a_message_to_go_on_with() -> None:
+    with (
+        serve(lambda body, index: Answer("", "tool_calls", {"tool_calls": [CALL]})) as stub,
+        Client(stub.url) as client,
+    ):
+        reply = client.chat("Is it raining in Oslo?", tools=[{"type": "function"}])
+
+    [call] = reply.tool_calls
+    assert (call.name, call.arguments) == ("get_weather", {"city": "Oslo"})
+    assert reply.message == {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert call.result({"rain": True}) == {"role": "tool", "tool_call_id": "call_1", "content": '{"rain": true}'}
+    assert stub.bodies[0]["tools"] == [{"type": "function"}]
+
+
+def test_arguments_that_were_cut_off_are_an_error_with_their_text() -> None:
+    cut = CALL | {"function": {"name": "get_weather", "arguments": '{"city": "Os'}}
+    with (
+        serve(lambda body, index: Answer("", "length", {"tool_calls": [cut]})) as stub,
+        Client(stub.url) as client,
+        pytest.raises(ClientError, match="raise max_tokens") as error,
+    ):
+        client.chat("Is it raining in Oslo?")
+
+    assert (error.value.finish_reason, error.value.text) == ("length", '{"city": "Os')
+
+
 def test_half_a_surrogate_pair_survives_the_trip() -> None:
     """The client must send damaged text from a bad file. The server decides whether to refuse it."""
     with serve(lambda body, index: "ok") as stub, Client(stub.url) as client:

@@ -33,7 +33,7 @@ bundle grammar
 manifest
 hardware
 stacks generation launch headers
-scratch defaults
+scratch defaults calling
 files data progress offline client connections
 isolation
 units net terminal parent

@@ -29,7 +29,8 @@ class FailingMatcher:
     def __init__(self, after: int) -> None:
         self._left = after
         self.reserve = 2
-        self.done = False
+        self.done = self.in_call = False
+        self.must_close = True
 
     def allows(self, token: int) -> bool:
         return token != EOG

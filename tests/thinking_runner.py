@@ -50,24 +50,39 @@ class Script:
 
 
 class ThinkingRunner(FakeRunner):
-    """A TextRunner with a vocabulary of bytes and control tokens. `family`: the name of its template."""
+    """A TextRunner with a vocabulary of bytes and control tokens. `family`: the name of its template.
+
+    `template`: used instead. `control`: the control tokens.
+    """
 
     special_tokens = {"bos_token": "", "eos_token": ""}  # noqa: RUF012 - as in Tokenizer
     adds_bos = starts_with_space = False
     longest_piece = 12
     context = 4096
 
-    def __init__(self, family: str, script: Script, **shape: Any) -> None:
+    def __init__(
+        self,
+        family: str,
+        script: Script,
+        *,
+        template: str = "",
+        control: tuple[str, ...] = CONTROL,
+        **shape: Any,
+    ) -> None:
         super().__init__(n_ctx=8192, next_token=self._next, **shape)
-        self.n_vocab = EOG + 1 + len(CONTROL)
-        self.chat_template = TEMPLATES[family]
-        self._ids = {text: EOG + 1 + at for at, text in enumerate(CONTROL)}
+        self.n_vocab = EOG + 1 + len(control)
+        self.chat_template = template or TEMPLATES[family]
+        self._control = control
+        self._ids = {text: EOG + 1 + at for at, text in enumerate(control)}
         self._texts = {id_: text for text, id_ in self._ids.items()}
         self.control_tokens = ControlTokens(self._ids)
         self._script = script
 
     def _next(self, history: tuple[int, ...]) -> int:
-        following = self._script.following(self.spell(history).rpartition(TURN.encode())[2])
+        return self._token(self._script.following(self.spell(history).rpartition(TURN.encode())[2]))
+
+    def _token(self, following: bytes) -> int:
+        """Return the token that a text begins with."""
         control = next((id_ for text, id_ in self._ids.items() if following.startswith(text.encode())), None)
         return control if control is not None else following[0] if following else EOG
 
@@ -91,7 +106,7 @@ class ThinkingRunner(FakeRunner):
     def grammar_tokenizer(self) -> Any:
         from llguidance import LLTokenizer, TokenizerWrapper
 
-        control = [f"\xff{text}".encode("latin-1") for text in ("<eog>", *CONTROL)]
+        control = [f"\xff{text}".encode("latin-1") for text in ("<eog>", *self._control)]
 
         class Bytes:
             eos_token_id, bos_token_id = EOG, None

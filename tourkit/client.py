@@ -64,10 +64,25 @@ class ClientError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool. `arguments`: as parsed JSON."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+    def result(self, content: Any) -> dict[str, Any]:
+        """Return the message that gives the model the result of this call. What is no string is sent as JSON."""
+        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+        return {"role": "tool", "tool_call_id": self.id, "content": text}
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """One answer. `usage`: the tokens of the whole call, which several replies may share.
 
     `reasoning`: what the model thought before the answer, "" if it did not think or the server does not show it.
+    `tool_calls`: the tools that the model wants to call, in order.
     """
 
     text: str
@@ -75,6 +90,22 @@ class Reply:
     model: str
     usage: dict[str, Any] = field(default_factory=dict)
     reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message, to send it back with the results of its calls."""
+        said: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.tool_calls:
+            said["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+                }
+                for call in self.tool_calls
+            ]
+        return said
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +288,9 @@ class Client:
     def chat(self, messages: Messages, *, model: str | None = None, **params: Any) -> Reply:
         """Return one answer to `messages`: a list of role/content objects, or a string for one user message.
 
-        Parameters that are None are left out. The others go to the server unchanged. Raises ClientError.
+        Parameters that are None are left out. The others go to the server unchanged. With `tools`, a list of functions
+        in OpenAI's format, the answer may have `tool_calls`. To go on, add `reply.message` and `call.result(…)` of each
+        call to the messages and ask again. Raises ClientError.
         """
         replies = self._complete(_body(messages, model or self.model or DEFAULT_MODEL, params))
         return replies[0]
@@ -720,7 +753,14 @@ def _replies(data: bytes, url: str) -> list[Reply]:
         model, usage = str(answer.get("model") or ""), dict(answer.get("usage") or {})
         choices = sorted(answer["choices"], key=lambda choice: int(choice.get("index", 0)))
         replies = [
-            Reply(str(m.get("content") or ""), c.get("finish_reason"), model, usage, _thinking(m))
+            Reply(
+                str(m.get("content") or ""),
+                c.get("finish_reason"),
+                model,
+                usage,
+                _thinking(m),
+                tuple(_tool_call(call, c.get("finish_reason")) for call in m.get("tool_calls") or ()),
+            )
             for c in choices
             for m in [c["message"]]
         ]
@@ -729,6 +769,21 @@ def _replies(data: bytes, url: str) -> list[Reply]:
     if not replies:
         raise ClientError(f"{url} returned a chat completion without choices")
     return replies
+
+
+def _tool_call(call: Mapping[str, Any], finish_reason: str | None) -> ToolCall:
+    """Return a call of a message. Raises ClientError if its arguments are no JSON object."""
+    function = call["function"]
+    text = str(function.get("arguments") or "{}")
+    try:
+        arguments = json.loads(text, parse_constant=_no_constant)
+        if not isinstance(arguments, dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as error:
+        fix = "raise max_tokens" if finish_reason == "length" else "ask again"
+        message = f"the arguments of {function['name']} are not a JSON object ({error}): {fix}"
+        raise ClientError(message, finish_reason=finish_reason, text=text) from error
+    return ToolCall(str(call.get("id") or ""), str(function["name"]), arguments)
 
 
 def _events(response: Response, url: str) -> Iterator[dict[str, Any]]:

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from tourkit.calling.forms import Form
+from tourkit.calling.tools import CallPiece, Offer
 from tourkit.errors import EngineDead, EngineError, TourkitError
 
 
 class Finish(StrEnum):
-    """Why a sequence ended. Every sequence ends exactly once."""
+    """Why a sequence ended. Every sequence ends exactly once. Only the server says TOOL_CALLS: engines say STOP."""
 
     STOP = "stop"
+    TOOL_CALLS = "tool_calls"
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"
@@ -52,7 +55,8 @@ class Constraint:
     """The form that the text must have.
 
     `source`: the JSON text of the schema (kinds json_schema, json_object), the JSON text of the list of strings (kind
-    choice), or the regex or grammar itself (kinds regex, grammar).
+    choice), the regex or grammar itself (kinds regex, grammar), or calls of tools as `grammar/call_grammar` reads them
+    (kind tools).
     """
 
     kind: str
@@ -94,10 +98,11 @@ class Request:
     `client`: whose request it is; clients get slots in turn.
     `whole`: send only one delta for each sequence, the last one, with all its text; for answers that are not streamed.
     `template_kwargs`: names and values, as JSON text, for the model's chat template. `thinking_fields`: the names of
-    the request's fields about thinking; a reply names those of them that do nothing for the model.
+    the request's fields about thinking; a reply names those of them that do nothing for the model. `offer`: the tools
+    that the answers may call; None if there are none. `malformed`: fields of messages that are passed on as text.
     """
 
-    messages: tuple[dict[str, str], ...] | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
     prompt: str | tuple[int, ...] | None = None
     params: SamplingParams = SamplingParams()
     n: int = 1
@@ -109,6 +114,8 @@ class Request:
     thinking: Thinking = Thinking()
     thinking_fields: tuple[str, ...] = ()
     suffix: str | None = None
+    offer: Offer | None = None
+    malformed: tuple[str, ...] = ()
 
     @property
     def schema_source(self) -> str | None:
@@ -147,7 +154,8 @@ class Delta:
     `logprobs`: of the tokens since the last delta. The text of these tokens may come later. `n_cached`: prompt tokens
     that the sequence found in the KV cache; only the last delta has it. `reasoning`: new text of the thinking.
     `n_reasoning`: how many of the `n_tokens` tokens are thinking. `prompt_logprobs`: of all tokens of the prompt, if
-    the request asks for them; one delta of sequence 0 has them.
+    the request asks for them; one delta of sequence 0 has them. `calls`: new pieces of calls. Engines leave them in
+    `text`; the server takes them out.
     """
 
     index: int
@@ -160,6 +168,7 @@ class Delta:
     reasoning: str = ""
     n_reasoning: int = 0
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    calls: tuple[CallPiece, ...] = ()
 
     @property
     def failure(self) -> TourkitError | None:
@@ -189,13 +198,15 @@ class Enforced:
 class Submission:
     """What `submit` returns: the key for `abort`, and the size of the prompt in tokens.
 
-    `ignored`: the names of the request's fields that do nothing for this model.
+    `ignored`: the names of the request's fields that do nothing for this model. `form`: how the answers call tools;
+    None if they cannot.
     """
 
     id: int
     n_prompt: int
     constraint: Enforced = Enforced()
     ignored: tuple[str, ...] = ()
+    form: Form | None = None
 
 
 @dataclass(frozen=True, slots=True)

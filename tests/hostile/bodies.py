@@ -66,6 +66,19 @@ _NEUTRAL = {
     "top_k": -1,
     "echo": False,
 }
+_FUNCTION = {"name": "look_up", "description": "In a table.", "strict": True, "parameters": _SCHEMA}
+_TOOLS: dict[str, Any] = {"tools": [{"type": "function", "function": _FUNCTION}], "parallel_tool_calls": False}
+_CALL = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": '{"name": "a"}'}}
+_CALLED = [
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": None, "tool_calls": [_CALL]},
+    {"role": "tool", "tool_call_id": "call_1", "content": "nothing"},
+]
+_OLD_CALLED = [
+    {"role": "assistant", "content": None, "function_call": {"name": "look_up", "arguments": "{}"}},
+    {"role": "function", "name": "look_up", "content": "nothing"},
+]
+_ONE = {"type": "function", "function": {"name": "look_up"}}
 _VALID: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {"model": "tool", "messages": _MESSAGES, **_ENDING, **_SAMPLING}),
     ("/v1/chat/completions", {"model": "tool", "messages": _PLAIN, "response_format": _JSON, "max_tokens": 20}),
@@ -82,6 +95,18 @@ _VALID: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {"model": "tool", "messages": _PLAIN, **_NEUTRAL, **_ENDING}),
     ("/v1/chat/completions", {"model": "tool", "messages": _PLAIN, "guided_json": json.dumps(_SCHEMA), **_ENDING}),
     ("/v1/chat/completions", {"model": "tool", "messages": _PLAIN, "structured_outputs": {"regex": "a+"}, **_ENDING}),
+    ("/v1/chat/completions", {"model": "tool", "messages": _CALLED, **_TOOLS, "tool_choice": _ONE, "max_tokens": 20}),
+    (
+        "/v1/chat/completions",
+        {
+            "model": "tool",
+            "messages": _OLD_CALLED,
+            "functions": [_FUNCTION],
+            "function_call": "auto",
+            "stream": True,
+            **_ENDING,
+        },
+    ),
     ("/v1/completions", {"model": "tool", "prompt": "Once", **_ENDING, **_SAMPLING}),
     ("/v1/completions", {"model": "tool", "prompt": ["Once", [1, 2, 3]], "best_of": 1, "echo": True, **_ENDING}),
     ("/v1/completions", {"model": "tool", "prompt": [1, 2, 3], "logprobs": 2, "echo": True, "max_tokens": 0}),
@@ -164,6 +189,7 @@ _KEYS = [
     *("", "temperatur", "Model", "model\0", "__proto__", "__class__", "ключ", "x" * 33, "x" * 5_000, "$schema", "$id"),
     *("tools", "tool_choice", "metadata", "functions", "logprobs", "echo", "best_of", "suffix", "input", "messages"),
     *("prompt", "response_format", "regex", "grammar", "choice", "stream_options", "n", "stop", "content", "type"),
+    *("tool_calls", "tool_call_id", "function", "function_call", "arguments", "parameters", "parallel_tool_calls"),
     *(
         "properties",
         "items",

@@ -78,6 +78,10 @@ def nested(levels: int) -> Any:
     return value
 
 
+def function(number: int) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": f"f{number}"}}
+
+
 # A limit, and the route and the body with `count` of what it limits. The body is valid if the count is.
 AT_A_LIMIT: list[tuple[Limit, str, Callable[[int], Any]]] = [
     (limits.MODEL, "/v1/chat/completions", lambda count: CHAT | {"model": "x" * count}),
@@ -88,6 +92,7 @@ AT_A_LIMIT: list[tuple[Limit, str, Callable[[int], Any]]] = [
     (limits.TOP_LOGPROBS, "/v1/chat/completions", lambda count: CHAT | {"logprobs": True, "top_logprobs": count}),
     (limits.CHOICES, "/v1/chat/completions", lambda count: CHAT | {"choice": ["x"] * count}),
     (limits.PROMPTS, "/v1/completions", lambda count: {"model": "tool", "prompt": ["x"] * count}),
+    (limits.TOOLS, "/v1/chat/completions", lambda count: CHAT | {"tools": [function(i) for i in range(count)]}),
     (limits.TEXTS, "/v1/embeddings", lambda count: EMBED | {"input": ["x"] * count}),
     (limits.TOKENIZED, "/tokenize", lambda count: {"model": "tool", "prompt": "x" * count}),
     (limits.TOKENS, "/detokenize", lambda count: {"model": "tool", "tokens": [1] * count}),

@@ -391,6 +391,9 @@ class Echo(IdleEngine):
     def __init__(self) -> None:
         self.prepared: list[Prepared | None] = []
 
+    def with_calls(self, request: Request) -> Request:
+        return request
+
     def manner(self, request: Request) -> Manner:
         return MANNER
 

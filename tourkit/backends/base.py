@@ -62,6 +62,10 @@ class Constrained(Protocol):
         """Whether the stack's library compiles each grammar again, under its own limits."""
         ...
 
+    def with_calls(self, request: Request) -> Request:
+        """Return a request with the constraint for the calls of tools that it offers; unchanged if it offers none."""
+        ...
+
     def manner(self, request: Request) -> Manner:
         """Return how the constraint of a request is prepared. It may ask the model once, so it may take seconds.
 

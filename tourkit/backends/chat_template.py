@@ -60,7 +60,7 @@ class ChatTemplate:
         from tourkit.backends.template_budget import Budget
 
         plain = [dict(message) for message in messages]
-        budget = Budget(len(plain), sum(len(value) for each in plain for value in each.values() if type(value) is str))
+        budget = Budget(len(plain), characters_in(plain) + characters_in(dict(options or {})))
         try:
             with self._sandbox.limited(budget):
                 variables = {**(options or {}), **self._special_tokens}
@@ -72,6 +72,15 @@ class ChatTemplate:
                 f"the model's chat template refuses these messages: {why}", param="messages", code="invalid_messages"
             ) from exc
         return text
+
+
+def characters_in(value: Any) -> int:
+    """Return how many characters the texts in a value have: itself, or those in a list or an object."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(len(key) + characters_in(each) for key, each in value.items())
+    return sum(map(characters_in, value)) if isinstance(value, list) else 0
 
 
 class RefusedError(Exception):
@@ -102,8 +111,19 @@ def _strftime_now(pattern: str) -> str:
     return datetime.now().strftime(pattern)
 
 
-def _tojson(value: Any, indent: object = None) -> str:
+def _tojson(
+    value: Any,
+    indent: object = None,
+    *,
+    ensure_ascii: bool = False,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     # Jinja's own filter escapes HTML characters. That would change the text that the model reads.
     if indent is not None and not (isinstance(indent, int) and 0 <= indent <= _MOST_INDENT):
         raise ValueError(f"tojson: indent must be a number from 0 to {_MOST_INDENT}")
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    if separators is not None and [each.strip() for each in separators] != [",", ":"]:
+        raise ValueError("tojson: separators must be a comma and a colon")
+    return json.dumps(
+        value, ensure_ascii=bool(ensure_ascii), indent=indent, separators=separators, sort_keys=bool(sort_keys)
+    )

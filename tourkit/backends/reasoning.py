@@ -121,6 +121,14 @@ class _MarkerTokens:
         return _MarkerTokens(tokens(markers.end), tokens(bridge), endings, pieces)
 
 
+def _before_calls(markers: Markers) -> Markers:
+    """Return the markers for an answer that may call tools. In gpt-oss, its channel is a part of the answer then."""
+    if not markers.channels:
+        return markers
+    header = "<|start|>assistant"
+    return replace(markers, end=markers.close + header, skip="", bridge=header)
+
+
 class Reasoning:
     """What the chat template and the vocabulary of a model say about its thinking.
 
@@ -133,7 +141,11 @@ class Reasoning:
         self.markers = next((made for texts, made in FAMILIES if all(text in template.source for text in texts)), None)
         self.switch = next((name for name in _SWITCHES if self.markers and name in template.reads), "")
         self.by_default = self._thinks_by_default()
-        self._tokens = None if self.markers is None else _MarkerTokens.of(self.markers, tokenizer)
+        self._plain = self._before_calls = None
+        if self.markers is not None:
+            calls = _before_calls(self.markers)
+            self._plain = self.markers, _MarkerTokens.of(self.markers, tokenizer)
+            self._before_calls = calls, _MarkerTokens.of(calls, tokenizer)
         self._history = [name for name in _HISTORY if re.search(_READS.format(name), template.source)]
 
     def _thinks_by_default(self) -> bool:
@@ -187,9 +199,10 @@ class Reasoning:
         An answer under a grammar either begins inside the thinking or does not think: a grammar that waits for a model
         that may think would never begin if it does not. It is the same with a budget, which vLLM needs.
         """
-        markers, thinking = self.markers, request.thinking
-        if markers is None or self._is_closed(text):
+        marked, thinking = self._marked(request), request.thinking
+        if marked is None or self._is_closed(text):
             return ""
+        markers, _ = marked
         if not self.wanted(request):
             return markers.end if self._is_open(text) else markers.skip if self.by_default and not self.switch else ""
         must = request.constraint is not None or thinking.budget is not None
@@ -201,12 +214,13 @@ class Reasoning:
 
         `text`: the prompt with its suffix.
         """
-        markers, tokens = self.markers, self._tokens
-        if markers is None or tokens is None:
+        marked = self._marked(request)
+        if marked is None:
             return None
+        markers, tokens = marked
         budget = 0 if request.thinking.enabled is False else request.thinking.budget
         where = Where.THINKING if self._is_open(text) else Where.LEAD
-        if markers.channels and text.endswith(markers.skip):
+        if markers.channels and where is Where.LEAD and text.endswith(markers.skip):
             where = Where.CONTENT
         return ThinkingPlan(
             markers,
@@ -218,6 +232,10 @@ class Reasoning:
             tokens.endings,
             tokens.pieces,
         )
+
+    def _marked(self, request: Request) -> tuple[Markers, _MarkerTokens] | None:
+        """Return the markers for the answers to a request, and their tokens; None if the model does not think."""
+        return self._plain if request.offer is None else self._before_calls
 
     def _is_open(self, text: str) -> bool:
         """Whether a prompt ends inside the thinking."""

@@ -122,6 +122,7 @@ class RunnerEngine:
         return self._info
 
     def submit(self, request: Request, emit: Emit, prepared: Prepared | None = None) -> Submission:
+        request = self._texts.with_calls(request)
         engine_input = self._texts.engine_input(request, self._spacing, prepared, matchers=request.n)
         submission = self._batches.submit(
             engine_input.tokens,
@@ -130,12 +131,16 @@ class RunnerEngine:
             emit,
             engine_input.matchers,
             thinking=engine_input.thinking,
+            pieces=engine_input.pieces,
             whole=request.whole,
             client=request.client,
         )
-        return Submission(submission, len(engine_input.tokens), engine_input.enforced, engine_input.ignored)
+        return engine_input.submission(submission)
 
     recompiles = False
+
+    def with_calls(self, request: Request) -> Request:
+        return self._texts.with_calls(request)
 
     def manner(self, request: Request) -> Manner:
         return self._texts.manner(request, self._spacing)

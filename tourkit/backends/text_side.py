@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -12,9 +12,11 @@ from tourkit.backends.chat_template import ChatTemplate
 from tourkit.backends.control_tokens import ControlTokens
 from tourkit.backends.infill import infill_parts
 from tourkit.backends.reasoning import Reasoning
+from tourkit.backends.tool_prompt import ToolPrompt
+from tourkit.calling.forms import Form
 from tourkit.engine.thinking import ThinkingPlan
 from tourkit.errors import RequestError
-from tourkit.generation import Constraint, Emit, Enforced, Request, Thinking
+from tourkit.generation import Constraint, Emit, Enforced, Request, Submission, Thinking
 from tourkit.grammar.compiler import GrammarCompiler
 from tourkit.grammar.matcher import Matcher
 from tourkit.grammar.prepare import Preparer
@@ -70,7 +72,8 @@ class EngineInput:
     """The input of an engine for one request: the prompt's tokens and how many tokens may follow.
 
     `matchers`: one for each sequence, all at the start of the same grammar; all None for free text. `thinking`: None if
-    no answer can think. `ignored`: as in Submission.
+    no answer can think. `ignored`, `form`: as in Submission. `pieces`: the texts of control tokens that belong to the
+    text of an answer, because they mark calls of tools.
     """
 
     tokens: list[int]
@@ -78,6 +81,12 @@ class EngineInput:
     matchers: list[Matcher] | list[None]
     thinking: ThinkingPlan | None = None
     ignored: tuple[str, ...] = ()
+    form: Form | None = None
+    pieces: Mapping[int, bytes] = field(default_factory=dict)
+
+    def submission(self, id_: int) -> Submission:
+        """Return what `submit` of an engine returns. `id_`: the key for `abort`."""
+        return Submission(id_, len(self.tokens), self.enforced, self.ignored, self.form)
 
     @property
     def enforced(self) -> Enforced:
@@ -113,6 +122,7 @@ class Texts:
         source = tokenizer.chat_template or chat_template
         self._template = ChatTemplate(source, tokenizer.special_tokens) if source else None
         self.reasoning = None if self._template is None else Reasoning(self._template, tokenizer)
+        self._tools = None if self._template is None else self._tool_prompt(self._template)
         self._made: _Grammars | None = None
         self._special_tokens_in_content = special_tokens_in_content
         self._lock = threading.Lock()
@@ -129,12 +139,31 @@ class Texts:
         self._check(request, len(tokens))
         max_tokens = request.params.max_tokens or self.context - len(tokens)
         ignored = () if self.reasoning is None else self.reasoning.ignored(request)
+        ignored += request.malformed
         if request.constraint is None:
             return EngineInput(tokens, max_tokens, [None] * matchers, thinking, ignored)
         if prepared is None:
             prepared = self._grammars().prepare(request.constraint, self.manner(request, spacing))
         made = self._grammars().compiler.matchers(prepared, matchers)
-        return EngineInput(tokens, max_tokens, made, thinking, ignored)
+        if self._tools is None or request.offer is None:
+            return EngineInput(tokens, max_tokens, made, thinking, ignored)
+        form = self._tools.form(request.offer)
+        return EngineInput(tokens, max_tokens, made, thinking, ignored, form, self._tools.pieces(form))
+
+    def with_calls(self, request: Request) -> Request:
+        """Return a request with the constraint for the calls of tools that it offers; unchanged if it offers none."""
+        offer, constraint = request.offer, request.constraint
+        if offer is None or self._tools is None or (constraint is not None and constraint.kind == "tools"):
+            return request
+        params = (
+            replace(request.params, stop=()) if offer.required else request.params
+        )  # arguments have no stop strings
+        return replace(request, constraint=self._tools.constraint(offer), params=params)
+
+    def _tool_prompt(self, template: ChatTemplate) -> ToolPrompt:
+        tokenizer = self.tokenizer
+        control = tokenizer.control_tokens
+        return ToolPrompt(template, control, frozenset(id_ for id_ in control.ids.values() if not tokenizer.piece(id_)))
 
     def manner(self, request: Request, spacing: Spacing) -> Manner:
         """Return how the constraint of a request is prepared. Raises the errors of `spacing`."""
@@ -171,17 +200,20 @@ class Texts:
     def _rendered(self, request: Request) -> tuple[str, str]:
         """Return the prompt as text, and the mark in it: see ControlTokens.marked. Raises RequestError."""
         tokenizer = self.tokenizer
-        if self._template is None or self.reasoning is None:
+        if self._template is None or self.reasoning is None or self._tools is None:
             raise RequestError(
                 "this model has no chat template: use /v1/completions with a plain prompt, or set the model's "
                 "chat_template in the manifest",
                 param="messages",
             )
-        messages, mark = [*self.reasoning.messages(request), {"options": self.reasoning.options(request)}], ""
+        shown = [] if request.offer is None else [tool.to_json() for tool in request.offer.tools]
+        about: dict[str, Any] = {"options": self.reasoning.options(request), "tools": shown}
+        messages, mark = [*self.reasoning.messages(request), about], ""
         if not self._special_tokens_in_content:
             messages, mark = tokenizer.control_tokens.marked(messages)
-        *messages, last = messages
-        text = self._template.render(messages, mark=mark, options=last["options"])
+        *messages, about = messages
+        messages, variables = self._tools.placed(messages, about["tools"], self._tools.form(request.offer))
+        text = self._template.render(messages, mark=mark, options=about["options"] | variables)
         return text + self.reasoning.suffix(text, request), mark
 
     def _plain_tokens(self, prompt: str | tuple[int, ...], suffix: str | None, begun: str) -> list[int]:

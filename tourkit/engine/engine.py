@@ -29,7 +29,7 @@ from tourkit.errors import EngineDead, EngineError, QueueFull, TourkitError
 from tourkit.generation import Activity, Emit, EngineStats, Finish, SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from collections.abc import Sequence as Seq
 
     from tourkit.engine.run_store import RunStore
@@ -108,12 +108,14 @@ class BatchEngine:
         matchers: Seq[Matcher | None] = (None,),
         *,
         thinking: ThinkingPlan | None = None,
+        pieces: Mapping[int, bytes] | None = None,
         whole: bool = False,
         client: str = "",
     ) -> int:
         """Queue one sequence per matcher and return the submission's id. Raises QueueFull, EngineDead.
 
-        `thinking`: None if no answer can think. `whole` and `client`: as in Request.
+        `thinking`: None if no answer can think. `pieces`: the text of control tokens that mark calls of tools. `whole`
+        and `client`: as in Request.
         """
         seed = params.seed if params.seed is not None else random.getrandbits(31)
         scores = None
@@ -139,6 +141,7 @@ class BatchEngine:
                         text=TextStream(params.stop),
                         matcher=matcher,
                         thinking=None if thinking is None else Thinking(thinking),
+                        pieces=pieces or {},
                         top_logprobs=params.top_logprobs,
                         scores=scores if index == 0 else None,
                         whole=whole,

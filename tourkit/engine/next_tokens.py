@@ -116,7 +116,7 @@ def _accepted(seq: Sequence, tokens: tuple[int, ...]) -> list[int]:
 
 def _constrained(runner: Runner, seq: Sequence, matcher: Matcher, row: int) -> int:
     logits = runner.logits(row)
-    if seq.n_left <= matcher.reserve:
+    if seq.n_left <= matcher.reserve and matcher.must_close:
         return matcher.closing_token(logits)
     token = seq.sampler.propose(row, matcher.allows)
     if token is not None:  # much cheaper than computing and applying the mask

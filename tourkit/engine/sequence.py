@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -44,6 +45,7 @@ class Sequence:
     text: TextStream
     matcher: Matcher | None = None
     thinking: Thinking | None = None  # None if this request cannot think
+    pieces: Mapping[int, bytes] = field(default_factory=dict)  # texts of control tokens that mark calls of tools
     top_logprobs: int | None = None
     scores: PromptScores | None = None  # None if the request asks for no log probabilities of the prompt
     whole: bool = False  # send text only at the end
@@ -90,7 +92,9 @@ class Sequence:
     def take(self, token: int, piece: bytes) -> None:
         """Take the bytes of the token that was appended last, and send the text that is final now."""
         if self.thinking is None or self.thinking.answering:
-            self._send(self.text.feed(piece))
+            if self.matcher is not None and self.matcher.in_call:
+                self.text.ignore_stops()
+            self._send(self.text.feed(self.pieces.get(token, piece)))
             return
         split = self.thinking.feed(token, piece)
         if self.thinking.is_content:

@@ -29,6 +29,10 @@ class TextStream:
         self._held += text
         return self._release()
 
+    def ignore_stops(self) -> None:
+        """Look for stop strings no longer, because the rest of the text is a call of a tool."""
+        self._stop = ()
+
     def close(self) -> str:
         """End the stream and return the rest of the text."""
         if self.stopped:

@@ -76,11 +76,17 @@ def _rank(piece: bytes, first: bytes, second: bytes) -> int:
 
 
 class Closing:
-    """Closes out one text. It follows the written tokens to know whether the text is inside a JSON string."""
+    """Closes out one text. It follows the written tokens to know whether the text is inside a JSON string.
 
-    def __init__(self, ranks: ClosingRanks, *, json_text: bool, samples: tuple[str, ...] = ()) -> None:
+    `after`: as in Prepared.
+    """
+
+    def __init__(
+        self, ranks: ClosingRanks, *, json_text: bool, samples: tuple[str, ...] = (), after: str | int = ""
+    ) -> None:
         self._ranks = ranks
         self._samples = samples
+        self._after = after
         self._ends = ranks.ends if json_text else ranks.eog
         self._plan: list[int] = []  # tokens that are known to end the string, written one by one
         self._json_text = json_text
@@ -166,7 +172,7 @@ class Closing:
         """Follow the tokens written since the last call."""
         if not self._json_text:
             return
-        for byte in b"".join(self._ranks.pieces[token] for token in self._written):
+        for byte in self._new_bytes():
             if self._escaped:
                 self._escaped = False
             elif self._in_string and byte == 0x5C:
@@ -175,3 +181,14 @@ class Closing:
                 self._in_string = not self._in_string
                 self._seen.clear()
         self._written.clear()
+
+    def _new_bytes(self) -> bytes:
+        """Return the bytes of the tokens written since the last call that belong to the JSON."""
+        tokens, after = self._written, self._after
+        if isinstance(after, int):
+            tokens = tokens[tokens.index(after) + 1 :] if after in tokens else tokens
+        written = b"".join(self._ranks.pieces[token] for token in tokens)
+        if isinstance(after, str) and after:
+            written = written.partition(after.encode())[2]
+        self._after = ""
+        return written

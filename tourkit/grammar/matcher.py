@@ -71,10 +71,22 @@ class Matcher:
         self.reserve = prepared.reserve
         self.level = prepared.level
         self.dropped = prepared.dropped
-        self._closing = Closing(ranks, json_text=prepared.json_text, samples=prepared.samples)
+        self._is_optional = prepared.optional
+        self._header_end = prepared.header_end
+        self._closing = Closing(ranks, json_text=prepared.json_text, samples=prepared.samples, after=prepared.after)
         self._slow = 0.0  # seconds in slow steps so far
         self._n_vocab = n_vocab
         self._bits = np.zeros((n_vocab + 31) // 32, dtype=np.int32)
+
+    @property
+    def in_call(self) -> bool:
+        """Whether the text is inside a call of a tool that it could do without."""
+        return self._is_optional and self._header_end is None and not self._matcher.is_accepting()
+
+    @property
+    def must_close(self) -> bool:
+        """Whether the text is closed out if the tokens run short. Free text is not: it may end anywhere."""
+        return not self._is_optional or self.in_call
 
     def allows(self, token: int) -> bool:
         """Return whether a token may come next. Far cheaper than a mask."""
@@ -104,6 +116,8 @@ class Matcher:
             raise self._failure(self._matcher)
         self._slow = slow_time(self._slow, began)
         self._closing.follow(tokens)
+        if self._header_end in tokens:
+            self._header_end = None
         compiled.tokens += len(tokens)
         compiled.unfilled += len(tokens)
         if compiled.unfilled >= _REFILL and not self._matcher.is_stopped():

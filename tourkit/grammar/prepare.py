@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tourkit.errors import one_line
+from tourkit.errors import RequestError, one_line
 from tourkit.generation import Constraint
 from tourkit.grammar import trial_walk
+from tourkit.grammar.call_grammar import CallSpec, call_grammar
 from tourkit.grammar.check import readable
 from tourkit.grammar.compiler import new_matcher
 from tourkit.grammar.ladder import miscounted, rungs
@@ -35,6 +36,7 @@ from tourkit.grammar.text_grammars import text_grammar
 _SLACK = 16  # tokens
 _GRAMMAR_RESERVE = 8  # tokens; how many a Lark grammar needs to end its text is not known
 _MAX_BEGUN = 160  # tokens kept for optional parts; with more, a short answer has room only for what is required
+_LEVELS = ("strict", "relaxed", "generic")
 _UNSATISFIABLE = "nsatisfiable"
 _UNRESOLVED = re.compile("not present in a registry|does not exist|nresolvable")
 
@@ -57,11 +59,14 @@ class Preparer:
         self._tokenizer = tokenizer
         self._count = count
         self._leading_space = leading_space
+        self._inside = Preparer(tokenizer, pieces, count) if leading_space else self
         self._braces = [token for token, piece in enumerate(pieces) if piece in (b"{", b"[")]
         self._lead = [token for token, piece in enumerate(pieces) if piece == b" "][:1] * 2
 
     def prepare(self, constraint: Constraint, manner: Manner = PLAIN) -> Prepared:
         """Return the prepared constraint. Raises RequestError if it is malformed, or cannot be met or followed."""
+        if constraint.kind == "tools":
+            return self._of_calls(CallSpec.of_json(constraint.source), manner)
         if constraint.is_json:
             schema = parsed(constraint.source)
             prepared = self._of_schema(schema, manner)
@@ -76,6 +81,48 @@ class Preparer:
         ways = (shortest or "",) if constraint.kind == "regex" else ()
         reserve = 0 if constraint.kind == "choice" else max(map(self._count, ways), default=_GRAMMAR_RESERVE)
         return replace(tried, reserve=reserve, json_text=False, samples=tuple(filter(None, ways)))
+
+    def _of_calls(self, spec: CallSpec, manner: Manner) -> Prepared:
+        """Return the grammar of calls. The schema of each tool is made followable for itself."""
+        made = [self._inner(*each, manner) for each in zip(spec.schemas, spec.where, strict=True)]
+        content = None if spec.content is None else self._inner(spec.content, "response_format", manner)
+        every = made if content is None else [*made, content]
+        bodies = [_body(each) for each in every]
+        tried, said = self._tried_calls(spec, bodies, with_content=content is not None)
+        level = max((each.level for each in every), key=_LEVELS.index)
+        if tried is None and LIMIT_HIT.search(said):  # each schema can be followed, but not all of them together
+            anything = [{"type": "object"} | _separators(manner)] * len(made)
+            tried, said = self._tried_calls(spec, [*anything, *bodies[len(made) :]], with_content=content is not None)
+            level = "generic"
+        if tried is None:
+            refuse("tools", f"the tools cannot be enforced: {said}", "unsupported_schema")
+        costs = [each.reserve + self._count(spec.around(name)) for each, name in zip(made, spec.names, strict=True)]
+        return replace(
+            tried,
+            reserve=max([*costs, 0 if content is None else content.reserve]),
+            level=level,
+            dropped=tuple(
+                f"{_pointer(where)}{at}" for each, where in zip(made, spec.where, strict=True) for at in each.dropped
+            ),
+            samples=tuple(dict.fromkeys(sample for each in every for sample in each.samples)),
+            optional=not spec.required and content is None,
+            header_end=next((part for part in spec.free[-1:] if isinstance(part, int)), None),
+            after="" if spec.required or spec.at_start else spec.marker_text or spec.marker[-1],
+        )
+
+    def _tried_calls(self, spec: CallSpec, bodies: list[Any], *, with_content: bool) -> tuple[Prepared | None, str]:
+        from llguidance import LLMatcher
+
+        tools, content = (bodies[:-1], bodies[-1]) if with_content else (bodies, None)
+        lark = call_grammar(spec, tools, content, leading_space=self._leading_space)
+        return self._tried(str(LLMatcher.grammar_from_lark(lark)), "")
+
+    def _inner(self, source: str, where: str, manner: Manner) -> Prepared:
+        """Return a prepared schema for JSON inside the text. `where`: its field in the request."""
+        try:
+            return self._inside.prepare(Constraint("json_schema", source), manner)
+        except RequestError as exc:
+            raise RequestError(f"{where}: {exc}", param=where, code=exc.code) from exc
 
     def _of_schema(self, schema: Any, manner: Manner) -> Prepared:
         if not isinstance(schema, dict):
@@ -179,6 +226,21 @@ class Preparer:
         # SentencePiece models start with a token that has a leading space. A plain JSON grammar refuses this space.
         body = json.dumps(schema | {"x-guidance": spacing})
         return str(LLMatcher.grammar_from_lark(f"start: lead body\nlead: /[ \\n]{{0,2}}/\nbody: %json {body}\n"))
+
+
+def _body(prepared: Prepared) -> Any:
+    """Return the JSON Schema in a grammar that was made from one."""
+    return json.loads(prepared.grammar)["grammars"][0]["json_schema"]
+
+
+def _pointer(field: str) -> str:
+    """Return the name of a field of a request as a JSON pointer."""
+    return "/" + field.replace("[", "/").replace("]", "").replace(".", "/")
+
+
+def _separators(manner: Manner) -> dict[str, Any]:
+    """Return the spacing of JSON as a part of a schema that llguidance reads."""
+    return {"x-guidance": separators(compact=manner.compact)}
 
 
 def _relaxed(prepared: Prepared, dropped: tuple[str, ...]) -> Prepared:

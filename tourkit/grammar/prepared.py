@@ -31,7 +31,10 @@ class Prepared:
     `grammar`: the text to compile, as llguidance serialises it. `large`: it needs the larger limits. `reserve`: tokens
     enough to close a begun document. `level`: "strict", "relaxed" or "generic". `dropped`: JSON pointers to the parts
     of the schema that are not enforced. `samples`: texts that may end a string. `json_text`: the text is JSON.
-    `weight`: bytes by which the trial compile made its process grow; 0 if this system does not tell.
+    `weight`: bytes by which the trial compile made its process grow; 0 if this system does not tell. `optional`: the
+    text may do without the constrained part, and free text is not closed out. `after`: its JSON begins after this text,
+    or after the control token with this id; "" for the start. `header_end`: the control token that ends the header of
+    free text; None if there is no header.
     """
 
     grammar: str
@@ -42,6 +45,9 @@ class Prepared:
     samples: tuple[str, ...] = ()
     json_text: bool = True
     weight: int = 0
+    optional: bool = False
+    after: str | int = ""
+    header_end: int | None = None
 
     def to_json(self) -> str:
         """Return the data as one line of JSON text in ASCII."""

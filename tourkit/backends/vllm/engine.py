@@ -79,9 +79,10 @@ class VllmEngine:
 
     def submit(self, request: Request, emit: Emit, prepared: Prepared | None = None) -> Submission:
         """Queue a request. Raises RequestError, QueueFull, EngineDead."""
+        request = self._texts.with_calls(request)
         engine_input = self._texts.engine_input(request, self._spacing, prepared, matchers=1)
         submission = self._queue(engine_input, request, emit)
-        return Submission(submission, len(engine_input.tokens), engine_input.enforced, engine_input.ignored)
+        return engine_input.submission(submission)
 
     def _queue(self, engine_input: EngineInput, request: Request, emit: Emit) -> int:
         """Queue a request with its input and return the submission's id. Raises the errors of `submit`."""
@@ -102,6 +103,9 @@ class VllmEngine:
         return submission
 
     recompiles = True
+
+    def with_calls(self, request: Request) -> Request:
+        return self._texts.with_calls(request)
 
     def manner(self, request: Request) -> Manner:
         return self._texts.manner(request, self._spacing)

@@ -6,7 +6,7 @@ answer that has a budget of thinking, or a grammar after it, takes two requests 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -61,10 +61,14 @@ def second_step(answer: ThinkingAnswer, engine_input: EngineInput) -> Any:
 class ThinkingAnswer:
     """One answer that may think: tokens of vLLM in, deltas out. `tokens`: those so far, without its end token."""
 
-    def __init__(self, index: int, request: Request, plan: ThinkingPlan, texts: Texts) -> None:
+    def __init__(
+        self, index: int, request: Request, plan: ThinkingPlan, texts: Texts, pieces: Mapping[int, bytes]
+    ) -> None:
+        """`pieces`: as in EngineInput."""
         self.index, self.request, self.texts = index, request, texts
         self.tokens: list[int] = []
         self._thinking = Thinking(plan)
+        self._pieces = pieces
         self._text = TextStream(request.params.stop)
         self._undecided: list[TokenLogprob] = []
         self._new = Delta(index, "", 0)  # what was not sent yet
@@ -113,7 +117,7 @@ class ThinkingAnswer:
         if row is not None and top is not None and not thinking.is_thinking:
             self._undecided += translation.logprobs_of([token], [row], top, tokenizer)
         if thinking.answering:
-            text, thought = self._text.feed(piece), ""
+            text, thought = self._text.feed(self._pieces.get(token, piece)), ""
         else:
             split = thinking.feed(token, piece)
             text, thought = self._text.feed_text(split.content), split.reasoning
@@ -166,7 +170,11 @@ class Answers:
         self._has_scores = False
         plan = plan_of(engine_input)
         self._takes_two = takes_two(plan)
-        self._thinking = [] if plan is None else [ThinkingAnswer(i, request, plan, texts) for i in range(request.n)]
+        self._thinking = (
+            []
+            if plan is None
+            else [ThinkingAnswer(i, request, plan, texts, engine_input.pieces) for i in range(request.n)]
+        )
 
     def outputs(self, found: Any) -> Iterator[Delta]:
         """Yield what a RequestOutput of the first request adds."""

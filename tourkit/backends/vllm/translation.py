@@ -34,6 +34,7 @@ def sampling(request: Request, engine_input: EngineInput, ends: Collection[int])
         max_tokens=engine_input.max_tokens,
         logprobs=params.top_logprobs,
         prompt_logprobs=params.top_logprobs if params.prompt_logprobs else None,
+        skip_special_tokens=not engine_input.pieces,  # they mark calls of tools
         spaces_between_special_tokens=False,
         structured_outputs=grammar,
         output_kind=RequestOutputKind.FINAL_ONLY if request.whole else RequestOutputKind.DELTA,

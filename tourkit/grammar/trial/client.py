@@ -175,7 +175,8 @@ class Trial:
 
 
 def _name(constraint: Constraint) -> str:
-    return "schema" if constraint.is_json else constraint.kind
+    """Return what a constraint is, as a noun for messages."""
+    return "schema" if constraint.is_json else {"tools": "schema of the tools"}.get(constraint.kind, constraint.kind)
 
 
 def _too_complex(constraint: Constraint, reason: str) -> RequestError:

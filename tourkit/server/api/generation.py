@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import uuid
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from tourkit.generation import Delta, Enforced, Finish, Request, TokenLogprob
+from tourkit.calling.stream import CallStream
+from tourkit.calling.tools import Calls
+from tourkit.generation import Delta, Enforced, Finish, Request, Submission, TokenLogprob
 from tourkit.server.api.replies import ChatReply, Choice, Usage, error_body, json_response
 from tourkit.server.api.requests import Generate
-from tourkit.server.api.structured import about, check_all, checked
+from tourkit.server.api.structured import about, check_all, is_checked, is_plain, verdict_of
 from tourkit.server.contract import REQUEST_HEADER
 from tourkit.server.http import CLIENT_LEFT, hung_up, unless_hung_up
 
@@ -41,6 +45,7 @@ class Generation:
         self.constraint = Enforced()
         self.n_reasoning = 0
         self.ignored: tuple[str, ...] = ()  # as in Submission
+        self._calls: list[CallStream] = []  # of each sequence; empty if the answers cannot call tools
 
     @staticmethod
     async def start(model: Model, request: Request, http: HttpRequest) -> Generation | None:
@@ -49,6 +54,7 @@ class Generation:
         Raises RequestError, QueueFull, EngineError, EngineDead.
         """
         generation = Generation(model.engine, request.n)
+        request = await model.with_calls(request)
         if request.constraint is None or model.trial is None:
             submission = await model.submit(request, generation._emit, None)
         else:
@@ -57,9 +63,15 @@ class Generation:
                 if prepared is None:
                     return None
                 submission = await model.submit(request, generation._emit, prepared)
-        generation._submission, generation.n_prompt = submission.id, submission.n_prompt
-        generation.constraint, generation.ignored = submission.constraint, submission.ignored
+        generation._begin(submission, request)
         return generation
+
+    def _begin(self, submission: Submission, request: Request) -> None:
+        self._submission, self.n_prompt = submission.id, submission.n_prompt
+        self.constraint, self.ignored = submission.constraint, submission.ignored
+        if submission.form is not None and request.offer is not None:
+            form, names = submission.form, request.offer.names
+            self._calls = [CallStream(form, names, _new_call_id) for _ in range(request.n)]
 
     def _emit(self, delta: Delta) -> None:
         """Take a delta from the engine's thread or from the loop's thread.
@@ -91,7 +103,7 @@ class Generation:
                 if delta.finish is not None:
                     self._left -= 1
                     self._found.append(delta.n_cached)
-                yield delta
+                yield self._with_calls(delta) if self._calls else delta
         finally:
             watcher.cancel()
             self.abort()
@@ -100,6 +112,17 @@ class Generation:
         """End the sequences that still run, which frees their slots. Idempotent."""
         if self._left and self._submission is not None:
             self._engine.abort(self._submission)
+
+    def _with_calls(self, delta: Delta) -> Delta:
+        """Return a delta with its calls taken out of its text."""
+        calls, finish = self._calls[delta.index], delta.finish
+        found = calls.feed(delta.text)
+        content, pieces = found.content, found.pieces
+        if finish is not None:
+            rest = calls.close(cut=finish is not Finish.STOP)
+            content, pieces = content + rest.content, pieces + rest.pieces
+            finish = Finish.TOOL_CALLS if finish is Finish.STOP and calls.called else finish
+        return replace(delta, text=content, calls=pieces, finish=finish)
 
     async def _watch(self, request: HttpRequest) -> None:
         await hung_up(request.receive)
@@ -114,19 +137,40 @@ class Generation:
         return Usage(self.n_prompt, self.n_completion, min(self._found, default=0), self.n_reasoning)
 
 
+def _new_call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
+class Whole:
+    """The `n` answers of a request, put together from their deltas."""
+
+    def __init__(self, n: int) -> None:
+        self._texts, self._thoughts, self._finishes = [""] * n, [""] * n, [Finish.STOP] * n
+        self._logprobs: list[tuple[TokenLogprob, ...]] = [()] * n
+        self._calls = [Calls() for _ in range(n)]
+
+    def take(self, delta: Delta) -> None:
+        """Add a delta of one answer."""
+        i = delta.index
+        self._texts[i] += delta.text
+        self._thoughts[i] += delta.reasoning
+        self._logprobs[i] += delta.logprobs
+        self._calls[i].take(delta.calls)
+        self._finishes[i] = delta.finish or self._finishes[i]
+
+    def choices(self) -> list[Choice]:
+        calls = [tuple(each.found) for each in self._calls]
+        return list(map(Choice, self._texts, self._finishes, self._logprobs, self._thoughts, calls))
+
+
 async def collect(generation: Generation, n: int, http: HttpRequest) -> list[Choice] | None:
     """Return every complete sequence; None if the client hung up. Raises EngineError if a sequence failed."""
-    texts, thoughts, finishes = [""] * n, [""] * n, [Finish.STOP] * n
-    logprobs: list[tuple[TokenLogprob, ...]] = [()] * n
+    whole = Whole(n)
     async for delta in generation.deltas(http):
-        texts[delta.index] += delta.text
-        thoughts[delta.index] += delta.reasoning
-        logprobs[delta.index] += delta.logprobs
-        if delta.finish:
-            if delta.failure:
-                raise delta.failure
-            finishes[delta.index] = delta.finish
-    return list(map(Choice, texts, finishes, logprobs, thoughts)) if generation.complete else None
+        if delta.failure:
+            raise delta.failure
+        whole.take(delta)
+    return whole.choices() if generation.complete else None
 
 
 async def complete(model: Model, asked: Generate, reply: ChatReply, http: HttpRequest) -> Response:
@@ -135,11 +179,11 @@ async def complete(model: Model, asked: Generate, reply: ChatReply, http: HttpRe
     choices = None if generation is None else await collect(generation, asked.request.n, http)
     if generation is None or choices is None:
         return Response(status_code=CLIENT_LEFT)
-    used, schema = generation.usage(), asked.request.schema_source
-    if schema is None:
+    used = generation.usage()
+    if not is_checked(asked.request, choices):
         return _answer(generation, asked, reply.completion(choices, used))
 
-    async def judge(text: str) -> Verdict | None:
+    async def judge(schema: str, text: str) -> Verdict | None:
         return await unless_hung_up(http.receive, model.judge(schema, text, may_repair=True))
 
     async def ask(request: Request) -> Choice | None:
@@ -155,7 +199,9 @@ async def complete(model: Model, asked: Generate, reply: ChatReply, http: HttpRe
     if results is None:
         return Response(status_code=CLIENT_LEFT)
     body = reply.completion([each.choice for each in results], used)
-    response = _answer(generation, asked, body | {"tourkit": about(generation.constraint, results)})
+    if asked.request.schema_source is not None or not is_plain(generation.constraint, results):
+        body |= {"tourkit": about(generation.constraint, results)}
+    response = _answer(generation, asked, body)
     response.headers["x-tourkit-constraint"] = generation.constraint.level
     return response
 
@@ -176,24 +222,25 @@ async def stream(
     model: Model, generation: Generation, reply: ChatReply, asked: Generate, http: HttpRequest
 ) -> AsyncIterator[bytes]:
     """Yield the answer as server-sent events. A structured answer is checked at its end; the last chunk reports it."""
-    n, schema = asked.request.n, asked.request.schema_source
-    yield event(reply.opening(n))
-    texts, thoughts, finishes = [""] * n, [""] * n, [Finish.STOP] * n
+    yield event(reply.opening(asked.request.n))
+    whole = Whole(asked.request.n)
     async for delta in generation.deltas(http):
         if delta.failure:
             yield event(error_body(delta.failure)[1])
             return
-        texts[delta.index] += delta.text
-        thoughts[delta.index] += delta.reasoning
-        finishes[delta.index] = delta.finish or finishes[delta.index]
+        whole.take(delta)
         if reply.shows(delta):
             yield event(reply.chunk(delta, generation.usage() if asked.options.always else None))
     if not generation.complete:
         return
-    if schema is not None:
-        whole = [Choice(text, end, None, thought) for text, end, thought in zip(texts, finishes, thoughts, strict=True)]
-        results = [checked(each, await model.judge(schema, each.text, may_repair=False)) for each in whole]
-        if generation.constraint.level != "strict" or not all(each.valid for each in results):
+    choices = whole.choices()
+    if is_checked(asked.request, choices):
+
+        async def judge(schema: str, text: str) -> Verdict | None:
+            return await model.judge(schema, text, may_repair=False)
+
+        results = [found for each in choices if (found := await verdict_of(asked.request, each, judge)) is not None]
+        if not is_plain(generation.constraint, results):
             yield event(reply.remark(about(generation.constraint, results)))
     if asked.options.usage:
         yield event(reply.closing(generation.usage()))

@@ -53,6 +53,7 @@ STOP_LENGTH = Limit("stop[i]", 1_000, "characters")
 BIASES = Limit("logit_bias", 10_000, "token ids")
 TOP_LOGPROBS = Limit("top_logprobs", 20, "tokens")
 CHOICES = Limit("choice", 10_000, "strings")
+TOOLS = Limit("tools", 256, "functions")
 TEMPLATE_KWARGS = Limit("chat_template_kwargs", 100, "fields")
 PROMPTS = Limit("prompt", 2_048, "answers", route="/v1/completions")
 TEXTS = Limit("input", 2_048, "texts")
@@ -62,5 +63,5 @@ TOKENS = Limit("tokens", 262_144, "token ids")
 
 LIMITS = (
     *(BODY, HEADER, DEPTH, CONTAINERS, KEYS, VALUES, FIELDS, MODEL, MESSAGES, MESSAGE_FIELDS, N, STOPS, STOP_LENGTH),
-    *(BIASES, TOP_LOGPROBS, CHOICES, TEMPLATE_KWARGS, PROMPTS, TEXTS, TEXT_LENGTH, TOKENIZED, TOKENS),
+    *(BIASES, TOP_LOGPROBS, CHOICES, TOOLS, TEMPLATE_KWARGS, PROMPTS, TEXTS, TEXT_LENGTH, TOKENIZED, TOKENS),
 )

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from tourkit.backends.base import Constrained, Engine
+from tourkit.errors import RequestError
 from tourkit.generation import Constraint, Emit, Request, Submission
 from tourkit.grammar.prepared import Prepared
 from tourkit.grammar.trial.answers import Verdict, judge
@@ -43,6 +44,14 @@ class Model:
         if not isinstance(engine, Constrained):
             return Model(engine)
         return Model(engine, Trial(engine.token_table, library_limits=engine.recompiles), in_trial)
+
+    async def with_calls(self, request: Request) -> Request:
+        """Return a request with the constraint for the calls of tools that it offers. Raises RequestError."""
+        if request.offer is None:
+            return request
+        if not isinstance(self.engine, Constrained):
+            raise RequestError("this model cannot call tools: leave tools out", param="tools")
+        return self.engine.with_calls(request)
 
     async def prepare(self, request: Request, constraint: Constraint) -> Prepared:
         """Return the request's constraint, tried and prepared. Raises RequestError, QueueFull, EngineError."""

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 from starlette.responses import Response
 
+from tourkit.calling.tools import Call, CallPiece
 from tourkit.errors import EngineDead, QueueFull, RequestError, TourkitError, excerpt
 from tourkit.generation import Delta, Finish, TokenLogprob
 
@@ -17,12 +18,16 @@ _LONGEST_MESSAGE = 2_000  # characters; a library's message can quote a whole re
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One finished sequence. `logprobs`: None if the request did not ask for them. `reasoning`: its thinking."""
+    """One finished sequence. `logprobs`: None if the request did not ask for them. `reasoning`: its thinking.
+
+    `calls`: the tools that it calls, in order.
+    """
 
     text: str
     finish: Finish
     logprobs: tuple[TokenLogprob, ...] | None
     reasoning: str = ""
+    calls: tuple[Call, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,7 @@ class ChatReply:
     """The answers to one chat request. `created`: whole seconds since 1970. `reasoning`: show the thinking.
 
     `fingerprint`: of the model and its settings. `shows_usage`: every chunk has the key `usage`; it is null unless the
-    request asks for more.
+    request asks for more. `legacy_calls`: as in Generate.
     """
 
     id: str
@@ -70,6 +75,7 @@ class ChatReply:
     reasoning: bool = True
     fingerprint: str = ""
     shows_usage: bool = False
+    legacy_calls: bool = False
 
     def _head(self, kind: str) -> dict[str, Any]:
         head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -80,9 +86,10 @@ class ChatReply:
             {
                 "index": i,
                 "message": {"role": "assistant", "content": choice.text, "refusal": None}
-                | self._shown_reasoning(choice.reasoning),
+                | self._shown_reasoning(choice.reasoning)
+                | self._shown_calls(choice),
                 "logprobs": self._shown_logprobs(choice.logprobs or ()),
-                "finish_reason": choice.finish.value,
+                "finish_reason": self._shown_finish(choice.finish),
             }
             for i, choice in enumerate(choices)
         ]
@@ -96,14 +103,16 @@ class ChatReply:
     def chunk(self, delta: Delta, usage: Usage | None = None) -> dict[str, Any]:
         """Return a chunk of a stream. `usage`: so far; None if the request does not ask for it in each chunk."""
         content = ({"content": delta.text} if delta.text else {}) | self._shown_reasoning(delta.reasoning)
-        finish = delta.finish.value if delta.finish else None
+        content |= self._shown_pieces(delta.calls)
+        finish = self._shown_finish(delta.finish)
         logprobs = self._shown_logprobs(delta.logprobs) if delta.logprobs else None
         choice = {"index": delta.index, "delta": content, "logprobs": logprobs, "finish_reason": finish}
         return self._chunk([choice], usage)
 
     def shows(self, delta: Delta) -> bool:
         """Whether a delta changes what the client sees."""
-        return bool(delta.text or delta.finish or delta.logprobs or (delta.reasoning and self.reasoning))
+        has_news = delta.text or delta.finish or delta.logprobs or delta.calls
+        return bool(has_news or (delta.reasoning and self.reasoning))
 
     def closing(self, usage: Usage) -> dict[str, Any]:
         """Return the chunk for stream_options.include_usage."""
@@ -120,6 +129,33 @@ class ChatReply:
     def _shown_reasoning(self, text: str) -> dict[str, str]:
         return {"reasoning_content": text} if text and self.reasoning else {}
 
+    def _shown_finish(self, finish: Finish | None) -> str | None:
+        if finish is Finish.TOOL_CALLS and self.legacy_calls:
+            return "function_call"
+        return None if finish is None else finish.value
+
+    def _shown_calls(self, choice: Choice) -> dict[str, Any]:
+        """Return the calls of an answer as parts of its message. A message of calls alone has no content."""
+        if not choice.calls:
+            return {}
+        about = [{"name": call.name, "arguments": call.arguments} for call in choice.calls]
+        content = {"content": choice.text or None}
+        if self.legacy_calls:
+            return content | {"function_call": about[0]}
+        calls = [
+            {"id": call.id, "type": "function", "function": each}
+            for call, each in zip(choice.calls, about, strict=True)
+        ]
+        return content | {"tool_calls": calls}
+
+    def _shown_pieces(self, pieces: tuple[CallPiece, ...]) -> dict[str, Any]:
+        if not pieces:
+            return {}
+        if self.legacy_calls:
+            name = next(({"name": piece.name} for piece in pieces if piece.name), {})
+            return {"function_call": name | {"arguments": "".join(piece.arguments for piece in pieces)}}
+        return {"tool_calls": [_shown_piece(piece) for piece in pieces]}
+
     def _shown_logprobs(self, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
@@ -128,6 +164,13 @@ class ChatReply:
             for each in logprobs
         ]
         return {"content": content, "refusal": None}
+
+
+def _shown_piece(piece: CallPiece) -> dict[str, Any]:
+    if not piece.name:
+        return {"index": piece.index, "function": {"arguments": piece.arguments}}
+    about = {"name": piece.name, "arguments": piece.arguments}
+    return {"index": piece.index, "id": piece.id, "type": "function", "function": about}
 
 
 def _shown(token: bytes, logprob: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tourkit.server.api.fields import boolean, integer
 from tourkit.server.api.route_fields import CHAT, DETOKENIZE, EMBEDDINGS, TOKENIZE, Field, check_fields
 from tourkit.server.api.sampling_fields import features_of, sampling_of, top_logprobs_of
 from tourkit.server.api.thinking_fields import HISTORY_FIELDS, thinking_of, thought_of
+from tourkit.server.api.tool_fields import CALL_FIELDS, History, is_legacy, offer_of
 
 # Content parts of other kinds, as the APIs of OpenAI, vLLM and Anthropic name them.
 _MEDIA = {
@@ -27,7 +28,8 @@ _MEDIA = {
     "input_file": "a file",
     "document": "a file",
 }
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+_ROLES |= {"function": "tool"}  # its older name
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class Generate:
     """A parsed chat request.
 
     `features`: what it asks for beyond text. `include_reasoning`: whether the reply has the text of the thinking.
-    `ignored`: its fields that no model here knows.
+    `ignored`: its fields that no model here knows. `legacy_calls`: calls are shown in OpenAI's older form, as
+    `function_call`.
     """
 
     model: str
@@ -56,13 +59,15 @@ class Generate:
     features: tuple[str, ...] = ()
     include_reasoning: bool = True
     ignored: tuple[str, ...] = ()
+    legacy_calls: bool = False
 
 
 def parse_chat(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
     """Check and convert the body of POST /v1/chat/completions. `defaults`: as in Launch. Raises RequestError."""
     model, named = checked_model_of(body, CHAT)
     usual = defaults_of(defaults, model)
-    messages, top = _messages(body.get("messages")), top_logprobs_of(body)
+    history = History()
+    messages, top = _messages(body.get("messages"), history), top_logprobs_of(body)
     thinking = thinking_of(body, usual)
     request = Request(
         messages=messages,
@@ -70,10 +75,12 @@ def parse_chat(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
         template_kwargs=thinking.kwargs,
         thinking=thinking.thinking,
         thinking_fields=thinking.fields,
+        malformed=tuple(history.malformed),
     )
     stream = boolean(body, "stream")
     n = integer(body, "n", 1, limits.N.most) or 1
     request = replace(request, n=n, constraint=constraint_of(body), whole=not stream)
+    request = replace(request, offer=offer_of(body, request.constraint))
     return Generate(
         model=model,
         request=request,
@@ -82,6 +89,7 @@ def parse_chat(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
         features=features_of(body, request),
         include_reasoning=thinking.shown,
         ignored=named,
+        legacy_calls=is_legacy(body),
     )
 
 
@@ -167,14 +175,14 @@ def checked_model_of(body: Any, fields: tuple[Field, ...]) -> tuple[str, tuple[s
     return model_of(body), named
 
 
-def _messages(value: Any) -> tuple[dict[str, str], ...]:
+def _messages(value: Any, history: History) -> tuple[dict[str, Any], ...]:
     if not isinstance(value, list) or not value:
         raise RequestError("messages must be a list of at least one message", param="messages")
     limits.MESSAGES.check(len(value))
-    return tuple(_message(message, f"messages[{i}]") for i, message in enumerate(value))
+    return history.joined([_message(message, f"messages[{i}]", history) for i, message in enumerate(value)])
 
 
-def _message(message: Any, where: str) -> dict[str, str]:
+def _message(message: Any, where: str, history: History) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise RequestError(f"{where} must be an object with role and content", param=where)
     limits.MESSAGE_FIELDS.check(len(message), where)
@@ -183,11 +191,18 @@ def _message(message: Any, where: str) -> dict[str, str]:
         given = f"{quoted(role)} is not supported" if isinstance(role, str) else "must be a string"
         raise RequestError(f"{where}.role {given}: use one of {', '.join(_ROLES)}", param=f"{where}.role")
     for key, content in message.items():
-        if key not in ("role", "content", "name", *HISTORY_FIELDS) and content not in (None, [], {}):
+        if key not in ("role", "content", "name", *HISTORY_FIELDS, *CALL_FIELDS) and content not in (None, [], {}):
             field = f"{where}.{key}"
             raise RequestError(f"{excerpt(field)} is not supported", param=field, code="unsupported_parameter")
-    content = _content(message.get("content"), f"{where}.content")
-    return {"role": _ROLES[role], "content": content} | thought_of(message, role, where)
+    has_calls = role == "assistant" and bool(message.get("tool_calls") or message.get("function_call"))
+    is_empty = has_calls and message.get("content") is None
+    content = "" if is_empty else _content(message.get("content"), f"{where}.content")
+    thought = thought_of(message, role, where)
+    if has_calls:
+        return {"role": role} | history.assistant(message, content, where) | thought
+    if _ROLES[role] == "tool":
+        return history.result(message, content, where)
+    return {"role": _ROLES[role], "content": content} | thought
 
 
 def _content(content: Any, where: str) -> str:

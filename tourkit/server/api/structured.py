@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tourkit.calling.tools import Call, Offer
 from tourkit.errors import QueueFull, RequestError
 from tourkit.generation import Enforced, Finish, Request
 from tourkit.grammar.trial.answers import Verdict
@@ -18,7 +19,8 @@ from tourkit.server.api.replies import Choice
 
 _CUT = "cut off by max_tokens: raise it"
 
-Judge = Callable[[str], Awaitable[Verdict | None]]  # checks the text of an answer; None: the client hung up
+# Checks a text under a schema, given as JSON text. It returns None if the client hung up.
+Judge = Callable[[str, str], Awaitable[Verdict | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,42 @@ def checked(choice: Choice, verdict: Verdict) -> Checked:
     return Checked(choice, False, errors=verdict.errors)
 
 
+def is_checked(request: Request, choices: Iterable[Choice]) -> bool:
+    """Return whether answers are checked: those under a schema, and calls of tools."""
+    return request.schema_source is not None or any(choice.calls for choice in choices)
+
+
+def is_plain(constraint: Enforced, results: Iterable[Checked]) -> bool:
+    """Return whether there is nothing to report: the grammar enforced all, and every answer is valid as it was."""
+    return constraint.level == "strict" and all(each.valid and not each.repaired for each in results)
+
+
+async def verdict_of(request: Request, choice: Choice, judge: Judge) -> Checked | None:
+    """Check one answer: its calls, or its content. Return None if `judge` does: the client hung up."""
+    if choice.calls and request.offer is not None:
+        return await _calls_checked(request.offer, choice, judge)
+    if request.schema_source is None:
+        return Checked(choice, True)
+    verdict = await judge(request.schema_source, choice.text)
+    return None if verdict is None else checked(choice, verdict)
+
+
+async def _calls_checked(offer: Offer, choice: Choice, judge: Judge) -> Checked | None:
+    """Check and repair the arguments of each call."""
+    schemas = {tool.name: tool.parameters for tool in offer.tools}
+    calls, repaired, errors = [], [], []
+    for i, call in enumerate(choice.calls):
+        verdict = await judge(schemas[call.name], call.arguments)
+        if verdict is None:
+            return None
+        if not verdict.is_json and choice.finish is Finish.LENGTH:
+            return Checked(choice, False, errors=(_CUT,), cut_off=True)
+        calls.append(Call(call.id, call.name, verdict.text))
+        repaired += [f"tool_calls[{i}]: {line}" for line in verdict.repaired]
+        errors += [f"tool_calls[{i}]: {line}" for line in verdict.errors]
+    return Checked(replace(choice, calls=tuple(calls)), not errors, tuple(repaired), tuple(errors))
+
+
 async def check_all(
     request: Request, choices: Iterable[Choice], judge: Judge, ask: Callable[[Request], Awaitable[Choice | None]]
 ) -> list[Checked] | None:
@@ -70,18 +108,16 @@ async def check_all(
     """
     results = []
     for choice in choices:
-        verdict = await judge(choice.text)
-        if verdict is None:
+        found = await verdict_of(request, choice, judge)
+        if found is None:
             return None
-        found = checked(choice, verdict)
         if found.worth_asking_again and request.messages is not None:
             # For example, the conversation no longer fits the context, or too many constraints are being tried.
             with contextlib.suppress(RequestError, QueueFull):
                 second = await ask(ask_again(request, found))
-                verdict = None if second is None else await judge(second.text)
-                if second is None or verdict is None:
+                again = None if second is None else await verdict_of(request, second, judge)
+                if again is None:
                     return None
-                again = checked(second, verdict)
                 found = replace(again if again.valid else found, retried=True)
         results.append(found)
     return results
@@ -94,7 +130,12 @@ def about(constraint: Enforced, checked: Iterable[Checked]) -> dict[str, Any]:
 
 
 def ask_again(request: Request, wrong: Checked) -> Request:
-    """Return the request for one new answer: the conversation, then the wrong answer and its errors."""
+    """Return the request for one new answer: the conversation, then the wrong answer and its errors.
+
+    Wrong calls are not shown to the model, because a chat template expects results after calls.
+    """
+    if wrong.choice.calls:
+        return replace(request, n=1, tight=True)
     complaint = "That answer breaks the schema: " + "; ".join(wrong.errors) + ". Answer again, with JSON only."
     turns = ({"role": "assistant", "content": wrong.choice.text}, {"role": "user", "content": complaint})
     return replace(request, messages=(*(request.messages or ()), *turns), n=1, tight=True)

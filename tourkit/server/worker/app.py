@@ -119,6 +119,7 @@ class ModelServer:
             reasoning=asked.include_reasoning,
             fingerprint=self._fingerprint,
             shows_usage=asked.options.usage,
+            legacy_calls=asked.legacy_calls,
         )
         headers = self._emulated(asked.features)
         if not asked.stream:

@@ -1,0 +1,1 @@
+"""How models call tools: the forms of the families, and the calls in a text."""
