@@ -14,6 +14,7 @@ from typing import Any
 from tourkit.errors import RequestError, quoted
 from tourkit.server.api import limits
 from tourkit.server.api.thinking_fields import THINKING_FIELDS
+from tourkit.server.api.tool_fields import TOOL_FIELDS
 
 _LONGEST_GUESSED = 32  # characters; the time to find a similar name grows fast with the length
 
@@ -98,14 +99,11 @@ _GENERATION = (
 )
 CHAT = (
     *_GENERATION,
-    *_read("messages", "logprobs", "top_logprobs", *THINKING_FIELDS),
+    *_read("messages", "logprobs", "top_logprobs", *THINKING_FIELDS, *TOOL_FIELDS),
     Field("verbosity", Use.NAMED, ("low", "medium", "high")),
     *_neutral(
         modalities=(["text"],),
         audio=({},),
-        tools=([],),
-        tool_choice=("none",),
-        parallel_tool_calls=(True, False),
         add_generation_prompt=(True,),
         continue_final_message=(False,),
         echo=(False,),
