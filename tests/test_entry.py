@@ -126,6 +126,7 @@ def test_a_compressed_body_is_unpacked(coding: str, pack: Callable[[bytes], byte
 @pytest.mark.parametrize(
     ("body", "code"),
     [(NOBODY, "invalid_encoding"), (gzip.compress(NOBODY)[:-9], "invalid_encoding"), (b"\x1f\x8b", "invalid_encoding")],
+    ids=["not compressed", "cut off", "two bytes"],  # a compressed body has the time in it
 )
 def test_a_body_that_cannot_be_unpacked_is_refused(body: bytes, code: str) -> None:
     answer = gateway("/tokenize", body, headers={"content-encoding": "gzip"})
@@ -209,7 +210,7 @@ def stream(script: Callable[[Commented, Sent], Any], *, period: float = 0.0) -> 
 
     async def run() -> Sent:
         sent = Sent()
-        commented = Commented(sent.send, "m F16 llama_cpp", period)
+        commented = Commented(sent.send, "m F16 llama_cpp", period=period)
         commenting = asyncio.create_task(commented.run())
         await script(commented, sent)
         commenting.cancel()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_worker import LAUNCH
 from serving import make_bundle
 from thinking_runner import Script, ThinkingRunner
 from waiting import until
@@ -46,7 +47,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def loaded(answer: str = TEXT) -> Iterator[tuple[Client, RunnerEngine]]:
     """A client of a stand-in for a model that always writes the same answer."""
     engine = RunnerEngine(ThinkingRunner("none", Script(answer, answer, "]")), "stand-in")
-    with Client(model="tool", transport=InProcess(engine, ("tool", "m"))) as client:
+    with Client(model="tool", transport=InProcess(engine, ("tool", "m"), LAUNCH)) as client:
         yield client, engine
 
 

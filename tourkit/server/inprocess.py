@@ -30,7 +30,7 @@ from tourkit.planning.plan import CPU, Placement
 from tourkit.server.api.off_loop import parsed
 from tourkit.server.api.replies import error_response, json_response
 from tourkit.server.api.requests import model_of
-from tourkit.server.contract import SECRET_HEADER
+from tourkit.server.contract import SECRET_HEADER, fingerprint_of
 from tourkit.server.gateway.launch import (
     ServeOptions,
     has_one_gpu,
@@ -43,6 +43,7 @@ from tourkit.server.worker.app import ModelServer
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
+    from tourkit.launch import Launch
 
 _URL, _BUNDLE = "TOURKIT_URL", "TOURKIT_BUNDLE"
 _HERE = "the model in this process"
@@ -77,7 +78,7 @@ def load(
     [placement] = placements_on(source, options, replace(machine, stacks=ours), say)
     engine, used = _loaded(placement, say, only_gpu=has_one_gpu(machine))
     names = (role, used.launch.model)
-    return Client(model=role, transport=InProcess(engine, names, used.launch.defaults), **settings)
+    return Client(model=role, transport=InProcess(engine, names, used.launch), **settings)
 
 
 async def load_async(role: str, path: str | Path | None = None, **options: Any) -> AsyncClient:
@@ -112,11 +113,11 @@ def _set_environment(placement: Placement, *, only_gpu: bool) -> None:
 class InProcess:
     """A Transport to an engine. It belongs to one client; further clients get clones of it.
 
-    `names`: what requests may give as `model`. `defaults`: as in Launch.
+    `names`: what requests may give as `model`. `launch`: what was loaded.
     """
 
-    def __init__(self, engine: Engine, names: tuple[str, ...], defaults: tuple[Any, ...] = ()) -> None:
-        self._site = _Site(engine, names, defaults)
+    def __init__(self, engine: Engine, names: tuple[str, ...], launch: Launch) -> None:
+        self._site = _Site(engine, names, launch)
         self.name = _HERE
 
     def connect(self, timeout: float) -> _Connection:
@@ -133,12 +134,13 @@ class InProcess:
 class _Site:
     """An engine, its routes, and the thread with their event loop. It ends when no client uses it any more."""
 
-    def __init__(self, engine: Engine, names: tuple[str, ...], defaults: tuple[Any, ...]) -> None:
+    def __init__(self, engine: Engine, names: tuple[str, ...], launch: Launch) -> None:
         self._users = 1
         self._gate = threading.Lock()
         self._names = names
         self._secret = secrets.token_hex(16)
-        self._server = ModelServer(engine, self._secret, defaults=defaults)
+        fingerprint = fingerprint_of(launch)
+        self._server = ModelServer(engine, self._secret, defaults=launch.defaults, fingerprint=fingerprint)
         self._routes = self._server.app()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="tourkit-inprocess", daemon=True)

@@ -14,9 +14,10 @@ from starlette.responses import Response
 from tourkit.errors import TourkitError
 from tourkit.generation import Delta, Enforced, Finish, Request, TokenLogprob
 from tourkit.server.api.completion_fields import Complete
-from tourkit.server.api.generation import Generation, event
+from tourkit.server.api.dialects import event
+from tourkit.server.api.generation import Generation
 from tourkit.server.api.model import Model
-from tourkit.server.api.replies import Choice, Usage, error_body, json_response
+from tourkit.server.api.replies import DONE, Choice, Usage, error_body, json_response
 from tourkit.server.api.structured import Checked, about, checked
 from tourkit.server.api.text_replies import ChoiceText, TextReply
 from tourkit.server.http import CLIENT_LEFT, unless_hung_up
@@ -232,7 +233,7 @@ async def stream_all(
             yield event(reply.remark(about(prompts.constraint, results)))
     if asked.options.usage:
         yield event(reply.closing(answers.usage(prompts.usage())))
-    yield b"data: [DONE]\n\n"
+    yield DONE
 
 
 def _new(reply: TextReply, answers: Answers, index: int, delta: Delta, *, is_first: bool) -> list[dict[str, Any]]:

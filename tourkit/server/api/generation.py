@@ -10,14 +10,13 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from tourkit.calling.stream import CallStream
 from tourkit.calling.tools import Calls
 from tourkit.generation import Delta, Enforced, Finish, Request, Submission, TokenLogprob
-from tourkit.server.api.replies import ChatReply, Choice, Usage, error_body, json_response
+from tourkit.server.api.replies import Choice, Reply, Usage, json_response
 from tourkit.server.api.requests import Generate
 from tourkit.server.api.structured import about, check_all, is_checked, is_plain, verdict_of
 from tourkit.server.contract import REQUEST_HEADER
@@ -173,7 +172,7 @@ async def collect(generation: Generation, n: int, http: HttpRequest) -> list[Cho
     return whole.choices() if generation.complete else None
 
 
-async def complete(model: Model, asked: Generate, reply: ChatReply, http: HttpRequest) -> Response:
+async def complete(model: Model, asked: Generate, reply: Reply, http: HttpRequest) -> Response:
     """Return the complete answer. A structured answer is checked first, and repaired or asked for again if needed."""
     generation = await Generation.start(model, asked.request, http)
     choices = None if generation is None else await collect(generation, asked.request.n, http)
@@ -219,21 +218,21 @@ def ignored_header(names: tuple[str, ...]) -> dict[str, str]:
 
 
 async def stream(
-    model: Model, generation: Generation, reply: ChatReply, asked: Generate, http: HttpRequest
+    model: Model, generation: Generation, reply: Reply, asked: Generate, http: HttpRequest
 ) -> AsyncIterator[bytes]:
-    """Yield the answer as server-sent events. A structured answer is checked at its end; the last chunk reports it."""
-    yield event(reply.opening(asked.request.n))
+    """Yield the answer in pieces. A structured answer is checked at its end; the end of the stream reports it."""
+    yield reply.opening(asked.request.n)
     whole = Whole(asked.request.n)
     async for delta in generation.deltas(http):
         if delta.failure:
-            yield event(error_body(delta.failure)[1])
+            yield reply.failure(delta.failure)
             return
         whole.take(delta)
-        if reply.shows(delta):
-            yield event(reply.chunk(delta, generation.usage() if asked.options.always else None))
+        if piece := reply.chunk(delta, generation.usage):
+            yield piece
     if not generation.complete:
         return
-    choices = whole.choices()
+    choices, remark = whole.choices(), None
     if is_checked(asked.request, choices):
 
         async def judge(schema: str, text: str) -> Verdict | None:
@@ -241,12 +240,5 @@ async def stream(
 
         results = [found for each in choices if (found := await verdict_of(asked.request, each, judge)) is not None]
         if not is_plain(generation.constraint, results):
-            yield event(reply.remark(about(generation.constraint, results)))
-    if asked.options.usage:
-        yield event(reply.closing(generation.usage()))
-    yield b"data: [DONE]\n\n"
-
-
-def event(body: dict[str, Any]) -> bytes:
-    """Return one server-sent event."""
-    return b"data: " + orjson.dumps(body) + b"\n\n"
+            remark = about(generation.constraint, results)
+    yield reply.closing(choices, generation.usage(), remark)

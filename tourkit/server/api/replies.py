@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from starlette.responses import Response
@@ -12,7 +12,10 @@ from starlette.responses import Response
 from tourkit.calling.tools import Call, CallPiece
 from tourkit.errors import EngineDead, QueueFull, RequestError, TourkitError, excerpt
 from tourkit.generation import Delta, Finish, TokenLogprob
+from tourkit.server.api.dialects import event
+from tourkit.server.api.requests import NO_OPTIONS, StreamOptions
 
+DONE = b"data: [DONE]\n\n"  # the end of OpenAI's streams
 _LONGEST_MESSAGE = 2_000  # characters; a library's message can quote a whole request
 
 
@@ -60,12 +63,39 @@ class Usage:
         } | thinking
 
 
+class Reply(Protocol):
+    """How an API writes one answer. Each request has its own, so it may keep what it has written of a stream.
+
+    The methods of a stream return bytes of whole pieces, for example whole server-sent events.
+    """
+
+    def completion(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+        """Return the body of an answer that is no stream."""
+        ...
+
+    def opening(self, n: int) -> bytes:
+        """Return the begin of a stream of `n` answers."""
+        ...
+
+    def chunk(self, delta: Delta, usage: Callable[[], Usage]) -> bytes:
+        """Return what a delta adds; empty if the client sees nothing of it. `usage`: makes the tokens so far."""
+        ...
+
+    def failure(self, exc: TourkitError) -> bytes:
+        """Return the end of a stream that failed."""
+        ...
+
+    def closing(self, choices: Sequence[Choice], usage: Usage, remark: dict[str, Any] | None) -> bytes:
+        """Return the end of a stream. `remark`: what is to say about structured answers; None for nothing."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ChatReply:
     """The answers to one chat request. `created`: whole seconds since 1970. `reasoning`: show the thinking.
 
-    `fingerprint`: of the model and its settings. `shows_usage`: every chunk has the key `usage`; it is null unless the
-    request asks for more. `legacy_calls`: as in Generate.
+    `fingerprint`: of the model and its settings. `options`: of the stream. If it asks for the usage, every chunk has
+    the key `usage`; it is null except where the usage is. `legacy_calls`: as in Generate.
     """
 
     id: str
@@ -74,14 +104,14 @@ class ChatReply:
     logprobs: bool = False
     reasoning: bool = True
     fingerprint: str = ""
-    shows_usage: bool = False
+    options: StreamOptions = NO_OPTIONS
     legacy_calls: bool = False
 
     def _head(self, kind: str) -> dict[str, Any]:
         head = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
         return head | {"system_fingerprint": self.fingerprint or None}
 
-    def completion(self, choices: Iterable[Choice], usage: Usage) -> dict[str, Any]:
+    def completion(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
         shown = [
             {
                 "index": i,
@@ -95,36 +125,39 @@ class ChatReply:
         ]
         return self._head("chat.completion") | {"choices": shown, "usage": usage.to_json()}
 
-    def opening(self, n: int) -> dict[str, Any]:
+    def opening(self, n: int) -> bytes:
         """Return the first chunk of a stream: the role of each choice."""
         delta = {"role": "assistant", "content": ""}
         return self._chunk([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(n)])
 
-    def chunk(self, delta: Delta, usage: Usage | None = None) -> dict[str, Any]:
-        """Return a chunk of a stream. `usage`: so far; None if the request does not ask for it in each chunk."""
+    def chunk(self, delta: Delta, usage: Callable[[], Usage]) -> bytes:
+        """Return a chunk of a stream; empty if the delta changes nothing that the client sees."""
+        if not self._shows(delta):
+            return b""
         content = ({"content": delta.text} if delta.text else {}) | self._shown_reasoning(delta.reasoning)
         content |= self._shown_pieces(delta.calls)
         finish = self._shown_finish(delta.finish)
         logprobs = self._shown_logprobs(delta.logprobs) if delta.logprobs else None
         choice = {"index": delta.index, "delta": content, "logprobs": logprobs, "finish_reason": finish}
-        return self._chunk([choice], usage)
+        return self._chunk([choice], usage() if self.options.always else None)
 
-    def shows(self, delta: Delta) -> bool:
-        """Whether a delta changes what the client sees."""
+    def _shows(self, delta: Delta) -> bool:
         has_news = delta.text or delta.finish or delta.logprobs or delta.calls
         return bool(has_news or (delta.reasoning and self.reasoning))
 
-    def closing(self, usage: Usage) -> dict[str, Any]:
-        """Return the chunk for stream_options.include_usage."""
-        return self._chunk([], usage)
+    def failure(self, exc: TourkitError) -> bytes:
+        return event(error_body(exc)[1])
 
-    def remark(self, about: dict[str, Any]) -> dict[str, Any]:
-        """Return a chunk without text, about the whole answer."""
-        return self._chunk([]) | {"tourkit": about}
+    def closing(self, choices: Sequence[Choice], usage: Usage, remark: dict[str, Any] | None) -> bytes:
+        """Return a chunk with the remark, the chunk for stream_options.include_usage, and the end."""
+        about = self._chunk([], more={"tourkit": remark}) if remark is not None else b""
+        return about + (self._chunk([], usage) if self.options.usage else b"") + DONE
 
-    def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
-        shown = {"usage": usage.to_json() if usage is not None else None} if self.shows_usage else {}
-        return self._head("chat.completion.chunk") | {"choices": choices} | shown
+    def _chunk(
+        self, choices: list[dict[str, Any]], usage: Usage | None = None, more: dict[str, Any] | None = None
+    ) -> bytes:
+        shown = {"usage": usage.to_json() if usage is not None else None} if self.options.usage else {}
+        return event(self._head("chat.completion.chunk") | {"choices": choices} | shown | (more or {}))
 
     def _shown_reasoning(self, text: str) -> dict[str, str]:
         return {"reasoning_content": text} if text and self.reasoning else {}

@@ -23,6 +23,7 @@ from tourkit.connections import USUAL, ConnectionLimits
 from tourkit.errors import EngineDead, LocalError, RequestError, TourkitError, quoted
 from tourkit.net import Urls
 from tourkit.planning.plan import Placement
+from tourkit.server.api.dialects import dialect_of
 from tourkit.server.api.replies import error_response, json_response
 from tourkit.server.gateway import bodies, paths, status
 from tourkit.server.gateway.access import CLIENT, OPEN_TO_ALL, TRUSTED, Access, AccessRules
@@ -277,10 +278,10 @@ class Gateway:
         except ClientDisconnect:  # in the middle of its body
             return
         asked = Asked(scope["path"], body, scope[CLIENT])
-        if not named.streams or asked.path not in STREAMED:
+        if not named.streams or asked.path not in STREAMED or not dialect_of(asked.path).waiting:
             await self._pass(worker, asked, receive, send)
             return
-        commented = Commented(send, worker.answering.launch.title)
+        commented = Commented(send, worker.answering.launch.title, dialect_of(asked.path))
         commenting = asyncio.create_task(commented.run())
         try:
             await self._pass(worker, asked, receive, commented)

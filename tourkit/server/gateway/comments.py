@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import asyncio
 
+import orjson
 from starlette.types import Message, Send
 
+from tourkit.server.api.dialects import OPENAI, Dialect
+
 PERIOD = 15.0  # seconds without a byte
-_EVENTS = b"text/event-stream"
-_COMMENT = b": waiting\n\n"  # a line that begins with a colon is a comment in server-sent events
 
 
 class Commented:
     """A `send` for a client that asked for a stream. While `run` runs, it gets a comment whenever nothing else is sent.
 
     If the answer has not begun by then, the stream begins with the comment, with status 200. An error that comes after
-    that is an event of the stream. `model`: for the header x-tourkit-model. `period`: seconds.
+    that is an event of the stream. `model`: for the header x-tourkit-model. `dialect`: of the request; one that has
+    something to send meanwhile. `period`: seconds.
     """
 
-    def __init__(self, send: Send, model: str, period: float = PERIOD) -> None:
+    def __init__(self, send: Send, model: str, dialect: Dialect = OPENAI, period: float = PERIOD) -> None:
         self._send = send
+        self._dialect = dialect
+        self._type = dialect.stream_type.encode()
+        self._status = 500  # of the answer that becomes an event
         self._model = model
         self._period = period
         self._clock = asyncio.get_running_loop().time
@@ -36,18 +41,21 @@ class Commented:
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            is_stream = any(name == b"content-type" and value.startswith(_EVENTS) for name, value in message["headers"])
+            is_stream = any(
+                name == b"content-type" and value.startswith(self._type) for name, value in message["headers"]
+            )
             if self._is_early:
                 self._error = None if is_stream else bytearray()
+                self._status = message["status"]
                 return
             self._has_begun, self._is_stream = True, is_stream
         elif self._error is not None:
             self._error += message.get("body", b"")
             if message.get("more_body", False):
                 return
-            message = {**message, "body": b"data: " + bytes(self._error) + b"\n\n"}
+            message = {**message, "body": self._dialect.failure(self._status, orjson.loads(self._error))}
         elif block := message.get("body", b""):
-            self._is_whole = block.endswith(b"\n\n")
+            self._is_whole = block.endswith(self._dialect.ends)
         await self._pass(message)
 
     async def _pass(self, message: Message) -> None:
@@ -69,7 +77,7 @@ class Commented:
     async def _comment(self) -> None:
         if not self._has_begun:
             self._has_begun = self._is_early = True
-            headers = [(b"content-type", _EVENTS + b"; charset=utf-8"), (b"cache-control", b"no-cache")]
+            headers = [(b"content-type", self._type + b"; charset=utf-8"), (b"cache-control", b"no-cache")]
             headers += [(b"x-accel-buffering", b"no"), (b"x-tourkit-model", self._model.encode())]
             await self._pass({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._pass({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+        await self._pass({"type": "http.response.body", "body": self._dialect.waiting, "more_body": True})

@@ -1,4 +1,4 @@
-"""What comes first and last in each request: its path as the routes have it, its id, and its time."""
+"""What comes first and last in each request: its path as the routes have it, its id, its time, its errors' form."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import re
 import secrets
 import time
 
+import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tourkit.server.api.dialects import OPENAI, Dialect, dialect_of
 from tourkit.server.gateway.paths import canonical
 
 _ID = b"x-request-id"
+_FIRST_ERROR = 400  # of the HTTP statuses
 _GOOD_ID = re.compile(rb"[!-~]{1,128}")
 
 
@@ -38,7 +41,37 @@ class Entry:
                 message = {**message, "headers": [*message.get("headers", ()), *more]}
             await send(message)
 
-        await self._app(scope, receive, noted)
+        dialect = dialect_of(scope["path"])
+        await self._app(scope, receive, noted if dialect is OPENAI else _Rewritten(noted, dialect))
+
+
+class _Rewritten:
+    """A `send` that rewrites errors from OpenAI's form to that of another API."""
+
+    def __init__(self, send: Send, dialect: Dialect) -> None:
+        self._send = send
+        self._dialect = dialect
+        self._start: Message | None = None  # of an error
+        self._body = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] >= _FIRST_ERROR:
+            self._start = message
+        elif self._start is None:
+            await self._send(message)
+        else:
+            self._body += message.get("body", b"")
+            if not message.get("more_body", False):
+                await self._rewrite(self._start)
+
+    async def _rewrite(self, start: Message) -> None:
+        body = self._body
+        if body:  # an answer to HEAD has none
+            body = orjson.dumps(self._dialect.error(start["status"], orjson.loads(body)))
+        headers = [(name, value) for name, value in start["headers"] if name != b"content-length"]
+        headers.append((b"content-length", str(len(body)).encode()))
+        await self._send({**start, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
 
 
 def _id_of(scope: Scope) -> bytes:

@@ -17,6 +17,7 @@ from starlette.types import Send
 
 from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError
 from tourkit.launch import Launch
+from tourkit.server.api.dialects import Dialect, dialect_of
 from tourkit.server.api.replies import error_body
 from tourkit.server.gateway.supervisor import Worker
 from tourkit.server.gateway.swapping import Swapper
@@ -108,7 +109,9 @@ class Relay:
             if not started:
                 why = f"the worker of {launch.model} went away ({exc}): ask again, it is restarted"
                 return await self._failed(worker, run, number, why)
-            await _cut_short(send, launch, streaming=answer.content_type == "text/event-stream")
+            dialect = dialect_of(asked.path)
+            if answer.content_type == dialect.stream_type:  # a plain answer ends before its announced length
+                await _cut_short(send, launch, dialect)
         finally:
             self.running -= 1
         return None
@@ -142,9 +145,7 @@ def _start(answer: aiohttp.ClientResponse, launch: Launch) -> dict[str, Any]:
     return {"type": "http.response.start", "status": answer.status, "headers": headers}
 
 
-async def _cut_short(send: Send, launch: Launch, *, streaming: bool) -> None:
-    """Report a worker that died while it wrote a stream. A plain answer ends before its announced length."""
-    if not streaming:
-        return
-    _, body = error_body(EngineDead(f"the worker of {launch.model} went away in the middle of the answer"))
-    await send({"type": "http.response.body", "body": b"data: " + orjson.dumps(body) + b"\n\n", "more_body": False})
+async def _cut_short(send: Send, launch: Launch, dialect: Dialect) -> None:
+    """Report a worker that died while it wrote a stream."""
+    status, body = error_body(EngineDead(f"the worker of {launch.model} went away in the middle of the answer"))
+    await send({"type": "http.response.body", "body": dialect.failure(status, body), "more_body": False})

@@ -25,12 +25,13 @@ from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError, 
 from tourkit.generation import Enforced
 from tourkit.server.api.completion_fields import parse_completion
 from tourkit.server.api.completions import Prompts, complete_all, echoes_of, stream_all
+from tourkit.server.api.dialects import dialect_of
 from tourkit.server.api.embedding import embed
 from tourkit.server.api.generation import Generation, complete, ignored_header, stream
 from tourkit.server.api.model import InTrial, Model, untold
 from tourkit.server.api.off_loop import parsed, tokenized
-from tourkit.server.api.replies import ChatReply, error_response, json_response
-from tourkit.server.api.requests import parse_chat, parse_detokenize, parse_embeddings, parse_tokenize
+from tourkit.server.api.replies import ChatReply, Reply, error_response, json_response
+from tourkit.server.api.requests import Generate, parse_chat, parse_detokenize, parse_embeddings, parse_tokenize
 from tourkit.server.api.text_replies import TextReply
 from tourkit.server.contract import CLIENT_HEADER, SECRET_HEADER
 from tourkit.server.http import CLIENT_LEFT
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-
-_EVENTS = "text/event-stream"
 
 
 class ModelServer:
@@ -110,7 +109,6 @@ class ModelServer:
 
     async def chat(self, request: HttpRequest) -> Response:
         asked = await self._body(request, partial(parse_chat, defaults=self._defaults))
-        asked = replace(asked, request=replace(asked.request, client=_client(request)))
         reply = ChatReply(
             f"chatcmpl-{uuid.uuid4().hex}",
             int(time.time()),
@@ -118,9 +116,14 @@ class ModelServer:
             logprobs=asked.request.params.top_logprobs is not None,
             reasoning=asked.include_reasoning,
             fingerprint=self._fingerprint,
-            shows_usage=asked.options.usage,
+            options=asked.options,
             legacy_calls=asked.legacy_calls,
         )
+        return await self._answer(asked, reply, request)
+
+    async def _answer(self, asked: Generate, reply: Reply, request: HttpRequest) -> Response:
+        """Answer a chat request in the API of `reply`."""
+        asked = replace(asked, request=replace(asked.request, client=_client(request)))
         headers = self._emulated(asked.features)
         if not asked.stream:
             response = await complete(self._model, asked, reply, request)
@@ -130,7 +133,8 @@ class ModelServer:
         if generation is None:
             return Response(status_code=CLIENT_LEFT)
         headers |= ignored_header((*generation.ignored, *asked.ignored))
-        return _streamed(stream(self._model, generation, reply, asked, request), generation.constraint, headers)
+        events = stream(self._model, generation, reply, asked, request)
+        return _streamed(events, generation.constraint, headers, request)
 
     async def complete(self, request: HttpRequest) -> Response:
         asked = await self._body(request, partial(parse_completion, defaults=self._defaults))
@@ -146,7 +150,8 @@ class ModelServer:
         echoes, prompts = echoes_of(self._model, asked), Prompts(self._model, asked.requests, request)
         if not await prompts.start():
             return Response(status_code=CLIENT_LEFT)
-        return _streamed(stream_all(self._model, prompts, asked, reply, echoes), prompts.constraint, headers)
+        events = stream_all(self._model, prompts, asked, reply, echoes)
+        return _streamed(events, prompts.constraint, headers, request)
 
     async def apply_template(self, request: HttpRequest) -> Response:
         """Return the prompt that the chat template makes of messages, as llama.cpp's server does."""
@@ -208,7 +213,9 @@ def _client(request: HttpRequest) -> str:
     return request.headers.get(CLIENT_HEADER, "")
 
 
-def _streamed(events: AsyncIterator[bytes], constraint: Enforced, headers: dict[str, str]) -> Response:
+def _streamed(
+    events: AsyncIterator[bytes], constraint: Enforced, headers: dict[str, str], request: HttpRequest
+) -> Response:
     """Return a stream of events. `x-accel-buffering` tells a proxy in front to pass each of them on at once."""
     headers |= {"cache-control": "no-cache", "x-accel-buffering": "no", "x-tourkit-constraint": constraint.level}
-    return StreamingResponse(events, media_type=_EVENTS, headers=headers)
+    return StreamingResponse(events, media_type=dialect_of(request.url.path).stream_type, headers=headers)
