@@ -25,6 +25,7 @@ from tourkit.planning.plan import Placement
 from tourkit.server.api.completion_fields import parse_completion
 from tourkit.server.api.requests import parse_chat
 from tourkit.server.gateway import status
+from tourkit.server.gateway.supervisor import State
 
 CHAT: dict[str, Any] = {"model": "brain", "messages": [{"role": "user", "content": "hi"}]}
 SET, MODEL, LLAMA_CPP = "the manifest's [defaults]", "the model's [sampling]", "llama.cpp's default"
@@ -305,17 +306,17 @@ def test_a_default_is_no_feature_that_the_request_asks_for() -> None:
 def test_the_list_of_models_says_the_defaults_and_their_sources(tmp_path: Path) -> None:
     made = described(UNSTATED, RoleDefaults("tool", sampling=Sampling(temperature=0.3)))
     placement = with_defaults(placed(tmp_path), made, pytest.fail)
-    worker: Any = SimpleNamespace(answering=placement, placement=placement)
+    worker: Any = SimpleNamespace(answering=placement, placement=placement, state=State.READY)
 
-    entry = status.model("tool", worker)
+    entry = status.model("tool", worker, 0)
 
     assert entry["sampling"] == {"temperature": 0.3, "top_p": 0.95, "top_k": 40, "min_p": 0.05}
     assert entry["sampling_from"] == {"temperature": SET} | dict.fromkeys(("top_p", "top_k", "min_p"), LLAMA_CPP)
-    assert status.model("m", worker)["sampling"]["temperature"] == 0.8
+    assert status.model("m", worker, 0)["sampling"]["temperature"] == 0.8
 
 
 def test_the_list_says_nothing_of_a_model_that_generates_no_text(tmp_path: Path) -> None:
     placement = placed(tmp_path, roles=("embed",))
-    worker: Any = SimpleNamespace(answering=placement, placement=placement)
+    worker: Any = SimpleNamespace(answering=placement, placement=placement, state=State.READY)
 
-    assert "sampling" not in status.model("embed", worker)
+    assert "sampling" not in status.model("embed", worker, 0)

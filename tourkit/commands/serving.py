@@ -230,9 +230,7 @@ def serve(
         *(roles, context, slots, deterministic, prompt_cache_dir, host, port, machine_path, limits),
         special_tokens_in_content=special_tokens_in_content,
     )
-    gateway = GatewayOptions(
-        offline=offline, guard=guard or "", access=access(host), say=note, log=log, lifetimes=lifetimes
-    )
+    gateway = GatewayOptions(offline, guard or "", access(host), say=note, log=log, lifetimes=lifetimes)
     if file is None:
         serve_bundle(bundle, options, gateway, ready)
     else:

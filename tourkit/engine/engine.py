@@ -118,9 +118,7 @@ class BatchEngine:
         and `client`: as in Request.
         """
         seed = params.seed if params.seed is not None else random.getrandbits(31)
-        scores = None
-        if params.prompt_logprobs:
-            scores = PromptScores(self._runner.piece(tokens[0]), len(tokens), params.top_logprobs or 0)
+        scores = PromptScores(self._runner, tokens, params.top_logprobs) if params.prompt_logprobs else None
         submission = next(self._ids)
         with self._gate:
             if self._dead or self._closing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from tourkit.generation import TokenLogprob
@@ -17,15 +17,14 @@ if TYPE_CHECKING:
 class PromptScores:
     """Those of one prompt so far, which its prefill computes.
 
-    `size`: tokens of the prompt. `top`: likeliest tokens to name at each position. No cells of other prompts are reused
-    for such a prompt, because each of its tokens needs logits.
+    No cells of other prompts are reused for such a prompt, because each of its tokens needs logits.
     """
 
-    def __init__(self, first: bytes, size: int, top: int) -> None:
-        """`first`: the bytes of the prompt's first token, which has no probability."""
-        self._size = size
-        self._top = top
-        self._found = [TokenLogprob(first, math.nan)]
+    def __init__(self, runner: Runner, tokens: Sequence[int], top: int | None) -> None:
+        """`tokens`: of the prompt. `top`: likeliest tokens to name at each position."""
+        self._size = len(tokens)
+        self._top = top or 0
+        self._found = [TokenLogprob(runner.piece(tokens[0]), math.nan)]  # the first token has no probability
         self._is_sent = False
 
     def wants(self, pos: int) -> bool:
