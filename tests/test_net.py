@@ -91,7 +91,7 @@ def test_a_port_that_is_taken_is_one_line_with_the_fix() -> None:
 def test_a_port_that_is_taken_names_the_process_that_has_it() -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(LocalError, match=rf"\(.+ by process {os.getpid()}, `.*pytest.*`\): ") as error:
+        with pytest.raises(LocalError, match=rf"\(.+ by process {os.getpid()}, `.*python.*`\): ") as error:
             listen("127.0.0.1", port)
         assert holder_of(port) in str(error.value)
     assert holder_of(port) == ""
