@@ -46,11 +46,11 @@ class NearGateway:
         stand_in: Any = SimpleNamespace(answering=SimpleNamespace(launch=SimpleNamespace(title="stand-in")))
         self.gateway._workers |= dict.fromkeys(models or ("tool",), stand_in)
         self.gateway._relay = self.relay  # type: ignore[assignment]
-        self._app = self.gateway.app()
+        self.app = self.gateway.app()
 
     async def send(self, path: str, body: Any = None, *, method: str = "POST", key: str = "") -> Answer:
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        return await ask(self._app, path, body, method=method, headers=headers)
+        return await ask(self.app, path, body, method=method, headers=headers)
 
     def post(self, path: str, body: Any, *, key: str = "") -> Answer:
         return asyncio.run(self.send(path, body, key=key))

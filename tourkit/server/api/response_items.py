@@ -37,7 +37,7 @@ class Conversation:
         if isinstance(value, str):
             self._add({"role": "user", "content": value}, (("", "input"),))
             return
-        if not isinstance(value, list) or not value:
+        if not isinstance(value, list) or len(value) <= self._n_stored:
             raise RequestError("input must be a string or a list of at least one item", param="input")
         limits.MESSAGES.check(len(value), "input")
         for i, item in enumerate(value):
