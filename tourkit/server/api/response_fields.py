@@ -76,7 +76,9 @@ def parse_response(body: Any, n_stored: int | None, defaults: tuple[RoleDefaults
     chat |= {"tool_choice": _choice(body.get("tool_choice"))} | _logprobs(body)
     conversation = Conversation(_string(body, "instructions"), n_stored or 0)
     conversation.take(body.get("input"))
-    of_tools = tuple((f"tools[{i}].function", f"tools[{i}]") for i in range(len(tools or ())))
+    of_tools = tuple(
+        (f"tools[{i}].function", f"tools[{i}]") for i in range(len(tools) if isinstance(tools, list) else 0)
+    )
     names = FieldNames((*of_tools, *_NAMES), tuple(conversation.names))
     truncation = _one_of(body, "truncation", TRUNCATIONS) or "disabled"
     about = _about(body, truncation)

@@ -39,7 +39,7 @@ class Conversation:
             return
         if not isinstance(value, list) or len(value) <= self._n_stored:
             raise RequestError("input must be a string or a list of at least one item", param="input")
-        limits.MESSAGES.check(len(value), "input")
+        limits.ITEMS.check(len(value))
         for i, item in enumerate(value):
             self._item(item, f"input[{i - self._n_stored}]" if i >= self._n_stored else "previous_response_id")
         if not self.messages:
