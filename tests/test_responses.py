@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
+import openai
+import pydantic
 import pytest
 from asgi import Answer
 from near_gateway import NearGateway
@@ -595,3 +597,33 @@ def test_truncation_auto_changes_nothing_if_all_fits(small: NearGateway) -> None
 
     usages = [respond(small, given, truncation=how).body["usage"] for how in ("disabled", "auto")]
     assert usages[0]["input_tokens"] == usages[1]["input_tokens"]
+
+
+# --- the official client ----------------------------------------------------------------------------------------------
+
+
+def test_the_official_client_goes_on_with_a_conversation_and_reads_a_stream(client: openai.OpenAI) -> None:
+    first = client.responses.create(model="tool", input="Hello", max_output_tokens=4, temperature=0)
+    again = {"previous_response_id": first.id, "max_output_tokens": 4, "temperature": 0.0}
+    second = client.responses.create(model="brain", input="More", **again)
+    with client.responses.stream(model="brain", input="More", **again) as stream:
+        *_, last = stream
+
+    assert (first.status, second.previous_response_id) == ("incomplete", first.id)
+    assert last.type == "response.incomplete"
+    assert last.response.output_text == second.output_text
+    shown = [item.role for item in client.responses.input_items.list(second.id, order="asc")]
+    assert shown == ["user", "assistant", "user"]
+    client.responses.delete(second.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(second.id)
+
+
+def test_the_official_client_parses_a_structured_answer(client: openai.OpenAI) -> None:
+    class Place(pydantic.BaseModel):
+        kind: Literal["city", "river"]
+
+    answer = client.responses.parse(model="tool", input="Oslo?", text_format=Place, max_output_tokens=40)
+
+    assert answer.output_parsed is not None
+    assert answer.output_parsed.kind in ("city", "river")

@@ -36,7 +36,7 @@ _NAMES = (
     ("response_format.json_schema", "text.format"),
     ("response_format", "text.format"),
     ("reasoning_effort", "reasoning.effort"),
-    ("reasoning_content", "input"),
+    ("reasoning_content", "input.reasoning"),
     ("max_tokens", "max_output_tokens"),
     ("messages", "input"),
 )
