@@ -32,10 +32,14 @@ class Answer:
 async def ask(
     app: ASGIApp, path: str, body: Any = None, *, method: str = "POST", headers: dict[str, str] | None = None
 ) -> Answer:
-    """Send one request. `body`: bytes, or data that is sent as JSON. The client stays until the answer has ended."""
+    """Send one request. `body`: bytes, or data that is sent as JSON. The client stays until the answer has ended.
+
+    `path`: may have a query.
+    """
     raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     names = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
-    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b""}
+    path, _, query = path.partition("?")
+    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": query.encode()}
     answer, sent = Answer(), False
 
     async def receive() -> Message:

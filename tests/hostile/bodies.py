@@ -1,4 +1,4 @@
-"""A seeded generator of hostile request bodies: valid bodies of all six routes with some parts changed."""
+"""A seeded generator of hostile request bodies: valid bodies of all routes with some parts changed."""
 
 from __future__ import annotations
 
@@ -79,6 +79,19 @@ _OLD_CALLED = [
     {"role": "function", "name": "look_up", "content": "nothing"},
 ]
 _ONE = {"type": "function", "function": {"name": "look_up"}}
+_ITEMS = [
+    {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hello"}]},
+    {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]},
+    {
+        "type": "message",
+        "role": "assistant",
+        "content": [{"type": "output_text", "text": "I look.", "annotations": []}],
+    },
+    {"type": "function_call", "call_id": "call_1", "name": "look_up", "arguments": '{"name": "a"}'},
+    {"type": "function_call_output", "call_id": "call_1", "output": "nothing"},
+]
+_FLAT = {"tools": [{"type": "function", **_FUNCTION}], "tool_choice": {"type": "function", "name": "look_up"}}
+_FORM = {"text": {"format": {"type": "json_schema", "name": "it", "schema": _SCHEMA}, "verbosity": "low"}}
 _VALID: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {"model": "tool", "messages": _MESSAGES, **_ENDING, **_SAMPLING}),
     ("/v1/chat/completions", {"model": "tool", "messages": _PLAIN, "response_format": _JSON, "max_tokens": 20}),
@@ -115,6 +128,9 @@ _VALID: list[tuple[str, dict[str, Any]]] = [
         "/v1/completions",
         {"model": "tool", "prompt": ["a", "b"], "stream": True, "stream_options": _USAGE, "logprobs": 1, **_ENDING},
     ),
+    ("/v1/responses", {"model": "tool", "input": _ITEMS, **_FLAT, "reasoning": {"effort": "low"}, "stream": True}),
+    ("/v1/responses", {"model": "tool", "input": "Hello", "instructions": "Be short.", **_FORM, "truncation": "auto"}),
+    ("/v1/responses", {"model": "tool", "input": "x", "include": ["message.output_text.logprobs"], "top_logprobs": 2}),
     ("/apply-template", {"model": "tool", "messages": _MESSAGES, "chat_template_kwargs": {"a": 1}}),
     ("/v1/completions", {"model": "tool", "prompt": ["Once"], "choice": ["yes", "no"], **_ENDING}),
     ("/v1/completions", {"model": "tool", "prompt": "Once", "regex": "a{1,3}", **_ENDING}),

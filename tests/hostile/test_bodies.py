@@ -25,6 +25,7 @@ from tourkit.server.api.completion_fields import parse_completion
 from tourkit.server.api.limits import LIMITS, Limit
 from tourkit.server.api.replies import error_response
 from tourkit.server.api.requests import parse_chat, parse_detokenize, parse_embeddings, parse_tokenize
+from tourkit.server.api.response_fields import parse_response
 from tourkit.server.contract import SECRET_HEADER
 from tourkit.server.gateway.app import Gateway, GatewayOptions
 from tourkit.server.http import CLIENT_LEFT
@@ -37,6 +38,7 @@ PARSERS: dict[str, Callable[[Any], object]] = {
     "/v1/completions": parse_completion,
     "/v1/embeddings": parse_embeddings,
     "/apply-template": parse_chat,
+    "/v1/responses": lambda body: parse_response(body, None),
     "/tokenize": parse_tokenize,
     "/detokenize": parse_detokenize,
 }
@@ -94,6 +96,7 @@ AT_A_LIMIT: list[tuple[Limit, str, Callable[[int], Any]]] = [
     (limits.PROMPTS, "/v1/completions", lambda count: {"model": "tool", "prompt": ["x"] * count}),
     (limits.TOOLS, "/v1/chat/completions", lambda count: CHAT | {"tools": [function(i) for i in range(count)]}),
     (limits.TEXTS, "/v1/embeddings", lambda count: EMBED | {"input": ["x"] * count}),
+    (limits.ITEMS, "/v1/responses", lambda count: {"model": "tool", "input": CHAT["messages"] * count}),
     (limits.TOKENIZED, "/tokenize", lambda count: {"model": "tool", "prompt": "x" * count}),
     (limits.TOKENS, "/detokenize", lambda count: {"model": "tool", "tokens": [1] * count}),
 ]
@@ -270,7 +273,7 @@ def test_a_refusal_quotes_at_most_200_characters(path: str, body: Any) -> None:
 
 
 def test_bodies_of_a_generator_are_parsed_or_refused() -> None:
-    """Changed bodies of all six routes. Any other error than RequestError would be a 500. `make fuzz` tries more."""
+    """Changed bodies of all routes. Any other error than RequestError would be a 500. `make fuzz` tries more."""
     seed = 20
     generator = bodies(seed)
     refusals = []

@@ -16,6 +16,7 @@ from tourkit.launch import GpuLayers, Launch
 SECRET_HEADER = "x-tourkit-secret"
 REQUEST_HEADER = "x-tourkit-request"  # the number that the gateway gives a request, for Report.trial
 CLIENT_HEADER = "x-tourkit-client"  # a digest of the client that a request comes from, for fair turns
+STORED_HEADER = "x-tourkit-stored-items"  # how many items of a conversation the gateway put before a request's own
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,9 +41,22 @@ def _same(status: int, body: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
+def response_failure(status: int, body: dict[str, Any], number: int = 0) -> bytes:
+    """Return the error event of the Responses API. `number`: its place in the stream.
+
+    OpenAI's reference has the fields of the error in the event itself, and the Open Responses standard has them in an
+    object. Clients read one of them.
+    """
+    error = body["error"]
+    flat = {name: error[name] for name in ("code", "message", "param")}
+    return event({"type": "error", "sequence_number": number} | flat | {"error": error}, "error")
+
+
 OPENAI = Dialect(EVENTS, b"\n\n", _COMMENT, _same, lambda status, body: event(body))
+RESPONSES = Dialect(EVENTS, b"\n\n", _COMMENT, _same, response_failure)
+_BY_PATH = {"/v1/responses": RESPONSES}
 
 
 def dialect_of(path: str) -> Dialect:
     """Return the API of a request's path, in the form of the routes."""
-    return OPENAI
+    return _BY_PATH.get(path, OPENAI)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tourkit.grammar.trial.answers import Verdict
     from tourkit.server.api.model import Model
 
+IGNORED = "x-tourkit-ignored"  # the header that names fields of a request that do nothing
+
 
 class Generation:
     """One submission in the event loop: its deltas in order, and an abort if the client hangs up."""
@@ -214,7 +216,7 @@ def _answer(generation: Generation, asked: Generate, body: dict[str, Any]) -> Re
 
 def ignored_header(names: tuple[str, ...]) -> dict[str, str]:
     """Return the header that names fields of a request that do nothing for its model; empty if there are none."""
-    return {"x-tourkit-ignored": ", ".join(names)} if names else {}
+    return {IGNORED: ", ".join(names)} if names else {}
 
 
 async def stream(

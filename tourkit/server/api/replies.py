@@ -193,7 +193,8 @@ class ChatReply:
         if not self.logprobs:
             return None
         content = [
-            _shown(each.token, each.logprob) | {"top_logprobs": [_shown(token, value) for token, value in each.top]}
+            shown_token(each.token, each.logprob)
+            | {"top_logprobs": [shown_token(token, value) for token, value in each.top]}
             for each in logprobs
         ]
         return {"content": content, "refusal": None}
@@ -206,7 +207,8 @@ def _shown_piece(piece: CallPiece) -> dict[str, Any]:
     return {"index": piece.index, "id": piece.id, "type": "function", "function": about}
 
 
-def _shown(token: bytes, logprob: float) -> dict[str, Any]:
+def shown_token(token: bytes, logprob: float) -> dict[str, Any]:
+    """Return a token with its log probability."""
     # A token may be a part of a character. Then only its bytes are exact, and its text is only for reading.
     return {"token": token.decode(errors="replace"), "logprob": logprob, "bytes": list(token)}
 

@@ -53,13 +53,13 @@ CONSTRAINTS = (
     *("response_format", "regex", "grammar", "choice", "json_schema"),
     *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
 )
-_GENERATION = (
-    *_read("model", "stream", "stream_options", "n", "seed", "stop", "max_tokens", "max_completion_tokens"),
+# The fields of the OpenAI APIs that make text.
+_TEXT = (
+    *_read("model", "stream", "stream_options", "seed", "stop"),
     *_read("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "logit_bias"),
-    *_read(*CONSTRAINTS),
-    # OpenAI: about accounts, storage and caches.
-    *_no_effect("user", "store", "metadata", "service_tier", "prompt_cache_key", "prompt_cache_retention"),
-    *_no_effect("safety_identifier", "prediction"),
+    *_read(*CONSTRAINTS[1:]),
+    # OpenAI: about accounts and caches.
+    *_no_effect("user", "service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
     # vLLM, llama.cpp, Ollama: about queues, caches and progress.
     *_no_effect(
         "priority", "request_id", "cache_salt", "cache_prompt", "keep_alive", "id_slot", "guided_decoding_backend"
@@ -97,6 +97,11 @@ _GENERATION = (
         add_special_tokens=(True,),
     ),
 )
+_GENERATION = (
+    *_TEXT,
+    *_read(CONSTRAINTS[0], "n", "max_tokens", "max_completion_tokens"),
+    *_no_effect("store", "metadata", "prediction"),
+)
 CHAT = (
     *_GENERATION,
     *_read("messages", "logprobs", "top_logprobs", *THINKING_FIELDS, *TOOL_FIELDS),
@@ -117,6 +122,25 @@ COMPLETION = (
     *_read("prompt", "suffix", "echo", "best_of", "logprobs"),
     *_neutral(tools=([],), tool_choice=("none",)),
 )
+RESPONSES = (
+    *_TEXT,
+    *_read("input", "instructions", "previous_response_id", "max_output_tokens", "text", "reasoning", "truncation"),
+    *_read("store", "metadata", "include", "top_logprobs"),
+    *_read(*(name for name in THINKING_FIELDS if name != "reasoning_effort")),
+    *_read("tools", "tool_choice", "parallel_tool_calls"),
+    *_no_effect("prompt_cache_options", "max_tool_calls"),  # max_tool_calls is about OpenAI's own tools
+    *_neutral(
+        background=(False,),
+        n=(1,),
+        logprobs=(False,),
+        add_generation_prompt=(True,),
+        conversation=(),
+        prompt=(),
+        context_management=([],),
+        moderation=(),
+        modalities=(["text"],),
+    ),
+)
 EMBEDDINGS = (
     *_read("model", "input", "encoding_format", "dimensions"),
     *_no_effect("user", "priority", "request_id", "keep_alive", "metadata", "store", "service_tier"),
@@ -127,6 +151,7 @@ DETOKENIZE = _read("model", "tokens")
 ROUTES = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETION,
+    "/v1/responses": RESPONSES,
     "/v1/embeddings": EMBEDDINGS,
     "/apply-template": CHAT,
     "/tokenize": TOKENIZE,
@@ -169,7 +194,8 @@ def _not_neutral(field: Field) -> RequestError:
 
 
 def _unknown(key: str, known: dict[str, Field]) -> RequestError:
-    near = difflib.get_close_matches(key, known, n=1) if len(key) <= _LONGEST_GUESSED else []
+    useful = [field.name for field in known.values() if field.use is Use.READ]
+    near = difflib.get_close_matches(key, useful, n=1) if len(key) <= _LONGEST_GUESSED else []
     hint = f"did you mean {near[0]!r}?" if near else "leave it out"
     message = f"{quoted(key)} is not a supported parameter: {hint}"
     return RequestError(message, param=key, code="unsupported_parameter")

@@ -220,7 +220,7 @@ def _with_cors(send: Send, page: bytes) -> Send:
 
 async def _answer_question(headers: dict[bytes, bytes], send: Send) -> None:
     """Answer the question that a browser sends before the request of a page (CORS preflight)."""
-    answer = [(b"access-control-allow-methods", b"GET, HEAD, POST"), (b"access-control-max-age", _KEPT)]
+    answer = [(b"access-control-allow-methods", b"GET, HEAD, POST, DELETE"), (b"access-control-max-age", _KEPT)]
     if _ASKED_HEADERS in headers:
         answer.append((b"access-control-allow-headers", headers[_ASKED_HEADERS]))
     if _ASKED_NETWORK in headers:

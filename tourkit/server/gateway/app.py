@@ -10,7 +10,7 @@ import contextlib
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -25,9 +25,10 @@ from tourkit.net import Urls
 from tourkit.planning.plan import Placement
 from tourkit.server.api.dialects import dialect_of
 from tourkit.server.api.replies import error_response, json_response
-from tourkit.server.gateway import bodies, paths, status
+from tourkit.server.gateway import bodies, paths, responses, status
 from tourkit.server.gateway.access import CLIENT, OPEN_TO_ALL, TRUSTED, Access, AccessRules
 from tourkit.server.gateway.comments import Commented
+from tourkit.server.gateway.conversations import Conversations
 from tourkit.server.gateway.entry import Entry
 from tourkit.server.gateway.lifecycle import LIFETIMES, Lifecycle, Lifetimes
 from tourkit.server.gateway.metrics import WorkerFigures, exposition, prompt_cache_of
@@ -86,6 +87,7 @@ class Gateway:
         self._upstream = Upstream()
         self._relay = Relay(self._upstream, lambda: self._swapper)
         self._lifecycle = Lifecycle(lambda: self._swapper, self._find, options.say)
+        self._conversations = Conversations()
         self._folder = ""
         self._created = int(time.time())
         self._planning = asyncio.Lock()
@@ -100,6 +102,7 @@ class Gateway:
                 Route("/health", self.health, methods=["GET"]),
                 Route("/metrics", self.metrics, methods=["GET"]),
                 *self._lifecycle.routes(),
+                *responses.routes(self._conversations),
             ],
             exception_handlers={404: paths.not_found, 405: paths.not_found},
             lifespan=self._lifespan,
@@ -278,7 +281,24 @@ class Gateway:
         except ClientDisconnect:  # in the middle of its body
             return
         asked = Asked(scope["path"], body, scope[CLIENT])
-        if not named.streams or asked.path not in STREAMED or not dialect_of(asked.path).waiting:
+        if asked.path == responses.PATH:
+            await self._converse(worker, asked, named.streams, receive, send)
+        else:
+            await self._answer(worker, asked, named.streams, receive, send)
+
+    async def _converse(self, worker: Worker, asked: Asked, streams: bool, receive: Receive, send: Send) -> None:
+        """Pass a request with the stored items that it refers to, and store the answer."""
+        try:
+            async with self._conversations.begin(asked.body, asked.client) as begun:
+                tapped = responses.Tapped(send, lambda found: self._conversations.end(begun, found, asked.client))
+                full = replace(asked, body=begun.body, n_stored=begun.n_stored)
+                await self._answer(worker, full, streams, receive, tapped)
+        except RequestError as exc:
+            await error_response(exc)({"type": "http"}, receive, send)
+
+    async def _answer(self, worker: Worker, asked: Asked, streams: bool, receive: Receive, send: Send) -> None:
+        """Pass a request and its answer. `streams`: the client gets comments while it waits."""
+        if not streams or asked.path not in STREAMED or not dialect_of(asked.path).waiting:
             await self._pass(worker, asked, receive, send)
             return
         commented = Commented(send, worker.answering.launch.title, dialect_of(asked.path))
@@ -330,7 +350,7 @@ def _still_to_come(worker: Worker, others: list[Worker]) -> tuple[Placement, ...
 
 
 def _method(route: Route) -> str:
-    return "POST" if "POST" in (route.methods or ()) else "GET"
+    return next(iter(sorted((route.methods or set()) - {"HEAD"})))
 
 
 def serve(

@@ -17,12 +17,13 @@ from tourkit.server.api.replies import error_response
 
 # What a worker answers for its model.
 FORWARDED = (
-    *("/v1/chat/completions", "/v1/completions", "/v1/embeddings"),
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"),
     *("/apply-template", "/tokenize", "/detokenize"),
 )
-STREAMED = frozenset({"/v1/chat/completions", "/v1/completions"})  # those that can answer with server-sent events
+STREAMED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})  # those that can stream
 _VERSION = "/v1"
-_VERSIONED = ("/chat/completions", "/completions", "/embeddings", "/models")
+_VERSIONED = ("/chat/completions", "/completions", "/responses", "/embeddings", "/models")
+_VERSIONED_FOLDERS = ("/models/", "/responses/")
 _BARE = frozenset({"/tokenize", "/detokenize", "/apply-template", "/health", "/metrics", "/version"})
 
 
@@ -33,7 +34,7 @@ def canonical(path: str) -> str:
         path = path.removeprefix(_VERSION)
     if path.removeprefix(_VERSION) in _BARE:
         return path.removeprefix(_VERSION)
-    if path in _VERSIONED or path.startswith("/models/"):
+    if path in _VERSIONED or path.startswith(_VERSIONED_FOLDERS):
         return _VERSION + path
     return path
 

@@ -14,7 +14,8 @@ MODEL = "tourkit.model"  # key of a request's scope: the role or model id that i
 _TAIL = 16_384  # bytes of an answer that are kept: its usage is near the end
 _LONGEST_NAME = 80  # characters
 _USAGE = re.compile(rb'"usage":\{([^{}]*)')
-_COUNT = re.compile(rb'"(prompt|completion)_tokens":(\d+)')
+_NAMES = ((b"prompt", b"completion"), (b"input", b"output"))  # as the APIs name them
+_COUNT = re.compile(rb'"(prompt|completion|input|output)_tokens":(\d+)')
 
 
 class RequestLog:
@@ -73,4 +74,7 @@ def _tokens(tail: bytes) -> list[str]:
     """Prompt and generated tokens, if the answer states them: a stream does so only if it was asked to."""
     usages = _USAGE.findall(tail)
     counts = {name: int(count) for name, count in _COUNT.findall(usages[-1])} if usages else {}
-    return [f"{counts[b'prompt']}+{counts.get(b'completion', 0)} tokens"] if b"prompt" in counts else []
+    for prompt, completion in _NAMES:
+        if prompt in counts:
+            return [f"{counts[prompt]}+{counts.get(completion, 0)} tokens"]
+    return []

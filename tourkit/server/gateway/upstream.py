@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from tourkit.server.contract import CLIENT_HEADER, REQUEST_HEADER, SECRET_HEADER
+from tourkit.server.contract import CLIENT_HEADER, REQUEST_HEADER, SECRET_HEADER, STORED_HEADER
 from tourkit.server.gateway.supervisor import Worker
 
 _STATS_SECONDS = 5.0  # for a worker to tell its figures; one that hangs never does
@@ -18,11 +18,15 @@ _KEPT_SECONDS = 2.0  # an idle connection stays open; workers close theirs after
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request. `client`: the digest of the client that it comes from; "" for the gateway itself."""
+    """One request. `client`: the digest of the client that it comes from; "" for the gateway itself.
+
+    `n_stored`: how many items of a stored conversation are in the body; None if there is no conversation.
+    """
 
     path: str
     body: bytes
     client: str = ""
+    n_stored: int | None = None
 
 
 class Upstream:
@@ -40,6 +44,8 @@ class Upstream:
             CLIENT_HEADER: asked.client,
             "content-type": "application/json",
         }
+        if asked.n_stored is not None:
+            headers[STORED_HEADER] = str(asked.n_stored)
         return session.post(f"{base}{asked.path}", data=asked.body, headers=headers)
 
     async def stats(self, worker: Worker, *, within: float = _STATS_SECONDS) -> dict[str, Any]:

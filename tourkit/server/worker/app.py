@@ -27,13 +27,16 @@ from tourkit.server.api.completion_fields import parse_completion
 from tourkit.server.api.completions import Prompts, complete_all, echoes_of, stream_all
 from tourkit.server.api.dialects import dialect_of
 from tourkit.server.api.embedding import embed
-from tourkit.server.api.generation import Generation, complete, ignored_header, stream
+from tourkit.server.api.generation import IGNORED, Generation, complete, ignored_header, stream
 from tourkit.server.api.model import InTrial, Model, untold
 from tourkit.server.api.off_loop import parsed, tokenized
 from tourkit.server.api.replies import ChatReply, Reply, error_response, json_response
 from tourkit.server.api.requests import Generate, parse_chat, parse_detokenize, parse_embeddings, parse_tokenize
+from tourkit.server.api.response_fields import parse_response
+from tourkit.server.api.response_replies import ResponseReply, new_id
 from tourkit.server.api.text_replies import TextReply
-from tourkit.server.contract import CLIENT_HEADER, SECRET_HEADER
+from tourkit.server.api.truncation import truncated
+from tourkit.server.contract import CLIENT_HEADER, SECRET_HEADER, STORED_HEADER
 from tourkit.server.http import CLIENT_LEFT
 
 if TYPE_CHECKING:
@@ -80,6 +83,7 @@ class ModelServer:
             routes=[
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
                 Route("/v1/completions", self.complete, methods=["POST"]),
+                Route("/v1/responses", self.respond, methods=["POST"]),
                 Route("/v1/embeddings", self.embed, methods=["POST"]),
                 Route("/apply-template", self.apply_template, methods=["POST"]),
                 Route("/tokenize", self.tokenize, methods=["POST"]),
@@ -120,6 +124,23 @@ class ModelServer:
             legacy_calls=asked.legacy_calls,
         )
         return await self._answer(asked, reply, request)
+
+    async def respond(self, request: HttpRequest) -> Response:
+        stored = request.headers.get(STORED_HEADER)
+        parse = partial(parse_response, n_stored=None if stored is None else int(stored), defaults=self._defaults)
+        asked = await self._body(request, parse)
+        generate, logprobs = asked.generate, asked.generate.request.params.top_logprobs is not None
+        try:
+            if asked.truncates:
+                generate = replace(generate, request=await asyncio.to_thread(truncated, self._engine, generate.request))
+            shows = generate.include_reasoning
+            reply = ResponseReply(new_id("resp"), int(time.time()), asked.about, reasoning=shows, logprobs=logprobs)
+            response = await self._answer(generate, reply, request)
+        except RequestError as exc:
+            raise asked.names.error(exc) from exc
+        if ignored := response.headers.get(IGNORED):
+            response.headers[IGNORED] = ", ".join(map(asked.names.sent, ignored.split(", ")))
+        return response
 
     async def _answer(self, asked: Generate, reply: Reply, request: HttpRequest) -> Response:
         """Answer a chat request in the API of `reply`."""
