@@ -269,7 +269,8 @@ class Gateway:
         try:
             bodies.check_headers(scope)
             body = await bodies.read_body(request)
-            named = await bodies.named(body)
+            dialect = dialect_of(scope["path"])
+            named = await bodies.named(body, dialect)
             scope[MODEL] = named.model
             worker = self._find(named.model)
         except TourkitError as exc:
@@ -278,10 +279,10 @@ class Gateway:
         except ClientDisconnect:  # in the middle of its body
             return
         asked = Asked(scope["path"], body, scope[CLIENT])
-        if not named.streams or asked.path not in STREAMED or not dialect_of(asked.path).waiting:
+        if not named.streams or asked.path not in STREAMED or not dialect.waiting:
             await self._pass(worker, asked, receive, send)
             return
-        commented = Commented(send, worker.answering.launch.title, dialect_of(asked.path))
+        commented = Commented(send, worker.answering.launch.title, dialect)
         commenting = asyncio.create_task(commented.run())
         try:
             await self._pass(worker, asked, receive, commented)

@@ -28,11 +28,14 @@ from tourkit.server.api.completions import Prompts, complete_all, echoes_of, str
 from tourkit.server.api.dialects import dialect_of
 from tourkit.server.api.embedding import embed
 from tourkit.server.api.generation import Generation, complete, ignored_header, stream
+from tourkit.server.api.message_fields import parse_count, parse_message
+from tourkit.server.api.message_replies import MessageReply
 from tourkit.server.api.model import InTrial, Model, untold
 from tourkit.server.api.off_loop import parsed, tokenized
 from tourkit.server.api.replies import ChatReply, Reply, error_response, json_response
 from tourkit.server.api.requests import Generate, parse_chat, parse_detokenize, parse_embeddings, parse_tokenize
 from tourkit.server.api.text_replies import TextReply
+from tourkit.server.api.translated import client_error
 from tourkit.server.contract import CLIENT_HEADER, SECRET_HEADER
 from tourkit.server.http import CLIENT_LEFT
 
@@ -81,6 +84,8 @@ class ModelServer:
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
                 Route("/v1/completions", self.complete, methods=["POST"]),
                 Route("/v1/embeddings", self.embed, methods=["POST"]),
+                Route("/v1/messages", self.messages, methods=["POST"]),
+                Route("/v1/messages/count_tokens", self.count_tokens, methods=["POST"]),
                 Route("/apply-template", self.apply_template, methods=["POST"]),
                 Route("/tokenize", self.tokenize, methods=["POST"]),
                 Route("/detokenize", self.detokenize, methods=["POST"]),
@@ -122,7 +127,13 @@ class ModelServer:
         return await self._answer(asked, reply, request)
 
     async def _answer(self, asked: Generate, reply: Reply, request: HttpRequest) -> Response:
-        """Answer a chat request in the API of `reply`."""
+        """Answer a chat request in the API of `reply`. Raises RequestError with the field of the client's body."""
+        try:
+            return await self._answered(asked, reply, request)
+        except RequestError as exc:
+            raise client_error(exc, asked.names) from exc
+
+    async def _answered(self, asked: Generate, reply: Reply, request: HttpRequest) -> Response:
         asked = replace(asked, request=replace(asked.request, client=_client(request)))
         headers = self._emulated(asked.features)
         if not asked.stream:
@@ -132,9 +143,24 @@ class ModelServer:
         generation = await Generation.start(self._model, asked.request, request)
         if generation is None:
             return Response(status_code=CLIENT_LEFT)
-        headers |= ignored_header((*generation.ignored, *asked.ignored))
+        headers |= ignored_header(generation, asked)
         events = stream(self._model, generation, reply, asked, request)
         return _streamed(events, generation.constraint, headers, request)
+
+    async def messages(self, request: HttpRequest) -> Response:
+        asked = await self._body(request, partial(parse_message, defaults=self._defaults))
+        id_, most = f"msg_{uuid.uuid4().hex}", asked.request.params.max_tokens
+        reply = MessageReply(id_, asked.model, most, reasoning=asked.include_reasoning)
+        return await self._answer(asked, reply, request)
+
+    async def count_tokens(self, request: HttpRequest) -> Response:
+        """Return how many tokens the prompt of messages has, as Anthropic's API does."""
+        asked = await self._body(request, partial(parse_count, defaults=self._defaults))
+        try:
+            count = await asyncio.to_thread(self._templated().count_tokens, asked.request)
+        except RequestError as exc:
+            raise client_error(exc, asked.names) from exc
+        return json_response(200, {"input_tokens": count})
 
     async def complete(self, request: HttpRequest) -> Response:
         asked = await self._body(request, partial(parse_completion, defaults=self._defaults))
@@ -156,10 +182,13 @@ class ModelServer:
     async def apply_template(self, request: HttpRequest) -> Response:
         """Return the prompt that the chat template makes of messages, as llama.cpp's server does."""
         asked = await self._body(request, partial(parse_chat, defaults=self._defaults))
+        text = await asyncio.to_thread(self._templated().apply_template, asked.request)
+        return json_response(200, {"prompt": text})
+
+    def _templated(self) -> Templated:
         if not isinstance(self._engine, Templated):
             raise RequestError("this model has no chat template", param="model", code="unsupported_model")
-        text = await asyncio.to_thread(self._engine.apply_template, asked.request)
-        return json_response(200, {"prompt": text})
+        return self._engine
 
     async def embed(self, request: HttpRequest) -> Response:
         return await embed(self._engine, await self._body(request, parse_embeddings), request)
