@@ -176,7 +176,9 @@ ROUTES = {
     "/api/embed": OLLAMA_EMBED,
     "/api/embeddings": OLLAMA_EMBEDDINGS,
 }
-_TABLES = (*ROUTES.values(), OLLAMA_OPTIONS)
+# Of POST /api/show, which the gateway answers.
+OLLAMA_SHOW = (*_read("model", "name"), *_no_effect("verbose", "system", "template", "options"))
+_TABLES = (*ROUTES.values(), OLLAMA_OPTIONS, OLLAMA_SHOW)
 _BY_NAME = {id(fields): {field.name: field for field in fields} for fields in _TABLES}
 
 

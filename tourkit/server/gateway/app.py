@@ -31,6 +31,7 @@ from tourkit.server.gateway.comments import Commented
 from tourkit.server.gateway.entry import Entry
 from tourkit.server.gateway.lifecycle import LIFETIMES, Lifecycle, Lifetimes
 from tourkit.server.gateway.metrics import WorkerFigures, exposition, prompt_cache_of
+from tourkit.server.gateway.ollama import OllamaModels
 from tourkit.server.gateway.paths import FORWARDED, STREAMED
 from tourkit.server.gateway.relay import Relay
 from tourkit.server.gateway.request_log import MODEL, RequestLog
@@ -100,6 +101,7 @@ class Gateway:
                 Route("/health", self.health, methods=["GET"]),
                 Route("/metrics", self.metrics, methods=["GET"]),
                 *self._lifecycle.routes(),
+                *OllamaModels(lambda: self._workers, self._find, self._created).routes(),
             ],
             exception_handlers={404: paths.not_found, 405: paths.not_found},
             lifespan=self._lifespan,

@@ -25,13 +25,21 @@ from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError, 
 from tourkit.generation import Enforced
 from tourkit.server.api.completion_fields import parse_completion
 from tourkit.server.api.completions import Prompts, complete_all, echoes_of, stream_all
-from tourkit.server.api.dialects import dialect_of
+from tourkit.server.api.dialects import LINES, dialect_of, line
 from tourkit.server.api.embedding import embed
 from tourkit.server.api.generation import Generation, complete, ignored_header, stream
 from tourkit.server.api.message_fields import parse_count, parse_message
 from tourkit.server.api.message_replies import MessageReply
 from tourkit.server.api.model import InTrial, Model, untold
 from tourkit.server.api.off_loop import parsed, tokenized
+from tourkit.server.api.ollama_fields import (
+    Loading,
+    parse_ollama_chat,
+    parse_ollama_embed,
+    parse_ollama_embeddings,
+    parse_ollama_generate,
+)
+from tourkit.server.api.ollama_replies import OllamaReply, embed_body, embeddings_body
 from tourkit.server.api.replies import ChatReply, Reply, error_response, json_response
 from tourkit.server.api.requests import Generate, parse_chat, parse_detokenize, parse_embeddings, parse_tokenize
 from tourkit.server.api.text_replies import TextReply
@@ -86,6 +94,10 @@ class ModelServer:
                 Route("/v1/embeddings", self.embed, methods=["POST"]),
                 Route("/v1/messages", self.messages, methods=["POST"]),
                 Route("/v1/messages/count_tokens", self.count_tokens, methods=["POST"]),
+                Route("/api/chat", partial(self.ollama, parse_ollama_chat), methods=["POST"]),
+                Route("/api/generate", partial(self.ollama, parse_ollama_generate), methods=["POST"]),
+                Route("/api/embed", self.ollama_embed, methods=["POST"]),
+                Route("/api/embeddings", self.ollama_embeddings, methods=["POST"]),
                 Route("/apply-template", self.apply_template, methods=["POST"]),
                 Route("/tokenize", self.tokenize, methods=["POST"]),
                 Route("/detokenize", self.detokenize, methods=["POST"]),
@@ -161,6 +173,29 @@ class ModelServer:
         except RequestError as exc:
             raise client_error(exc, asked.names) from exc
         return json_response(200, {"input_tokens": count})
+
+    async def ollama(
+        self, parse: Callable[[Any, tuple[RoleDefaults, ...]], Generate | Loading], request: HttpRequest
+    ) -> Response:
+        """Answer a request to chat or generate in Ollama's API."""
+        began = time.monotonic()
+        asked = await self._body(request, lambda body: parse(body, self._defaults))
+        is_chat = parse is parse_ollama_chat
+        if isinstance(asked, Loading):
+            body = OllamaReply(asked.model, is_chat=is_chat, began=began).loaded()
+            return Response(line(body), media_type=LINES) if asked.stream else json_response(200, body)
+        logprobs = asked.request.params.top_logprobs is not None
+        reply = OllamaReply(asked.model, is_chat=is_chat, logprobs=logprobs, began=began)
+        return await self._answer(asked, reply, request)
+
+    async def ollama_embed(self, request: HttpRequest) -> Response:
+        began = time.monotonic()
+        asked = await self._body(request, parse_ollama_embed)
+        return await embed(self._engine, asked, request, partial(embed_body, began=began))
+
+    async def ollama_embeddings(self, request: HttpRequest) -> Response:
+        asked = await self._body(request, parse_ollama_embeddings)
+        return await embed(self._engine, asked, request, embeddings_body)
 
     async def complete(self, request: HttpRequest) -> Response:
         asked = await self._body(request, partial(parse_completion, defaults=self._defaults))
