@@ -436,6 +436,7 @@ def user(*blocks: Any) -> dict[str, Any]:
         ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format"),
         ({"output_format": {"type": "json_schema", "schema": 1}}, "output_format"),
         ({"container": {"id": "x"}}, "container"),
+        ({"thread": {"type": "create"}}, "thread"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
     ],
 )
@@ -495,6 +496,7 @@ def test_errors_have_anthropics_form_and_the_id_of_the_request(path: str) -> Non
     assert (answer.status, answer.body["type"]) == (404, "error")
     assert answer.body["error"]["type"] == "not_found_error"
     assert answer.body["error"]["message"].startswith("model 'tool' is not served here")
+    assert answer.body["error"]["details"] == {"error_code": "model_not_found", "param": "model"}
     assert answer.headers["request-id"] == answer.headers["x-request-id"]
     assert int(answer.headers["content-length"]) == len(answer.raw)
 

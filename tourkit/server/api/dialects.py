@@ -65,10 +65,12 @@ _KINDS = {  # of errors, by HTTP status
 
 
 def _of_messages(status: int, body: dict[str, Any]) -> dict[str, Any]:
-    """Return an error in Anthropic's form. `param` and `code` are extras: they are those of OpenAI's form."""
+    """Return an error in Anthropic's form. `details` has the code and the field of OpenAI's form."""
     error, usual = body["error"], "invalid_request_error" if status < _SERVER_ERROR else "api_error"
+    details = {"error_code": error["code"], "param": error["param"]}
     about = {"type": _KINDS.get(status, usual), "message": error["message"]}
-    return {"type": "error", "error": about | {key: error[key] for key in ("param", "code")}}
+    about["details"] = {key: value for key, value in details.items() if value is not None} or None
+    return {"type": "error", "error": about}
 
 
 MESSAGES = Dialect(

@@ -40,6 +40,10 @@ def parse_count(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
 
 
 def _parsed(body: dict[str, Any], defaults: tuple[RoleDefaults, ...]) -> Generate:
+    if body.get("thread") is not None:
+        message = "thread: this server keeps no conversations: leave it out, and send all messages"
+        # Anthropic's clients know this code, and do what the message says.
+        raise RequestError(message, param="thread", code="thread_unsupported_request")
     names: dict[str, str] = {"stop": "stop_sequences"}
     thinking = _thinking(body, defaults)
     chat = {key: body[key] for key in _SAME if key in body}

@@ -126,7 +126,9 @@ TOKENIZE = (*_read("model", "prompt", "add_special_tokens"), *_neutral(return_to
 DETOKENIZE = _read("model", "tokens")
 _MESSAGES = (
     *_read("model", "messages", "system", "tools", "tool_choice", "thinking", "output_config", "output_format"),
+    *_read("thread"),
     *_no_effect("cache_control", "speed", "user_profile_id", "workspace_id"),
+    *_no_effect("billing_policy", "fallbacks", "fallback_credit_token"),
     *_neutral(mcp_servers=([],), context_management=({}, {"edits": []})),
 )
 MESSAGES = (
