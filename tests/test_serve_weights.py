@@ -133,6 +133,33 @@ def test_log_prints_one_line_a_request_with_model_status_tokens_and_seconds(tiny
     ]
 
 
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        (
+            b'"usage":{"prompt_tokens":5,"completion_tokens":3,"total_tokens":8,"prompt_tokens_details":{}}',
+            "5+3 tokens",
+        ),
+        (b'"usage":{"input_tokens":5,"cache_read_input_tokens":20,"output_tokens":3}', "25+3 tokens"),
+        (b'"prompt_eval_count":5,"prompt_eval_duration":70,"eval_count":3,"eval_duration":9}', "5+3 tokens"),
+        (b'"usage":{"prompt_tokens":5,"total_tokens":5}', "5+0 tokens"),
+        (b'"message":"no numbers"', ""),
+    ],
+)
+def test_log_finds_the_tokens_in_the_answers_of_each_api(body: bytes, tokens: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": body})
+
+    async def nothing(*_: Any) -> None: ...
+
+    scope = {"type": "http", "method": "POST", "path": "/", "raw_path": b"/"}
+    lines: list[str] = []
+    asyncio.run(RequestLog(app, lines.append)(scope, nothing, nothing))  # type: ignore[arg-type]
+
+    assert re.sub(r" ?[\d.]+ s$", "", lines[0].partition(" 200 ")[2]) == tokens
+
+
 def test_log_says_when_an_answer_was_cut_short() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/begun":

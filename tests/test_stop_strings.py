@@ -58,3 +58,16 @@ def test_text_that_cannot_begin_a_stop_string_is_not_held_back() -> None:
 
     assert stream.feed(b"hello E") == "hello "
     assert stream.feed(b"x") == "Ex"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("one two", "two"), ("one END two", "END"), ("one EN", ""), ("a two END", "two")]
+)
+def test_the_stop_string_that_ended_the_text_is_known(text: str, found: str) -> None:
+    stream = TextStream(("END", "two"))
+
+    for char in text:
+        stream.feed(char.encode())
+    stream.close()
+
+    assert stream.found == found

@@ -100,6 +100,7 @@ class Request:
     `template_kwargs`: names and values, as JSON text, for the model's chat template. `thinking_fields`: the names of
     the request's fields about thinking; a reply names those of them that do nothing for the model. `offer`: the tools
     that the answers may call; None if there are none. `malformed`: fields of messages that are passed on as text.
+    `fitted`: max_tokens is lowered if the context has less room; else such a request is refused.
     """
 
     messages: tuple[dict[str, Any], ...] | None = None
@@ -116,6 +117,7 @@ class Request:
     suffix: str | None = None
     offer: Offer | None = None
     malformed: tuple[str, ...] = ()
+    fitted: bool = False
 
     @property
     def schema_source(self) -> str | None:
@@ -155,7 +157,7 @@ class Delta:
     that the sequence found in the KV cache; only the last delta has it. `reasoning`: new text of the thinking.
     `n_reasoning`: how many of the `n_tokens` tokens are thinking. `prompt_logprobs`: of all tokens of the prompt, if
     the request asks for them; one delta of sequence 0 has them. `calls`: new pieces of calls. Engines leave them in
-    `text`; the server takes them out.
+    `text`; the server takes them out. `stop`: the stop string that ended the sequence; only the last delta has it.
     """
 
     index: int
@@ -169,6 +171,7 @@ class Delta:
     n_reasoning: int = 0
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     calls: tuple[CallPiece, ...] = ()
+    stop: str = ""
 
     @property
     def failure(self) -> TourkitError | None:

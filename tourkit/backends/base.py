@@ -86,6 +86,10 @@ class Templated(Protocol):
         """Return the prompt that the chat template makes of the request's messages. Raises RequestError."""
         ...
 
+    def count_tokens(self, request: Request) -> int:
+        """Return how many tokens the prompt of a request has. Raises RequestError."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:

@@ -137,7 +137,8 @@ class Texts:
         """
         tokens, thinking = self._prompt(request)
         self._check(request, len(tokens))
-        max_tokens = request.params.max_tokens or self.context - len(tokens)
+        room = self.context - len(tokens)
+        max_tokens = min(request.params.max_tokens or room, room)  # more than the room is let in only if `fitted`
         ignored = () if self.reasoning is None else self.reasoning.ignored(request)
         ignored += request.malformed
         if request.constraint is None:
@@ -196,6 +197,10 @@ class Texts:
         """Return the prompt that the chat template makes of the request's messages. Raises RequestError."""
         text, mark = self._rendered(request)
         return text.replace(mark, "") if mark else text
+
+    def count_tokens(self, request: Request) -> int:
+        """Return how many tokens the prompt of a request has. Raises RequestError."""
+        return len(self._prompt(request)[0])
 
     def _rendered(self, request: Request) -> tuple[str, str]:
         """Return the prompt as text, and the mark in it: see ControlTokens.marked. Raises RequestError."""
@@ -295,7 +300,7 @@ class Texts:
 
     def _check(self, request: Request, n_prompt: int) -> None:
         """Raise RequestError for more tokens than fit the context, and for tokens that this model does not have."""
-        wanted = request.params.max_tokens or 1
+        wanted = 1 if request.fitted else request.params.max_tokens or 1
         if n_prompt + wanted > self.context:
             prompt = "messages" if request.prompt is None else "prompt"
             param = prompt if n_prompt >= self.context else "max_tokens"

@@ -123,7 +123,8 @@ class Sequence:
             self.logprobs += self.undecided
             text, thinking = text + self.text.feed_text(rest.content), thinking + rest.reasoning
         last = self._delta(text + self.text.close(), thinking)
-        self.emit(replace(last, finish=reason, error=error, n_cached=self.n_cached or 0))
+        last = replace(last, finish=reason, error=error, n_cached=self.n_cached or 0, stop=self.text.found)
+        self.emit(last)
 
     def _delta(self, text: str, thinking: str) -> Delta:
         new = 0

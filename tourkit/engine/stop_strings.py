@@ -16,7 +16,12 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = stop
         self._held = ""
-        self.stopped = False
+        self.found = ""  # the stop string that ended the text; empty if none did
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return bool(self.found)
 
     def feed(self, piece: bytes) -> str:
         """Add bytes and return the text that is final now; empty after a stop string."""
@@ -47,11 +52,11 @@ class TextStream:
         if not self._stop:
             self._held = ""
             return held
-        hits = [at for at in (held.find(stop) for stop in self._stop) if at >= 0]
+        hits = [(at, stop) for stop in self._stop if (at := held.find(stop)) >= 0]
         if hits:
-            self.stopped = True
+            at, self.found = min(hits)
             self._held = ""
-            return held[: min(hits)]
+            return held[:at]
         keep = max(_overlap(held, stop) for stop in self._stop)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]

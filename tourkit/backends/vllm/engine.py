@@ -123,6 +123,9 @@ class VllmEngine:
     def apply_template(self, request: Request) -> str:
         return self._texts.apply_template(request)
 
+    def count_tokens(self, request: Request) -> int:
+        return self._texts.count_tokens(request)
+
     def tokenize(self, text: str, *, add_special: bool) -> list[int]:
         return self._texts.tokenize(text, add_special=add_special)
 

@@ -145,7 +145,7 @@ class ThinkingAnswer:
         rest = self._thinking.close(cut=finish is not Finish.STOP)
         self._add(self._text.feed_text(rest.content), rest.reasoning)
         self._add(self._text.close(), "")
-        return replace(self._sent(), finish=finish, n_cached=n_cached)
+        return replace(self._sent(), finish=finish, n_cached=n_cached, stop=self._text.found)
 
     def _sent(self) -> Delta:
         new, n_tokens = self._new, self._thinking.n_tokens

@@ -60,7 +60,9 @@ def delta(choice: Any, request: Request, texts: Texts, *, first: bool, n_cached:
     logprobs: tuple[TokenLogprob, ...] = ()
     if request.params.top_logprobs is not None and choice.logprobs:
         logprobs = logprobs_of(choice.token_ids, choice.logprobs, request.params.top_logprobs, texts.tokenizer)
-    return Delta(choice.index, text, len(choice.token_ids), finish, error, logprobs, n_cached if finish else 0)
+    stop = choice.stop_reason if isinstance(choice.stop_reason, str) else ""  # a number is an end token
+    n_cached = n_cached if finish else 0
+    return Delta(choice.index, text, len(choice.token_ids), finish, error, logprobs, n_cached, stop=stop)
 
 
 def logprobs_of(tokens: Sequence[int], rows: Sequence[Any], top: int, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,13 @@ if TYPE_CHECKING:
     from tourkit.backends.base import Engine
 
 
-async def embed(engine: Engine, asked: Embed, http: HttpRequest) -> Response:
-    """Return the embeddings in the order of the texts. Raises RequestError, QueueFull, EngineDead."""
+async def embed(
+    engine: Engine, asked: Embed, http: HttpRequest, make: Callable[[Embed, Embeddings], bytes] | None = None
+) -> Response:
+    """Return the embeddings in the order of the texts. `make`: makes the body; None for that of OpenAI's API.
+
+    Raises RequestError, QueueFull, EngineDead.
+    """
     if not isinstance(engine, Embedder):
         raise RequestError(
             "this model writes text and makes no embeddings: use a model of the role embed",
@@ -43,7 +49,7 @@ async def embed(engine: Engine, asked: Embed, http: HttpRequest) -> Response:
     found = await unless_hung_up(http.receive, result(begun))
     if found is None:
         return Response(status_code=CLIENT_LEFT)
-    body = await asyncio.to_thread(_body, asked, found)
+    body = await asyncio.to_thread(make or _body, asked, found)
     return Response(body, media_type="application/json")
 
 

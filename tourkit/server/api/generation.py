@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from tourkit.generation import Delta, Enforced, Finish, Request, Submission, Tok
 from tourkit.server.api.replies import Choice, Reply, Usage, json_response
 from tourkit.server.api.requests import Generate
 from tourkit.server.api.structured import about, check_all, is_checked, is_plain, verdict_of
+from tourkit.server.api.translated import client_field
 from tourkit.server.contract import REQUEST_HEADER
 from tourkit.server.http import CLIENT_LEFT, hung_up, unless_hung_up
 
@@ -45,6 +47,7 @@ class Generation:
         self._found: list[int] = []  # prompt tokens that each ended sequence found in the KV cache
         self.constraint = Enforced()
         self.n_reasoning = 0
+        self._first = 0.0  # as in Usage
         self.ignored: tuple[str, ...] = ()  # as in Submission
         self._calls: list[CallStream] = []  # of each sequence; empty if the answers cannot call tools
 
@@ -99,6 +102,7 @@ class Generation:
                 delta = await self._queue.get()
                 if delta is None:
                     return
+                self._first = self._first or time.monotonic()
                 self.n_completion += delta.n_tokens
                 self.n_reasoning += delta.n_reasoning
                 if delta.finish is not None:
@@ -135,7 +139,8 @@ class Generation:
 
     def usage(self) -> Usage:
         """Return the tokens so far. What the samples of a request take over from each other was not found by it."""
-        return Usage(self.n_prompt, self.n_completion, min(self._found, default=0), self.n_reasoning)
+        n_cached = min(self._found, default=0)
+        return Usage(self.n_prompt, self.n_completion, n_cached, self.n_reasoning, self._first)
 
 
 def _new_call_id() -> str:
@@ -149,6 +154,7 @@ class Whole:
         self._texts, self._thoughts, self._finishes = [""] * n, [""] * n, [Finish.STOP] * n
         self._logprobs: list[tuple[TokenLogprob, ...]] = [()] * n
         self._calls = [Calls() for _ in range(n)]
+        self._stops = [""] * n
 
     def take(self, delta: Delta) -> None:
         """Add a delta of one answer."""
@@ -158,10 +164,11 @@ class Whole:
         self._logprobs[i] += delta.logprobs
         self._calls[i].take(delta.calls)
         self._finishes[i] = delta.finish or self._finishes[i]
+        self._stops[i] = delta.stop or self._stops[i]
 
     def choices(self) -> list[Choice]:
         calls = [tuple(each.found) for each in self._calls]
-        return list(map(Choice, self._texts, self._finishes, self._logprobs, self._thoughts, calls))
+        return list(map(Choice, self._texts, self._finishes, self._logprobs, self._thoughts, calls, self._stops))
 
 
 async def collect(generation: Generation, n: int, http: HttpRequest) -> list[Choice] | None:
@@ -210,20 +217,22 @@ async def complete(model: Model, asked: Generate, reply: Reply, http: HttpReques
 def _answer(generation: Generation, asked: Generate, body: dict[str, Any]) -> Response:
     """Return the response with an answer, and the names of the request's fields that did nothing."""
     response = json_response(200, body)
-    response.headers.update(ignored_header((*generation.ignored, *asked.ignored)))
+    response.headers.update(ignored_header(generation, asked))
     return response
 
 
-def ignored_header(names: tuple[str, ...]) -> dict[str, str]:
+def ignored_header(generation: Generation, asked: Generate) -> dict[str, str]:
     """Return the header that names fields of a request that do nothing for its model; empty if there are none."""
-    return {IGNORED: ", ".join(names)} if names else {}
+    names = [client_field(name, asked.names) for name in (*generation.ignored, *asked.ignored)]
+    return {IGNORED: ", ".join(dict.fromkeys(names))} if names else {}
 
 
 async def stream(
     model: Model, generation: Generation, reply: Reply, asked: Generate, http: HttpRequest
 ) -> AsyncIterator[bytes]:
     """Yield the answer in pieces. A structured answer is checked at its end; the end of the stream reports it."""
-    yield reply.opening(asked.request.n)
+    if opening := reply.opening(asked.request.n):
+        yield opening
     whole = Whole(asked.request.n)
     async for delta in generation.deltas(http):
         if delta.failure:

@@ -23,7 +23,7 @@ _LONGEST_MESSAGE = 2_000  # characters; a library's message can quote a whole re
 class Choice:
     """One finished sequence. `logprobs`: None if the request did not ask for them. `reasoning`: its thinking.
 
-    `calls`: the tools that it calls, in order.
+    `calls`: the tools that it calls, in order. `stop`: the stop string that ended it; empty if none did.
     """
 
     text: str
@@ -31,19 +31,22 @@ class Choice:
     logprobs: tuple[TokenLogprob, ...] | None
     reasoning: str = ""
     calls: tuple[Call, ...] = ()
+    stop: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """The tokens of a request. `n_cached`: tokens of the prompt that were found in the KV cache.
 
-    `n_reasoning`: how many of the completion's tokens are thinking.
+    `n_reasoning`: how many of the completion's tokens are thinking. `first`: when the first piece of the answer came,
+    in seconds of the monotonic clock; 0 if none came. An answer that is not sent in pieces has one piece.
     """
 
     n_prompt: int
     n_completion: int
     n_cached: int
     n_reasoning: int = 0
+    first: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -51,6 +54,7 @@ class Usage:
             self.n_completion + other.n_completion,
             self.n_cached + other.n_cached,
             self.n_reasoning + other.n_reasoning,
+            self.first or other.first,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +78,7 @@ class Reply(Protocol):
         ...
 
     def opening(self, n: int) -> bytes:
-        """Return the begin of a stream of `n` answers."""
+        """Return the begin of a stream of `n` answers; empty if it begins with the first chunk."""
         ...
 
     def chunk(self, delta: Delta, usage: Callable[[], Usage]) -> bytes:

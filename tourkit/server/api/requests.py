@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tourkit.defaults import RoleDefaults, defaults_of
@@ -15,9 +15,10 @@ from tourkit.server.api.route_fields import CHAT, DETOKENIZE, EMBEDDINGS, TOKENI
 from tourkit.server.api.sampling_fields import features_of, sampling_of, top_logprobs_of
 from tourkit.server.api.thinking_fields import HISTORY_FIELDS, thinking_of, thought_of
 from tourkit.server.api.tool_fields import CALL_FIELDS, History, is_legacy, offer_of
+from tourkit.server.api.translated import Names
 
 # Content parts of other kinds, as the APIs of OpenAI, vLLM and Anthropic name them.
-_MEDIA = {
+MEDIA = {
     "image_url": "an image",
     "input_image": "an image",
     "image": "an image",
@@ -49,7 +50,7 @@ class Generate:
 
     `features`: what it asks for beyond text. `include_reasoning`: whether the reply has the text of the thinking.
     `ignored`: its fields that no model here knows. `legacy_calls`: calls are shown in OpenAI's older form, as
-    `function_call`.
+    `function_call`. `names`: of a request of another API, how its body names fields.
     """
 
     model: str
@@ -60,6 +61,7 @@ class Generate:
     include_reasoning: bool = True
     ignored: tuple[str, ...] = ()
     legacy_calls: bool = False
+    names: Names = field(default_factory=dict)
 
 
 def parse_chat(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
@@ -212,9 +214,9 @@ def _content(content: Any, where: str) -> str:
         parts = []
         for i, part in enumerate(content):
             kind = part.get("type") if isinstance(part, dict) else None
-            if isinstance(kind, str) and kind in _MEDIA:
+            if isinstance(kind, str) and kind in MEDIA:
                 raise RequestError(
-                    f"{where}[{i}] is {_MEDIA[kind]}: this model is text-only, so send text parts only",
+                    f"{where}[{i}] is {MEDIA[kind]}: this model is text-only, so send text parts only",
                     param=f"{where}[{i}]",
                     code="unsupported_content",
                 )

@@ -11,12 +11,12 @@ from typing import Any
 from tourkit.calling.tools import Offer
 from tourkit.defaults import RoleDefaults
 from tourkit.errors import RequestError, excerpt, quoted
-from tourkit.server.api.field_names import FieldNames
 from tourkit.server.api.fields import boolean, integer
 from tourkit.server.api.limits import TOOLS, TOP_LOGPROBS
 from tourkit.server.api.requests import Generate, checked_model_of, parse_chat
 from tourkit.server.api.response_items import Conversation
 from tourkit.server.api.route_fields import CHAT, RESPONSES, Use
+from tourkit.server.api.translated import client_error, client_field
 
 _LOGPROBS = "message.output_text.logprobs"
 INCLUDABLE = (  # names in `include`; all except the log probabilities are about things that are not here
@@ -31,27 +31,26 @@ _NAMED_REASONING = ("summary", "generate_summary", "context", "mode")
 # Fields that chat requests have under the same name.
 _SAME = {field.name for field in RESPONSES if field.use is Use.READ} & {field.name for field in CHAT}
 _SAME -= {"tools", "tool_choice", "store", "metadata", "top_logprobs"}
-_NAMES = (
-    ("response_format.json_schema.schema", "text.format.schema"),
-    ("response_format.json_schema", "text.format"),
-    ("response_format", "text.format"),
-    ("reasoning_effort", "reasoning.effort"),
-    ("reasoning_content", "input.reasoning"),
-    ("max_tokens", "max_output_tokens"),
-    ("messages", "input"),
-)
+_NAMES = {
+    "response_format.json_schema.schema": "text.format.schema",
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "reasoning_content": "input.reasoning",
+    "max_tokens": "max_output_tokens",
+    "messages": "input",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class AskedResponse:
-    """A parsed request. `about`: the fields of the response that repeat the request. `names`: for its errors.
+    """A parsed request. `about`: the fields of the response that repeat the request.
 
     `truncates`: the oldest turns of a conversation that is too long are left out.
     """
 
     generate: Generate
     about: dict[str, Any]
-    names: FieldNames
     truncates: bool
 
 
@@ -76,10 +75,8 @@ def parse_response(body: Any, n_stored: int | None, defaults: tuple[RoleDefaults
     chat |= {"tool_choice": _choice(body.get("tool_choice"))} | _logprobs(body)
     conversation = Conversation(_string(body, "instructions"), n_stored or 0)
     conversation.take(body.get("input"))
-    of_tools = tuple(
-        (f"tools[{i}].function", f"tools[{i}]") for i in range(len(tools) if isinstance(tools, list) else 0)
-    )
-    names = FieldNames((*of_tools, *_NAMES), tuple(conversation.names))
+    n_tools = len(tools) if isinstance(tools, list) else 0
+    names = _NAMES | {f"tools[{i}].function": f"tools[{i}]" for i in range(n_tools)} | conversation.names
     truncation = _one_of(body, "truncation", TRUNCATIONS) or "disabled"
     about = _about(body, truncation)
     if about["previous_response_id"] is not None and n_stored is None:
@@ -87,12 +84,13 @@ def parse_response(body: Any, n_stored: int | None, defaults: tuple[RoleDefaults
     try:
         generate = parse_chat(chat | {"messages": conversation.messages}, defaults)
     except RequestError as exc:
-        raise names.error(exc) from exc
+        raise client_error(exc, names) from exc
     offer = generate.request.offer
     if offer is not None:
-        offer = replace(offer, where=tuple(map(names.sent, offer.where)))
-    generate = replace(generate, request=replace(generate.request, offer=offer), ignored=(*named, *ignored))
-    return AskedResponse(generate, about | _chosen(generate, body, offer), names, truncation == "auto")
+        offer = replace(offer, where=tuple(client_field(where, names) for where in offer.where))
+    request = replace(generate.request, offer=offer)
+    generate = replace(generate, request=request, ignored=(*named, *ignored), names=names)
+    return AskedResponse(generate, about | _chosen(generate, body, offer), truncation == "auto")
 
 
 def not_stored(id_: str) -> RequestError:

@@ -10,7 +10,6 @@ from typing import Any
 
 from tourkit.errors import RequestError, quoted
 from tourkit.server.api import limits
-from tourkit.server.api.field_names import Pairs
 
 KINDS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
 _OF_REPLIES = ("type", "id", "status", "phase")  # fields of messages that replies have, without effect in the input
@@ -18,24 +17,24 @@ _TEXT_PARTS = ("output_text", "summary_text", "reasoning_text", "text")
 
 
 class Conversation:
-    """The messages that items make. `messages`: of the chat request. `names`: for each, as in FieldNames.
+    """The messages that items make. `messages`: of the chat request. `names`: as in Generate.
 
     `n_stored`: how many of the items come from an earlier response; errors name their index in the input without them.
     """
 
     def __init__(self, instructions: str | None, n_stored: int) -> None:
         self.messages: list[dict[str, Any]] = []
-        self.names: list[Pairs] = []
+        self.names: dict[str, str] = {}
         self._n_stored = n_stored
         self._takes_calls = False  # the last message is of the assistant, and calls can be added
         self._thought: tuple[str, str] | None = None  # thinking without its message so far, and its field
         if instructions:
-            self._add({"role": "system", "content": instructions}, (("", "instructions"),))
+            self._add({"role": "system", "content": instructions}, "instructions", content="instructions")
 
     def take(self, value: Any) -> None:
         """Add the items of the field `input`. Raises RequestError."""
         if isinstance(value, str):
-            self._add({"role": "user", "content": value}, (("", "input"),))
+            self._add({"role": "user", "content": value}, "input", content="input")
             return
         if not isinstance(value, list) or len(value) <= self._n_stored:
             raise RequestError("input must be a string or a list of at least one item", param="input")
@@ -56,7 +55,7 @@ class Conversation:
             self._call(item, where)
         elif kind == "function_call_output":
             message = {"role": "tool", "content": _text_parts(item.get("output")), "tool_call_id": item.get("call_id")}
-            self._add(message, (("content", f"{where}.output"), ("tool_call_id", f"{where}.call_id"), ("", where)))
+            self._add(message, where, content=f"{where}.output", tool_call_id=f"{where}.call_id")
         elif kind == "message":
             self._message(item, where)
         elif kind == "item_reference":
@@ -76,36 +75,37 @@ class Conversation:
 
     def _message(self, item: dict[str, Any], where: str) -> None:
         message = {key: value for key, value in item.items() if key not in _OF_REPLIES}
-        names: Pairs = tuple((key, f"{where}.{key}") for key in (*message, "role", "content"))
         if item.get("role") == "assistant":
             message["content"] = _text_parts(message.get("content"))
             message, thought = self._with_thought(message)
-            self._add(message, (*names, *thought, ("", where)))
+            self._add(message, where, **thought)
             self._takes_calls = True
         else:
-            self._add(message, (*names, ("", where)))
+            self._add(message, where)
 
     def _call(self, item: dict[str, Any], where: str) -> None:
         function = {"name": item.get("name"), "arguments": item.get("arguments")}
         call = {"id": item.get("call_id"), "type": "function", "function": function}
         if not self._takes_calls:
-            message, names = self._with_thought({"role": "assistant", "content": None})
-            self._add(message, (*names, ("", where)))
+            message, thought = self._with_thought({"role": "assistant", "content": None})
+            self._add(message, where, **thought)
             self._takes_calls = True
         calls = self.messages[-1].setdefault("tool_calls", [])
-        self.names[-1] = ((f"tool_calls[{len(calls)}]", where), *self.names[-1])
+        self.names[f"messages[{len(self.messages) - 1}].tool_calls[{len(calls)}]"] = where
         calls.append(call)
 
-    def _with_thought(self, message: dict[str, Any]) -> tuple[dict[str, Any], Pairs]:
+    def _with_thought(self, message: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         """Return a message of the assistant with the thinking before it, and the name of that field."""
         if self._thought is None:
-            return message, ()
+            return message, {}
         text, where = self._thought
-        return message | {"reasoning_content": text}, (("reasoning_content", where),)
+        return message | {"reasoning_content": text}, {"reasoning_content": where}
 
-    def _add(self, message: dict[str, Any], names: Pairs) -> None:
+    def _add(self, message: dict[str, Any], where: str, **names: str) -> None:
+        """Add a message. `where`: the field that it was made of. `names`: those that its own fields were made of."""
+        at = f"messages[{len(self.messages)}]"
+        self.names |= {at: where} | {f"{at}.{ours}": sent for ours, sent in names.items()}
         self.messages.append(message)
-        self.names.append(names)
         self._takes_calls, self._thought = False, None
 
 

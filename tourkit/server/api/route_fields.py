@@ -148,6 +148,46 @@ EMBEDDINGS = (
 )
 TOKENIZE = (*_read("model", "prompt", "add_special_tokens"), *_neutral(return_token_strs=(False,)))
 DETOKENIZE = _read("model", "tokens")
+_MESSAGES = (
+    *_read("model", "messages", "system", "tools", "tool_choice", "thinking", "output_config", "output_format"),
+    *_read("thread"),
+    *_no_effect("cache_control", "speed", "user_profile_id", "workspace_id"),
+    *_no_effect("billing_policy", "fallbacks", "fallback_credit_token"),
+    *_neutral(mcp_servers=([],), context_management=({}, {"edits": []})),
+)
+MESSAGES = (
+    *_MESSAGES,
+    *_read("max_tokens", "stream", "stop_sequences", "temperature", "top_p", "top_k"),
+    *_no_effect("metadata", "service_tier", "inference_geo", "diagnostics"),
+)
+COUNT_TOKENS = (
+    *_MESSAGES,
+    *_no_effect("max_tokens", "stream", "stop_sequences", "temperature", "top_p", "top_k"),
+    *_no_effect("metadata", "service_tier", "inference_geo", "diagnostics"),
+)
+_OLLAMA = (
+    *_read("model", "stream", "format", "options", "think", "logprobs", "top_logprobs"),
+    *_no_effect("keep_alive", "truncate", "shift"),
+)
+OLLAMA_CHAT = (*_OLLAMA, *_read("messages", "tools"))
+OLLAMA_GENERATE = (
+    *_OLLAMA,
+    *_read("prompt", "system", "suffix", "raw", "images"),
+    *_neutral(template=("",), context=([],), width=(0,), height=(0,), steps=(0,)),
+)
+OLLAMA_EMBED = (*_read("model", "input", "dimensions"), *_no_effect("truncate", "options", "keep_alive"))
+OLLAMA_EMBEDDINGS = (*_read("model", "prompt"), *_no_effect("options", "keep_alive"))
+# The fields of `options` in requests of Ollama's API.
+OLLAMA_OPTIONS = (
+    *_read("num_predict", "temperature", "top_p", "top_k", "min_p", "seed", "stop"),
+    *_read("presence_penalty", "frequency_penalty"),
+    # About loading: `tourkit serve` has planned this.
+    *_no_effect("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "numa", "low_vram", "f16_kv"),
+    *_no_effect("use_mmap", "use_mlock", "vocab_only", "logits_all", "embedding_only", "num_keep"),
+    # Each of these has an effect only beside a field below that is neutral.
+    *_no_effect("repeat_last_n", "penalize_newline", "mirostat_tau", "mirostat_eta"),
+    *_neutral(repeat_penalty=(1,), typical_p=(1,), tfs_z=(1,), mirostat=(0,)),
+)
 ROUTES = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETION,
@@ -156,8 +196,17 @@ ROUTES = {
     "/apply-template": CHAT,
     "/tokenize": TOKENIZE,
     "/detokenize": DETOKENIZE,
+    "/v1/messages": MESSAGES,
+    "/v1/messages/count_tokens": COUNT_TOKENS,
+    "/api/chat": OLLAMA_CHAT,
+    "/api/generate": OLLAMA_GENERATE,
+    "/api/embed": OLLAMA_EMBED,
+    "/api/embeddings": OLLAMA_EMBEDDINGS,
 }
-_BY_NAME = {id(fields): {field.name: field for field in fields} for fields in ROUTES.values()}
+# Of POST /api/show, which the gateway answers.
+OLLAMA_SHOW = (*_read("model", "name"), *_no_effect("verbose", "system", "template", "options"))
+_TABLES = (*ROUTES.values(), OLLAMA_OPTIONS, OLLAMA_SHOW)
+_BY_NAME = {id(fields): {field.name: field for field in fields} for fields in _TABLES}
 
 
 def check_fields(body: dict[str, Any], fields: tuple[Field, ...]) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ from tourkit.server.gateway.conversations import Conversations
 from tourkit.server.gateway.entry import Entry
 from tourkit.server.gateway.lifecycle import LIFETIMES, Lifecycle, Lifetimes
 from tourkit.server.gateway.metrics import WorkerFigures, exposition, prompt_cache_of
+from tourkit.server.gateway.ollama import OllamaModels
 from tourkit.server.gateway.paths import FORWARDED, STREAMED
 from tourkit.server.gateway.relay import Relay
 from tourkit.server.gateway.request_log import MODEL, RequestLog
@@ -103,6 +104,7 @@ class Gateway:
                 Route("/metrics", self.metrics, methods=["GET"]),
                 *self._lifecycle.routes(),
                 *responses.routes(self._conversations),
+                *OllamaModels(lambda: self._workers, self._find, self._created).routes(),
             ],
             exception_handlers={404: paths.not_found, 405: paths.not_found},
             lifespan=self._lifespan,
@@ -272,7 +274,7 @@ class Gateway:
         try:
             bodies.check_headers(scope)
             body = await bodies.read_body(request)
-            named = await bodies.named(body)
+            named = await bodies.named(body, dialect_of(scope["path"]))
             scope[MODEL] = named.model
             worker = self._find(named.model)
         except TourkitError as exc:
@@ -298,10 +300,11 @@ class Gateway:
 
     async def _answer(self, worker: Worker, asked: Asked, streams: bool, receive: Receive, send: Send) -> None:
         """Pass a request and its answer. `streams`: the client gets comments while it waits."""
-        if not streams or asked.path not in STREAMED or not dialect_of(asked.path).waiting:
+        dialect = dialect_of(asked.path)
+        if not streams or asked.path not in STREAMED or not dialect.waiting:
             await self._pass(worker, asked, receive, send)
             return
-        commented = Commented(send, worker.answering.launch.title, dialect_of(asked.path))
+        commented = Commented(send, worker.answering.launch.title, dialect)
         commenting = asyncio.create_task(commented.run())
         try:
             await self._pass(worker, asked, receive, commented)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.types import Scope
 
 from tourkit.errors import RequestError, quoted
+from tourkit.server.api.dialects import Dialect
 from tourkit.server.api.limits import BODY, HEADER
 from tourkit.server.api.off_loop import parsed
 from tourkit.server.api.requests import model_of
@@ -81,11 +83,11 @@ class Named:
     streams: bool
 
 
-async def named(body: bytes) -> Named:
-    """Return the model that a body names. Raises RequestError."""
-    return await parsed(body, _named)
+async def named(body: bytes, dialect: Dialect) -> Named:
+    """Return what a body says about its way, in the form of an API. Raises RequestError."""
+    return await parsed(body, partial(_named, dialect=dialect))
 
 
-def _named(body: Any) -> Named:
-    model = model_of(body)
-    return Named(model, body.get("stream") is True)
+def _named(body: Any, dialect: Dialect) -> Named:
+    model, streams = model_of(body).removesuffix(dialect.tag), body.get("stream")
+    return Named(model, dialect.streams if streams is None else streams is True)

@@ -20,8 +20,8 @@ _GOOD_ID = re.compile(rb"[!-~]{1,128}")
 class Entry:
     """An ASGI application around another one. Each answer has `x-request-id` and `openai-processing-ms`.
 
-    The id is the client's, if it sends one of 1 to 128 visible ASCII characters; else a new one. The time is that until
-    the answer begins, in whole milliseconds.
+    The id is the client's, if it sends one of 1 to 128 visible ASCII characters; else a new one. Anthropic's clients
+    read it from `request-id`. The time is that until the answer begins, in whole milliseconds.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -33,15 +33,16 @@ class Entry:
             return
         began = time.monotonic()
         scope["path"] = canonical(scope["path"])
+        dialect = dialect_of(scope["path"])
 
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 took = str(round((time.monotonic() - began) * 1000)).encode()
-                more = [(_ID, _id_of(scope)), (b"openai-processing-ms", took)]
+                id_ = _id_of(scope)
+                more = [*((name, id_) for name in dialect.id_headers), (b"openai-processing-ms", took)]
                 message = {**message, "headers": [*message.get("headers", ()), *more]}
             await send(message)
 
-        dialect = dialect_of(scope["path"])
         await self._app(scope, receive, noted if dialect is OPENAI else _Rewritten(noted, dialect))
 
 

@@ -19,11 +19,20 @@ from tourkit.server.api.replies import error_response
 FORWARDED = (
     *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"),
     *("/apply-template", "/tokenize", "/detokenize"),
+    *("/v1/messages", "/v1/messages/count_tokens"),
+    *("/api/chat", "/api/generate", "/api/embed", "/api/embeddings"),
 )
-STREAMED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})  # those that can stream
+# Those that can answer with a stream.
+STREAMED = frozenset(
+    {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate"}
+)
 _VERSION = "/v1"
-_VERSIONED = ("/chat/completions", "/completions", "/responses", "/embeddings", "/models")
+_VERSIONED = (
+    *("/chat/completions", "/completions", "/responses", "/embeddings", "/models"),
+    *("/messages", "/messages/count_tokens"),
+)
 _VERSIONED_FOLDERS = ("/models/", "/responses/")
+_OLLAMA = "/api/"
 _BARE = frozenset({"/tokenize", "/detokenize", "/apply-template", "/health", "/metrics", "/version"})
 
 
@@ -32,7 +41,7 @@ def canonical(path: str) -> str:
     path = path.rstrip("/") or "/"
     while path.startswith(f"{_VERSION}{_VERSION}/"):
         path = path.removeprefix(_VERSION)
-    if path.removeprefix(_VERSION) in _BARE:
+    if path.removeprefix(_VERSION) in _BARE or path.startswith(_VERSION + _OLLAMA):
         return path.removeprefix(_VERSION)
     if path in _VERSIONED or path.startswith(_VERSIONED_FOLDERS):
         return _VERSION + path

@@ -14,8 +14,10 @@ MODEL = "tourkit.model"  # key of a request's scope: the role or model id that i
 _TAIL = 16_384  # bytes of an answer that are kept: its usage is near the end
 _LONGEST_NAME = 80  # characters
 _USAGE = re.compile(rb'"usage":\{([^{}]*)')
-_NAMES = ((b"prompt", b"completion"), (b"input", b"output"))  # as the APIs name them
-_COUNT = re.compile(rb'"(prompt|completion|input|output)_tokens":(\d+)')
+_COUNT = re.compile(rb'"(\w+)":(\d+)')
+_EVALUATED = re.compile(rb'"(prompt_eval_count|eval_count)":(\d+)')  # of Ollama's API, which has no usage
+_PROMPT = ("prompt_tokens", "input_tokens", "cache_read_input_tokens", "prompt_eval_count")
+_COMPLETION = ("completion_tokens", "output_tokens", "eval_count")
 
 
 class RequestLog:
@@ -71,10 +73,11 @@ def _shown(name: str) -> str:
 
 
 def _tokens(tail: bytes) -> list[str]:
-    """Prompt and generated tokens, if the answer states them: a stream does so only if it was asked to."""
+    """Return prompt and generated tokens if the answer states them. OpenAI's streams do so only if they were asked."""
     usages = _USAGE.findall(tail)
-    counts = {name: int(count) for name, count in _COUNT.findall(usages[-1])} if usages else {}
-    for prompt, completion in _NAMES:
-        if prompt in counts:
-            return [f"{counts[prompt]}+{counts.get(completion, 0)} tokens"]
-    return []
+    found = _COUNT.findall(usages[-1]) if usages else _EVALUATED.findall(tail)
+    counts = {name.decode(): int(count) for name, count in found}
+    if not counts.keys() & set(_PROMPT):
+        return []
+    prompt, completion = (sum(counts.get(name, 0) for name in names) for names in (_PROMPT, _COMPLETION))
+    return [f"{prompt}+{completion} tokens"]

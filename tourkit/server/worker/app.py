@@ -25,16 +25,27 @@ from tourkit.errors import EngineDead, EngineError, RequestError, TourkitError, 
 from tourkit.generation import Enforced
 from tourkit.server.api.completion_fields import parse_completion
 from tourkit.server.api.completions import Prompts, complete_all, echoes_of, stream_all
-from tourkit.server.api.dialects import dialect_of
+from tourkit.server.api.dialects import LINES, dialect_of, line
 from tourkit.server.api.embedding import embed
-from tourkit.server.api.generation import IGNORED, Generation, complete, ignored_header, stream
+from tourkit.server.api.generation import Generation, complete, ignored_header, stream
+from tourkit.server.api.message_fields import parse_count, parse_message
+from tourkit.server.api.message_replies import MessageReply
 from tourkit.server.api.model import InTrial, Model, untold
 from tourkit.server.api.off_loop import parsed, tokenized
+from tourkit.server.api.ollama_fields import (
+    Loading,
+    parse_ollama_chat,
+    parse_ollama_embed,
+    parse_ollama_embeddings,
+    parse_ollama_generate,
+)
+from tourkit.server.api.ollama_replies import OllamaReply, embed_body, embeddings_body
 from tourkit.server.api.replies import ChatReply, Reply, error_response, json_response
 from tourkit.server.api.requests import Generate, parse_chat, parse_detokenize, parse_embeddings, parse_tokenize
 from tourkit.server.api.response_fields import parse_response
 from tourkit.server.api.response_replies import ResponseReply, new_id
 from tourkit.server.api.text_replies import TextReply
+from tourkit.server.api.translated import client_error
 from tourkit.server.api.truncation import truncated
 from tourkit.server.contract import CLIENT_HEADER, SECRET_HEADER, STORED_HEADER
 from tourkit.server.http import CLIENT_LEFT
@@ -85,6 +96,12 @@ class ModelServer:
                 Route("/v1/completions", self.complete, methods=["POST"]),
                 Route("/v1/responses", self.respond, methods=["POST"]),
                 Route("/v1/embeddings", self.embed, methods=["POST"]),
+                Route("/v1/messages", self.messages, methods=["POST"]),
+                Route("/v1/messages/count_tokens", self.count_tokens, methods=["POST"]),
+                Route("/api/chat", partial(self.ollama, parse_ollama_chat), methods=["POST"]),
+                Route("/api/generate", partial(self.ollama, parse_ollama_generate), methods=["POST"]),
+                Route("/api/embed", self.ollama_embed, methods=["POST"]),
+                Route("/api/embeddings", self.ollama_embeddings, methods=["POST"]),
                 Route("/apply-template", self.apply_template, methods=["POST"]),
                 Route("/tokenize", self.tokenize, methods=["POST"]),
                 Route("/detokenize", self.detokenize, methods=["POST"]),
@@ -130,20 +147,23 @@ class ModelServer:
         parse = partial(parse_response, n_stored=None if stored is None else int(stored), defaults=self._defaults)
         asked = await self._body(request, parse)
         generate, logprobs = asked.generate, asked.generate.request.params.top_logprobs is not None
-        try:
-            if asked.truncates:
+        if asked.truncates:
+            try:
                 generate = replace(generate, request=await asyncio.to_thread(truncated, self._engine, generate.request))
-            shows = generate.include_reasoning
-            reply = ResponseReply(new_id("resp"), int(time.time()), asked.about, reasoning=shows, logprobs=logprobs)
-            response = await self._answer(generate, reply, request)
-        except RequestError as exc:
-            raise asked.names.error(exc) from exc
-        if ignored := response.headers.get(IGNORED):
-            response.headers[IGNORED] = ", ".join(map(asked.names.sent, ignored.split(", ")))
-        return response
+            except RequestError as exc:
+                raise client_error(exc, generate.names) from exc
+        shows = generate.include_reasoning
+        reply = ResponseReply(new_id("resp"), int(time.time()), asked.about, reasoning=shows, logprobs=logprobs)
+        return await self._answer(generate, reply, request)
 
     async def _answer(self, asked: Generate, reply: Reply, request: HttpRequest) -> Response:
-        """Answer a chat request in the API of `reply`."""
+        """Answer a chat request in the API of `reply`. Raises RequestError with the field of the client's body."""
+        try:
+            return await self._answered(asked, reply, request)
+        except RequestError as exc:
+            raise client_error(exc, asked.names) from exc
+
+    async def _answered(self, asked: Generate, reply: Reply, request: HttpRequest) -> Response:
         asked = replace(asked, request=replace(asked.request, client=_client(request)))
         headers = self._emulated(asked.features)
         if not asked.stream:
@@ -153,9 +173,47 @@ class ModelServer:
         generation = await Generation.start(self._model, asked.request, request)
         if generation is None:
             return Response(status_code=CLIENT_LEFT)
-        headers |= ignored_header((*generation.ignored, *asked.ignored))
+        headers |= ignored_header(generation, asked)
         events = stream(self._model, generation, reply, asked, request)
         return _streamed(events, generation.constraint, headers, request)
+
+    async def messages(self, request: HttpRequest) -> Response:
+        asked = await self._body(request, partial(parse_message, defaults=self._defaults))
+        id_, most = f"msg_{uuid.uuid4().hex}", asked.request.params.max_tokens
+        reply = MessageReply(id_, asked.model, most, reasoning=asked.include_reasoning)
+        return await self._answer(asked, reply, request)
+
+    async def count_tokens(self, request: HttpRequest) -> Response:
+        """Return how many tokens the prompt of messages has, as Anthropic's API does."""
+        asked = await self._body(request, partial(parse_count, defaults=self._defaults))
+        try:
+            count = await asyncio.to_thread(self._templated().count_tokens, asked.request)
+        except RequestError as exc:
+            raise client_error(exc, asked.names) from exc
+        return json_response(200, {"input_tokens": count})
+
+    async def ollama(
+        self, parse: Callable[[Any, tuple[RoleDefaults, ...]], Generate | Loading], request: HttpRequest
+    ) -> Response:
+        """Answer a request to chat or generate in Ollama's API."""
+        began = time.monotonic()
+        asked = await self._body(request, lambda body: parse(body, self._defaults))
+        is_chat = parse is parse_ollama_chat
+        if isinstance(asked, Loading):
+            body = OllamaReply(asked.model, is_chat=is_chat, began=began).loaded()
+            return Response(line(body), media_type=LINES) if asked.stream else json_response(200, body)
+        logprobs = asked.request.params.top_logprobs is not None
+        reply = OllamaReply(asked.model, is_chat=is_chat, logprobs=logprobs, began=began)
+        return await self._answer(asked, reply, request)
+
+    async def ollama_embed(self, request: HttpRequest) -> Response:
+        began = time.monotonic()
+        asked = await self._body(request, parse_ollama_embed)
+        return await embed(self._engine, asked, request, partial(embed_body, began=began))
+
+    async def ollama_embeddings(self, request: HttpRequest) -> Response:
+        asked = await self._body(request, parse_ollama_embeddings)
+        return await embed(self._engine, asked, request, embeddings_body)
 
     async def complete(self, request: HttpRequest) -> Response:
         asked = await self._body(request, partial(parse_completion, defaults=self._defaults))
@@ -177,10 +235,13 @@ class ModelServer:
     async def apply_template(self, request: HttpRequest) -> Response:
         """Return the prompt that the chat template makes of messages, as llama.cpp's server does."""
         asked = await self._body(request, partial(parse_chat, defaults=self._defaults))
+        text = await asyncio.to_thread(self._templated().apply_template, asked.request)
+        return json_response(200, {"prompt": text})
+
+    def _templated(self) -> Templated:
         if not isinstance(self._engine, Templated):
             raise RequestError("this model has no chat template", param="model", code="unsupported_model")
-        text = await asyncio.to_thread(self._engine.apply_template, asked.request)
-        return json_response(200, {"prompt": text})
+        return self._engine
 
     async def embed(self, request: HttpRequest) -> Response:
         return await embed(self._engine, await self._body(request, parse_embeddings), request)
