@@ -510,6 +510,12 @@ def test_what_no_model_here_knows_is_named(near: NearGateway) -> None:
     assert answer.body["text"]["verbosity"] == "low"
 
 
+def test_thinking_in_the_history_is_named_if_the_template_does_not_read_it(near: NearGateway) -> None:
+    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}
+
+    assert respond(near, [thought, said("assistant", "x")]).headers["x-tourkit-ignored"] == "input.reasoning"
+
+
 def test_the_format_is_the_constraint_and_is_repeated() -> None:
     form = {"type": "json_schema", "name": "city", "schema": CITY, "strict": True}
     asked = parsed("x", text={"format": form})

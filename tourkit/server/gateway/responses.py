@@ -27,7 +27,8 @@ _MOST = 100
 class Tapped:
     """A `send` for an answer of a worker. `on_response` gets the response before the client has the end of it.
 
-    An error that the gateway puts into a stream gets the number that comes next in it.
+    A stream is passed on in whole events. So the client gets no half of an event if the worker dies, and the error that
+    the gateway then puts into the stream gets the number that comes next.
     """
 
     def __init__(self, send: Send, on_response: Callable[[dict[str, Any]], None]) -> None:
@@ -44,7 +45,12 @@ class Tapped:
             self._is_stream = any(kind.startswith(EVENTS.encode()) for kind in kinds)
             self._is_good = message["status"] == 200
         elif self._is_good and self._is_stream:
-            message = {**message, "body": self._events(message.get("body", b""))}
+            whole = self._events(message.get("body", b""))
+            if not message.get("more_body", False):
+                whole += self._rest
+            elif not whole:
+                return
+            message = {**message, "body": whole}
         elif self._is_good:
             self._rest += message.get("body", b"")
             if not message.get("more_body", False):
@@ -52,17 +58,18 @@ class Tapped:
         await self._send(message)
 
     def _events(self, block: bytes) -> bytes:
-        """Return a block of a stream as the client shall get it."""
-        if block.startswith(_ERROR) and not self._rest:
-            block = self._numbered(block)
-        *events, self._rest = (self._rest + block).split(b"\n\n")
-        for each in events:
+        """Return the events that are whole with this block of a stream."""
+        if block.startswith(_ERROR) and b"\n\n" in block:  # the gateway's errors come in one piece
+            block, self._rest = self._numbered(block), b""
+        whole, end, self._rest = (self._rest + block).rpartition(b"\n\n")
+        for each in whole.split(b"\n\n"):
             self._n_events += each.startswith(b"event: ")
             if each.startswith(_ENDS):
                 self._on_response(orjson.loads(each.partition(b"data: ")[2])["response"])
-        return block
+        return whole + end
 
     def _numbered(self, block: bytes) -> bytes:
+        """Return a block that begins with an error event, with the number of the event."""
         first, end, others = block.partition(b"\n\n")
         head, _, data = first.partition(b"data: ")
         return head + b"data: " + orjson.dumps(orjson.loads(data) | {"sequence_number": self._n_events}) + end + others
