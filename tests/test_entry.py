@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tourkit.server.gateway.app import Gateway, GatewayOptions
 from tourkit.server.gateway.comments import Commented
 from tourkit.server.gateway.entry import Entry
 from tourkit.server.gateway.paths import canonical
+from tourkit.server.gateway.relay import whole_pieces
 
 NOBODY = json.dumps({"model": "nobody"}).encode()
 
@@ -281,3 +283,34 @@ def test_a_stream_that_sends_often_gets_no_comment() -> None:
             await asyncio.sleep(0)
 
     assert COMMENT not in stream(script, period=15.0).body
+
+
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_a_stream_of_a_worker_is_passed_on_in_whole_pieces(size: int) -> None:
+    stream = b'data: {"a": 1}\n\ndata: {"b": 2}\n\ndata: [DO'
+
+    async def blocks() -> AsyncIterator[bytes]:
+        for start in range(0, len(stream), size):
+            yield stream[start : start + size]
+
+    async def run() -> list[bytes]:
+        return [piece async for piece in whole_pieces(blocks(), b"\n\n")]
+
+    pieces = asyncio.run(run())
+    assert b"".join(pieces) == stream
+    assert [piece.endswith(b"\n\n") for piece in pieces] == [True] * (len(pieces) - 1) + [False]
+
+
+def test_half_of_a_piece_is_not_passed_on_if_the_worker_goes_away() -> None:
+    async def blocks() -> AsyncIterator[bytes]:
+        yield b'data: {"a": 1}\n\ndata: {"b'
+        raise ConnectionError
+
+    async def run() -> list[bytes]:
+        pieces = []
+        with contextlib.suppress(ConnectionError):
+            async for piece in whole_pieces(blocks(), b"\n\n"):
+                pieces.append(piece)
+        return pieces
+
+    assert asyncio.run(run()) == [b'data: {"a": 1}\n\n']

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,7 @@ class Relay:
         """Pass one request and its answer. Return None if a byte was sent."""
         started = False
         run, number = worker.run, str(next(self._numbers))
-        launch = worker.current.launch
+        launch, dialect = worker.current.launch, dialect_of(asked.path)
         self.running += 1
         try:
             async with self._upstream.post(worker, asked, number) as answer:
@@ -101,7 +101,10 @@ class Relay:
                 await send(_start(answer, launch))
                 started = True
                 on_first_byte()
-                while block := await answer.content.readany():
+                blocks = answer.content.iter_any()
+                if answer.content_type == dialect.stream_type:
+                    blocks = whole_pieces(blocks, dialect.ends)
+                async for block in blocks:
                     await send({"type": "http.response.body", "body": block, "more_body": True})
                 worker.answered()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -109,7 +112,6 @@ class Relay:
             if not started:
                 why = f"the worker of {launch.model} went away ({exc}): ask again, it is restarted"
                 return await self._failed(worker, run, number, why)
-            dialect = dialect_of(asked.path)
             if answer.content_type == dialect.stream_type:  # a plain answer ends before its announced length
                 await _cut_short(send, launch, dialect)
         finally:
@@ -127,6 +129,17 @@ class Relay:
             model = worker.current.launch.model
             return _Failed(EngineDead(f"the worker of {model} ended while it tried the constraint: ask again"), False)
         return _Failed(EngineDead(why), has_died=True)
+
+
+async def whole_pieces(blocks: AsyncIterable[bytes], ends: bytes) -> AsyncIterator[bytes]:
+    """Yield a stream in whole pieces, each with `ends` at its end. So an error never follows half of a piece."""
+    held = b""
+    async for block in blocks:
+        whole, end, held = (held + block).rpartition(ends)
+        if end:
+            yield whole + end
+    if held:
+        yield held
 
 
 def _message(body: bytes) -> str:
