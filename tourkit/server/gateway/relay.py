@@ -101,7 +101,7 @@ class Relay:
                 await send(_start(answer, launch))
                 started = True
                 on_first_byte()
-                blocks = answer.content.iter_any()
+                blocks: AsyncIterator[bytes] = answer.content.iter_any()
                 if answer.content_type == dialect.stream_type:
                     blocks = whole_pieces(blocks, dialect.ends)
                 async for block in blocks:
