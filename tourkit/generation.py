@@ -147,7 +147,7 @@ class TokenLogprob:
 
     token: bytes
     logprob: float
-    top: tuple[tuple[bytes, float], ...] = ()  # the likeliest tokens here, best first; or those of `scored`, in its order
+    top: tuple[tuple[bytes, float], ...] = ()  # the likeliest tokens, best first; or those `scored`, in order
 
 
 @dataclass(frozen=True, slots=True)
