@@ -194,8 +194,8 @@ def test_a_model_decides_by_its_pooling_which_engine_it_gets(files: dict[str, Pa
 
 @pytest.mark.parametrize(
     ("pooling", "why"),
-    [(gguf.PoolingType.RANK, "reranker"), (gguf.PoolingType.NONE, "without pooling")],
-    ids=["reranker", "no pooling"],
+    [(gguf.PoolingType.NONE, "without pooling")],
+    ids=["no pooling"],
 )
 def test_an_encoder_that_gives_no_embeddings_is_refused_when_it_is_loaded(
     tmp_path: Path, pooling: gguf.PoolingType, why: str

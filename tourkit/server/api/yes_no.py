@@ -9,7 +9,6 @@ import asyncio
 import math
 from collections.abc import Sequence
 from enum import Enum
-from itertools import takewhile
 
 from starlette.requests import Request as HttpRequest
 
@@ -24,8 +23,7 @@ _TASK = (
     'Note that the answer can only be "yes" or "no".'
 )
 _INSTRUCT = "Given a web search query, retrieve relevant passages that answer the query"
-_YES, _NO = ("yes", "Yes"), ("no", "No")
-_BEFORE = ("", " ", "\n")  # what may stand before the answer: the token of a word can begin with a space
+_LARGEST = 700.0  # whose exponential is a number
 _BIAS = 100.0  # added to the logits of the answers, so that one of them is drawn; log probabilities do not have it
 
 
@@ -42,7 +40,7 @@ class YesNo:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._known: tuple[_Layout, tuple[int, ...], tuple[int, ...]] | None = None  # the tokens of yes, those of no
+        self._known: tuple[_Layout, tuple[int, int]] | None = None
 
     async def scores(self, query: str, documents: Sequence[str], client: str, http: HttpRequest) -> Scores | None:
         """Return the scores of documents; None if the client hangs up. `client`: as in Request.
@@ -51,8 +49,8 @@ class YesNo:
         """
         if self._known is None:
             self._known = await asyncio.to_thread(_known, self._model.engine)
-        layout, yes, no = self._known
-        params = _params((*yes, *no))
+        layout, answers = self._known
+        params = _params(answers)
         requests = [_request(query, document, layout, params, client) for document in documents]
         prompts = Prompts(self._model, tuple(requests), http)
         values: dict[int, float] = {}
@@ -62,7 +60,7 @@ class YesNo:
                     if delta.failure:
                         raise delta.failure
                     for row in delta.logprobs[:1]:
-                        values[i] = _probability(row, len(yes))
+                        values[i] = _probability(row)
         except RequestError as exc:
             fix = "; or set max_tokens_per_doc" if exc.code == "context_length_exceeded" else ""
             raise RequestError(f"documents: {exc}{fix}", param="documents", code=exc.code) from exc
@@ -73,14 +71,13 @@ class YesNo:
         return Scores(tuple(values[i] for i in range(len(documents))), prompts.usage().n_prompt)
 
 
-def _probability(row: TokenLogprob, n_yes: int) -> float:
-    """Return the probability of yes among the answers. `row`: the tokens of yes, `n_yes` of them, then those of no."""
-    most = max(logprob for _, logprob in row.top)
-    chances = [math.exp(logprob - most) for _, logprob in row.top]
-    return sum(chances[:n_yes]) / sum(chances)
+def _probability(row: TokenLogprob) -> float:
+    """Return the probability of yes among the two answers."""
+    (_, yes), (_, no) = row.top
+    return 1 / (1 + math.exp(min(no - yes, _LARGEST)))
 
 
-def _params(answers: tuple[int, ...]) -> SamplingParams:
+def _params(answers: tuple[int, int]) -> SamplingParams:
     return SamplingParams(
         max_tokens=1,
         temperature=0,
@@ -105,8 +102,8 @@ def _request(query: str, document: str, layout: _Layout, params: SamplingParams,
     return Request(messages=messages, params=params, thinking=thinking, whole=True, client=client)
 
 
-def _known(engine: Engine) -> tuple[_Layout, tuple[int, ...], tuple[int, ...]]:
-    """Return the layout for a model, and the tokens of its answers. Raises RequestError if it cannot say yes or no."""
+def _known(engine: Engine) -> tuple[_Layout, tuple[int, int]]:
+    """Return the layout for a model, and the tokens of yes and of no. Raises RequestError if it cannot say them."""
     assert isinstance(engine, Templated)
     for layout in (_Layout.SYSTEM, _Layout.USER):
         try:
@@ -114,35 +111,17 @@ def _known(engine: Engine) -> tuple[_Layout, tuple[int, ...], tuple[int, ...]]:
         except RequestError:  # the template refuses system messages, or there is none
             continue
         if _TASK in shown:
-            return layout, *_answers(engine)
-    return _Layout.PLAIN, *_answers(engine)
+            return layout, _answers(engine)
+    return _Layout.PLAIN, _answers(engine)
 
 
-def _answers(engine: Engine) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the tokens of yes and those of no: whole words; if the model has none, the first tokens of the words.
-
-    Raises RequestError if none are left that tell yes from no.
-    """
-    found = [_first_tokens(engine, words) for words in (_YES, _NO)]
-    whole = [{token for token, is_whole in each.items() if is_whole} for each in found]
-    yes, no = whole if all(whole) else map(set, found)
-    if not (yes - no and no - yes):
+def _answers(engine: Engine) -> tuple[int, int]:
+    """Return the token of yes and that of no; their first tokens if they have more. Raises RequestError."""
+    yes, no = (engine.tokenize(word, add_special=False)[0] for word in ("yes", "no"))
+    if yes == no:
         raise RequestError(
             "this model has no tokens that tell yes from no: use a model of the role rerank",
             param="model",
             code="unsupported_model",
         )
-    return tuple(sorted(yes - no)), tuple(sorted(no - yes))
-
-
-def _first_tokens(engine: Engine, words: Sequence[str]) -> dict[int, bool]:
-    """Return the first token of each spelling of a word, and whether it is the whole word."""
-    found: dict[int, bool] = {}
-    for before in _BEFORE:
-        start = engine.tokenize(before, add_special=False)
-        for word in words:
-            tokens = engine.tokenize(before + word, add_special=False)
-            same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(start, tokens, strict=False))))
-            first, *rest = tokens[same:]
-            found[first] = found.get(first, False) or not rest
-    return found
+    return yes, no
