@@ -274,6 +274,15 @@ def test_the_prompts_tokens_are_counted(judge: Any) -> None:
     assert used["prompt_tokens"] == sum(len(prompt) for prompt in runner.prompts)
 
 
+def test_a_model_that_cannot_tell_yes_from_no_is_refused(judge: Any) -> None:
+    _, engine = judge()
+    engine.tokenize = lambda text, *, add_special: [7, *text.encode()]
+
+    error = asked(engine).body["error"]
+
+    assert (error["param"], error["code"]) == ("model", "unsupported_model")
+
+
 def test_many_documents_are_ranked_although_the_queue_is_short(judge: Any) -> None:
     _, engine = judge()
     chances = [round(0.05 + 0.9 * (i * 37 % 100) / 100, 4) for i in range(100)]
