@@ -72,7 +72,8 @@ def _cut(engine: Engine, asked: Rerank) -> tuple[str, ...]:
         return asked.documents
 
     def cut(text: str) -> str:
-        tokens = engine.tokenize(text[: most * _LONGEST_TOKEN], add_special=False)
+        text = text[: most * _LONGEST_TOKEN]
+        tokens = engine.tokenize(text, add_special=False)
         return text if len(tokens) <= most else engine.detokenize(tokens[:most]).strip()
 
     return tuple(map(cut, asked.documents))
