@@ -55,7 +55,7 @@ test-quick: $(DEV)/ready ## the tests that start no process, no server and no mo
 
 # The cases of llama_cpp are left out: `make test` has them.
 test-stacks: $(TINY)/ready ## the stacks transformers and onnx, in the environment of the tiny model; CI runs this
-	$(TINY)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_encoder.py tests/test_vocabulary.py \
+	$(TINY)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_encoder.py tests/test_cross_encoder.py tests/test_vocabulary.py \
 		-k "not [llama_cpp"
 
 test-full: check test-documents test-wheels test-stacks test-transformers test-onnx test-vllm test-arch test-real-full test-portable tiny-quick ## everything, each stack in its own environment: an hour or more
@@ -67,7 +67,7 @@ test-wheels: $(DEV)/ready ## resolve the wheels of every target with the real pa
 	TOURKIT_REAL_INDEX=1 $(DEV)/bin/python -m pytest tests/test_wheel_locks.py
 
 test-transformers: $(HF)/ready ## the stack transformers, on weights/tiny and on tiny random models of many families
-	$(HF)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_encoder.py tests/test_vocabulary.py
+	$(HF)/bin/python -m pytest tests/test_stacks.py tests/test_packed.py tests/test_encoder.py tests/test_cross_encoder.py tests/test_vocabulary.py
 
 test-onnx: $(ORT)/ready ## the stack onnx, on weights/tiny
 	$(ORT)/bin/python -m pytest tests/test_stacks.py tests/test_vocabulary.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,13 @@ def rewrite(source: Path, target: Path, *, parts: int = 1, without: str = "", **
     return target if parts == 1 else target.with_name(f"{target.stem}-00001-of-{parts:05}.gguf")
 
 
-def write_bert(path: Path, *, pooling: gguf.PoolingType = gguf.PoolingType.MEAN, seed: int = 0) -> Path:
-    """Write a BERT of one layer with random weights: lower-case words and letters, [CLS] and [SEP] around texts."""
+def write_bert(
+    path: Path, *, pooling: gguf.PoolingType = gguf.PoolingType.MEAN, labels: Sequence[str] = (), seed: int = 0
+) -> Path:
+    """Write a BERT of one layer with random weights: lower-case words and letters, [CLS] and [SEP] around texts.
+
+    `labels`: those of a head that gives a score for each of them; () for a model without a head.
+    """
     rng = np.random.default_rng(seed)
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"\u2581{piece}" for piece in [*_BERT_WORDS, *letters]), *letters]
@@ -76,6 +82,55 @@ def write_bert(path: Path, *, pooling: gguf.PoolingType = gguf.PoolingType.MEAN,
     for name, (rows, columns) in shapes.items():
         matrix(f"blk.0.{name}.weight", rows, columns)
         vector(f"blk.0.{name}.bias", rows, 0)
+    if labels:
+        writer.add_classifier_output_labels(labels)
+        matrix("cls.weight", width, width)
+        matrix("cls.output.weight", len(labels), width)
+        writer.add_tensor("cls.bias", rng.standard_normal(width).astype(np.float32))
+        writer.add_tensor("cls.output.bias", rng.standard_normal(len(labels)).astype(np.float32))
+    finish(writer)
+    return path
+
+
+def write_qwen3(path: Path, base: Path, *, answers: tuple[int, int] | None = None, prompt: str = "") -> Path:
+    """Write a Qwen3 with random weights and the tokenizer of `base`. With `answers` it is a reranker.
+
+    Its head then has the rows of the output matrix for these two tokens, "yes" first, as llama.cpp's converter makes
+    it. `prompt`: its prompt for reranking.
+    """
+    width, layers, heads, kv_heads, forward, head = 64, 2, 4, 2, 128, 32
+    rng, reader = np.random.default_rng(1), gguf.GGUFReader(base)
+    writer = gguf.GGUFWriter(str(path), "qwen3")
+    n_vocab = copy_tokenizer(writer, reader)
+    writer.add_context_length(512)
+    writer.add_embedding_length(width)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(forward)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(n_vocab)
+    output = rng.standard_normal((n_vocab, width), dtype=np.float32)
+    writer.add_tensor("token_embd.weight", rng.standard_normal((n_vocab, width), dtype=np.float32))
+    writer.add_tensor("output.weight", output)
+    writer.add_tensor("output_norm.weight", np.ones(width, dtype=np.float32))
+    shapes = {"attn_q": (heads * head, width), "attn_k": (kv_heads * head, width), "attn_v": (kv_heads * head, width)}
+    shapes |= {"attn_output": (width, heads * head), "ffn_gate": (forward, width), "ffn_up": (forward, width)}
+    shapes |= {"ffn_down": (width, forward)}
+    for i in range(layers):
+        for name, size in {"attn_norm": width, "ffn_norm": width, "attn_q_norm": head, "attn_k_norm": head}.items():
+            writer.add_tensor(f"blk.{i}.{name}.weight", np.ones(size, dtype=np.float32))
+        for name, (rows, columns) in shapes.items():
+            matrix = rng.standard_normal((rows, columns), dtype=np.float32) * np.float32(columns**-0.5)
+            writer.add_tensor(f"blk.{i}.{name}.weight", matrix)
+    if answers is not None:
+        writer.add_pooling_type(gguf.PoolingType.RANK)
+        writer.add_classifier_output_labels(["yes", "no"])
+        writer.add_tensor("cls.output.weight", np.ascontiguousarray(output[list(answers)]))
+    if prompt:
+        writer.add_string(gguf.Keys.Tokenizer.CHAT_TEMPLATE_N.format(name="rerank"), prompt)
     finish(writer)
     return path
 

@@ -377,6 +377,8 @@ def test_a_planned_variant_that_does_not_load_is_a_failure_and_a_fallback_a_warn
     [
         (200, {"choices": [{"message": {"content": '{"answer": "yes"}'}}]}, ""),
         (200, {"data": [{"embedding": [0.5]}]}, ""),
+        (200, {"results": [{"relevance_score": 0.5}, {"relevance_score": 0.25}]}, ""),
+        (200, {"results": [{"relevance_score": 0.5}]}, "loaded, but it ranked 1 of 2 texts"),
         (200, {"choices": [{"message": {"content": '{"answer": "maybe"}'}}]}, "breaks the schema"),
         (200, {"choices": [{"message": {"content": "yes"}}]}, "breaks the schema"),
         (503, {"error": {"message": "no memory"}}, "answers 503: no memory"),

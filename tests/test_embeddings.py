@@ -26,6 +26,7 @@ from tourkit.backends.llama_cpp import load
 from tourkit.backends.llama_cpp.runner import LlamaRunner
 from tourkit.bundle.build import build_index
 from tourkit.bundle.index import BundleModel, BundleVariant, write_index
+from tourkit.checks.answers import Server, answer
 from tourkit.errors import EngineDead, LocalError, QueueFull, RequestError
 from tourkit.generation import Request, SamplingParams
 from tourkit.launch import Launch
@@ -194,8 +195,8 @@ def test_a_model_decides_by_its_pooling_which_engine_it_gets(files: dict[str, Pa
 
 @pytest.mark.parametrize(
     ("pooling", "why"),
-    [(gguf.PoolingType.RANK, "reranker"), (gguf.PoolingType.NONE, "without pooling")],
-    ids=["reranker", "no pooling"],
+    [(gguf.PoolingType.NONE, "without pooling")],
+    ids=["no pooling"],
 )
 def test_an_encoder_that_gives_no_embeddings_is_refused_when_it_is_loaded(
     tmp_path: Path, pooling: gguf.PoolingType, why: str
@@ -249,17 +250,18 @@ def test_a_client_that_hangs_up_takes_its_texts_out_of_the_queue() -> None:
 
 @pytest.fixture(scope="module")
 def both(files: dict[str, Path], tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """A server with an embedding model for the role embed and a chat model for the role tool."""
+    """A server with an embedding model for the role embed, a chat model for tool, and a reranker for rerank."""
     folder = tmp_path_factory.mktemp("both")
     root = folder / "bundle"
     models, variants = [], []
-    for name, file in (("tiny-bert", files["mean"]), ("tiny-random", tiny_gguf)):
+    head = write_bert(folder / "head.gguf", pooling=gguf.PoolingType.RANK, labels=["LABEL_0"])
+    for name, file in (("tiny-bert", files["mean"]), ("tiny-random", tiny_gguf), ("tiny-head", head)):
         target = root / VariantId(name, "F16").folder / f"{name}.gguf"
         target.parent.mkdir(parents=True)
         target.write_bytes(file.read_bytes())
         models.append(BundleModel(name, f"tourkit/{name}", "apache-2.0", 8192, None, False))
         variants.append(BundleVariant(name, "F16", "gguf", f"tourkit/{name}", "main", "1" * 40))
-    roles = {"tool": ["tiny-random"], "embed": ["tiny-bert"]}
+    roles = {"tool": ["tiny-random"], "embed": ["tiny-bert"], "rerank": ["tiny-head"]}
     write_index(root, build_index(root, "tests", roles, models, variants))
     with serving(root, folder / "log", "--offline", "--context", "512") as running:
         yield running
@@ -366,3 +368,23 @@ def test_an_embedding_model_writes_no_text_and_says_what_to_use(both: Serving, p
 
     assert (status, reply["error"]["code"]) == (400, "unsupported_model")
     assert "/v1/embeddings" in reply["error"]["message"]
+
+
+# --- a reranker beside it -------------------------------------------------------------------------------------------
+
+
+def test_the_role_rerank_is_served_beside_the_others(both: Serving) -> None:
+    body = {"query": "the name", "documents": ["the name", {"text": "bill"}, "x"], "top_n": 2}
+
+    found = {model: post(both, "/v2/rerank", {"model": model} | body) for model in ("rerank", "tool", "embed")}
+
+    assert [status for status, _ in found.values()] == [200, 200, 400]
+    assert [len(found[model][1]["results"]) for model in ("rerank", "tool")] == [2, 2]
+    assert found["embed"][1]["error"]["code"] == "unsupported_model"
+
+
+def test_a_rehearsal_asks_the_role_rerank_for_a_ranking(both: Serving) -> None:
+    finding = answer(Server(both.url, both.process, both.log), "rerank").finding
+
+    assert finding.status == "ok"
+    assert "2 documents ranked after" in finding.detail

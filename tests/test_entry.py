@@ -43,6 +43,8 @@ def gateway(path: str, body: Any = None, *, keys: tuple[str, ...] = (), **how: A
         ("/v1/v1/chat/completions", "/v1/chat/completions"),
         ("/completions//", "/v1/completions"),
         ("/embeddings", "/v1/embeddings"),
+        ("/rerank", "/v1/rerank"),
+        ("/v2/rerank", "/v1/rerank"),
         ("/models", "/v1/models"),
         ("/models/me/a-model", "/v1/models/me/a-model"),
         ("/v1/tokenize", "/tokenize"),

@@ -16,6 +16,7 @@ from tourkit.errors import RequestError
 from tourkit.generation import Constraint, Request
 from tourkit.server.api.completion_fields import parse_completion
 from tourkit.server.api.requests import parse_chat, parse_embeddings
+from tourkit.server.api.rerank_fields import parse_rerank
 from tourkit.server.api.route_fields import ROUTES, Use
 from tourkit.server.contract import SECRET_HEADER
 from tourkit.server.worker.app import ModelServer
@@ -100,7 +101,12 @@ def test_a_table_has_each_field_once(table: Any) -> None:
 
 @pytest.mark.parametrize(
     ("parse", "body"),
-    [(parse_chat, CHAT), (parse_completion, PLAIN), (parse_embeddings, {"model": "embed", "input": "x"})],
+    [
+        (parse_chat, CHAT),
+        (parse_completion, PLAIN),
+        (parse_embeddings, {"model": "embed", "input": "x"}),
+        (parse_rerank, {"model": "rerank", "query": "x", "documents": ["x"]}),
+    ],
 )
 def test_every_neutral_value_of_a_table_is_accepted(parse: Any, body: dict[str, Any]) -> None:
     path = next(route for route in ROUTES if ROUTES[route] is table_of(parse))
@@ -116,6 +122,7 @@ def table_of(parse: Any) -> Any:
         parse_chat: "/v1/chat/completions",
         parse_completion: "/v1/completions",
         parse_embeddings: "/v1/embeddings",
+        parse_rerank: "/v1/rerank",
     }
     return ROUTES[route[parse]]
 

@@ -1,7 +1,8 @@
-"""The roles `embed` and `rerank` in sets and plans. No server answers for `rerank` yet: `serve` says so in one line."""
+"""The roles `embed` and `rerank` in sets, in plans and in what `serve` loads."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -17,10 +18,10 @@ from tourkit.launch import Launch
 from tourkit.manifest import manifest
 from tourkit.manifest.models import Arch, Model, Variant
 from tourkit.planning.model_shape import Shape, of_file, of_model
-from tourkit.planning.plan import Plan, served
+from tourkit.planning.plan import Plan
 from tourkit.planning.planner import plan
 from tourkit.planning.weights import read_weights
-from tourkit.server.gateway.launch import ServeOptions, Source, served_part
+from tourkit.server.gateway.launch import ServeOptions, Source, placements_on
 
 GIB = 2**30
 WRITER = Shape((512,) * 8, (0,) * 8, 512, 2048, 1000, 8192, "a test", head=64)
@@ -46,10 +47,6 @@ def planned(bundle: Index, *stacks: str) -> Plan:
     return plan(bundle, machine, shapes=shapes)
 
 
-def source(bundle: Index) -> Source:
-    return Source(bundle, {}, Path, "the bundle")
-
-
 # --- in sets and plans ----------------------------------------------------------------------------------------------
 
 
@@ -72,12 +69,6 @@ def test_a_plan_has_memory_for_the_reranker() -> None:
 
     assert [placement.roles for placement in made.placements] == [("tool",), ("embed",), ("rerank",)]
     assert all(placement.memory[0].total > GIB for placement in made.placements)
-
-
-def test_the_served_part_of_a_plan_is_without_the_reranker() -> None:
-    made = served(planned(offered({**SET, "rerank": ("reader",)}), "llama_cpp"))
-
-    assert [placement.roles for placement in made.placements] == [("tool",), ("embed",)]
 
 
 @pytest.mark.parametrize("role", ["embed", "rerank"])
@@ -149,38 +140,44 @@ def test_a_gguf_file_with_labels_of_a_classifier_is_a_reranker_even_if_it_states
 # --- serving --------------------------------------------------------------------------------------------------------
 
 
-def test_serve_leaves_the_reranker_out_and_says_so() -> None:
-    left, options, lines = served_part(source(offered()), ServeOptions())
-
-    assert list(left.index.roles) == ["tool", "embed"]
-    assert options.roles == ()
-    assert lines == ("role rerank: this version does not serve it yet; the other roles are served",)
-
-
-def test_serve_leaves_it_out_of_the_roles_that_were_asked_for() -> None:
-    _, options, lines = served_part(source(offered()), ServeOptions(roles=("rerank", "tool")))
-
-    assert options.roles == ("tool",)
-    assert len(lines) == 1
+def served(roles: dict[str, tuple[str, ...]], *only: str) -> list[tuple[str, ...]]:
+    """Return the roles of the models that `serve` loads."""
+    bundle = offered(roles)
+    shapes = {each.id: WRITER if each.model == "writer" else READER for each in bundle.variants}
+    machine = Hardware(4, 16 * GIB, stacks=(InstalledStack("llama_cpp"),))
+    source = Source(bundle, shapes, Path, "the bundle")
+    made = placements_on(source, ServeOptions(roles=only), machine, lambda line: None)
+    return [placement.roles for placement in made]
 
 
-def test_nothing_is_said_if_no_reranker_is_asked_for() -> None:
-    given = ServeOptions(roles=("tool",))
-
-    assert served_part(source(offered()), given)[1:] == (given, ())
+def test_serve_serves_the_reranker_beside_the_other_roles() -> None:
+    assert served(SET) == [("tool",), ("embed",), ("rerank",)]
 
 
-@pytest.mark.parametrize("roles", [(), ("rerank",)])
-def test_serve_refuses_a_reranker_alone(roles: tuple[str, ...]) -> None:
-    with pytest.raises(NotSo, match=r"^role rerank: the bundle: this version does not serve it yet: serve another"):
-        served_part(source(offered({"rerank": ("scorer",)})), ServeOptions(roles=roles))
+def test_serve_takes_a_reranker_alone() -> None:
+    assert served({"rerank": ("scorer",)}) == [("rerank",)]
+    assert served(SET, "rerank") == [("rerank",)]
 
 
-def test_safetensors_of_a_reranker_are_refused_before_they_are_read(tmp_path: Path) -> None:
+def test_a_model_that_writes_text_may_fill_the_role_besides_its_others() -> None:
+    assert served({"tool": ("writer",), "rerank": ("writer",)}) == [("tool", "rerank")]
+
+
+def test_safetensors_of_a_reranker_with_an_unknown_prompt_are_refused_before_they_are_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
-        '{"model_type": "xlm-roberta", "architectures": ["XLMRobertaForSequenceClassification"]}'
+        '{"model_type": "qwen3", "architectures": ["Qwen3ForSequenceClassification"]}'
     )
     (tmp_path / "model.safetensors").write_bytes(b"{}".rjust(10, b"\0"))
 
-    with pytest.raises(LocalError, match=r"a reranker \(it gives scores\) is not supported: choose another model"):
+    with pytest.raises(LocalError, match="a reranker of the type qwen3, whose prompt is not known here"):
         transformers.load(Launch("m", "transformers", str(tmp_path), 1, 512, 1))
+
+
+def test_other_stacks_do_not_load_a_reranker() -> None:
+    """vLLM and ONNX Runtime GenAI generate text only."""
+    shape = replace(READER, reranks=True)
+    scorer = index({"rerank": ("scorer",)}, {"scorer": {"BF16": 1}})
+    machine = Hardware(4, 16 * GIB, stacks=(InstalledStack("vllm"), InstalledStack("onnx")))
+
+    with pytest.raises(NotSo, match="gives scores, which needs llama_cpp or transformers"):
+        plan(scorer, machine, shapes=dict.fromkeys((each.id for each in scorer.variants), shape))

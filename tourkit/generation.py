@@ -48,6 +48,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None  # None: no logprobs; 0: those of the chosen tokens only
     prompt_logprobs: bool = False  # those of the prompt's tokens too; needs top_logprobs
+    scored: tuple[int, ...] = ()  # tokens to name in `top` instead of the likeliest; needs top_logprobs of their number
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class TokenLogprob:
 
     token: bytes
     logprob: float
-    top: tuple[tuple[bytes, float], ...] = ()  # the likeliest tokens of this position, best first
+    top: tuple[tuple[bytes, float], ...] = ()  # the likeliest tokens, best first; or those `scored`, in order
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,6 +137,11 @@ _VALID: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"model": "tool", "prompt": "Once", "grammar": 'start: "a" | "b"', **_ENDING}),
     ("/v1/embeddings", {"model": "embed", "input": "a text", "encoding_format": "base64", "dimensions": 64}),
     ("/v1/embeddings", {"model": "tool", "input": ["a text", [1, 2, 3]], "user": "me"}),
+    ("/v1/rerank", {"model": "tool", "query": "a text", "documents": ["a", {"text": "b"}], "top_n": 1}),
+    (
+        "/v1/rerank",
+        {"model": "embed", "query": "a", "documents": [""], "return_documents": False, "max_tokens_per_doc": 3},
+    ),
     ("/tokenize", {"model": "tool", "prompt": "a text", "add_special_tokens": True}),
     ("/detokenize", {"model": "tool", "tokens": [1, 2, 3]}),
 ]

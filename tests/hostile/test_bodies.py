@@ -25,6 +25,7 @@ from tourkit.server.api.completion_fields import parse_completion
 from tourkit.server.api.limits import LIMITS, Limit
 from tourkit.server.api.replies import error_response
 from tourkit.server.api.requests import parse_chat, parse_detokenize, parse_embeddings, parse_tokenize
+from tourkit.server.api.rerank_fields import parse_rerank
 from tourkit.server.api.response_fields import parse_response
 from tourkit.server.contract import SECRET_HEADER
 from tourkit.server.gateway.app import Gateway, GatewayOptions
@@ -37,6 +38,7 @@ PARSERS: dict[str, Callable[[Any], object]] = {
     "/v1/chat/completions": parse_chat,
     "/v1/completions": parse_completion,
     "/v1/embeddings": parse_embeddings,
+    "/v1/rerank": parse_rerank,
     "/apply-template": parse_chat,
     "/v1/responses": lambda body: parse_response(body, None),
     "/tokenize": parse_tokenize,
@@ -44,6 +46,7 @@ PARSERS: dict[str, Callable[[Any], object]] = {
 }
 CHAT: dict[str, Any] = {"model": "tool", "messages": [{"role": "user", "content": "x"}]}
 EMBED: dict[str, Any] = {"model": "embed", "input": "x"}
+RERANK: dict[str, Any] = {"model": "rerank", "query": "x", "documents": ["x"]}
 
 
 def refused(path: str, body: Any) -> RequestError:
@@ -97,6 +100,8 @@ AT_A_LIMIT: list[tuple[Limit, str, Callable[[int], Any]]] = [
     (limits.TOOLS, "/v1/chat/completions", lambda count: CHAT | {"tools": [function(i) for i in range(count)]}),
     (limits.TEXTS, "/v1/embeddings", lambda count: EMBED | {"input": ["x"] * count}),
     (limits.ITEMS, "/v1/responses", lambda count: {"model": "tool", "input": CHAT["messages"] * count}),
+    (limits.QUERY, "/v1/rerank", lambda count: RERANK | {"query": "x" * count}),
+    (limits.DOCUMENTS, "/v1/rerank", lambda count: RERANK | {"documents": ["x"] * count}),
     (limits.TOKENIZED, "/tokenize", lambda count: {"model": "tool", "prompt": "x" * count}),
     (limits.TOKENS, "/detokenize", lambda count: {"model": "tool", "tokens": [1] * count}),
 ]
@@ -120,6 +125,7 @@ def test_a_field_is_taken_at_its_limit_and_refused_by_name_above_it(
         ("/v1/chat/completions", {"model": "tool", "messages": [dict.fromkeys(map(str, range(101)))]}, "messages[0]"),
         ("/v1/chat/completions", dict.fromkeys(map(str, range(101))), "body"),
         ("/v1/embeddings", EMBED | {"input": ["x", "x" * 1_048_577]}, "input[1]"),
+        ("/v1/rerank", RERANK | {"documents": ["x", {"text": "x" * 1_048_577}]}, "documents[1]"),
         ("/v1/chat/completions", CHAT | {"metadata": nested(100)}, "metadata"),
         ("/v1/chat/completions", CHAT | schema(properties={"a": {"const": nested(95)}}), "response_format"),
         ("/v1/chat/completions", nested(101), "body"),

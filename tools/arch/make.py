@@ -18,6 +18,13 @@ from tools.arch.tiny import Tiny
 
 MESSAGES = [{"role": "user", "content": "Anna paid 1200 rubles on 2025-03-14. Write what happened, in words."}]
 TEXTS = ["the name and the date", "Счёт № 42 на сумму 1 200,50 ₽", "emoji 🙂, I've 12345...  a", " x\n\n  y"]
+# The prompt with which Qwen3-Reranker was trained.
+QWEN3_RERANKER = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: Given a web '
+    "search query, retrieve relevant passages that answer the query\n<Query>: {query}\n<Document>: {document}"
+    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
 ANSWER = 12  # tokens of the reference's answer
 _CLEAR = 0.05  # the least lead of each token in log probability: rounding must not change the answer
 _SEEDS = 200
@@ -170,7 +177,8 @@ def _embedder(tiny: Tiny, config: Any, target: Path) -> dict[str, Any]:
 
 
 def _reranker(tiny: Tiny, config: Any, target: Path) -> dict[str, Any]:
-    """Save a random reranker. It has no reference results: no stack serves it yet."""
+    """Save a random reranker. Return its scores of the other texts for the first one."""
+    import torch
     import transformers
 
     encoder = tiny.architecture == "xlm-roberta"
@@ -178,7 +186,20 @@ def _reranker(tiny: Tiny, config: Any, target: Path) -> dict[str, Any]:
     model = kind.from_config(config).float().eval()
     _random(model, 0, config.vocab_size)
     model.save_pretrained(target)
-    return {}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(target)
+    query, *documents = TEXTS
+    scores = []
+    with torch.inference_mode():
+        for document in documents:
+            if encoder:
+                logit = model(**tokenizer(query, document, return_tensors="pt")).logits[0, 0]
+            else:
+                asked = tokenizer(QWEN3_RERANKER.format(query=query, document=document), return_tensors="pt")
+                last = model(asked.input_ids).logits[0, -1]
+                yes, no = (last[tokenizer.convert_tokens_to_ids(word)] for word in ("yes", "no"))
+                logit = yes - no
+            scores.append(round(float(torch.sigmoid(logit)), 6))
+    return {"scores": scores}
 
 
 # --- published names ------------------------------------------------------------------------------------------------

@@ -35,7 +35,6 @@ _CAUSES = {
     ("transformers", "embeddinggemma"): "load: this stack makes embeddings with encoders (BERT, XLM-RoBERTa) only",
     ("transformers", "qwen3-embedding"): "load: this stack makes embeddings with encoders (BERT, XLM-RoBERTa) only",
 }
-_NO_RERANKER = "no stack serves rerankers yet"
 _FORMATS = {"gguf": "GGUF", "safetensors": "safetensors", "onnx": "ONNX"}
 
 
@@ -93,7 +92,7 @@ def _row(tiny: Tiny, results: dict[str, dict[str, str]], notes: list[str]) -> It
         if why is None:
             yield "not tried"
             continue
-        cause = _NO_RERANKER if tiny.pooling == "rank" else _CAUSES.get((stack, tiny.name), why)
+        cause = _CAUSES.get((stack, tiny.name), why)
         note = (cause if why else "").replace("|", "\\|")
         if why and note not in notes:
             notes.append(note)

@@ -18,6 +18,9 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+CHATML_THINK = CHATML.removesuffix("{% endif %}") + (
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
 CHATML_BOS = "{{ bos_token }}" + CHATML
 GEMMA = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}"

@@ -231,8 +231,10 @@ def _dress(tokenizer: Any, kind: Kind) -> None:
     if kind.model in ("wordpiece", "unigram"):
         start, end = ("[CLS]", "[SEP]") if kind.model == "wordpiece" else ("<s>", "</s>")
         tokens = [(text, tokenizer.token_to_id(text)) for text in (start, end)]
+        # As the published tokenizers of BERT and of XLM-RoBERTa.
+        pair = "$A [SEP] $B:1 [SEP]:1" if kind.model == "wordpiece" else "$A </s> </s> $B </s>"
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{start} $A {end}", pair=f"{start} $A {end} $B {end}", special_tokens=tokens
+            single=f"{start} $A {end}", pair=f"{start} {pair}", special_tokens=tokens
         )
         return
     before = f"{kind.bos} " if kind.adds_bos and kind.bos else ""

@@ -1,4 +1,4 @@
-"""What every backend gives the server: an Engine; for embedding models it is also an Embedder."""
+"""What every backend gives the server: an Engine. Of embedding models it is also an Embedder, of rerankers a Scorer."""
 
 from __future__ import annotations
 
@@ -115,5 +115,28 @@ class Embedder(Protocol):
         """Queue texts, or lists of token ids that are used unchanged. Cancelling the future removes them.
 
         Raises RequestError for a text that cannot be served, QueueFull, EngineDead.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How well documents fit a query. `values`: one for each document, from 0 to 1, higher is better.
+
+    `n_tokens`: tokens of all texts that the model read.
+    """
+
+    values: tuple[float, ...]
+    n_tokens: int
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """What the engine of a reranker offers besides Engine. Thread-safe."""
+
+    def score(self, query: str, documents: Sequence[str]) -> Future[Scores]:
+        """Queue the documents with a query. Cancelling the future removes them.
+
+        Raises RequestError for a document that is too long, QueueFull, EngineDead.
         """
         ...

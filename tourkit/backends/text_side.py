@@ -136,6 +136,8 @@ class Texts:
         this process, which a hostile one can end or hang. Raises RequestError, and the errors of `spacing`.
         """
         tokens, thinking = self._prompt(request)
+        if request.params.scored:
+            thinking = None  # only the probabilities of the first token count, so no text is sorted into thoughts
         self._check(request, len(tokens))
         room = self.context - len(tokens)
         max_tokens = min(request.params.max_tokens or room, room)  # more than the room is let in only if `fitted`

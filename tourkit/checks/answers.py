@@ -34,7 +34,8 @@ _SCHEMA = {
     "required": ["text"],
     "additionalProperties": False,
 }
-_EMBED = "embed"
+_EMBED, _RERANK = "embed", "rerank"
+_DOCUMENTS = ("Water is wet.", "A stone is dry.")
 _LONGEST = 1800.0  # seconds without a byte: a large model may be read from a slow drive first
 
 
@@ -150,7 +151,7 @@ def in_turn(health: Mapping[str, Any]) -> dict[str, bool]:
 def answer(server: Server, role: str) -> Result:
     """Ask a role twice: the first request may load its model. Raises EngineError if there is no answer."""
     waited = time.perf_counter()
-    asked = _embedding if role == _EMBED else _chat
+    asked = {_EMBED: _embedding, _RERANK: _ranking}.get(role, _chat)
     asked(server.url, role, 1)
     waited = time.perf_counter() - waited
     second = asked(server.url, role, _TOKENS)
@@ -158,6 +159,8 @@ def answer(server: Server, role: str) -> Result:
     detail = f"first token after {second.first:.2f} s"
     if role == _EMBED:
         detail = f"embedding after {second.whole:.2f} s"
+    elif role == _RERANK:
+        detail = f"{len(_DOCUMENTS)} documents ranked after {second.whole:.2f} s"
     elif second.rate is not None:
         figures["tokens_per_s"] = round(second.rate, 1)
         detail += f", {second.rate:.1f} tokens/s over {second.tokens} tokens"
@@ -205,6 +208,16 @@ def _embedding(url: str, role: str, tokens: int) -> Answer:
     with _asked(url, "POST", "/v1/embeddings", {"model": role, "input": _QUESTION}) as (_, body):
         if not json.loads(body)["data"][0]["embedding"]:
             raise EngineError(f"{role} gives an empty embedding: see the server's log")
+    whole = time.perf_counter() - start
+    return Answer(whole, whole, 0)
+
+
+def _ranking(url: str, role: str, tokens: int) -> Answer:
+    start = time.perf_counter()
+    asked = {"model": role, "query": _QUESTION, "documents": _DOCUMENTS}
+    with _asked(url, "POST", "/v1/rerank", asked) as (_, body):
+        if len(json.loads(body)["results"]) != len(_DOCUMENTS):
+            raise EngineError(f"{role} ranks too few documents: see the server's log")
     whole = time.perf_counter() - start
     return Answer(whole, whole, 0)
 

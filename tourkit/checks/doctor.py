@@ -67,9 +67,8 @@ def _of_bundle(hardware: Hardware, bundle: Path, index: Index, *, load: bool) ->
 
 def _loads(hardware: Hardware, bundle: Path, index: Index, plan: Plan) -> Iterator[Finding]:
     from tourkit.checks import loading
-    from tourkit.planning.plan import served
     from tourkit.server.gateway.launch import has_one_gpu, placements_at
 
     templates = chat_templates_of(index)
-    placements = placements_at(bundle.joinpath, served(plan), chat_templates=templates, assets=index.assets)
+    placements = placements_at(bundle.joinpath, plan, chat_templates=templates, assets=index.assets)
     yield from loading.findings(placements, only_gpu=has_one_gpu(hardware))

@@ -17,7 +17,6 @@ from tourkit.errors import NotSo
 from tourkit.fetch.wheels.target import Target
 from tourkit.hardware.machine import Hardware
 from tourkit.hardware.machine_file import machine_json, read_machine
-from tourkit.manifest.models import NOT_SERVED
 from tourkit.units import counted
 
 INSTALL, DOCTOR, PLAN = "install", "doctor", "plan"
@@ -115,5 +114,5 @@ def _placement(placed: dict[str, Any]) -> str:
 
 def _planned(placements: list[dict[str, Any]]) -> Planned:
     links = [link for placed in placements for link in (placed, *placed["fallbacks"])]
-    roles = tuple(dict.fromkeys(role for each in placements for role in each["roles"] if role not in NOT_SERVED))
+    roles = tuple(dict.fromkeys(role for each in placements for role in each["roles"]))
     return Planned(roles, frozenset((f"{link['model']} {link['quant']}", link["stack"]) for link in links))

@@ -21,7 +21,7 @@ from tourkit.server.gateway.supervisor import Worker
 from tourkit.server.gateway.upstream import Asked, Upstream
 
 _WHAT = "load"
-_EMBED = "embed"
+_EMBED, _RERANK = "embed", "rerank"
 _WORDS = ("yes", "no")
 _SCHEMA = {
     "type": "object",
@@ -103,10 +103,12 @@ class _Request:
 
 
 def _request(placement: Placement) -> _Request:
-    """Return the request: an embedding, or an answer that a grammar constrains and top_p samples."""
+    """Return the request: an embedding, a ranking, or an answer that a grammar constrains and top_p samples."""
     role = placement.roles[0]
     if placement.roles == (_EMBED,):
         return _Request("/v1/embeddings", {"model": role, "input": _QUESTION})
+    if placement.roles == (_RERANK,):
+        return _Request("/v1/rerank", {"model": role, "query": _QUESTION, "documents": list(_WORDS)})
     json_schema = {"name": "answer", "schema": _SCHEMA, "strict": True}
     return _Request(
         "/v1/chat/completions",
@@ -132,11 +134,17 @@ async def _ask(worker: Worker, upstream: Upstream, request: _Request) -> str:
 
 
 def wrong_with(status: int, body: bytes) -> str:
-    """Return what is wrong with an answer; "" if it is an embedding, or a chat completion that follows the schema."""
+    """Return what is wrong with an answer.
+
+    Return "" if it is an embedding, a ranking of all documents, or a chat completion that follows the schema.
+    """
     try:
         answer = json.loads(body)
         if status != 200:
             return f"loaded, but answers {status}: {one_line(answer['error']['message'])}"
+        if "results" in answer:
+            ranked = [result["relevance_score"] for result in answer["results"]]
+            return "" if len(ranked) == len(_WORDS) else f"loaded, but it ranked {len(ranked)} of {len(_WORDS)} texts"
         if "choices" not in answer:
             return "" if answer["data"][0]["embedding"] else "loaded, but its embedding is empty"
         text = answer["choices"][0]["message"]["content"]

@@ -141,6 +141,7 @@ class BatchEngine:
                         thinking=None if thinking is None else Thinking(thinking),
                         pieces=pieces or {},
                         top_logprobs=params.top_logprobs,
+                        scored=params.scored,
                         scores=scores if index == 0 else None,
                         whole=whole,
                         client=client,

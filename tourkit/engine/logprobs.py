@@ -51,12 +51,17 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum()), dtype=np.float32)
 
 
-def token_logprob(logprobs: np.ndarray, token: int, top: int, piece: Callable[[int], bytes]) -> TokenLogprob:
-    """Return the log probability of the chosen token and of the `top` likeliest tokens here, best first."""
+def token_logprob(
+    logprobs: np.ndarray, token: int, top: int, piece: Callable[[int], bytes], scored: Sequence[int] = ()
+) -> TokenLogprob:
+    """Return the log probability of the chosen token and of the `top` likeliest tokens here, best first.
+
+    `scored`: the tokens to name instead of the likeliest, in this order.
+    """
     import numpy as np
 
-    best: list[int] = []
-    if top:
+    best = list(scored)
+    if top and not best:
         candidates = np.argpartition(logprobs, -top)[-top:]
         best = [int(t) for t in candidates[np.argsort(logprobs[candidates])[::-1]]]
     likeliest = tuple((piece(t), float(logprobs[t])) for t in best)

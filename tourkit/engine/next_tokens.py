@@ -30,7 +30,7 @@ def next_tokens(runner: Runner, seq: Sequence, row: int) -> list[int]:
     token = seq.sampler.sample(row) if matcher is None else _constrained(runner, seq, matcher, row)
     if raw is not None and token not in runner.eog:
         is_content = seq.thinking is None or seq.thinking.is_content
-        found = token_logprob(raw, token, seq.top_logprobs or 0, runner.piece)
+        found = token_logprob(raw, token, seq.top_logprobs or 0, runner.piece, seq.scored)
         (seq.logprobs if is_content else seq.undecided).append(found)
     if matcher is None or token in runner.eog:
         return [token]

@@ -47,6 +47,7 @@ class Sequence:
     thinking: Thinking | None = None  # None if this request cannot think
     pieces: Mapping[int, bytes] = field(default_factory=dict)  # texts of control tokens that mark calls of tools
     top_logprobs: int | None = None
+    scored: tuple[int, ...] = ()  # as in SamplingParams
     scores: PromptScores | None = None  # None if the request asks for no log probabilities of the prompt
     whole: bool = False  # send text only at the end
     client: str = ""  # whose request it is

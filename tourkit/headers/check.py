@@ -20,9 +20,12 @@ def check_weights(path: Path) -> None:
     """
     try:
         if path.is_file() and is_gguf(path):
-            for part in map(path.with_name, gguf_parts(path.name)):
-                if part.is_file():
-                    check_gguf(part)
+            parts = [path.with_name(name) for name in gguf_parts(path.name)]
+            heads = [check_gguf(part) for part in parts if part.is_file()]
+            is_whole = len(heads) == len(parts)
+            if is_whole and any(head.needed for head in heads) and not any(head.there for head in heads):
+                fix = "choose another conversion of this model"
+                raise LocalError(f"{path}: a reranker without the weights of its head, which gives the scores: {fix}")
         elif path.exists():
             _check_folder(path if path.is_dir() else path.parent)
     except OSError as exc:

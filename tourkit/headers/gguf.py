@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ _SPLIT = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suff
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TOKENS = "tokenizer.ggml.tokens"
 _ALIGNMENT = "general.alignment"
+_RANK = 4  # the pooling of a reranker
 
 # Numbers that plans and loaders build from, by the key after the architecture's name.
 _NUMBERS = {
@@ -97,7 +99,15 @@ def gguf_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def check_gguf(path: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head of a reranker. `needed`: the header says that the model is one. `there`: the file has its weights."""
+
+    needed: bool
+    there: bool
+
+
+def check_gguf(path: Path) -> Head:
     """Read the whole header of a GGUF file, vocabulary and list of tensors included. Raises as `gguf_header` does.
 
     Also refuses what would end the process inside llama.cpp: a model without layers, or a token that is there twice.
@@ -117,13 +127,14 @@ def check_gguf(path: Path) -> None:
                 header[key] = reader.pass_text()
             else:
                 header[key] = reader.value(kind)
-        reader.check_tensors()
+        has_head = reader.check_tensors()
     _check_numbers(path, header)
     _check_vocabulary(path, header, arrays)
     _check_experts(path, header)
     alignment = header.get(_ALIGNMENT, 32)
     if kinds.get(_ALIGNMENT, UINT32) != UINT32 or alignment.bit_count() != 1:
         raise refused(path, f"{_ALIGNMENT} is {shown(alignment)}, not a power of two")
+    return Head(header.get(f"{header.get('general.architecture')}.pooling_type") == _RANK, has_head)
 
 
 def _check_numbers(path: Path, header: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ _MOST_VALUES = 1 << 18  # in all arrays but those of the vocabulary; usual is on
 _MOST_ENTRIES = 1 << 22  # of an array of the vocabulary: a list of merges has more entries than there are tokens
 _MOST_TENSORS = 1 << 17  # DeepSeek V3 has 1,086
 _LONGEST_NAME = 64  # bytes of a tensor's name, by ggml
+_HEAD = "cls"  # how the names of the tensors of a head that gives scores begin
 _MOST_DIMENSIONS = 4  # of a tensor, by ggml
 
 TEMPLATE = "tokenizer.chat_template"
@@ -115,11 +116,14 @@ class GgufReader:
         self._pass(length)
         return int(length)
 
-    def check_tensors(self) -> None:
-        """Check the list of tensors: each begins inside the file. The loader checks where each one ends."""
+    def check_tensors(self) -> bool:
+        """Check the list of tensors: each begins inside the file. The loader checks where each one ends.
+
+        Return whether one of them belongs to a head that gives scores.
+        """
         if self._tensors > _MOST_TENSORS:
             raise refused(self._path, f"its header states {self._tensors} tensors, more than {_MOST_TENSORS}")
-        last = (0, "")
+        last, has_head = (0, ""), False
         for number in range(self._tensors):
             self._key = f"tensor {number + 1} of {self._tensors}"
             name = self._text(_LONGEST_NAME).decode(errors="replace")
@@ -130,8 +134,10 @@ class GgufReader:
             self._numbers(f"<{dimensions}Q")
             _, start = self._numbers("<IQ")
             last = max(last, (start, name))
+            has_head = has_head or name.startswith(_HEAD)
         if last[0] > self._left:
             raise refused(self._path, f"tensor {shown(last[1])} begins {last[0]} bytes on, after the end of the file")
+        return has_head
 
     def _array_inside(self) -> tuple[int, int]:
         """Return the type and the count of an array's values. The rest of the file has room for them."""

@@ -12,7 +12,6 @@ from tourkit.defaults import UNSTATED, RoleDefaults, Sampling
 
 CHAT_ROLES = ("brain", "fast", "tool", "graph")  # their models answer chats
 ROLES = (*CHAT_ROLES, "embed", "rerank")
-NOT_SERVED = ("rerank",)  # such a role is fetched and planned, but no server answers for it yet
 FORMATS = ("gguf", "safetensors", "onnx")
 
 

@@ -72,7 +72,7 @@ def prompt_cache_notes(kept: PromptCache | None) -> Iterator[str]:
 
 def speeds(placements: Sequence[Placement]) -> Iterator[str]:
     """Yield a line for each kind of speed that is not known, with what makes it known, or that is a limit only."""
-    texts = [each for each in placements if not _NO_TEXT & set(each.roles)]
+    texts = [each for each in placements if not set(each.roles) <= _NO_TEXT]
     if any(each.speed.one is None for each in texts if each.launch.gpu_layers.is_none):
         yield "speed on the CPU: not known; make the machine file again with `tourkit doctor --json` on that machine"
     if any(each.speed.one is None for each in texts if not each.launch.gpu_layers.is_none):

@@ -72,7 +72,9 @@ class Sizing:
     @property
     def cache_value_bytes(self) -> float:
         """Bytes per value of the KV cache."""
-        return _WHOLE_BYTES if self.is_widened or self.traits.float32_cache else CACHE_BYTES[self.cache_type]
+        if self.is_widened or self.traits.float32_cache:
+            return _WHOLE_BYTES
+        return CACHE_BYTES["f16" if self.shape.embeds else self.cache_type]  # an embedder keeps nothing between calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,9 @@ def cache_size(sizing: Sizing) -> int:
 
 
 def _cells(sizing: Sizing) -> int:
-    """Return the number of llama.cpp's KV cells."""
+    """Return the number of llama.cpp's KV cells. A model that only reads has those of one text, for all slots."""
+    if sizing.shape.embeds:
+        return _rounded_up(max(sizing.context, _BATCH), _CELLS_MULTIPLE)
     return _rounded_up(sizing.context * sizing.slots, _CELLS_MULTIPLE)
 
 
@@ -157,8 +161,9 @@ def _buffers(sizing: Sizing, *, touched: bool) -> int:
     shape = sizing.shape
     cells = sizing.context * sizing.slots
     batch = min(cells, _BATCH)
-    if shape.embeds:  # it reads a whole text in one call
-        cells = batch = max(sizing.context, _BATCH)
+    if shape.embeds:
+        cells = max(sizing.context, _BATCH)
+        batch = _BATCH if any(shape.kv) else cells  # an encoder reads a whole text in one call
     mask = 2 * cells * batch
     layer = 4 * batch * (3 * shape.feed_forward * shape.experts_used + 4 * shape.width)
     logits = 4 * shape.vocab * (2 * sizing.slots if touched else batch)

@@ -23,6 +23,11 @@ _POOLINGS = (1, 2, 3, 4)  # mean, first token, last token, rank: all except "non
 _RANK = 4
 _LABELS = "classifier.output_labels"  # only in the header of a model with a head that gives scores
 _ENCODERS = ("bert", "xlm-roberta")  # model types whose tokens attend to the whole text: they make embeddings
+# Model types of which a reranker reads a query and a document as two texts, with special tokens around them.
+CROSS_ENCODERS = (
+    *("bert", "xlm-roberta", "roberta", "camembert", "modernbert", "deberta-v2"),
+    *("distilbert", "electra", "mpnet", "albert"),
+)
 _RERANK = "rerank"  # the role
 _STATE_BYTES = 4  # per value of a recurrent state: llama.cpp keeps them in 32 bits
 _GUESSED_KV_PER_PARAM = 1 / 20_000  # values per token; Phi-3 mini, which keeps many, has 1/19,400
@@ -169,7 +174,8 @@ def _of_config(config: dict[str, Any]) -> Shape:
         kv_heads = 1  # Falcon's first design
     kv_heads = _largest((config.get("attn_config") or {}).get("kv_n_heads") or kv_heads)  # MPT
     head = number("head_dim", default=width // heads)
-    embeds = embeds_by(config)
+    reranks = reranks_by(config)
+    embeds = reranks or embeds_by(config)
     states = recurrent.of_config(config, layers)
     return Shape(
         kv=states.cached((0,) * layers if embeds else _config_cache(config, layers, kv_heads, head)),
@@ -183,7 +189,7 @@ def _of_config(config: dict[str, Any]) -> Shape:
         experts_used=max(1, number("num_experts_per_tok", default=1)),
         embeds=embeds,
         state=_STATE_BYTES * states.total,
-        reranks=embeds and reranks_by(config),
+        reranks=reranks,
         sparse=experts.of_config(config, layers),
         queries=heads * head,
     )

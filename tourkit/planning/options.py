@@ -148,7 +148,8 @@ def options_of(
             refusals.append("an adapter needs the GGUF of its base")
         if shape.embeds:
             places = [place for place in places if STACKS[place[0]].embeds]
-            refusals.append(f"makes embeddings, which needs {' or '.join(_EMBEDDING)}")
+            does = "gives scores" if shape.reranks else "makes embeddings"
+            refusals.append(f"{does}, which needs {' or '.join(_EMBEDDING)}")
         if not places:
             passed.append(PassedOver(model.id, variant.quant, "; ".join(dict.fromkeys(refusals))))
         options += [

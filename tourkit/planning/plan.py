@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tourkit.launch import Launch
-from tourkit.manifest.models import NOT_SERVED
 from tourkit.planning.options import PassedOver
 
 CPU = "cpu"
@@ -96,13 +95,3 @@ class Plan:
     devices: tuple[Device, ...] = ()
     threads: int = 0
     prompt_cache: PromptCache | None = None
-
-
-def served(plan: Plan) -> Plan:
-    """Return the plan without the roles that no server answers for yet."""
-
-    def kept(placement: Placement) -> Placement:
-        roles = tuple(role for role in placement.roles if role not in NOT_SERVED)
-        return replace(placement, roles=roles, fallbacks=tuple(map(kept, placement.fallbacks)))
-
-    return replace(plan, placements=tuple(each for each in map(kept, plan.placements) if each.roles))

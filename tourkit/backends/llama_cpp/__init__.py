@@ -1,4 +1,4 @@
-"""GGUF through llama-cpp-python's low-level API: the engines of language models and of embedding models."""
+"""GGUF through llama-cpp-python's low-level API: the engines of language models, embedding models and rerankers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from tourkit.backends.embedder import BatchEmbedder
 from tourkit.backends.llama_cpp.identity import cells_identity
 from tourkit.backends.llama_cpp.runner import LlamaRunner
+from tourkit.backends.llama_cpp.scorer import LlamaScorer
 from tourkit.backends.runner_engine import start
+from tourkit.backends.scorer import BatchScorer, Pair
 from tourkit.engine.run_store import RunStore, open_store
 
 if TYPE_CHECKING:
@@ -30,8 +32,13 @@ def load(launch: Launch) -> Engine:
         cache_type=launch.cache_type,
         flash_attention=launch.flash_attention,
     )
+    first = [0] * min(8, runner.context)  # a crash at first use happens now, while the model is loading
+    if runner.reranks:
+        scorer = LlamaScorer(runner)
+        scorer.score([Pair(first)])
+        return BatchScorer(scorer, "llama_cpp", deterministic=launch.deterministic)
     if runner.embeds:
-        runner.embed([[0] * min(8, runner.context)])  # a crash at first use happens now, while the model is loading
+        runner.embed([first])
         return BatchEmbedder(runner, "llama_cpp", deterministic=launch.deterministic)
     return start(runner, launch, store=_store(runner, launch))
 

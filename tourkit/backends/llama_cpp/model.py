@@ -24,8 +24,9 @@ _MANY = 256  # control tokens in a text: llama.cpp takes quadratic time to find 
 _SHORT = 16  # characters
 _SPACES = " \t\n\v\f\r"  # what a token with LSTRIP or RSTRIP takes with it
 _SPM_VOCAB = 1  # LLAMA_VOCAB_TYPE_SPM: SentencePiece, whose texts normally start with a space
+_UGM_VOCAB = 4  # LLAMA_VOCAB_TYPE_UGM: that of XLM-RoBERTa among encoders
 _NO_POOLING = (-1, 0)  # LLAMA_POOLING_TYPE_UNSPECIFIED and _NONE: a model that writes text
-LAST_POOLING, _RANK_POOLING = 3, 4
+LAST_POOLING, RANK_POOLING = 3, 4
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -106,8 +107,8 @@ class LlamaModel:
         """
         said = self.metadata(f"{self.metadata('general.architecture')}.pooling_type")
         pooling = int(said) if said else _NO_POOLING[0]
-        if pooling == _RANK_POOLING or self._lib.llama_model_cls_label(self._model, 0) is not None:
-            self._refuse("a reranker (it gives scores, neither text nor embeddings)")
+        if self._lib.llama_model_cls_label(self._model, 0) is not None:
+            pooling = RANK_POOLING  # files of the first rerankers state no pooling
         if self._lib.llama_model_has_encoder(self._model) and self._lib.llama_model_has_decoder(self._model):
             self._refuse("an encoder-decoder model")
         return pooling
@@ -118,8 +119,21 @@ class LlamaModel:
 
     @property
     def embeds(self) -> bool:
-        """True for an embedding model, False for a model that writes text."""
+        """True for an embedding model or a reranker, False for a model that writes text."""
         return self.pooling not in _NO_POOLING
+
+    @property
+    def reranks(self) -> bool:
+        """True if the model has a head that gives scores."""
+        return self.pooling == RANK_POOLING
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the scores that the head of a reranker gives; "" for a name that the file does not state."""
+        names = (
+            self._lib.llama_model_cls_label(self._model, i) for i in range(self._lib.llama_model_n_cls_out(self._model))
+        )
+        return tuple(name.decode(errors="replace") if name else "" for name in names)
 
     @property
     def causal(self) -> bool:
@@ -151,6 +165,28 @@ class LlamaModel:
                 f"{self.path}: its chat template is not UTF-8 text: compare its SHA-256 with the source, or choose "
                 "another model"
             ) from exc
+
+    @property
+    def rerank_template(self) -> str:
+        """The prompt of a reranker, with {query} and {document} in it; "" if it has none. Raises LocalError."""
+        raw = self._lib.llama_model_chat_template(self._model, b"rerank")
+        try:
+            return raw.decode() if raw else ""
+        except UnicodeDecodeError as exc:
+            raise LocalError(f"{self.path}: its prompt for reranking is not UTF-8 text: choose another model") from exc
+
+    @property
+    def around_pair(self) -> tuple[list[int], list[int], list[int]]:
+        """The tokens before the first of two texts, between them, and after the second one."""
+        around = self._tokens("", add_special=True, parse_special=False)
+        n_before = 1 if around and self.adds_bos else 0
+        before, after = around[:n_before], around[n_before:]
+        lib, vocab = self._lib, self._vocab
+        has_two = lib.llama_vocab_get_add_eos(vocab) and lib.llama_vocab_get_add_sep(vocab)
+        if not has_two and int(lib.llama_vocab_type(vocab)) != _UGM_VOCAB:
+            return before, after, after
+        separator = int(lib.llama_vocab_sep(vocab))
+        return before, [*after, separator if separator >= 0 else int(lib.llama_vocab_eos(vocab))], after
 
     @property
     def adds_bos(self) -> bool:

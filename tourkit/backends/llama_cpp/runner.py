@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tourkit.backends.llama_cpp.library import reason
-from tourkit.backends.llama_cpp.model import LAST_POOLING, LlamaModel
+from tourkit.backends.llama_cpp.model import LAST_POOLING, RANK_POOLING, LlamaModel
 from tourkit.backends.llama_cpp.sampling import LlamaSampler
 from tourkit.backends.out_of_memory import is_out_of_memory
 from tourkit.engine.sampling import NumpySampler
@@ -74,7 +74,8 @@ class LlamaRunner(LlamaModel):
         self.n_batch = max(n_batch, self._n_sequences)  # llama.cpp ends the process otherwise
         self.cache_type = "f16" if self.embeds else cache_type  # nothing is kept between calls
         cells = n_ctx or self.context * slots
-        self._splits_texts = self.pooling == LAST_POOLING and self.causal  # the embedding needs the last token only
+        # What these models return needs the last token only.
+        self._splits_texts = self.pooling in (LAST_POOLING, RANK_POOLING) and self.causal
         if self.embeds:
             cells, unified = max(self.context, self.n_batch), True
             self.n_batch = self.n_batch if self._splits_texts else cells
@@ -121,6 +122,7 @@ class LlamaRunner(LlamaModel):
         params.swa_full = True  # sliding-window models must keep whole prefixes, so that slots can share them
         params.no_perf = True
         params.embeddings = self.embeds
+        params.pooling_type = self.pooling
         if self.cache_type == "q8_0":
             params.type_k = params.type_v = lib.GGML_TYPE_Q8_0
         if flash_attention is not None:
@@ -248,6 +250,18 @@ class LlamaRunner(LlamaModel):
         """
         import numpy as np
 
+        vectors = self.pooled(texts, self.n_embd)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors /= np.maximum(lengths, np.finfo(np.float32).tiny)
+        return vectors
+
+    def pooled(self, texts: Sequence[Sequence[int]], width: int) -> np.ndarray:
+        """Return what the pooling makes of each text: float32, shape (len(texts), width). The limits of `embed` hold.
+
+        Raises EngineError.
+        """
+        import numpy as np
+
         self._lib.llama_memory_clear(self._memory, False)
         for slot, tokens in enumerate(texts):
             for pos, token in enumerate(tokens):
@@ -255,14 +269,12 @@ class LlamaRunner(LlamaModel):
                     self._embed_batch()
                 self.add(token, pos, slot, logits=True)
         self._embed_batch()
-        vectors = np.empty((len(texts), self.n_embd), dtype=np.float32)
+        vectors = np.empty((len(texts), width), dtype=np.float32)
         for slot in range(len(texts)):
             pointer = self._lib.llama_get_embeddings_seq(self._context, slot)
             if not pointer:
                 raise EngineError(f"text {slot} of the batch has no embedding")
-            vectors[slot] = np.ctypeslib.as_array(pointer, shape=(self.n_embd,))
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors /= np.maximum(lengths, np.finfo(np.float32).tiny)
+            vectors[slot] = np.ctypeslib.as_array(pointer, shape=(width,))
         return vectors
 
     def _embed_batch(self) -> None:

@@ -1,4 +1,4 @@
-"""safetensors through transformers: the engines of language models and of embedding models."""
+"""safetensors through transformers: the engines of language models, embedding models and rerankers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from tourkit.backends.embedder import BatchEmbedder
 from tourkit.backends.launch_checks import refuse_foreign, safetensors_folder
 from tourkit.backends.runner_engine import start
+from tourkit.backends.scorer import BatchScorer
+from tourkit.backends.transformers.cross_encoder import CrossEncoderRunner
 from tourkit.backends.transformers.encoder import EncoderRunner
 from tourkit.backends.transformers.runner import EMULATED, TransformersRunner
 from tourkit.backends.vocabulary import read_json
 from tourkit.errors import LocalError
-from tourkit.planning.model_shape import embeds_by, reranks_by
+from tourkit.planning.model_shape import CROSS_ENCODERS, embeds_by, reranks_by
 
 if TYPE_CHECKING:
     from tourkit.backends.base import Engine
@@ -23,12 +25,17 @@ def load(launch: Launch) -> Engine:
     refuse_foreign(launch)
     folder = safetensors_folder(launch)
     config = read_json(folder / "config.json")
+    context, threads, gpu_layers = launch.context, launch.threads, launch.gpu_layers
     if reranks_by(config):
-        raise LocalError(f"{folder}: a reranker (it gives scores) is not supported: choose another model")
+        if config.get("model_type") not in CROSS_ENCODERS:
+            raise LocalError(
+                f"{folder}: a reranker of the type {config.get('model_type')}, whose prompt is not known here, is not "
+                f"supported: use its GGUF, or a model of a type in {', '.join(CROSS_ENCODERS)}"
+            )
+        scorer = CrossEncoderRunner(folder, context=context, threads=threads, gpu_layers=gpu_layers)
+        return BatchScorer(scorer, "transformers", deterministic=launch.deterministic)
     if embeds_by(config):
-        encoder = EncoderRunner(folder, context=launch.context, threads=launch.threads, gpu_layers=launch.gpu_layers)
+        encoder = EncoderRunner(folder, context=context, threads=threads, gpu_layers=gpu_layers)
         return BatchEmbedder(encoder, "transformers")
-    runner = TransformersRunner(
-        folder, slots=launch.slots, context=launch.context, threads=launch.threads, gpu_layers=launch.gpu_layers
-    )
+    runner = TransformersRunner(folder, slots=launch.slots, context=context, threads=threads, gpu_layers=gpu_layers)
     return start(runner, launch, emulated=EMULATED)

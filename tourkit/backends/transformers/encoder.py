@@ -1,4 +1,4 @@
-"""Encoders in safetensors through transformers: the vectors of texts, with the pooling that the model's folder names.
+"""Encoders in safetensors through transformers: what they all do, and the vectors of texts.
 
 The texts of a call are padded to the longest one and masked. The folder's tokenizer puts its special tokens around
 each text.
@@ -6,7 +6,7 @@ each text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,77 +25,106 @@ _POOLING = "1_Pooling/config.json"  # the pooling settings of sentence-transform
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
-class EncoderRunner:
-    """One encoder, on the GPU if there is one: float32 on a CPU, the weights' own type on a GPU.
+class Encoder:
+    """One encoder and its tokenizer, on the GPU if there is one: float32 on a CPU, the weights' own type on a GPU.
 
-    `context`: tokens a text. `gpu_layers`: NO_LAYERS keeps it on the CPU. Raises LocalError.
+    `load`: loads the model of a folder on a device. `context`: tokens a text. `gpu_layers`: NO_LAYERS keeps it on the
+    CPU. Raises LocalError.
     """
 
     n_slots = _TEXTS
     n_batch = _MOST_TOKENS
 
     def __init__(
-        self, folder: Path, *, context: int, threads: int | None = None, gpu_layers: GpuLayers = ALL_LAYERS
+        self,
+        folder: Path,
+        load: Callable[[Path, str], Any],
+        *,
+        context: int,
+        threads: int | None,
+        gpu_layers: GpuLayers,
     ) -> None:
         torch = loading.import_torch()
         if threads is not None:
             torch.set_num_threads(threads)
-        self._pooling = _pooling(folder)
-        self._tokenizer = _tokenizer(folder)
-        self._model = loading.encoder(folder, loading.device_of(torch, gpu_layers))
-        config = self._model.config
+        self.tokenizer = _tokenizer(folder)
+        self.model = load(folder, loading.device_of(torch, gpu_layers))
+        config = self.model.config
         self.n_vocab, self.n_embd = int(config.vocab_size), int(config.hidden_size)
         # RoBERTa's positions start after the id of its padding token, so fewer of them are usable.
         offset = int(config.pad_token_id or 0) + 1 if "roberta" in config.model_type else 0
         self.context = min(context, int(config.max_position_embeddings) - offset)
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        self._tokenizer.encode_special_tokens = not parse_special
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special).ids)
+        self.tokenizer.encode_special_tokens = not parse_special
+        return list(self.tokenizer.encode(text, add_special_tokens=add_special).ids)
 
     def piece(self, token: int) -> bytes:
         """Return the bytes of a token's text; empty for control tokens and padding."""
-        text = self._tokenizer.id_to_token(token)
-        added = self._tokenizer.get_added_tokens_decoder().get(token)
+        text = self.tokenizer.id_to_token(token)
+        added = self.tokenizer.get_added_tokens_decoder().get(token)
         if text is None or (added is not None and added.special):
             return b""
-        if _SPACE in text or self._tokenizer.token_to_id("[CLS]") is None:
+        if _SPACE in text or self.tokenizer.token_to_id("[CLS]") is None:
             return str(text).replace(_SPACE, " ").encode()
         return str(text[2:] if text.startswith("##") else f" {text}").encode()
+
+    def padded(self, rows: Sequence[Sequence[int]], pad: int) -> Any:
+        """Return rows of numbers as one tensor on the model's device; `pad` fills them to the same length."""
+        import torch
+
+        longest = max(map(len, rows))
+        return torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], device=self.model.device)
+
+    def run(self, texts: Sequence[Sequence[int]], read: Callable[[Any, Any, Any], Any], **more: Any) -> np.ndarray:
+        """Return `read` of the model's output, of the mask and of torch, as float32 on the CPU, for texts of one call.
+
+        `more`: further inputs of the model. Raises EngineError if there is no memory.
+        """
+        import torch
+
+        pad = self.model.config.pad_token_id or 0  # RoBERTa computes positions from it
+        mask = self.padded([[1] * len(text) for text in texts], 0)
+        try:
+            with torch.inference_mode():
+                output = self.model(input_ids=self.padded(texts, pad), attention_mask=mask, **more)
+                found: np.ndarray = read(output, mask, torch).float().cpu().numpy()
+        except RuntimeError as exc:
+            if not loading.ran_out_of_memory(exc):
+                raise
+            longest = max(map(len, texts))
+            raise EngineError(f"no memory for {len(texts)} texts of {longest} tokens: send shorter texts") from exc
+        return found
+
+    def close(self) -> None:
+        self.model = None
+
+
+class EncoderRunner(Encoder):
+    """An encoder that makes embeddings, with the pooling that its folder names. Raises LocalError."""
+
+    def __init__(
+        self, folder: Path, *, context: int, threads: int | None = None, gpu_layers: GpuLayers = ALL_LAYERS
+    ) -> None:
+        self._pooling = _pooling(folder)
+        super().__init__(folder, loading.encoder, context=context, threads=threads, gpu_layers=gpu_layers)
 
     def embed(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
         import numpy as np
 
         vectors = np.empty((len(texts), self.n_embd), dtype=np.float32)
-        for group in _alike(texts):
-            vectors[group] = self._vectors([texts[i] for i in group])
+        for group in alike(texts):
+            vectors[group] = self.run([texts[i] for i in group], self._pooled)
         return vectors
 
-    def _vectors(self, texts: list[Sequence[int]]) -> np.ndarray:
-        """Return the vectors of texts, padded to the same length."""
-        import torch
-
-        longest, device, config = max(map(len, texts)), self._model.device, self._model.config
-        pad = config.pad_token_id or 0  # RoBERTa computes positions from it
-        tokens = torch.tensor([[*text, *[pad] * (longest - len(text))] for text in texts], device=device)
-        mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts], device=device)
-        try:
-            with torch.inference_mode():
-                states = self._model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
-                weights = mask[:, :, None].float()
-                pooled = states[:, 0] if self._pooling == "cls" else (states * weights).sum(1) / weights.sum(1)
-                found: np.ndarray = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
-        except RuntimeError as exc:
-            if not loading.ran_out_of_memory(exc):
-                raise
-            raise EngineError(f"no memory for {len(texts)} texts of {longest} tokens: send shorter texts") from exc
-        return found
-
-    def close(self) -> None:
-        self._model = None
+    def _pooled(self, output: Any, mask: Any, torch: Any) -> Any:
+        """Return the vectors of padded texts."""
+        states, weights = output.last_hidden_state.float(), mask[:, :, None].float()
+        pooled = states[:, 0] if self._pooling == "cls" else (states * weights).sum(1) / weights.sum(1)
+        return torch.nn.functional.normalize(pooled, dim=1)
 
 
-def _alike(texts: Sequence[Sequence[int]]) -> list[list[int]]:
+def alike(texts: Sequence[Sized]) -> list[list[int]]:
     """Group the indices of texts. The longest text of a group is at most twice as long as its shortest one.
 
     So there is little padding.

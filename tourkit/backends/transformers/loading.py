@@ -79,6 +79,27 @@ def encoder(folder: Path, device: str) -> Any:
         raise _failure(folder, exc) from exc
 
 
+def cross_encoder(folder: Path, device: str) -> Any:
+    """Load a reranker: float32 on a CPU, the weights' own type on a GPU. Raises LocalError."""
+    from transformers import AutoModelForSequenceClassification
+
+    dtype = "float32" if device == "cpu" else "auto"
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **_HERE
+        )
+    except Exception as exc:  # a damaged file or an unknown architecture: each library raises its own exceptions
+        raise _failure(folder, exc) from exc
+    if missing := sorted(info["missing_keys"]):  # transformers would give them random numbers
+        raise LocalError(f"{folder}: a reranker without weights of its head ({missing[0]}): choose another copy of it")
+    if model.config.num_labels != 1:
+        raise LocalError(
+            f"{folder}: not a reranker that can be served (its head gives {model.config.num_labels} scores): choose "
+            "another model"
+        )
+    return model.to(device).eval()
+
+
 def ran_out_of_memory(exc: Exception) -> bool:
     """Whether an exception of torch means that memory ran out. On a MIG slice it can be a plain RuntimeError."""
     import torch

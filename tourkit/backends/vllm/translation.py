@@ -33,6 +33,7 @@ def sampling(request: Request, engine_input: EngineInput, ends: Collection[int])
         logit_bias=dict(params.logit_bias) or None,
         max_tokens=engine_input.max_tokens,
         logprobs=params.top_logprobs,
+        logprob_token_ids=list(params.scored) or None,
         prompt_logprobs=params.top_logprobs if params.prompt_logprobs else None,
         skip_special_tokens=not engine_input.pieces,  # they mark calls of tools
         spaces_between_special_tokens=False,
@@ -59,19 +60,29 @@ def delta(choice: Any, request: Request, texts: Texts, *, first: bool, n_cached:
     finish, error = finish_of(choice.finish_reason)
     logprobs: tuple[TokenLogprob, ...] = ()
     if request.params.top_logprobs is not None and choice.logprobs:
-        logprobs = logprobs_of(choice.token_ids, choice.logprobs, request.params.top_logprobs, texts.tokenizer)
+        params = request.params
+        logprobs = logprobs_of(
+            choice.token_ids, choice.logprobs, params.top_logprobs or 0, texts.tokenizer, params.scored
+        )
     stop = choice.stop_reason if isinstance(choice.stop_reason, str) else ""  # a number is an end token
     n_cached = n_cached if finish else 0
     return Delta(choice.index, text, len(choice.token_ids), finish, error, logprobs, n_cached, stop=stop)
 
 
-def logprobs_of(tokens: Sequence[int], rows: Sequence[Any], top: int, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:
-    """Return log probabilities with the bytes of each token. The token that ended the answer is left out."""
+def logprobs_of(
+    tokens: Sequence[int], rows: Sequence[Any], top: int, tokenizer: Tokenizer, scored: Sequence[int] = ()
+) -> tuple[TokenLogprob, ...]:
+    """Return log probabilities with the bytes of each token. The token that ended the answer is left out.
+
+    `scored`: as in SamplingParams.
+    """
     shown = []
     for token, row in zip(tokens, rows, strict=True):
         if token in tokenizer.eog:
             continue
         likeliest = sorted(row.items(), key=lambda each: -float(each[1].logprob))[:top]
+        if scored:
+            likeliest = [(each, row[each]) for each in scored]
         pieces = tuple((tokenizer.piece(other), float(found.logprob)) for other, found in likeliest)
         shown.append(TokenLogprob(tokenizer.piece(token), float(row[token].logprob), pieces))
     return tuple(shown)

@@ -36,7 +36,8 @@ def shape_of(folder: Path) -> Shape:
     if shape is None:
         raise LocalError(f"{folder}: config.json does not give the model's shape: run `tourkit verify` on the bundle")
     if shape.embeds:
-        raise LocalError(f"{folder}: makes embeddings, which vllm does not serve here: use transformers")
+        does = "gives scores" if shape.reranks else "makes embeddings"
+        raise LocalError(f"{folder}: {does}, which vllm does not serve here: use transformers")
     return shape
 
 

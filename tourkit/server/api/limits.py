@@ -59,10 +59,14 @@ PROMPTS = Limit("prompt", 2_048, "answers", route="/v1/completions")
 TEXTS = Limit("input", 2_048, "texts", route="/v1/embeddings")
 TEXT_LENGTH = Limit("input[i]", 1024 * 1024, "characters", route="/v1/embeddings")
 ITEMS = Limit("input", 10_000, "items", route="/v1/responses")
+QUERY = Limit("query", 1024 * 1024, "characters", route="/v1/rerank")
+DOCUMENTS = Limit("documents", 2_048, "texts", route="/v1/rerank")
+DOCUMENT_LENGTH = Limit("documents[i]", 1024 * 1024, "characters", route="/v1/rerank")
 TOKENIZED = Limit("prompt", 1024 * 1024, "characters", route="/tokenize")
 TOKENS = Limit("tokens", 262_144, "token ids")
 
 LIMITS = (
     *(BODY, HEADER, DEPTH, CONTAINERS, KEYS, VALUES, FIELDS, MODEL, MESSAGES, MESSAGE_FIELDS, N, STOPS, STOP_LENGTH),
-    *(BIASES, TOP_LOGPROBS, CHOICES, TOOLS, TEMPLATE_KWARGS, PROMPTS, TEXTS, TEXT_LENGTH, ITEMS, TOKENIZED, TOKENS),
+    *(BIASES, TOP_LOGPROBS, CHOICES, TOOLS, TEMPLATE_KWARGS, PROMPTS, TEXTS, TEXT_LENGTH, ITEMS, QUERY, DOCUMENTS),
+    *(DOCUMENT_LENGTH, TOKENIZED, TOKENS),
 )

@@ -146,6 +146,12 @@ EMBEDDINGS = (
     *_no_effect("user", "priority", "request_id", "keep_alive", "metadata", "store", "service_tier"),
     *_neutral(add_special_tokens=(True,), normalize=(True,)),
 )
+RERANK = (
+    *_read("model", "query", "documents", "top_n", "return_documents", "max_tokens_per_doc"),
+    # Cohere: `max_chunks_per_doc` is about documents that are longer than the context; those are refused here.
+    *_no_effect("priority", "max_chunks_per_doc", "user", "request_id", "keep_alive", "metadata", "store"),
+    *_neutral(rank_fields=(["text"],), return_embeddings=(False,), raw_scores=(False,)),
+)
 TOKENIZE = (*_read("model", "prompt", "add_special_tokens"), *_neutral(return_token_strs=(False,)))
 DETOKENIZE = _read("model", "tokens")
 _MESSAGES = (
@@ -193,6 +199,7 @@ ROUTES = {
     "/v1/completions": COMPLETION,
     "/v1/responses": RESPONSES,
     "/v1/embeddings": EMBEDDINGS,
+    "/v1/rerank": RERANK,
     "/apply-template": CHAT,
     "/tokenize": TOKENIZE,
     "/detokenize": DETOKENIZE,

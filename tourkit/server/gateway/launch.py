@@ -16,7 +16,7 @@ from tourkit.bundle.scan import check_plain
 from tourkit.errors import NotSo, UsageError
 from tourkit.hardware import machine_file, probe
 from tourkit.hardware.machine import Gpu, Hardware
-from tourkit.manifest.models import NOT_SERVED, VariantId
+from tourkit.manifest.models import VariantId
 from tourkit.net import Urls
 from tourkit.planning import planner, sources
 from tourkit.planning.defaults import with_defaults
@@ -102,9 +102,8 @@ def placements_on(
 
     Raises UsageError (a wrong role or GPU) and NotSo (nothing fits).
     """
-    source, options, unserved = served_part(source, options)
     made = _plan(source, options, machine, options.roles)
-    for line in (*unserved, *made.notes, *made.unfilled):
+    for line in (*made.notes, *made.unfilled):
         say(line)
     return _located(source, options, made, say)
 
@@ -113,10 +112,7 @@ def _serve(
     source: Source, options: ServeOptions, gateway: GatewayOptions, on_ready: Callable[[Urls, Plan], None]
 ) -> None:
     machine = _hardware(options)
-    source, options, unserved = served_part(source, options)
     made = _plan(source, options, machine, options.roles)
-    for line in unserved:
-        gateway.say(line)
     for line in (*made.notes, *made.unfilled):
         gateway.say(line)
     if options.prompt_cache_dir is not None and (why := useless_folder(made)):
@@ -127,23 +123,6 @@ def _serve(
     placements = _located(source, options, made, gateway.say)
     check_preload(placements, gateway.lifetimes.preload)
     app.serve(placements, gateway, net.listen(options.host, options.port), lambda urls: on_ready(urls, made))
-
-
-def served_part(source: Source, options: ServeOptions) -> tuple[Source, ServeOptions, tuple[str, ...]]:
-    """Return source and options without the roles that no server answers for yet, and a line for each such role.
-
-    Raises NotSo if no other role is left.
-    """
-    asked = options.roles or tuple(source.index.roles)
-    unserved = tuple(role for role in asked if role in NOT_SERVED and role in source.index.roles)
-    if not unserved:
-        return source, options, ()
-    if len(unserved) == len(asked):
-        raise NotSo(f"role {unserved[0]}: {source.name}: this version does not serve it yet: serve another role")
-    kept = {role: ids for role, ids in source.index.roles.items() if role not in NOT_SERVED}
-    roles = tuple(role for role in options.roles if role not in NOT_SERVED)
-    lines = tuple(f"role {role}: this version does not serve it yet; the other roles are served" for role in unserved)
-    return replace(source, index=replace(source.index, roles=kept)), replace(options, roles=roles), lines
 
 
 def check_preload(placements: Iterable[Placement], preload: tuple[str, ...] | None) -> None:

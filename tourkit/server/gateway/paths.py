@@ -17,7 +17,7 @@ from tourkit.server.api.replies import error_response
 
 # What a worker answers for its model.
 FORWARDED = (
-    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"),
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/rerank"),
     *("/apply-template", "/tokenize", "/detokenize"),
     *("/v1/messages", "/v1/messages/count_tokens"),
     *("/api/chat", "/api/generate", "/api/embed", "/api/embeddings"),
@@ -28,11 +28,12 @@ STREAMED = frozenset(
 )
 _VERSION = "/v1"
 _VERSIONED = (
-    *("/chat/completions", "/completions", "/responses", "/embeddings", "/models"),
+    *("/chat/completions", "/completions", "/responses", "/embeddings", "/rerank", "/models"),
     *("/messages", "/messages/count_tokens"),
 )
 _VERSIONED_FOLDERS = ("/models/", "/responses/")
 _OLLAMA = "/api/"
+_OTHER_NAMES = {"/v2/rerank": "/v1/rerank", "/reranking": "/v1/rerank"}  # Cohere's, llama.cpp's
 _BARE = frozenset({"/tokenize", "/detokenize", "/apply-template", "/health", "/metrics", "/version"})
 
 
@@ -43,6 +44,8 @@ def canonical(path: str) -> str:
         path = path.removeprefix(_VERSION)
     if path.removeprefix(_VERSION) in _BARE or path.startswith(_VERSION + _OLLAMA):
         return path.removeprefix(_VERSION)
+    if path.removeprefix(_VERSION) in _OTHER_NAMES:
+        return _OTHER_NAMES[path.removeprefix(_VERSION)]
     if path in _VERSIONED or path.startswith(_VERSIONED_FOLDERS):
         return _VERSION + path
     return path

@@ -42,11 +42,14 @@ from tourkit.server.api.ollama_fields import (
 from tourkit.server.api.ollama_replies import OllamaReply, embed_body, embeddings_body
 from tourkit.server.api.replies import ChatReply, Reply, error_response, json_response
 from tourkit.server.api.requests import Generate, parse_chat, parse_detokenize, parse_embeddings, parse_tokenize
+from tourkit.server.api.rerank_fields import parse_rerank
+from tourkit.server.api.reranking import rerank
 from tourkit.server.api.response_fields import parse_response
 from tourkit.server.api.response_replies import ResponseReply, new_id
 from tourkit.server.api.text_replies import TextReply
 from tourkit.server.api.translated import client_error
 from tourkit.server.api.truncation import truncated
+from tourkit.server.api.yes_no import YesNo
 from tourkit.server.contract import CLIENT_HEADER, SECRET_HEADER, STORED_HEADER
 from tourkit.server.http import CLIENT_LEFT
 
@@ -72,6 +75,7 @@ class ModelServer:
         """`defaults`: as in Launch. `fingerprint`: of the model and its settings, for replies."""
         self._engine = engine
         self._model = Model.of(engine, in_trial)
+        self._yes_no = YesNo(self._model)
         self._secret = secret
         self._on_dead = on_dead
         self._defaults = defaults
@@ -96,6 +100,7 @@ class ModelServer:
                 Route("/v1/completions", self.complete, methods=["POST"]),
                 Route("/v1/responses", self.respond, methods=["POST"]),
                 Route("/v1/embeddings", self.embed, methods=["POST"]),
+                Route("/v1/rerank", self.rerank, methods=["POST"]),
                 Route("/v1/messages", self.messages, methods=["POST"]),
                 Route("/v1/messages/count_tokens", self.count_tokens, methods=["POST"]),
                 Route("/api/chat", partial(self.ollama, parse_ollama_chat), methods=["POST"]),
@@ -245,6 +250,10 @@ class ModelServer:
 
     async def embed(self, request: HttpRequest) -> Response:
         return await embed(self._engine, await self._body(request, parse_embeddings), request)
+
+    async def rerank(self, request: HttpRequest) -> Response:
+        asked = await self._body(request, parse_rerank)
+        return await rerank(self._model, self._yes_no, asked, _client(request), request)
 
     async def tokenize(self, request: HttpRequest) -> Response:
         text, special = await self._body(request, parse_tokenize)
