@@ -231,6 +231,13 @@ def test_parallel_calls_can_be_turned_off(engines: Engines) -> None:
     assert uses(found) == [("get_weather", {"city": "Paris"})]
 
 
+def test_the_schemas_of_tools_have_the_names_of_this_api() -> None:
+    offer = parse_message(BODY | {"tools": TOOLS}).request.offer
+
+    assert offer is not None
+    assert offer.where == ("tools[0].input_schema", "tools[1].input_schema")
+
+
 def test_with_tool_choice_none_the_model_sees_no_tools() -> None:
     assert parse_message(BODY | {"tools": TOOLS, "tool_choice": {"type": "none"}}).request.offer is None
 
