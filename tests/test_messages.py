@@ -14,12 +14,17 @@ from tool_runner import FAMILIES, ORDER, ToolRunner
 
 from tourkit.backends.runner_engine import RunnerEngine
 from tourkit.defaults import RoleDefaults
-from tourkit.errors import RequestError
+from tourkit.errors import EngineError, RequestError
+from tourkit.generation import Delta
+from tourkit.server.api.dialects import MESSAGES
 from tourkit.server.api.message_fields import parse_count, parse_message
+from tourkit.server.api.message_replies import MessageReply
+from tourkit.server.api.replies import Usage
 from tourkit.server.api.route_fields import ROUTES, Use
 from tourkit.server.contract import SECRET_HEADER
 from tourkit.server.gateway.access import AccessRules
 from tourkit.server.gateway.app import Gateway, GatewayOptions
+from tourkit.server.gateway.comments import Commented
 from tourkit.server.worker.app import ModelServer
 
 BODY: dict[str, Any] = {"model": "tool", "max_tokens": 200, "messages": [{"role": "user", "content": "x"}]}
@@ -224,6 +229,13 @@ def test_parallel_calls_can_be_turned_off(engines: Engines) -> None:
     found = whole(engines("hermes"), order(FAMILIES["hermes"].two, tools=TOOLS, tool_choice=choice))
 
     assert uses(found) == [("get_weather", {"city": "Paris"})]
+
+
+def test_the_schemas_of_tools_have_the_names_of_this_api() -> None:
+    offer = parse_message(BODY | {"tools": TOOLS}).request.offer
+
+    assert offer is not None
+    assert offer.where == ("tools[0].input_schema", "tools[1].input_schema")
 
 
 def test_with_tool_choice_none_the_model_sees_no_tools() -> None:
@@ -507,6 +519,40 @@ def test_a_key_is_needed_and_the_header_x_api_key_has_it() -> None:
 
     assert (refused.status, refused.body["error"]["type"]) == (401, "authentication_error")
     assert let_in.status == 404
+
+
+def test_a_client_that_waits_gets_a_ping_and_an_error_is_an_event() -> None:
+    sent = b""
+
+    async def send(message: Any) -> None:
+        nonlocal sent
+        sent += message.get("body", b"")
+
+    async def wait() -> None:
+        commented = Commented(send, "small Q4_1 llama_cpp", MESSAGES)
+        await commented._comment()
+        await commented({"type": "http.response.start", "status": 503, "headers": []})
+        error = {"error": {"message": "it died", "type": "server_error", "param": None, "code": "engine_dead"}}
+        await commented({"type": "http.response.body", "body": json.dumps(error).encode()})
+
+    asyncio.run(wait())
+
+    ping, error = sent.decode().strip().split("\n\n")
+    assert ping == 'event: ping\ndata: {"type":"ping"}'
+    assert error.startswith("event: error\n")
+    about = {"type": "overloaded_error", "message": "it died", "details": {"error_code": "engine_dead"}}
+    assert json.loads(error.partition("data: ")[2]) == {"type": "error", "error": about}
+
+
+def test_an_answer_that_fails_in_the_middle_ends_with_an_event() -> None:
+    reply = MessageReply("msg_1", "tool")
+    begun = reply.chunk(Delta(0, "He", 1), lambda: Usage(5, 1, 0))
+
+    failed = reply.failure(EngineError("it broke"))
+
+    assert begun.count(b"event: ") == 3
+    assert failed.startswith(b"event: error\n")
+    assert b'"type":"api_error","message":"it broke"' in failed
 
 
 def test_a_wrong_method_is_an_error_of_this_api_too() -> None:

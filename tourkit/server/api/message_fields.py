@@ -56,7 +56,10 @@ def _parsed(body: dict[str, Any], defaults: tuple[RoleDefaults, ...]) -> Generat
     request = asked.request
     fields = tuple(name for name in request.thinking_fields if name in thinking.asked)
     malformed = tuple(client_field(name, names) for name in request.malformed)
-    request = replace(request, thinking_fields=fields, malformed=malformed)
+    offer = request.offer
+    if offer is not None:  # a reply names the parts of schemas that are not enforced
+        offer = replace(offer, where=tuple(client_field(where, names) for where in offer.where))
+    request = replace(request, thinking_fields=fields, malformed=malformed, offer=offer)
     return replace(asked, request=request, include_reasoning=thinking.shown, names=names)
 
 
