@@ -240,7 +240,8 @@ def test_thinking_leaves_the_tokens_that_the_schema_needs(family: str) -> None:
 
 def output(tokens: list[int], finish: str | None) -> Any:
     """Return the part of vLLM's CompletionOutput that is read here."""
-    return SimpleNamespace(index=0, text="", token_ids=tokens, logprobs=None, finish_reason=finish)
+    rows = [{token: SimpleNamespace(logprob=-0.5)} for token in tokens]
+    return SimpleNamespace(index=0, text="", token_ids=tokens, logprobs=rows, finish_reason=finish)
 
 
 def answer_on_vllm(family: str, asked: Request, written: Script) -> Answer:
@@ -275,6 +276,14 @@ def test_on_vllm_thinking_and_content_are_told_apart(family: str, whole: bool) -
 
     assert (found.reasoning, found.content, found.finish) == (THOUGHT, "Ответ: ", Finish.STOP)
     assert (len(found.deltas) == 1) is whole
+
+
+@FAMILY
+def test_on_vllm_log_probabilities_are_those_of_the_content(family: str) -> None:
+    asked = request()
+    found = answer_on_vllm(family, replace(asked, params=replace(asked.params, top_logprobs=0)), script(family))
+
+    assert b"".join(found.logprobs).decode() == CONTENT
 
 
 @FAMILY
