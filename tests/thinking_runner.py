@@ -74,7 +74,7 @@ class ThinkingRunner(FakeRunner):
         self.chat_template = template or TEMPLATES[family]
         self._control = control
         self._ids = {text: EOG + 1 + at for at, text in enumerate(control)}
-        self._texts = {id_: text for text, id_ in self._ids.items()}
+        self._spelled = [*(self.piece(token) for token in range(EOG + 1)), *(text.encode() for text in control)]
         self.control_tokens = ControlTokens(self._ids)
         self._script = script
 
@@ -92,7 +92,7 @@ class ThinkingRunner(FakeRunner):
 
     def spell(self, tokens: Sequence[int]) -> bytes:
         """Return the text of tokens, with that of control tokens."""
-        return b"".join(self._texts.get(token, "").encode() or self.piece(token) for token in tokens)
+        return b"".join(map(self._spelled.__getitem__, tokens))
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return self.tokenize_parts(self.control_tokens.parts(text, "") if parse_special else [text], add_special=False)
