@@ -66,7 +66,7 @@ SAME = 0.99  # share of greedy answers that must be equal on every stack
 PARITY_PROMPTS = 100
 
 QUESTION = [{"role": "user", "content": "Anna Petrova paid 1200 rubles on 2025-03-14. Write what happened, in words."}]
-PERSON = {
+PERSON: dict[str, Any] = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0}},
     "required": ["name", "age"],
@@ -347,7 +347,10 @@ def _usage(answer: Answer) -> dict[str, Any]:
 
 # --- tools ------------------------------------------------------------------------------------------------------------
 
-TOOL = {"type": "function", "function": {"name": "save_person", "parameters": PERSON}}
+# The age has an upper limit, because vLLM does not close out a number that goes on.
+AGE = {"type": "integer", "minimum": 0, "maximum": 150}
+ADULT = PERSON | {"properties": PERSON["properties"] | {"age": AGE}}
+TOOL = {"type": "function", "function": {"name": "save_person", "parameters": ADULT}}
 CALLING = {"messages": [{"role": "user", "content": "Save Anna Petrova, who is 30."}], "tools": [TOOL]}
 
 
@@ -363,7 +366,7 @@ def _calls(answer: Answer) -> list[tuple[str, Any]]:
                 call[key] += text
     found = [(call["name"], json.loads(call["arguments"])) for call in calls.values()]
     for _, arguments in found:
-        jsonschema.validate(arguments, PERSON)
+        jsonschema.validate(arguments, ADULT)
     return found
 
 
