@@ -230,17 +230,24 @@ def ignored_header(generation: Generation, asked: Generate) -> dict[str, str]:
 async def stream(
     model: Model, generation: Generation, reply: Reply, asked: Generate, http: HttpRequest
 ) -> AsyncIterator[bytes]:
-    """Yield the answer in pieces. A structured answer is checked at its end; the end of the stream reports it."""
-    if opening := reply.opening(asked.request.n):
-        yield opening
-    whole = Whole(asked.request.n)
+    """Yield the answer in pieces. A structured answer is checked at its end; the end of the stream reports it.
+
+    Nothing is yielded before the first text; the opening of the stream is a part of that piece. Raises EngineError or
+    RequestError if the engine fails before it writes anything; a later failure is a piece.
+    """
+    whole, has_begun, opening = Whole(asked.request.n), False, b""
     async for delta in generation.deltas(http):
+        if delta.failure and not has_begun:
+            raise delta.failure
+        if not has_begun:
+            has_begun, opening = True, reply.opening(asked.request.n)
         if delta.failure:
-            yield reply.failure(delta.failure)
+            yield opening + reply.failure(delta.failure)
             return
         whole.take(delta)
         if piece := reply.chunk(delta, generation.usage):
-            yield piece
+            yield opening + piece
+            opening = b""
     if not generation.complete:
         return
     choices, remark = whole.choices(), None
@@ -252,4 +259,4 @@ async def stream(
         results = [found for each in choices if (found := await verdict_of(asked.request, each, judge)) is not None]
         if not is_plain(generation.constraint, results):
             remark = about(generation.constraint, results)
-    yield reply.closing(choices, generation.usage(), remark)
+    yield opening + reply.closing(choices, generation.usage(), remark)
