@@ -86,6 +86,8 @@ def test_no_byte_of_a_stream_is_sent_before_the_engine_writes() -> None:
 
     assert before == []
     assert sent[0]["status"] == 200
+    assert b'"role":"assistant"' in sent[1]["body"]  # one write has the opening and the first text
+    assert b'"content":"te"' in sent[1]["body"]
 
 
 def test_a_stream_has_all_that_the_engine_writes() -> None:

@@ -298,20 +298,21 @@ def _client(request: HttpRequest) -> str:
 async def _streamed(
     events: AsyncIterator[bytes], constraint: Enforced, headers: dict[str, str], request: HttpRequest
 ) -> Response:
-    """Return a stream of events as soon as the first one is there.
+    """Return a stream of events as soon as the first two are there: the opening and the first text.
 
-    If the worker dies before that, the gateway has sent no byte, so it can ask again. `x-accel-buffering` tells a proxy
-    in front to pass each event on at once.
+    If the worker dies before that, the gateway has sent no byte, so it can ask again. Both are sent in one write.
+    `x-accel-buffering` tells a proxy in front to pass each event on at once.
     """
-    first = await anext(events, None)
-    if first is None:
+    first = await anext(events, b"")
+    first += await anext(events, b"")
+    if not first:
         return Response(status_code=CLIENT_LEFT)
     headers |= {"cache-control": "no-cache", "x-accel-buffering": "no", "x-tourkit-constraint": constraint.level}
     return StreamingResponse(_after(first, events), media_type=dialect_of(request.url.path).stream_type, headers=headers)
 
 
 async def _after(first: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield an event and those that come after it."""
+    """Yield the first events, and those that come after them."""
     yield first
     async for event in events:
         yield event
