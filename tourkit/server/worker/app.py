@@ -308,7 +308,8 @@ async def _streamed(
     if not first:
         return Response(status_code=CLIENT_LEFT)
     headers |= {"cache-control": "no-cache", "x-accel-buffering": "no", "x-tourkit-constraint": constraint.level}
-    return StreamingResponse(_after(first, events), media_type=dialect_of(request.url.path).stream_type, headers=headers)
+    kind = dialect_of(request.url.path).stream_type
+    return StreamingResponse(_after(first, events), media_type=kind, headers=headers)
 
 
 async def _after(first: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
