@@ -57,7 +57,7 @@ class ThinkingRunner(FakeRunner):
 
     special_tokens = {"bos_token": "", "eos_token": ""}  # noqa: RUF012 - as in Tokenizer
     adds_bos = starts_with_space = False
-    longest_piece = 12
+    longest_piece = 40
     context = 4096
 
     def __init__(
@@ -106,7 +106,7 @@ class ThinkingRunner(FakeRunner):
     def grammar_tokenizer(self) -> Any:
         from llguidance import LLTokenizer, TokenizerWrapper
 
-        control = [f"\xff{text}".encode("latin-1") for text in ("<eog>", *self._control)]
+        control = [b"\xff" + text.encode() for text in ("<eog>", *self._control)]
 
         class Bytes:
             eos_token_id, bos_token_id = EOG, None
