@@ -439,8 +439,8 @@ def test_a_stream_has_the_thinking_in_chunks_of_its_own(shown: bool) -> None:
         generation = await Generation.start(model, asked.request, http)
         assert generation is not None
         reply = ChatReply("id", 0, "tool", reasoning=asked.include_reasoning)
-        lines = [line async for line in stream(model, generation, reply, asked, http)]
-        return [json.loads(line.removeprefix(b"data: ")) for line in lines[:-1]]
+        text = b"".join([line async for line in stream(model, generation, reply, asked, http)])
+        return [json.loads(event.removeprefix(b"data: ")) for event in text.split(b"\n\n")[:-2]]
 
     body = {"model": "tool", "messages": [{"role": "user", "content": "2+2?"}], "temperature": 0, "stream": True}
     asked = parse_chat(body | {"include_reasoning": shown})

@@ -106,8 +106,9 @@ def streamed(engine: RunnerEngine, text: str, **fields: Any) -> Answer:
         generation = await Generation.start(model, asked.request, http)
         assert generation is not None
         reply = ChatReply("id", 0, "tool", legacy_calls=asked.legacy_calls)
-        events = [event async for event in stream(model, generation, reply, asked, http)]
-        assert events.pop() == b"data: [DONE]\n\n"
+        text = b"".join([event async for event in stream(model, generation, reply, asked, http)])
+        *events, done, end = text.split(b"\n\n")
+        assert (done, end) == (b"data: [DONE]", b"")
         return [json.loads(event.removeprefix(b"data: ")) for event in events]
 
     chunks = asyncio.run(make())

@@ -298,14 +298,13 @@ def _client(request: HttpRequest) -> str:
 async def _streamed(
     events: AsyncIterator[bytes], constraint: Enforced, headers: dict[str, str], request: HttpRequest
 ) -> Response:
-    """Return a stream of events as soon as the first two are there: the opening and the first text.
+    """Return a stream of events as soon as the first one is there.
 
-    If the worker dies before that, the gateway has sent no byte, so it can ask again. Both are sent in one write.
-    `x-accel-buffering` tells a proxy in front to pass each event on at once.
+    If the worker dies before that, the gateway has sent no byte, so it can ask again. `x-accel-buffering` tells a proxy
+    in front to pass each event on at once.
     """
-    first = await anext(events, b"")
-    first += await anext(events, b"")
-    if not first:
+    first = await anext(events, None)
+    if first is None:
         return Response(status_code=CLIENT_LEFT)
     headers |= {"cache-control": "no-cache", "x-accel-buffering": "no", "x-tourkit-constraint": constraint.level}
     kind = dialect_of(request.url.path).stream_type
@@ -313,7 +312,7 @@ async def _streamed(
 
 
 async def _after(first: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the first events, and those that come after them."""
+    """Yield an event and those that come after it."""
     yield first
     async for event in events:
         yield event
