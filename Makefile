@@ -30,7 +30,7 @@ endef
 export OTHERS
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo picture test test-quick test-full test-documents test-stacks test-transformers test-onnx test-vllm test-wheels test-arch test-arch-sample test-real test-real-full arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench gpu-check-dry wheel portable-wheel test-portable fuzz clean
+.PHONY: help install demo picture test test-quick test-full test-documents test-stacks test-transformers test-onnx test-vllm test-wheels test-arch test-arch-sample test-real test-real-full arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench gpu-check-dry wheel portable-wheel test-portable fuzz soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -133,6 +133,7 @@ bench: $(DEV)/ready ## tourkit beside its peers, as ratios of interleaved runs
 	$(DEV)/bin/python -m pip install -q "llama-cpp-python[server]"
 	$(DEV)/bin/python bench/structured_http.py --peers
 	$(DEV)/bin/python bench/serving.py
+	$(DEV)/bin/python bench/gateway.py
 	$(DEV)/bin/python bench/documents.py
 	$(DEV)/bin/python bench/answers.py
 	$(DEV)/bin/python bench/hostile.py
@@ -140,6 +141,9 @@ bench: $(DEV)/ready ## tourkit beside its peers, as ratios of interleaved runs
 fuzz: $(DEV)/ready ## 14,000 generated constraints and 14,000 bodies against a running server, and 35,000 files: half an hour, before a release
 	$(DEV)/bin/python -m tools.fuzz
 	$(DEV)/bin/python -m tools.fuzz_files
+
+soak: $(DEV)/ready ## 200 streaming clients for ten minutes, while a worker is killed and stopped each minute
+	$(DEV)/bin/python bench/soak.py
 
 gpu-check-dry: $(DEV)/ready ## the check for a machine with a GPU, up to the GPU (tools/gpu/README.md)
 	$(DEV)/bin/python tools/gpu/check.py --dry-run

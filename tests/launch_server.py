@@ -1,7 +1,7 @@
 """Serve given placements, as `tourkit serve` does after its plan is made.
 
-`python launch_server.py PLACEMENTS TIMEOUTS` prints its URL and ends with SIGTERM. Both are JSON: a list of placements,
-and the fields of WorkerTimeouts that are not the default.
+`python launch_server.py PLACEMENTS TIMEOUTS [WORKER]` prints its URL and ends with SIGTERM. The first two are JSON: a
+list of placements, and the fields of WorkerTimeouts that are not the default. WORKER: a module to start as the worker.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tourkit.launch import Launch
 from tourkit.net import listen
 from tourkit.planning.plan import Placement
 from tourkit.server.contract import launch_of
+from tourkit.server.gateway import process
 from tourkit.server.gateway.app import GatewayOptions, serve
 from tourkit.server.gateway.watchdog import WorkerTimeouts
 
@@ -41,11 +42,16 @@ def launch_server(
     environment: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
     timeouts: Mapping[str, float] | None = None,
+    worker: str = "",
 ) -> Iterator[LaunchServer]:
-    """Run a gateway with these workers on a free port. Its process is ended by id at the end of the block."""
-    path = os.pathsep.join(filter(None, ((environment or {}).get("PYTHONPATH", ""), str(ROOT))))
+    """Run a gateway with these workers on a free port. Its process is ended by id at the end of the block.
+
+    `worker`: a module of tests/ that stands in for the worker.
+    """
+    stand_ins = str(Path(__file__).parent) if worker else ""
+    path = os.pathsep.join(filter(None, ((environment or {}).get("PYTHONPATH", ""), stand_ins, str(ROOT))))
     told = json.dumps([asdict(placement) for placement in placements]), json.dumps(timeouts or {})
-    command = [*prefix, sys.executable, __file__, *told]
+    command = [*prefix, sys.executable, __file__, *told, *filter(None, [worker])]
     variables = os.environ | dict(environment or {}) | {"PYTHONPATH": path}
     with log.open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=variables)
@@ -83,6 +89,8 @@ def placement_of(told: dict[str, Any]) -> Placement:
 def main() -> None:
     placements = tuple(placement_of(told) for told in json.loads(sys.argv[1]))
     offline.engage()
+    if sys.argv[3:]:
+        process._OUR_ENGINE = process.Program(sys.argv[3])
     timeouts = WorkerTimeouts(**json.loads(sys.argv[2]))
     options = GatewayOptions(offline=True, say=lambda text: tell(text, sys.stderr), timeouts=timeouts)
     serve(placements, options, listen("127.0.0.1", 0), lambda urls: tell(urls.here, sys.stdout))

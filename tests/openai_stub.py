@@ -8,7 +8,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
@@ -170,7 +170,10 @@ class _Handler(BaseHTTPRequestHandler):
                         self.close_connection = True
                         return
                     self._event({"choices": [{"index": index, "delta": {"content": piece}, "finish_reason": None}]})
+                for delta in _call_pieces(answer.parts.get("tool_calls", ())):
+                    self._event({"choices": [{"index": index, "delta": delta, "finish_reason": None}]})
                 self._event({"choices": [{"index": index, "delta": {}, "finish_reason": answer.finish_reason}]})
+            self._event({"choices": [], "usage": {"total_tokens": 5}})
             self._chunk(b": a comment, to be passed over\n\n")
             self._chunk(b"data: [DONE]\n\n")
             self._chunk(b"")
@@ -193,6 +196,15 @@ def _answer(answer: "str | Answer | Refusal") -> Answer:
 def _pieces(text: str) -> Iterator[str]:
     """Split a text into words, each with its leading white space."""
     return iter(re.findall(r"\s*\S+|\s+$", text))
+
+
+def _call_pieces(calls: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the deltas of calls: the name first, then the arguments in pieces of three characters."""
+    for at, call in enumerate(calls):
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        yield {"tool_calls": [{"index": at, **call, "function": {"name": name, "arguments": ""}}]}
+        for start in range(0, len(arguments), 3):
+            yield {"tool_calls": [{"index": at, "function": {"arguments": arguments[start : start + 3]}}]}
 
 
 def schema_of(body: dict[str, Any]) -> dict[str, Any]:

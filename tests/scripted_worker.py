@@ -2,7 +2,7 @@
 
 The gateway starts it as `python -m scripted_worker`. `launch.model` names the script, and `launch.path` is a folder for
 its notes: `starts` gets a character for each process, `asked` a line for each request. A file `go` in it ends the
-waiting of every request `wait`.
+waiting of every request `wait`, and the stream of every request `stream`.
 """
 
 from __future__ import annotations
@@ -63,10 +63,23 @@ def serve(notes: Path) -> str:
                 time.sleep(0.01)
             if prompt == "hold" and "hold" not in had:
                 threading.Event().wait()
+            if prompt == "stream":
+                self.stream()
+                return
             self.send_response(200)
             self.send_header("content-length", "2")
             self.end_headers()
             self.wfile.write(b"ok")
+
+        def stream(self) -> None:
+            """Send one event, wait for `go`, and send the end."""
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.end_headers()
+            self.wfile.write(b'data: {"n": 1}\n\n')
+            while not (notes / "go").exists():
+                time.sleep(0.01)
+            self.wfile.write(b"data: [DONE]\n\n")
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import email.utils
+import inspect
 import json
 import socket
 import sys
@@ -81,6 +82,50 @@ def test_arguments_that_were_cut_off_are_an_error_with_their_text() -> None:
         client.chat("Is it raining in Oslo?")
 
     assert (error.value.finish_reason, error.value.text) == ("length", '{"city": "Os')
+
+
+TWO_CALLS = [CALL, CALL | {"id": "call_2", "function": {"name": "get_time", "arguments": "{}"}}]
+
+
+def test_after_its_last_piece_a_stream_has_the_whole_answer_with_its_calls() -> None:
+    answer = Answer("Я спрошу.", "tool_calls", {"tool_calls": TWO_CALLS})
+    with serve(lambda body, index: answer) as stub, Client(stub.url) as client:
+        whole, stream = client.chat("x"), client.stream("x")
+        assert stream.reply is None
+        pieces = list(stream)
+
+    assert "".join(pieces) == "Я спрошу."
+    assert stream.reply is not None
+    assert stream.reply.tool_calls == whole.tool_calls
+    assert [call.name for call in whole.tool_calls] == ["get_weather", "get_time"]
+    assert (stream.reply.message, stream.reply.finish_reason) == (whole.message, "tool_calls")
+    assert stream.reply.usage == {"total_tokens": 5}
+
+
+def test_calls_whose_arguments_were_cut_off_are_an_error_at_the_end_of_a_stream() -> None:
+    cut = CALL | {"function": {"name": "get_weather", "arguments": '{"city": "Os'}}
+    with (
+        serve(lambda body, index: Answer("Well.", "length", {"tool_calls": [cut]})) as stub,
+        Client(stub.url) as client,
+    ):
+        stream = client.stream("x")
+        assert next(stream) == "Well."
+        with pytest.raises(ClientError, match="raise max_tokens"):
+            next(stream)
+        assert stream.reply is None
+
+
+def test_answers_by_a_deadline_have_their_calls() -> None:
+    answer = Answer("", "tool_calls", {"tool_calls": TWO_CALLS})
+    with (
+        serve(lambda body, index: answer) as stub,
+        Client(stub.url, ends=time.monotonic() + 3600) as client,
+    ):
+        replies = client.sample("x", 2)
+        whole = client.chat("x")
+
+    assert stub.bodies[0]["stream"] is True
+    assert [reply.tool_calls for reply in replies] == [whole.tool_calls] * 2
 
 
 def test_half_a_surrogate_pair_survives_the_trip() -> None:
@@ -545,10 +590,12 @@ def test_tasks_ask_at_once_and_connections_are_kept() -> None:
 def test_a_task_streams_and_a_stream_that_is_left_hangs_up() -> None:
     async def run(url: str) -> tuple[str, str]:
         async with AsyncClient(Client(url)) as client:
-            whole = "".join([piece async for piece in client.stream("one two")])
+            stream = client.stream("one two")
+            whole = "".join([piece async for piece in stream])
+            assert (stream.reply and stream.reply.text) == whole
             pieces = client.stream("x " * 100_000)
             first = await anext(pieces)
-            await pieces.aclose()  # type: ignore[attr-defined]
+            await pieces.aclose()
             return whole, first
 
     with serve(echo) as stub:
@@ -572,7 +619,10 @@ def test_errors_reach_the_task_and_a_closed_client_says_so() -> None:
         assert asyncio.run(run(stub.url)) == ["no", f"the client of {stub.url} is closed: make a new one"]
 
 
-def test_the_asyncio_client_has_every_method_of_the_client() -> None:
+def test_the_asyncio_client_has_every_method_of_the_client_with_the_same_arguments() -> None:
     own = {name for name in vars(Client) if not name.startswith("_")} - {"clone", "settings", "is_closed"}
 
     assert own <= vars(AsyncClient).keys()
+    for name in own:
+        mine, theirs = (inspect.signature(getattr(each, name)).parameters for each in (AsyncClient, Client))
+        assert list(mine.values()) == list(theirs.values())

@@ -12,7 +12,6 @@ import pytest
 from asgi import Answer, ask
 from thinking_runner import TURN, Script, ThinkingRunner
 
-from tourkit.backends.control_tokens import ControlTokens
 from tourkit.backends.infill import infill_parts
 from tourkit.backends.runner_engine import RunnerEngine
 from tourkit.backends.vllm.translation import prompt_logprobs_of
@@ -233,22 +232,15 @@ def test_a_gap_is_written_with_the_control_tokens_of_the_family() -> None:
 
 
 def test_a_suffix_reaches_the_model_with_its_control_tokens() -> None:
-    class Coder(ThinkingRunner):
-        def __init__(self) -> None:
-            super().__init__("none", Script(TEXT, TEXT, TURN))
-            first = self.n_vocab
-            self.fim = {"<|fim_prefix|>": first, "<|fim_suffix|>": first + 1, "<|fim_middle|>": first + 2}
-            self.n_vocab += 3
-            self.control_tokens = ControlTokens(self.control_tokens.ids | self.fim)
-
-    runner = Coder()
+    names = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+    runner = ThinkingRunner("none", Script(TEXT, TEXT, TURN), control=names)
     engine = RunnerEngine(runner, "stand-in")
     try:
         answer = complete(ModelServer(engine, "s"), prompt="a<|fim_suffix|>", suffix="b", max_tokens=1)
     finally:
         engine.close()
     sent = [token for batch in runner.batches for token, *_ in batch]
-    before, after, gap = runner.fim.values()
+    before, after, gap = (runner.control_tokens.ids[name] for name in names)
 
     assert answer.status == 200
     assert [token for token in sent if token in (before, after, gap)] == [before, after, gap]

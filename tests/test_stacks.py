@@ -66,7 +66,7 @@ SAME = 0.99  # share of greedy answers that must be equal on every stack
 PARITY_PROMPTS = 100
 
 QUESTION = [{"role": "user", "content": "Anna Petrova paid 1200 rubles on 2025-03-14. Write what happened, in words."}]
-PERSON = {
+PERSON: dict[str, Any] = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0}},
     "required": ["name", "age"],
@@ -343,6 +343,53 @@ def _usage(answer: Answer) -> dict[str, Any]:
     events = [line[6:] for line in answer.raw.split("\n\n") if line.startswith("data: {")]
     found: dict[str, Any] = (json.loads(events[-1]) if events else answer.body)["usage"]
     return found
+
+
+# --- tools ------------------------------------------------------------------------------------------------------------
+
+# The age has an upper limit, because vLLM does not close out a number that goes on.
+AGE = {"type": "integer", "minimum": 0, "maximum": 150}
+ADULT = PERSON | {"properties": PERSON["properties"] | {"age": AGE}}
+TOOL = {"type": "function", "function": {"name": "save_person", "parameters": ADULT}}
+CALLING = {"messages": [{"role": "user", "content": "Save Anna Petrova, who is 30."}], "tools": [TOOL]}
+
+
+def _calls(answer: Answer) -> list[tuple[str, Any]]:
+    """Return name and arguments of each call of a whole or streamed answer. The arguments must follow the schema."""
+    calls: dict[int, dict[str, str]] = {}
+    events = [json.loads(line[6:]) for line in answer.raw.split("\n\n") if line.startswith("data: {")]
+    messages = [choice["delta"] for event in events for choice in event["choices"]]
+    for message in messages or [choice["message"] for choice in answer.body["choices"]]:
+        for at, piece in enumerate(message.get("tool_calls", ())):
+            call = calls.setdefault(piece.get("index", at), {"name": "", "arguments": ""})
+            for key, text in piece["function"].items():
+                call[key] += text
+    found = [(call["name"], json.loads(call["arguments"])) for call in calls.values()]
+    for _, arguments in found:
+        jsonschema.validate(arguments, ADULT)
+    return found
+
+
+def test_a_required_tool_is_called_and_a_stream_brings_the_same_call(server: StackServer) -> None:
+    required = {**CALLING, "max_tokens": 80, "tool_choice": "required", "parallel_tool_calls": False}
+
+    whole, streamed = ask(server, **required), ask(server, **required, stream=True)
+
+    assert whole.status == 200, whole.body
+    assert whole.body["choices"][0]["finish_reason"] == "tool_calls"
+    assert not whole.text
+    [(name, arguments)] = _calls(whole)
+    assert name == "save_person"
+    assert _calls(streamed) == [(name, arguments)]
+
+
+def test_a_model_that_may_call_a_tool_answers_with_text_or_a_valid_call(server: StackServer) -> None:
+    """The tiny model was not trained on tools, so which of both it does is not promised."""
+    answer = ask(server, **CALLING, max_tokens=40)
+
+    assert answer.status == 200, answer.body
+    assert "<tool_call" not in (answer.text or "")
+    assert bool(answer.text) != bool(_calls(answer))
 
 
 def test_plain_completions_work_too(server: StackServer) -> None:

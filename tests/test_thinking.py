@@ -240,7 +240,8 @@ def test_thinking_leaves_the_tokens_that_the_schema_needs(family: str) -> None:
 
 def output(tokens: list[int], finish: str | None) -> Any:
     """Return the part of vLLM's CompletionOutput that is read here."""
-    return SimpleNamespace(index=0, text="", token_ids=tokens, logprobs=None, finish_reason=finish)
+    rows = [{token: SimpleNamespace(logprob=-0.5)} for token in tokens]
+    return SimpleNamespace(index=0, text="", token_ids=tokens, logprobs=rows, finish_reason=finish)
 
 
 def answer_on_vllm(family: str, asked: Request, written: Script) -> Answer:
@@ -275,6 +276,14 @@ def test_on_vllm_thinking_and_content_are_told_apart(family: str, whole: bool) -
 
     assert (found.reasoning, found.content, found.finish) == (THOUGHT, "Ответ: ", Finish.STOP)
     assert (len(found.deltas) == 1) is whole
+
+
+@FAMILY
+def test_on_vllm_log_probabilities_are_those_of_the_content(family: str) -> None:
+    asked = request()
+    found = answer_on_vllm(family, replace(asked, params=replace(asked.params, top_logprobs=0)), script(family))
+
+    assert b"".join(found.logprobs).decode() == CONTENT
 
 
 @FAMILY
@@ -430,8 +439,8 @@ def test_a_stream_has_the_thinking_in_chunks_of_its_own(shown: bool) -> None:
         generation = await Generation.start(model, asked.request, http)
         assert generation is not None
         reply = ChatReply("id", 0, "tool", reasoning=asked.include_reasoning)
-        lines = [line async for line in stream(model, generation, reply, asked, http)]
-        return [json.loads(line.removeprefix(b"data: ")) for line in lines[:-1]]
+        text = b"".join([line async for line in stream(model, generation, reply, asked, http)])
+        return [json.loads(event.removeprefix(b"data: ")) for event in text.split(b"\n\n")[:-2]]
 
     body = {"model": "tool", "messages": [{"role": "user", "content": "2+2?"}], "temperature": 0, "stream": True}
     asked = parse_chat(body | {"include_reasoning": shown})

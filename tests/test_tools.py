@@ -106,8 +106,9 @@ def streamed(engine: RunnerEngine, text: str, **fields: Any) -> Answer:
         generation = await Generation.start(model, asked.request, http)
         assert generation is not None
         reply = ChatReply("id", 0, "tool", legacy_calls=asked.legacy_calls)
-        events = [event async for event in stream(model, generation, reply, asked, http)]
-        assert events.pop() == b"data: [DONE]\n\n"
+        text = b"".join([event async for event in stream(model, generation, reply, asked, http)])
+        *events, done, end = text.split(b"\n\n")
+        assert (done, end) == (b"data: [DONE]", b"")
         return [json.loads(event.removeprefix(b"data: ")) for event in events]
 
     chunks = asyncio.run(make())
@@ -254,7 +255,8 @@ def test_wherever_an_answer_is_cut_no_marker_is_in_the_content_and_pieces_add_up
     said = "" if form.free or not form.marker else "So.\n"
     text = said + two
     for end in range(len(text) + 1):
-        parts = CallStream(form, ["get", "get_time", "get_weather"], lambda: "call_1")
+        names = ["get", "get_time", "get_weather"]
+        parts = CallStream(form, names, lambda: "call_1", {name: ["city"] for name in names})
         calls, content = Calls(), ""
         for char in text[:end]:
             found = parts.feed(char)
@@ -493,8 +495,16 @@ EXPECTED = {
     "ibm-granite-granite-3.3-2B-Instruct": "granite-3",
     "openai-gpt-oss-120b": "gpt-oss",
     "google-gemma-2-2b-it": "gemma",
-    "Qwen3.5-4B": "generic",
-    "LFM2.5-Instruct": "generic",
+    "Qwen3.5-4B": "qwen-xml",
+    "Qwen3-Coder": "qwen-xml",
+    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": "qwen-xml",
+    "google-gemma-4-31B-it": "gemma-4",
+    "LFM2.5-Instruct": "lfm",
+    "LFM2.5-8B-A1B": "lfm",
+    "LFM2-8B-A1B": "lfm",
+    "deepseek-ai-DeepSeek-V3.1": "deepseek",
+    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": "deepseek-r1",
+    "GLM-4.6": "generic",
 }
 
 

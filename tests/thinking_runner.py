@@ -57,7 +57,7 @@ class ThinkingRunner(FakeRunner):
 
     special_tokens = {"bos_token": "", "eos_token": ""}  # noqa: RUF012 - as in Tokenizer
     adds_bos = starts_with_space = False
-    longest_piece = 12
+    longest_piece = 40
     context = 4096
 
     def __init__(
@@ -74,7 +74,7 @@ class ThinkingRunner(FakeRunner):
         self.chat_template = template or TEMPLATES[family]
         self._control = control
         self._ids = {text: EOG + 1 + at for at, text in enumerate(control)}
-        self._texts = {id_: text for text, id_ in self._ids.items()}
+        self._spelled = [*(self.piece(token) for token in range(EOG + 1)), *(text.encode() for text in control)]
         self.control_tokens = ControlTokens(self._ids)
         self._script = script
 
@@ -92,7 +92,7 @@ class ThinkingRunner(FakeRunner):
 
     def spell(self, tokens: Sequence[int]) -> bytes:
         """Return the text of tokens, with that of control tokens."""
-        return b"".join(self._texts.get(token, "").encode() or self.piece(token) for token in tokens)
+        return b"".join(map(self._spelled.__getitem__, tokens))
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         return self.tokenize_parts(self.control_tokens.parts(text, "") if parse_special else [text], add_special=False)
@@ -106,7 +106,7 @@ class ThinkingRunner(FakeRunner):
     def grammar_tokenizer(self) -> Any:
         from llguidance import LLTokenizer, TokenizerWrapper
 
-        control = [f"\xff{text}".encode("latin-1") for text in ("<eog>", *self._control)]
+        control = [b"\xff" + text.encode() for text in ("<eog>", *self._control)]
 
         class Bytes:
             eos_token_id, bos_token_id = EOG, None

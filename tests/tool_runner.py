@@ -85,6 +85,34 @@ FAMILIES = {
         free=_THOUGHT + _HARMONY[1],
         at_start=True,
     ),
+    "qwen-xml": Family(
+        "{# <tool_call> <function= <parameter= #}" + _SHOWN + _MESSAGES,
+        "<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>\n</tool_call>",
+        "<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>\n</tool_call>\n"
+        "<tool_call>\n<function=get_time>\n<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call>",
+    ),
+    "gemma-4": Family(
+        "{# <|tool_call>call: #}" + _SHOWN + _MESSAGES,
+        '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>}<tool_call|>',
+        '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>}<tool_call|>'
+        '<|tool_call>call:get_time{city:<|"|>Rome<|"|>}<tool_call|>',
+        control=("<|tool_call>", "<tool_call|>", '<|"|>'),
+    ),
+    "lfm": Family(
+        "List of tools: " + _SHOWN + _PLAIN,
+        '<|tool_call_start|>[get_weather(city="Paris")]<|tool_call_end|>',
+        '<|tool_call_start|>[get_weather(city="Paris"), get_time(city="Rome")]<|tool_call_end|>',
+        control=("<|tool_call_start|>", "<|tool_call_end|>"),
+    ),
+    "deepseek": Family(
+        "{# <｜tool▁calls▁begin｜> #}" + _PLAIN,
+        '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"city": "Paris"}<｜tool▁call▁end｜>'
+        "<｜tool▁calls▁end｜>",
+        '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"city": "Paris"}<｜tool▁call▁end｜>'
+        '<｜tool▁call▁begin｜>get_time<｜tool▁sep｜>{"city": "Rome"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+        control=tuple(f"<｜tool▁{name}｜>" for name in ("calls▁begin", "call▁begin", "sep", "call▁end", "calls▁end")),
+        native=False,
+    ),
     "gemma": Family("{# <start_of_turn> #}" + _PLAIN, _BARE[0], "; ".join(_BARE), at_start=True, native=False),
     "generic": Family(_PLAIN, _ONE, _TWO, native=False),
 }

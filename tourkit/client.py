@@ -15,7 +15,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -115,6 +115,83 @@ class Ranked:
     index: int
     score: float
     document: str
+
+
+@dataclass(slots=True)
+class _Written:
+    """What a stream has brought of one answer so far. `calls`: by their index, with the text of their arguments."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: dict[int, dict[str, str]] = field(default_factory=dict)
+    finish_reason: str | None = None
+
+    def take(self, choice: Mapping[str, Any]) -> str:
+        """Take one choice of an event and return its new text."""
+        delta = choice.get("delta") or {}
+        piece = str(delta.get("content") or "")
+        self.text += piece
+        self.reasoning += _thinking(delta)
+        for part in delta.get("tool_calls") or ():
+            call = self.calls.setdefault(int(part.get("index", 0)), {"id": "", "name": "", "arguments": ""})
+            function = part.get("function") or {}
+            for key, said in (("id", part.get("id")), ("name", function.get("name"))):
+                call[key] = call[key] or str(said or "")
+            call["arguments"] += function.get("arguments") or ""
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        return piece
+
+    def reply(self, model: str, usage: dict[str, Any]) -> Reply:
+        """Return the whole answer. Raises ClientError if the arguments of a call are no JSON object."""
+        calls = [
+            _tool_call({"id": call["id"], "function": call}, self.finish_reason)
+            for _, call in sorted(self.calls.items())
+        ]
+        return Reply(self.text, self.finish_reason, model, usage, self.reasoning, tuple(calls))
+
+
+class Stream(Iterator[str]):
+    """The pieces of one answer, as they are made. A stream is left by `close` or by dropping it.
+
+    `reply`: the whole answer with its calls of tools, once all pieces were read; None before. Its `usage` is empty
+    unless the request has `stream_options={"include_usage": True}`.
+    """
+
+    def __init__(self, pieces: Generator[str, None, Reply]) -> None:
+        self._pieces = pieces
+        self.reply: Reply | None = None
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            self.reply = self.reply or end.value
+            raise
+
+    def close(self) -> None:
+        """Leave the stream: the connection closes, and the server ends the answer. Idempotent."""
+        self._pieces.close()
+
+
+class AsyncStream(AsyncIterator[str]):
+    """A Stream for asyncio. `reply`: as there."""
+
+    def __init__(self, pieces: AsyncGenerator[str | Reply, None]) -> None:
+        """`pieces`: the whole answer is the last of them."""
+        self._pieces = pieces
+        self.reply: Reply | None = None
+
+    async def __anext__(self) -> str:
+        found = await anext(self._pieces)
+        if isinstance(found, str):
+            return found
+        self.reply = found
+        await self._pieces.aclose()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Leave the stream: the connection closes, and the server ends the answer. Idempotent."""
+        await self._pieces.aclose()
 
 
 class Response(Protocol):
@@ -375,22 +452,27 @@ class Client:
             raise ClientError(f"{self.url} returned no ranking: {_excerpt(data)}") from error
         return sorted(ranked, key=lambda each: -each.score)
 
-    def stream(self, messages: Messages, *, model: str | None = None, **params: Any) -> Iterator[str]:
-        """Yield the pieces of the answer as they are made. The request is sent when the first piece is read.
+    def stream(self, messages: Messages, *, model: str | None = None, **params: Any) -> Stream:
+        """Return the pieces of the answer as they are made. The request is sent when the first piece is read.
 
-        If the caller stops early, the connection closes and the server's slot becomes free. Raises ClientError, also
-        if the stream ends early.
+        After the last piece, `reply` of the stream has the whole answer, with its `tool_calls`. If the caller stops
+        early, the connection closes and the server's slot becomes free. Reading raises ClientError, also if the stream
+        ends early.
         """
-        body = _body(messages, model or self.model or DEFAULT_MODEL, {**params, "stream": True})
+        return Stream(self._pieces(_body(messages, model or self.model or DEFAULT_MODEL, {**params, "stream": True})))
+
+    def _pieces(self, body: dict[str, Any]) -> Generator[str, None, Reply]:
+        """Yield the pieces of an answer and return the whole answer."""
         connection, response = self._open(body)
         whole = False
+        written, named, usage = _Written(), "", dict[str, Any]()
         try:
             for event in _events(response, self.url):
                 if event.get("error") is not None:
                     raise _error_of(event, None)
+                named, usage = str(event.get("model") or named), event.get("usage") or usage
                 for choice in event.get("choices") or ():
-                    piece = (choice.get("delta") or {}).get("content")
-                    if piece:
+                    if piece := written.take(choice):
                         yield piece
             response.read()
             whole = True
@@ -398,6 +480,7 @@ class Client:
             raise self._trouble(error) from error
         finally:
             self._give_back(connection, response, whole=whole)
+        return written.reply(named, usage)
 
     def _complete(self, body: dict[str, Any]) -> list[Reply]:
         return _replies(self._post(_CHAT, body), self.url)
@@ -437,20 +520,17 @@ class Client:
 
     def _whole_answers(self, connection: Connection, response: Response) -> Iterator[tuple[int, Reply]]:
         """Yield each answer of a stream when it ends, with its index. Stop at the deadline."""
-        texts: dict[int, str] = {}
-        thoughts: dict[int, str] = {}
+        answers: dict[int, _Written] = {}
         try:
             for event in _events(response, self.url):
                 if event.get("error") is not None:
                     raise _error_of(event, None)
                 for choice in event.get("choices") or ():
                     index = int(choice.get("index", 0))
-                    delta = choice.get("delta") or {}
-                    texts[index] = texts.get(index, "") + (delta.get("content") or "")
-                    thoughts[index] = thoughts.get(index, "") + _thinking(delta)
+                    written = answers.setdefault(index, _Written())
+                    written.take(choice)
                     if choice.get("finish_reason"):
-                        end, named = choice["finish_reason"], str(event.get("model") or "")
-                        yield index, Reply(texts[index], end, named, reasoning=thoughts[index])
+                        yield index, written.reply(str(event.get("model") or ""), {})
                 if self._is_late():
                     return
                 if connection.sock is not None:  # else the server closes it after this answer
@@ -641,17 +721,23 @@ class AsyncClient:
     ) -> list[Ranked]:
         return await self._run(lambda client: client.rerank(query, documents, top_n=top_n, model=model, **params))
 
-    async def stream(self, messages: Messages, *, model: str | None = None, **params: Any) -> AsyncIterator[str]:
-        """Yield the pieces of the answer as they are made."""
+    def stream(self, messages: Messages, *, model: str | None = None, **params: Any) -> AsyncStream:
+        """Return the pieces of the answer as they are made: `async for piece in client.stream(…)`."""
+        return AsyncStream(self._pieces(lambda client: client.stream(messages, model=model, **params)))
+
+    async def _pieces(self, ask: Callable[[Client], Stream]) -> AsyncGenerator[str | Reply, None]:
+        """Yield the pieces of an answer, then the whole answer."""
         client = self._take()
         is_whole = False
         try:
-            pieces = client.stream(messages, model=model, **params)
-            while (piece := await self._in_thread(lambda: next(pieces, None))) is not None:
+            stream = ask(client)
+            while (piece := await self._in_thread(lambda: next(stream, None))) is not None:
                 yield piece
             is_whole = True
         finally:
             self._give_back(client, whole=is_whole)
+        if stream.reply is not None:
+            yield stream.reply
 
     async def _run(self, call: Callable[[Client], T]) -> T:
         client = self._take()

@@ -489,7 +489,9 @@ def test_a_string_is_ended_without_a_mask_for_each_letter_if_masks_are_slow(
         bits = np.frombuffer(at.compute_bitmask(), dtype=np.uint8)
         return np.unpackbits(bits, bitorder="little")[: len(pieces)].view(bool)
 
-    chosen = Closing(ranks, json_text=False).choose(matcher, mask(matcher), mask, np.zeros(len(pieces)))
+    chosen = Closing(ranks, Prepared("", large=False, reserve=0, json_text=False)).choose(
+        matcher, mask(matcher), mask, np.zeros(len(pieces))
+    )
 
     assert re.fullmatch("[a-z ]", pieces[chosen].decode())
     assert len(masks) == 1

@@ -366,6 +366,9 @@ def test_a_worker_that_is_killed_leaves_no_process_behind() -> None:
 
 @pytest.mark.starts
 def test_where_a_process_cannot_fork_it_is_killed_and_replaced() -> None:
+    # `quick` is time on the clock here: a short one would end processes that only wait for a busy processor.
+    limits = Limits(seconds=1.5, patience=600, quick=1.5)
+
     async def use(trial: Trial) -> None:
         first = trial.pids
         assert (await trial.prepare(ORDINARY, MANNER)).level == "strict"
@@ -376,7 +379,7 @@ def test_where_a_process_cannot_fork_it_is_killed_and_replaced() -> None:
         await come_true(lambda: len(trial.pids) == 2)
         assert len({*first, *trial.pids}) == 3
 
-    trying(SHORT, use, forks=False)
+    trying(limits, use, forks=False)
 
 
 # --- answers -------------------------------------------------------------------------------------------------------

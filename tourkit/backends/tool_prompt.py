@@ -11,10 +11,11 @@ from typing import Any
 from tourkit.backends.chat_template import ChatTemplate
 from tourkit.backends.control_tokens import ControlTokens
 from tourkit.calling.forms import GENERIC, Form, Shown, form_of
+from tourkit.calling.parameters import Notation
 from tourkit.calling.tools import Offer
 from tourkit.errors import RequestError
 from tourkit.generation import Constraint
-from tourkit.grammar.call_grammar import CallSpec, Parts
+from tourkit.grammar.call_grammar import CallSpec, Parts, ValueSpec
 
 _MOST_CALLS = 16  # in one answer; a small model may not know when to stop
 _SHORT_ID = 9  # characters
@@ -37,9 +38,14 @@ class ToolPrompt:
     def form(self, offer: Offer | None) -> Form:
         """Return how the answers to a request call tools.
 
-        A form without a marker does not go with a schema for the content: both begin with the same bracket.
+        A form without a marker does not go with a schema for the content: both begin with the same bracket. A form that
+        writes arguments one by one does not go with every schema.
         """
-        return GENERIC if offer is not None and offer.content and not self._form.marker else self._form
+        if offer is None:
+            return self._form
+        is_mixed = bool(offer.content) and not self._form.marker
+        cannot = self._form.notation is not None and None in offer.parameters.values()
+        return GENERIC if is_mixed or cannot else self._form
 
     def pieces(self, form: Form) -> dict[int, bytes]:
         """Return the texts of the control tokens in a form. The text of an answer leaves these tokens out otherwise."""
@@ -59,6 +65,7 @@ class ToolPrompt:
             end=self._parts(form.end),
             between=self._parts(form.between),
             closing=self._parts(form.closing),
+            values=None if form.notation is None else self._values(form.notation),
             names=tuple(tool.name for tool, _ in tools),
             schemas=tuple(tool.parameters for tool, _ in tools),
             where=tuple(where for _, where in tools),
@@ -67,6 +74,16 @@ class ToolPrompt:
             content=None if offer.required else offer.content or None,
         )
         return Constraint("tools", spec.to_json())
+
+    def _values(self, notation: Notation) -> ValueSpec:
+        return ValueSpec(
+            begin=self._parts(notation.begin),
+            middle=self._parts(notation.middle),
+            end=self._parts(notation.end),
+            between=self._parts(notation.between),
+            quote=None if notation.quote is None else self._parts(notation.quote),
+            python=notation.python,
+        )
 
     def _parts(self, text: str) -> Parts:
         found: list[str | int] = []

@@ -6,8 +6,11 @@ template.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from enum import Enum
+
+from tourkit.calling.parameters import Notation
 
 SPACE = " \t\r\n"  # characters that may stand before the first call
 
@@ -31,7 +34,8 @@ class Form:
     several calls. `shown`: how the prompt shows the tools. `variable`: the template's name for them. `one_a_message`:
     an earlier message of the assistant has one call at most. `short_ids`: ids in the prompt are nine letters or digits.
     `text_arguments`: the template wants the arguments of earlier calls as JSON text, not as an object. `text_calls`: it
-    reads no earlier calls, so they are written into the content.
+    reads no earlier calls, so they are written into the content. `notation`: how arguments are written one by one; None
+    if they are a JSON object.
     """
 
     name: str
@@ -50,11 +54,13 @@ class Form:
     short_ids: bool = False
     text_arguments: bool = False
     text_calls: bool = False
+    notation: Notation | None = None
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The fixed texts, in the order in which they are written."""
-        return (self.free, self.marker, self.opening, self.begin, self.middle, self.end, self.between, self.closing)
+        """The fixed texts."""
+        around = (self.free, self.marker, self.opening, self.begin, self.middle, self.end, self.between, self.closing)
+        return around if self.notation is None else (*around, *self.notation.texts)
 
     def head(self, name: str, *, first: bool) -> str:
         """Return all text from the end of the marker, or of the arguments before, to the arguments of a call."""
@@ -63,8 +69,11 @@ class Form:
 
     def written(self, calls: list[tuple[str, str]]) -> str:
         """Return calls, as pairs of a name and the JSON text of the arguments, as the model would write them."""
-        each = [f"{self.begin}{name}{self.middle}{arguments}{self.end}" for name, arguments in calls]
+        each = [f"{self.begin}{name}{self.middle}{self._arguments(text)}{self.end}" for name, text in calls]
         return f"{self.marker}{self.opening}{self.between.join(each)}{self.closing}" if each else ""
+
+    def _arguments(self, text: str) -> str:
+        return text if self.notation is None else self.notation.written(json.loads(text))
 
 
 _JSON = '{"name": "'
@@ -78,6 +87,37 @@ _HERMES = Form(
 )
 # Without a form of its own, a model gets the form that most models were trained on.
 GENERIC = replace(_HERMES, name="generic", shown=Shown.TEXT)
+_QWEN_XML = Form(
+    "qwen-xml",
+    marker="<tool_call>",
+    begin="\n<function=",
+    middle=">\n",
+    end="</function>\n</tool_call>",
+    between="\n<tool_call>",
+    notation=Notation("<parameter=", ">\n", "\n</parameter>\n", quote=""),
+)
+_LFM = Form(
+    "lfm",
+    marker="<|tool_call_start|>",
+    opening="[",
+    begin="",
+    middle="(",
+    end=")",
+    between=", ",
+    closing="]<|tool_call_end|>",
+    notation=Notation("", "=", "", between=", ", python=True),
+)
+_DEEPSEEK = Form(
+    "deepseek",
+    marker="<｜tool▁calls▁begin｜>",
+    opening="<｜tool▁call▁begin｜>",
+    begin="",
+    middle="<｜tool▁sep｜>",
+    end="<｜tool▁call▁end｜>",
+    between="<｜tool▁call▁begin｜>",
+    closing="<｜tool▁calls▁end｜>",
+    shown=Shown.TEXT,
+)
 _LLAMA = Form(
     "llama-3",
     marker="",
@@ -157,6 +197,33 @@ FAMILIES = (
         replace(_MISTRAL, name="granite-3", marker="<|tool_call|>", short_ids=False, text_calls=True),
     ),
     _Family(("<tool_call>", "xml_tools"), replace(_HERMES, variable="xml_tools")),  # SmolLM3
+    _Family(("<tool_call>", "<function=", "<parameter=", "tools"), _QWEN_XML),  # Qwen3.5, Qwen3-Coder, Nemotron 3
+    _Family(  # Gemma 4
+        ("<|tool_call>call:",),
+        Form(
+            "gemma-4",
+            marker="<|tool_call>",
+            begin="call:",
+            middle="{",
+            end="}<tool_call|>",
+            between="<|tool_call>",
+            notation=Notation("", ":", "", between=",", quote='<|"|>'),
+        ),
+    ),
+    _Family(("List of tools: ", "tool_calls"), _LFM),  # LFM2.5 8B
+    _Family(("List of tools: ",), replace(_LFM, text_calls=True)),  # LFM2 and LFM2.5
+    _Family(  # DeepSeek R1; its templates show no tools
+        ("<｜tool▁calls▁begin｜>", "```json"),
+        replace(
+            _DEEPSEEK,
+            name="deepseek-r1",
+            begin="function<｜tool▁sep｜>",
+            middle="\n```json\n",
+            end="\n```<｜tool▁call▁end｜>",
+            between="\n<｜tool▁call▁begin｜>",
+        ),
+    ),
+    _Family(("<｜tool▁calls▁begin｜>",), _DEEPSEEK),  # DeepSeek V3.1; its template shows no tools
     _Family(
         ("<tool_call>", "tools", "arguments"), _HERMES, lacks=("<function=", "<arg_key>", "<invoke", "<tool_calls>")
     ),

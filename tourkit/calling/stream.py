@@ -6,11 +6,12 @@ the content.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from tourkit.calling.forms import SPACE, Form
+from tourkit.calling.parameters import ArgumentStream, Scan, begun
 from tourkit.calling.tools import CallPiece
 
 
@@ -32,18 +33,26 @@ class _Where(Enum):
 class CallStream:
     """Take the text of one answer, and return its content and its calls as soon as they are final.
 
-    `names`: of the tools. `new_id` makes the id of a call. Text that may begin a marker, and space that may stand
-    before one, is held back until later text decides.
+    `names`: of the tools. `new_id` makes the id of a call. `texts`: for each tool, the names of the parameters that
+    `Notation` writes as they are. Text that may begin a marker, and space that may stand before one, is held back until
+    later text decides.
     """
 
-    def __init__(self, form: Form, names: Sequence[str], new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        form: Form,
+        names: Sequence[str],
+        new_id: Callable[[], str],
+        texts: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         self._form = form
         self._names = names
+        self._texts = texts or {}
         self._new_id = new_id
         self._where = _Where.START
         self._held = ""
         self._count = 0
-        self._json = _Scan()
+        self._json: _Object | ArgumentStream = _Object()
 
     @property
     def called(self) -> bool:
@@ -63,8 +72,8 @@ class CallStream:
         found = self.feed("")
         if self._where in (_Where.START, _Where.CONTENT) and not self.called:
             rest = self._held
-            if cut and any(_begun(rest, text) for text in self._openings()):
-                rest = rest[: len(rest) - max(_begun(rest, text) for text in self._openings())]
+            if cut and any(begun(rest, text) for text in self._openings()):
+                rest = rest[: len(rest) - max(begun(rest, text) for text in self._openings())]
             found.content += rest
         self._held = ""
         return found
@@ -111,7 +120,7 @@ class CallStream:
         if mark:
             found.content += before.rstrip(SPACE)
             return self._go(_Where.HEAD, after)
-        keep = _begun(text, form.marker)
+        keep = begun(text, form.marker)
         sure = text[: len(text) - keep].rstrip(SPACE)  # space before a marker does not belong to the content
         found.content, self._held = found.content + sure, text[len(sure) :]
         return False
@@ -123,49 +132,36 @@ class CallStream:
             if text.startswith(head):
                 found.pieces += (CallPiece(self._count, "", self._new_id(), name),)
                 self._count += 1
-                self._json = _Scan()
+                self._json = self._begun(name)
                 return self._go(_Where.ARGUMENTS, text[len(head) :])
         return False
 
+    def _begun(self, name: str) -> _Object | ArgumentStream:
+        """Return what reads the arguments of a call."""
+        form = self._form
+        if form.notation is None:
+            return _Object()
+        return ArgumentStream(form.notation, self._texts.get(name, ()), form.end)
+
     def _arguments(self, found: Found) -> bool:
-        taken = self._json.take(self._held)
-        if taken:
-            found.pieces += (CallPiece(self._count - 1, self._held[:taken]),)
+        taken, text = self._json.take(self._held)
+        if text:
+            found.pieces += (CallPiece(self._count - 1, text),)
         self._held = self._held[taken:]
         return self._go(_Where.HEAD, self._held) if self._json.whole else False
 
 
-class _Scan:
-    """Follow one JSON object to its end. `whole`: its last bracket has come."""
+class _Object:
+    """Arguments that are a JSON object: the text is final as it comes. `whole`: the object has ended."""
 
     def __init__(self) -> None:
-        self._depth = 0
-        self._in_string = self._escaped = False
-        self.whole = False
+        self._scan = Scan()
 
-    def take(self, text: str) -> int:
-        """Follow a text and return how many of its characters belong to the object."""
-        for at, char in enumerate(text):
-            if self._escaped:
-                self._escaped = False
-            elif self._in_string:
-                self._escaped = char == "\\"
-                self._in_string = char != '"'
-            elif char == '"':
-                self._in_string = True
-            elif char in "{[":
-                self._depth += 1
-            elif char in "}]":
-                self._depth -= 1
-                if self._depth == 0:
-                    self.whole = True
-                    return at + 1
-        return len(text)
+    @property
+    def whole(self) -> bool:
+        return self._scan.whole
 
-
-def _begun(text: str, marker: str) -> int:
-    """Return how many characters at the end of a text are the beginning of a marker."""
-    for size in range(min(len(text), len(marker) - 1), 0, -1):
-        if text.endswith(marker[:size]):
-            return size
-    return 0
+    def take(self, text: str) -> tuple[int, str]:
+        """Return how many characters are done, and these characters."""
+        taken = self._scan.take(text)
+        return taken, text[:taken]

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from tourkit.calling.parameters import Parameter, parameters_of
+
 
 @dataclass(frozen=True, slots=True)
 class Tool:
@@ -45,6 +47,11 @@ class Offer:
     def names(self) -> tuple[str, ...]:
         """The names of the tools that may be called."""
         return tuple(tool.name for tool in self.tools if self.may(tool.name))
+
+    @property
+    def parameters(self) -> dict[str, tuple[Parameter, ...] | None]:
+        """The parameters of the tools that may be called; None for a tool whose arguments cannot be written singly."""
+        return {tool.name: parameters_of(json.loads(tool.parameters)) for tool in self.tools if self.may(tool.name)}
 
 
 @dataclass(frozen=True, slots=True)

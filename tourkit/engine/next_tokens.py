@@ -29,9 +29,8 @@ def next_tokens(runner: Runner, seq: Sequence, row: int) -> list[int]:
     raw = log_softmax(runner.logits(row)) if seq.top_logprobs is not None and not thinks else None
     token = seq.sampler.sample(row) if matcher is None else _constrained(runner, seq, matcher, row)
     if raw is not None and token not in runner.eog:
-        is_content = seq.thinking is None or seq.thinking.is_content
         found = token_logprob(raw, token, seq.top_logprobs or 0, runner.piece, seq.scored)
-        (seq.logprobs if is_content else seq.undecided).append(found)
+        (seq.logprobs.append if seq.thinking is None else seq.thinking.score)(found)
     if matcher is None or token in runner.eog:
         return [token]
     matcher.accept([token])

@@ -61,7 +61,6 @@ class Sequence:
     lookup: PromptLookup | None = None
     draft: list[int] = field(default_factory=list)  # guesses of the tokens after `tokens`; the next batch checks them
     logprobs: list[TokenLogprob] = field(default_factory=list)  # not yet sent
-    undecided: list[TokenLogprob] = field(default_factory=list)  # of tokens that may be content or a marker
     held: str = ""  # final text that waits for the end, if `whole`
     held_thinking: str = ""  # the same for the thinking
     n_thinking_sent: int = 0  # tokens of thinking that the deltas so far have counted
@@ -92,17 +91,17 @@ class Sequence:
 
     def take(self, token: int, piece: bytes) -> None:
         """Take the bytes of the token that was appended last, and send the text that is final now."""
-        if self.thinking is None or self.thinking.answering:
+        thinking, thought = self.thinking, ""
+        if thinking is None or thinking.answering:
             if self.matcher is not None and self.matcher.in_call:
                 self.text.ignore_stops()
-            self._send(self.text.feed(self.pieces.get(token, piece)))
-            return
-        split = self.thinking.feed(token, piece)
-        if self.thinking.is_content:
-            self.logprobs += self.undecided
-        if self.thinking.is_content or not self.thinking.is_undecided:
-            self.undecided = []
-        self._send(self.text.feed_text(split.content), split.reasoning)
+            text = self.text.feed(self.pieces.get(token, piece))
+        else:
+            split = thinking.feed(token, piece)
+            text, thought = self.text.feed_text(split.content), split.reasoning
+        if thinking is not None:
+            self.logprobs += thinking.scores()
+        self._send(text, thought)
 
     def _send(self, text: str, thinking: str = "") -> None:
         """Send text that is final now. Send nothing if it is empty; keep it for the end if `whole`."""
@@ -121,7 +120,7 @@ class Sequence:
         text, thinking = self.held, self.held_thinking
         if self.thinking is not None:
             rest = self.thinking.close(cut=reason is not Finish.STOP)
-            self.logprobs += self.undecided
+            self.logprobs += self.thinking.scores(ended=True)
             text, thinking = text + self.text.feed_text(rest.content), thinking + rest.reasoning
         last = self._delta(text + self.text.close(), thinking)
         last = replace(last, finish=reason, error=error, n_cached=self.n_cached or 0, stop=self.text.found)

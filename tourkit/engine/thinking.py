@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tourkit.engine.reasoning_stream import Markers, ReasoningStream, Split, Where
+from tourkit.generation import TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Thinking:
         self.n_tokens = 0
         self._unsure = 0  # tokens that may be a part of the closing marker
         self._leading = False  # tokens that lead to the content are being written
+        self._unsure_scores: list[TokenLogprob] = []  # of tokens that may be content or a part of a marker
 
     @property
     def is_thinking(self) -> bool:
@@ -72,6 +74,23 @@ class Thinking:
         else:
             self.n_tokens += self._unsure + 1
             self._unsure = 0
+
+    def score(self, logprob: TokenLogprob) -> None:
+        """Take the log probability of the next token. Call it only while `is_thinking` is false."""
+        self._unsure_scores.append(logprob)
+
+    def scores(self, *, ended: bool = False) -> list[TokenLogprob]:
+        """Return the log probabilities that are now known to belong to the content. Call it after each token.
+
+        `ended`: the answer is over, so tokens that may still be content count as content.
+        """
+        found = self._unsure_scores
+        if self.is_content or ended:
+            self._unsure_scores = []
+            return found
+        if not self.is_undecided:
+            self._unsure_scores = []
+        return []
 
     def close(self, *, cut: bool) -> Split:
         """End the answer and return the rest of its text. `cut`: it is not complete."""

@@ -11,9 +11,30 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tourkit.calling.parameters import Parameter, parameters_of
+from tourkit.grammar.limits import MAX_LENGTH
+
 Parts = tuple[str | int, ...]  # texts, and ids of control tokens
 _ANY = "(?s:.*)"
 _LEAD = r"/[ \t\r\n]{0,8}/"
+
+
+@dataclass(frozen=True, slots=True)
+class ValueSpec:
+    """Arguments that are written one by one. The fields are those of a Notation, with the ids of control tokens."""
+
+    begin: Parts
+    middle: Parts
+    end: Parts
+    between: Parts
+    quote: Parts | None
+    python: bool
+
+    @staticmethod
+    def of(data: dict[str, Any]) -> ValueSpec:
+        """Return the data from a JSON object."""
+        fields: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in data.items()}
+        return ValueSpec(**fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +43,8 @@ class CallSpec:
 
     `names`: of the tools. `schemas`: of their arguments, as JSON text. `where`: the field of the request that has each
     schema. `most`: calls in an answer. `required`: an answer without a call is not allowed. `content`: the JSON text of
-    the schema of an answer without calls; None if it is free text.
+    the schema of an answer without calls; None if it is free text. `values`: how arguments are written one by one; None
+    if they are a JSON object.
     """
 
     free: Parts
@@ -39,6 +61,7 @@ class CallSpec:
     most: int
     required: bool
     content: str | None = None
+    values: ValueSpec | None = None
 
     def to_json(self) -> str:
         """Return the data as JSON text."""
@@ -50,7 +73,8 @@ class CallSpec:
         data: dict[str, Any] = json.loads(text)
         for key, value in data.items():
             data[key] = tuple(value) if isinstance(value, list) else value
-        return CallSpec(**data)
+        values = data.pop("values")
+        return CallSpec(**data, values=None if values is None else ValueSpec.of(values))
 
     @property
     def marker_text(self) -> str:
@@ -62,10 +86,34 @@ class CallSpec:
         """Whether a call can stand only at the start of an answer."""
         return not self.marker or bool(self.free)
 
-    def around(self, name: str) -> str:
-        """Return the plain text around the arguments of a call, for counting tokens."""
-        parts = (*self.marker, *self.opening, *self.begin, name, *self.middle, *self.end, *self.closing)
-        return "".join(part for part in parts if isinstance(part, str))
+    def around(self, at: int) -> str:
+        """Return the plain text around the arguments of a call of tool number `at`, for counting tokens."""
+        return _text((*self.marker, *self.opening, *self.begin, self.names[at], *self.middle, *self._around_values(at)))
+
+    def _around_values(self, at: int) -> Parts:
+        """Return what is around the values of all parameters of a tool, and the end of the call."""
+        values, parts = self.values, (*self.end, *self.closing)
+        if values is None:
+            return parts
+        around = (*values.begin, *values.middle, *(values.quote or ()) * 2, *values.end, *values.between)
+        return (*around * len(self.parameters(at)), *parts)
+
+    def parameters(self, at: int) -> tuple[Parameter, ...]:
+        """Return the parameters of tool number `at`. Only for tools whose arguments can be written one by one."""
+        found = parameters_of(json.loads(self.schemas[at]))
+        assert found is not None
+        return found
+
+    @property
+    def ends(self) -> tuple[Parts, ...]:
+        """What ends a value, or the call; what ends more comes first. Empty if JSON's own brackets end everything."""
+        call, closing = (*self.end, *self.closing), self.closing
+        if self.values is None:
+            return (call, closing) if closing else ()
+        end = self.values.end
+        quoted = (*self.values.quote, *end) if self.values.quote is not None else end
+        every = ((*quoted, *call), (*end, *call), quoted, end, call, closing)
+        return tuple(dict.fromkeys(parts for parts in every if any(parts)))
 
 
 def call_grammar(spec: CallSpec, bodies: Sequence[Any], content: Any, *, leading_space: bool) -> str:
@@ -83,7 +131,12 @@ def call_grammar(spec: CallSpec, bodies: Sequence[Any], content: Any, *, leading
     lines += [f"more: {_written(spec.between)} one"] if more else []
     lines += [f"one: ({' | '.join(f'call_{i}' for i in numbers)}) {_written(spec.end)}"]
     lines += [f"call_{i}: {_written((*spec.begin, spec.names[i], *spec.middle))} arguments_{i}" for i in numbers]
-    lines += [f"arguments_{i}: %json {json.dumps(body)}" for i, body in enumerate(bodies)]
+    if spec.values is None:
+        lines += [f"arguments_{i}: %json {json.dumps(body)}" for i, body in enumerate(bodies)]
+    else:
+        lines += [
+            line for i, body in enumerate(bodies) for line in _arguments(spec.values, spec.parameters(i), i, body)
+        ]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -106,6 +159,43 @@ def _starts(spec: CallSpec, content: Any, *, leading_space: bool) -> list[str]:
         mark = _regex(spec.marker_text)
         return ["start: TEXT | head calls", f"head[lazy]: /{_ANY}{mark}/", f"TEXT: /{_ANY}/ & ~/{_ANY}{mark}{_ANY}/"]
     return [f"start: TEXT | TEXT {marker} calls", f"TEXT: /{_ANY}/"]
+
+
+def _arguments(values: ValueSpec, parameters: tuple[Parameter, ...], at: int, body: Any) -> list[str]:
+    """Return the rules of arguments that are written one by one, in the schema's order. `at`: the tool's number."""
+    lines = [line for i, each in enumerate(parameters) for line in _value(values, each, f"{at}_{i}", body)]
+    between, number = _written(values.between), len(parameters)
+    for i, each in enumerate(parameters):
+        next_, name = f"{at}_{i + 1}", f"{at}_{i}"
+        without = "" if each.required else " | {}_" + next_
+        lines.append(f"first_{name}: parameter_{name} more_{next_}{without.format('first')}")
+        lines.append(f"more_{name}: {between} parameter_{name} more_{next_}{without.format('more')}")
+    lines += [f'first_{at}_{number}: ""', f'more_{at}_{number}: ""']
+    return [f"arguments_{at}: first_{at}_0", *lines]
+
+
+def _value(values: ValueSpec, parameter: Parameter, name: str, body: Any) -> list[str]:
+    """Return the rules of one argument. `name`: of the rule."""
+    head, end = _written((*values.begin, parameter.name, *values.middle)), _written(values.end)
+    if values.quote is None or not parameter.is_text:
+        kind = '"True" | "False"' if values.python and parameter.is_boolean else f"%json {_part(body, parameter.name)}"
+        return [f"parameter_{name}: {head} value_{name} {end}", f"value_{name}: {kind}"]
+    quote, close = _written(values.quote), (*values.quote, *values.end)
+    if parameter.options:
+        options = " | ".join(map(json.dumps, dict.fromkeys(parameter.options)))
+        return [f"parameter_{name}: {head} {quote} value_{name} {_written(close)}", f"value_{name}: {options}"]
+    length = f"{{{parameter.shortest},{MAX_LENGTH if parameter.longest is None else parameter.longest}}}"
+    if all(isinstance(part, str) for part in close):  # the first such text ends the value
+        value = f"value_{name}[lazy]: /(?s:.{length}){_regex(_text(close))}/"
+        return [f"parameter_{name}: {head} {quote} value_{name}", value]
+    return [f"parameter_{name}: {head} {quote} value_{name} {_written(close)}", f"value_{name}: /(?s:.{length})/"]
+
+
+def _part(body: Any, name: str) -> str:
+    """Return the JSON Schema of one argument, as JSON text, from that of all arguments."""
+    part = body.get("properties", {}).get(name, {})
+    kept = {key: body[key] for key in ("$defs", "definitions", "x-guidance") if key in body}
+    return json.dumps((part if isinstance(part, dict) else {}) | kept)
 
 
 def _text(parts: Parts) -> str:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from tourkit.grammar.prepared import Prepared
+
 _FAR = 1000
 _LOOK_AHEAD = 0.03  # seconds of CPU time for the masks of one choice; then the best known token is taken
 
@@ -76,21 +78,17 @@ def _rank(piece: bytes, first: bytes, second: bytes) -> int:
 
 
 class Closing:
-    """Closes out one text. It follows the written tokens to know whether the text is inside a JSON string.
+    """Closes out one text. It follows the written tokens to know whether the text is inside a JSON string."""
 
-    `after`: as in Prepared.
-    """
-
-    def __init__(
-        self, ranks: ClosingRanks, *, json_text: bool, samples: tuple[str, ...] = (), after: str | int = ""
-    ) -> None:
+    def __init__(self, ranks: ClosingRanks, prepared: Prepared) -> None:
         self._ranks = ranks
-        self._samples = samples
-        self._after = after
-        self._ends = ranks.ends if json_text else ranks.eog
+        self._samples = prepared.samples
+        self._after = prepared.after
+        self._text_ends = [list(tokens) for tokens in prepared.ends]
+        self._ends = ranks.ends if prepared.json_text else ranks.eog
         self._plan: list[int] = []  # tokens that are known to end the string, written one by one
-        self._json_text = json_text
-        self._in_string = not json_text
+        self._json_text = prepared.json_text
+        self._in_string = not prepared.json_text
         self._escaped = False
         self._written: list[int] = []  # tokens not followed yet
         self._seen: set[int] = set()  # hashes of the allowed tokens in each state of the current string
@@ -108,7 +106,8 @@ class Closing:
         self._catch_up()
         if self._plan and allowed[self._plan[0]]:
             return self._plan.pop(0)
-        self._plan = []
+        if self._ended_by_text(matcher):
+            return self._plan.pop(0)
         ranks = self._ranks.inside if self._in_string else self._ranks.outside
         candidates = np.flatnonzero(allowed)
         best = candidates[ranks[candidates] == ranks[candidates].min()]
@@ -121,6 +120,18 @@ class Closing:
                 if not ended and self._ended_by_sample(matcher, mask, deadline + _LOOK_AHEAD):
                     return self._plan.pop(0)
         return int(best[np.argmax(logits[best])])
+
+    def _ended_by_text(self, matcher: Any) -> bool:
+        """Plan to write a text that ends something here. Return whether there is one."""
+        for tokens in self._text_ends:
+            if matcher.validate_tokens(tokens) < len(tokens):
+                continue
+            ahead = matcher.deep_copy()
+            ahead.consume_tokens(tokens)
+            if ahead.validate_tokens(tokens) < len(tokens):  # else it is a part of a string
+                self._plan = tokens.copy()
+                return True
+        return False
 
     def _ended_by_sample(self, matcher: Any, mask: Callable[[Any], np.ndarray], deadline: float) -> bool:
         """Plan to write a sample of the patterns, or the end of one, if that ends this string. Return if it does.

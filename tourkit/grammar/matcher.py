@@ -73,7 +73,7 @@ class Matcher:
         self.dropped = prepared.dropped
         self._is_optional = prepared.optional
         self._header_end = prepared.header_end
-        self._closing = Closing(ranks, json_text=prepared.json_text, samples=prepared.samples, after=prepared.after)
+        self._closing = Closing(ranks, prepared)
         self._slow = 0.0  # seconds in slow steps so far
         self._n_vocab = n_vocab
         self._bits = np.zeros((n_vocab + 31) // 32, dtype=np.int32)

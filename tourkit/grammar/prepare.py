@@ -15,7 +15,7 @@ from typing import Any
 from tourkit.errors import RequestError, one_line
 from tourkit.generation import Constraint
 from tourkit.grammar import trial_walk
-from tourkit.grammar.call_grammar import CallSpec, call_grammar
+from tourkit.grammar.call_grammar import CallSpec, Parts, call_grammar
 from tourkit.grammar.check import readable
 from tourkit.grammar.compiler import new_matcher
 from tourkit.grammar.ladder import miscounted, rungs
@@ -96,7 +96,7 @@ class Preparer:
             level = "generic"
         if tried is None:
             refuse("tools", f"the tools cannot be enforced: {said}", "unsupported_schema")
-        costs = [each.reserve + self._count(spec.around(name)) for each, name in zip(made, spec.names, strict=True)]
+        costs = [each.reserve + self._count(spec.around(at)) for at, each in enumerate(made)]
         return replace(
             tried,
             reserve=max([*costs, 0 if content is None else content.reserve]),
@@ -108,7 +108,13 @@ class Preparer:
             optional=not spec.required and content is None,
             header_end=next((part for part in spec.free[-1:] if isinstance(part, int)), None),
             after="" if spec.required or spec.at_start else spec.marker_text or spec.marker[-1],
+            ends=tuple(map(self._tokens, spec.ends)),
         )
+
+    def _tokens(self, parts: Parts) -> tuple[int, ...]:
+        """Return the tokens of texts and control tokens."""
+        each = [[part] if isinstance(part, int) else self._tokenizer.greedy_tokenize(part) for part in parts]
+        return tuple(int(token) for tokens in each for token in tokens)
 
     def _tried_calls(self, spec: CallSpec, bodies: list[Any], *, with_content: bool) -> tuple[Prepared | None, str]:
         from llguidance import LLMatcher

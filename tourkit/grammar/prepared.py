@@ -34,7 +34,7 @@ class Prepared:
     `weight`: bytes by which the trial compile made its process grow; 0 if this system does not tell. `optional`: the
     text may do without the constrained part, and free text is not closed out. `after`: its JSON begins after this text,
     or after the control token with this id; "" for the start. `header_end`: the control token that ends the header of
-    free text; None if there is no header.
+    free text; None if there is no header. `ends`: tokens that may end a value in the text, or the text; the best first.
     """
 
     grammar: str
@@ -48,6 +48,7 @@ class Prepared:
     optional: bool = False
     after: str | int = ""
     header_end: int | None = None
+    ends: tuple[tuple[int, ...], ...] = ()
 
     def to_json(self) -> str:
         """Return the data as one line of JSON text in ASCII."""
@@ -57,4 +58,5 @@ class Prepared:
     def of_json(text: str) -> Prepared:
         """Return the data that `to_json` wrote."""
         data = json.loads(text)
-        return Prepared(**data | {key: tuple(data[key]) for key in ("dropped", "samples")})
+        ends = tuple(map(tuple, data["ends"]))
+        return Prepared(**data | {key: tuple(data[key]) for key in ("dropped", "samples")} | {"ends": ends})

@@ -6,7 +6,7 @@ answer that has a budget of thinking, or a grammar after it, takes two requests 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,7 +70,6 @@ class ThinkingAnswer:
         self._thinking = Thinking(plan)
         self._pieces = pieces
         self._text = TextStream(request.params.stop)
-        self._undecided: list[TokenLogprob] = []
         self._new = Delta(index, "", 0)  # what was not sent yet
         self._n_sent = 0  # tokens of thinking that were sent
 
@@ -115,20 +114,16 @@ class ThinkingAnswer:
         self.tokens.append(token)
         top = self.request.params.top_logprobs
         if row is not None and top is not None and not thinking.is_thinking:
-            self._undecided += translation.logprobs_of([token], [row], top, tokenizer)
+            [found] = translation.logprobs_of([token], [row], top, tokenizer)
+            thinking.score(found)
         if thinking.answering:
             text, thought = self._text.feed(self._pieces.get(token, piece)), ""
         else:
             split = thinking.feed(token, piece)
             text, thought = self._text.feed_text(split.content), split.reasoning
-        shown: tuple[TokenLogprob, ...] = ()
-        if thinking.is_content:
-            shown = tuple(self._undecided)
-        if thinking.is_content or not thinking.is_undecided:
-            self._undecided = []
-        self._add(text, thought, shown)
+        self._add(text, thought, thinking.scores())
 
-    def _add(self, text: str, thought: str, logprobs: tuple[TokenLogprob, ...] = ()) -> None:
+    def _add(self, text: str, thought: str, logprobs: Sequence[TokenLogprob] = ()) -> None:
         new = self._new
         self._new = replace(
             new, text=new.text + text, reasoning=new.reasoning + thought, logprobs=(*new.logprobs, *logprobs)
@@ -143,7 +138,7 @@ class ThinkingAnswer:
     def last(self, finish: Finish, n_cached: int) -> Delta:
         """Return the last delta."""
         rest = self._thinking.close(cut=finish is not Finish.STOP)
-        self._add(self._text.feed_text(rest.content), rest.reasoning)
+        self._add(self._text.feed_text(rest.content), rest.reasoning, self._thinking.scores(ended=True))
         self._add(self._text.close(), "")
         return replace(self._sent(), finish=finish, n_cached=n_cached, stop=self._text.found)
 

@@ -15,7 +15,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from tourkit.calling.stream import CallStream
-from tourkit.calling.tools import Calls
+from tourkit.calling.tools import Calls, Offer
 from tourkit.generation import Delta, Enforced, Finish, Request, Submission, TokenLogprob
 from tourkit.server.api.replies import Choice, Reply, Usage, json_response
 from tourkit.server.api.requests import Generate
@@ -75,7 +75,8 @@ class Generation:
         self.constraint, self.ignored = submission.constraint, submission.ignored
         if submission.form is not None and request.offer is not None:
             form, names = submission.form, request.offer.names
-            self._calls = [CallStream(form, names, _new_call_id) for _ in range(request.n)]
+            texts = _texts(request.offer) if form.notation is not None else {}
+            self._calls = [CallStream(form, names, _new_call_id, texts) for _ in range(request.n)]
 
     def _emit(self, delta: Delta) -> None:
         """Take a delta from the engine's thread or from the loop's thread.
@@ -141,6 +142,14 @@ class Generation:
         """Return the tokens so far. What the samples of a request take over from each other was not found by it."""
         n_cached = min(self._found, default=0)
         return Usage(self.n_prompt, self.n_completion, n_cached, self.n_reasoning, self._first)
+
+
+def _texts(offer: Offer) -> dict[str, tuple[str, ...]]:
+    """Return for each tool the names of the parameters that are written as they are, without quotes of JSON."""
+    return {
+        name: tuple(each.name for each in parameters or () if each.is_text)
+        for name, parameters in offer.parameters.items()
+    }
 
 
 def _new_call_id() -> str:
@@ -230,17 +239,24 @@ def ignored_header(generation: Generation, asked: Generate) -> dict[str, str]:
 async def stream(
     model: Model, generation: Generation, reply: Reply, asked: Generate, http: HttpRequest
 ) -> AsyncIterator[bytes]:
-    """Yield the answer in pieces. A structured answer is checked at its end; the end of the stream reports it."""
-    if opening := reply.opening(asked.request.n):
-        yield opening
-    whole = Whole(asked.request.n)
+    """Yield the answer in pieces. A structured answer is checked at its end; the end of the stream reports it.
+
+    Nothing is yielded before the first text; the opening of the stream is a part of that piece. Raises EngineError or
+    RequestError if the engine fails before it writes anything; a later failure is a piece.
+    """
+    whole, has_begun, opening = Whole(asked.request.n), False, b""
     async for delta in generation.deltas(http):
+        if delta.failure and not has_begun:
+            raise delta.failure
+        if not has_begun:
+            has_begun, opening = True, reply.opening(asked.request.n)
         if delta.failure:
-            yield reply.failure(delta.failure)
+            yield opening + reply.failure(delta.failure)
             return
         whole.take(delta)
         if piece := reply.chunk(delta, generation.usage):
-            yield piece
+            yield opening + piece
+            opening = b""
     if not generation.complete:
         return
     choices, remark = whole.choices(), None
@@ -252,4 +268,4 @@ async def stream(
         results = [found for each in choices if (found := await verdict_of(asked.request, each, judge)) is not None]
         if not is_plain(generation.constraint, results):
             remark = about(generation.constraint, results)
-    yield reply.closing(choices, generation.usage(), remark)
+    yield opening + reply.closing(choices, generation.usage(), remark)

@@ -180,7 +180,7 @@ class ModelServer:
             return Response(status_code=CLIENT_LEFT)
         headers |= ignored_header(generation, asked)
         events = stream(self._model, generation, reply, asked, request)
-        return _streamed(events, generation.constraint, headers, request)
+        return await _streamed(events, generation.constraint, headers, request)
 
     async def messages(self, request: HttpRequest) -> Response:
         asked = await self._body(request, partial(parse_message, defaults=self._defaults))
@@ -235,7 +235,7 @@ class ModelServer:
         if not await prompts.start():
             return Response(status_code=CLIENT_LEFT)
         events = stream_all(self._model, prompts, asked, reply, echoes)
-        return _streamed(events, prompts.constraint, headers, request)
+        return await _streamed(events, prompts.constraint, headers, request)
 
     async def apply_template(self, request: HttpRequest) -> Response:
         """Return the prompt that the chat template makes of messages, as llama.cpp's server does."""
@@ -304,9 +304,24 @@ def _client(request: HttpRequest) -> str:
     return request.headers.get(CLIENT_HEADER, "")
 
 
-def _streamed(
+async def _streamed(
     events: AsyncIterator[bytes], constraint: Enforced, headers: dict[str, str], request: HttpRequest
 ) -> Response:
-    """Return a stream of events. `x-accel-buffering` tells a proxy in front to pass each of them on at once."""
+    """Return a stream of events as soon as the first one is there.
+
+    If the worker dies before that, the gateway has sent no byte, so it can ask again. `x-accel-buffering` tells a proxy
+    in front to pass each event on at once.
+    """
+    first = await anext(events, None)
+    if first is None:
+        return Response(status_code=CLIENT_LEFT)
     headers |= {"cache-control": "no-cache", "x-accel-buffering": "no", "x-tourkit-constraint": constraint.level}
-    return StreamingResponse(events, media_type=dialect_of(request.url.path).stream_type, headers=headers)
+    kind = dialect_of(request.url.path).stream_type
+    return StreamingResponse(_after(first, events), media_type=kind, headers=headers)
+
+
+async def _after(first: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield an event and those that come after it."""
+    yield first
+    async for event in events:
+        yield event
