@@ -19,7 +19,6 @@ HISTORY_FIELDS = ("reasoning_content", "reasoning")  # of an assistant's message
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 _SWITCHES = ("enable_thinking", "thinking")  # names in chat_template_kwargs, as templates have them
 _OURS = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})  # variables that tourkit sets
-_INT_32 = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,7 @@ def _effort(body: dict[str, Any]) -> str:
 
 
 def _budget(body: dict[str, Any]) -> int | None:
-    ours, others = (integer(body, name, 0, _INT_32) for name in THINKING_FIELDS[2:4])
+    ours, others = (integer(body, name, *limits.THINKING_BUDGETS) for name in THINKING_FIELDS[2:4])
     if ours is not None and others is not None and ours != others:
         raise RequestError(
             "thinking_budget and thinking_token_budget differ: give one of them", param="thinking_budget"

@@ -30,11 +30,15 @@ def offer_of(body: dict[str, Any], constraint: Constraint | None) -> Offer | Non
 
     Raises RequestError.
     """
+    pairs = ("tools", "tool_choice"), ("functions", "function_call")
     legacy = is_legacy(body)
-    field, chooser = ("functions", "function_call") if legacy else ("tools", "tool_choice")
+    (field, chooser), (other, other_chooser) = reversed(pairs) if legacy else pairs
     parallel = body.get("parallel_tool_calls") is None or boolean(body, "parallel_tool_calls")
     tools, where = _tools(body.get(field), field)
     mode, only = _choice(body.get(chooser), chooser, [tool.name for tool in tools])
+    # The other pair has no effect. Its values are checked too.
+    _tools(body.get(other), other)
+    _asked(body.get(other_chooser), other_chooser)
     if not tools or mode == "none":
         return None
     offer = Offer(tools, where, only, required=mode == "required", parallel=parallel and not legacy)
