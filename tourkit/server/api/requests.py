@@ -29,8 +29,8 @@ MEDIA = {
     "input_file": "a file",
     "document": "a file",
 }
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-_ROLES |= {"function": "tool"}  # its older name
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+ROLES |= {"function": "tool"}  # its older name
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +190,9 @@ def _message(message: Any, where: str, history: History) -> dict[str, Any]:
         raise RequestError(f"{where} must be an object with role and content", param=where)
     limits.MESSAGE_FIELDS.check(len(message), where)
     role = message.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         given = f"{quoted(role)} is not supported" if isinstance(role, str) else "must be a string"
-        raise RequestError(f"{where}.role {given}: use one of {', '.join(_ROLES)}", param=f"{where}.role")
+        raise RequestError(f"{where}.role {given}: use one of {', '.join(ROLES)}", param=f"{where}.role")
     for key, content in message.items():
         if key not in ("role", "content", "name", *HISTORY_FIELDS, *CALL_FIELDS) and content not in (None, [], {}):
             field = f"{where}.{key}"
@@ -203,9 +203,9 @@ def _message(message: Any, where: str, history: History) -> dict[str, Any]:
     thought = thought_of(message, role, where)
     if has_calls:
         return {"role": role} | history.assistant(message, content, where) | thought
-    if _ROLES[role] == "tool":
+    if ROLES[role] == "tool":
         return history.result(message, content, where)
-    return {"role": _ROLES[role], "content": content} | thought
+    return {"role": ROLES[role], "content": content} | thought
 
 
 def _content(content: Any, where: str) -> str:

@@ -11,7 +11,7 @@ from tourkit.generation import Request, SamplingParams
 from tourkit.server.api import limits
 from tourkit.server.api.fields import boolean, integer, is_whole, number
 
-_MOST_DIGITS = 19  # of a token id; Python itself refuses to convert thousands of digits
+MOST_DIGITS = 19  # of a token id; Python itself refuses to convert thousands of digits
 _DEFAULTED = frozenset(field.name for field in fields(Sampling))
 
 
@@ -69,7 +69,7 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
     limits.BIASES.check(len(value))
     pairs = []
     for key in value:
-        if not (key.isascii() and key.isdecimal()) or len(key) > _MOST_DIGITS:
+        if not (key.isascii() and key.isdecimal()) or len(key) > MOST_DIGITS:
             raise RequestError(f"logit_bias: {quoted(key)} is not a token id", param="logit_bias")
         try:
             bias = number(value, key, *limits.BIAS_VALUES)

@@ -18,7 +18,7 @@ THINKING_FIELDS = (
 HISTORY_FIELDS = ("reasoning_content", "reasoning")  # of an assistant's message; the first is tourkit's own name
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 _SWITCHES = ("enable_thinking", "thinking")  # names in chat_template_kwargs, as templates have them
-_OURS = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})  # variables that tourkit sets
+OWN_VARIABLES = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})  # variables that tourkit sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def _kwargs(body: dict[str, Any]) -> dict[str, Any]:
         raise RequestError(f"{name} must be an object with variables of the chat template", param=name)
     limits.TEMPLATE_KWARGS.check(len(value))
     for key in value:
-        if key in _OURS or not (key.isascii() and key.isidentifier()):
+        if key in OWN_VARIABLES or not (key.isascii() and key.isidentifier()):
             raise RequestError(
                 f"{name}: {quoted(key)} cannot be set: leave it out", param=excerpt(f"{name}.{key}"), code=None
             )

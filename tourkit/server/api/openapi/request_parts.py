@@ -1,0 +1,164 @@
+"""Schemas of the parts of requests: messages, tools, constraints."""
+
+from __future__ import annotations
+
+from tourkit.server.api import limits
+from tourkit.server.api.constraint_fields import STRUCTURED, WITHOUT_EFFECT
+from tourkit.server.api.openapi.parts import (
+    ANY,
+    FLAG,
+    NULL,
+    TEXT,
+    Schema,
+    any_of,
+    array,
+    nullable,
+    record,
+    ref,
+    text,
+    values,
+    whole,
+)
+from tourkit.server.api.requests import ROLES
+from tourkit.server.api.thinking_fields import HISTORY_FIELDS, OWN_VARIABLES
+from tourkit.server.api.tool_fields import MODES, NAME
+
+FILLED = text(1)  # a string with at least one character
+TOKEN = whole(*limits.TOKEN_IDS)
+TOKENS = array(TOKEN, 1)
+EMPTY = (None, False, 0, "", [], {})  # values of JSON that are false in a condition
+NOTHING = values([None, [], {}])  # an unknown field of a message may have these values only
+
+_JSON_SCHEMA = record({"$schema": TEXT, "$id": TEXT}) | {
+    "description": "A JSON Schema. Parts that no grammar can express are relaxed, or refused with `unsupported_schema`."
+}
+_ARGUMENTS = any_of(
+    NULL,
+    record(
+        {
+            "type": any_of({"const": "object"}, {"type": "array", "contains": {"const": "object"}}),
+            "$schema": TEXT,
+            "$id": TEXT,
+        }
+    ),
+    about="The JSON Schema of the arguments. It must be of the type object.",
+)
+_FUNCTION = record(
+    {
+        "name": {"type": "string", "pattern": f"^{NAME.pattern}$"},
+        "description": nullable(TEXT),
+        "parameters": _ARGUMENTS,
+        "strict": nullable(FLAG),
+    },
+    ["name"],
+)
+_TOOL = record({"type": {"const": "function"}, "function": ref("Function")}, ["function"])
+_TEXT_PART = record({"type": values(["text", "input_text"]), "text": TEXT}, ["type", "text"])
+_CONTENT = any_of(TEXT, array(ref("TextPart")))
+_CALLS = {
+    "tool_calls": ANY | {"description": "Calls of the assistant. Malformed ones are passed on as text."},
+    "function_call": ANY | {"description": "The older form of a call."},
+}
+_ANYWHERE = {"name": ANY, "tool_call_id": ANY, **_CALLS}
+_HAS_CALLS = [{"properties": {name: {"not": {"enum": list(EMPTY)}}}, "required": [name]} for name in _CALLS]
+_MOST_FIELDS = {"maxProperties": limits.MESSAGE_FIELDS.most}
+_ASSISTANT = (
+    record(
+        {
+            "role": {"const": "assistant"},
+            "content": nullable(_CONTENT),
+            **_ANYWHERE,
+            **{name: nullable(TEXT) for name in HISTORY_FIELDS},
+        },
+        ["role"],
+        rest=NOTHING,
+    )
+    | {"anyOf": [{"properties": {"content": _CONTENT}, "required": ["content"]}, *_HAS_CALLS]}
+    | _MOST_FIELDS
+)
+_OTHER = (
+    record(
+        {
+            "role": values(role for role in ROLES if role != "assistant"),
+            "content": _CONTENT,
+            **_ANYWHERE,
+            **{name: values([None, ""]) for name in HISTORY_FIELDS},
+        },
+        ["role", "content"],
+        rest=NOTHING,
+    )
+    | _MOST_FIELDS
+)
+
+_NAMED = any_of(
+    record({"function": record({"name": TEXT}, ["name"])}, ["function"]),
+    record({"name": TEXT, "function": False}, ["name"]),
+)
+_ALLOWED = record(
+    {"mode": values(["auto", "required"]), "tools": array(ref("NamedFunction"), 1)}, ["mode", "tools"]
+)
+_CHOSEN = any_of(
+    values([*MODES, "any"]),
+    {"allOf": [ref("NamedFunction"), record({"type": {"not": {"const": "allowed_tools"}}})]},
+    record({"type": {"const": "allowed_tools"}, "allowed_tools": ref("AllowedFunctions")}, ["type", "allowed_tools"]),
+    {"allOf": [ref("AllowedFunctions"), record({"type": {"const": "allowed_tools"}, "allowed_tools": False}, ["type"])]},
+    NULL,
+    about="`none`, `auto`, `required`, or an object that names functions. The functions must be among those offered.",
+)
+
+_SCHEMA_OR_TEXT = any_of(
+    ref("JsonSchema"), TEXT | {"contentMediaType": "application/json", "contentSchema": ref("JsonSchema")}
+)
+_CHOICES = array(FILLED, 1, limits.CHOICES.most)
+_OF_KIND = {"json": _SCHEMA_OR_TEXT, "regex": FILLED, "choice": _CHOICES, "grammar": FILLED, "json_object": FLAG}
+_UNSET = values([None, False])
+_STRUCTURED = (
+    record(
+        {name: any_of(_OF_KIND[kind], _UNSET) for name, kind in STRUCTURED.items()}
+        | {name: ANY for name in WITHOUT_EFFECT},
+        rest=_UNSET,
+    )
+    | {"oneOf": [{"properties": {name: {"not": _UNSET}}, "required": [name]} for name in STRUCTURED]}
+    | {"description": "vLLM's form of the constraints. Exactly one kind."}
+)
+_FORMAT = any_of(
+    record({"type": {"const": "text"}}, ["type"]),
+    record({"type": {"const": "json_object"}, "schema": any_of(ref("JsonSchema"), NULL)}, ["type"]),
+    record(
+        {"type": {"const": "json_schema"}, "json_schema": record({"schema": ref("JsonSchema")}, ["schema"])},
+        ["type", "json_schema"],
+    ),
+)
+
+SCHEMAS: dict[str, Schema] = {
+    "JsonSchema": _JSON_SCHEMA,
+    "TextPart": _TEXT_PART,
+    "AssistantMessage": _ASSISTANT,
+    "OtherMessage": _OTHER,
+    "Message": any_of(ref("AssistantMessage"), ref("OtherMessage")),
+    "Function": _FUNCTION,
+    "Tool": _TOOL,
+    "NamedFunction": _NAMED,
+    "AllowedFunctions": _ALLOWED,
+    "ToolChoice": _CHOSEN,
+    "ResponseFormat": _FORMAT,
+    "StructuredOutputs": _STRUCTURED,
+}
+CONSTRAINTS: dict[str, Schema] = {
+    "response_format": any_of(ref("ResponseFormat"), NULL),
+    "regex": nullable(FILLED | {"description": "The text matches this regular expression."}),
+    "grammar": nullable(FILLED | {"description": "The text follows this grammar, in Lark's or in GBNF's form."}),
+    "choice": nullable(_CHOICES | {"description": "The text is one of these."}),
+    "json_schema": any_of(*_SCHEMA_OR_TEXT["anyOf"], NULL),
+    "structured_outputs": any_of(ref("StructuredOutputs"), NULL),
+    "guided_json": any_of(*_SCHEMA_OR_TEXT["anyOf"], NULL),
+    "guided_regex": nullable(FILLED),
+    "guided_choice": nullable(_CHOICES),
+    "guided_grammar": nullable(FILLED),
+}
+TEMPLATE_VARIABLES: Schema = {
+    "type": "object",
+    "maxProperties": limits.TEMPLATE_KWARGS.most,
+    "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$", "not": {"enum": sorted(OWN_VARIABLES)}},
+    "description": "Variables for the chat template.",
+}
