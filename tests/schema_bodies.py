@@ -90,7 +90,7 @@ class Bodies:
 
     def _object(self, schema: Schema, depth: int) -> dict[str, Any]:
         required, found = schema.get("required", []), schema.get("properties", {})
-        optional = [name for name, each in found.items() if name not in required and each is not False]
+        optional = [name for name, each in found.items() if name not in required and each != {"not": {}}]
         some = self._chance.sample(optional, min(len(optional), self._chance.choice((0, 1, 2, 4, 8))))
         made = {name: self._value(found.get(name, True), depth + 1) for name in [*required, *some]}
         rest = schema.get("additionalProperties", True)

@@ -8,7 +8,6 @@ from tourkit.errors import RequestError
 from tourkit.server.api.limits import INT_64
 
 
-
 def boolean(body: dict[str, Any], key: str) -> bool:
     """Return the value of a field that is true or false; False if it is absent or null."""
     value = body.get(key)

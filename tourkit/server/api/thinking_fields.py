@@ -18,7 +18,8 @@ THINKING_FIELDS = (
 HISTORY_FIELDS = ("reasoning_content", "reasoning")  # of an assistant's message; the first is tourkit's own name
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 _SWITCHES = ("enable_thinking", "thinking")  # names in chat_template_kwargs, as templates have them
-OWN_VARIABLES = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})  # variables that tourkit sets
+# Variables of the chat template that tourkit sets.
+OWN_VARIABLES = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})
 
 
 @dataclass(frozen=True, slots=True)

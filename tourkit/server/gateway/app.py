@@ -33,6 +33,7 @@ from tourkit.server.gateway.entry import Entry
 from tourkit.server.gateway.lifecycle import LIFETIMES, Lifecycle, Lifetimes
 from tourkit.server.gateway.metrics import WorkerFigures, exposition, prompt_cache_of
 from tourkit.server.gateway.ollama import OllamaModels
+from tourkit.server.gateway.openapi import document_of
 from tourkit.server.gateway.paths import FORWARDED, STREAMED
 from tourkit.server.gateway.relay import Relay
 from tourkit.server.gateway.request_log import MODEL, RequestLog
@@ -100,6 +101,7 @@ class Gateway:
                 Route("/v1/models", self.models, methods=["GET"]),
                 Route("/v1/models/{name:path}", self.model, methods=["GET"]),
                 Route("/version", self.version, methods=["GET"]),
+                Route("/openapi.json", self.openapi, methods=["GET"]),
                 Route("/health", self.health, methods=["GET"]),
                 Route("/metrics", self.metrics, methods=["GET"]),
                 *self._lifecycle.routes(),
@@ -267,6 +269,9 @@ class Gateway:
 
     async def version(self, request: Request) -> Response:
         return json_response(200, {"version": __version__})
+
+    async def openapi(self, request: Request) -> Response:
+        return json_response(200, document_of(self._workers, needs_key=bool(self._options.access.keys)))
 
     async def forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request to the worker of its model, and pass the worker's bytes back as they come."""

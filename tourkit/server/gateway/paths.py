@@ -34,7 +34,7 @@ _VERSIONED = (
 _VERSIONED_FOLDERS = ("/models/", "/responses/")
 _OLLAMA = "/api/"
 _OTHER_NAMES = {"/v2/rerank": "/v1/rerank", "/reranking": "/v1/rerank"}  # Cohere's, llama.cpp's
-_BARE = frozenset({"/tokenize", "/detokenize", "/apply-template", "/health", "/metrics", "/version"})
+_BARE = frozenset({"/tokenize", "/detokenize", "/apply-template", "/health", "/metrics", "/version", "/openapi.json"})
 
 
 def canonical(path: str) -> str:

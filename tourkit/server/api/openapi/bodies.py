@@ -142,8 +142,8 @@ _COMPLETION = Body(
             "suffix needs prompts that are strings, and no echo.",
         ),
     ),
-    about="Also refused: two different values of max_tokens and max_completion_tokens; best_of that is not n; more than "
-    f"{limits.PROMPTS.most:,} answers; a suffix for a model without tokens for it.",
+    about="Also refused: two different values of max_tokens and max_completion_tokens; best_of that is not n; more "
+    f"than {limits.PROMPTS.most:,} answers; a suffix for a model without tokens for it.",
 )
 _INPUT = any_of(text(1, limits.TEXT_LENGTH.most), TOKENS)
 BODIES: dict[str, Body] = {

@@ -8,6 +8,7 @@ from typing import Any
 Schema = dict[str, Any]
 
 ANY: Schema = {}
+NEVER: Schema = {"not": {}}
 NULL: Schema = {"type": "null"}
 FLAG: Schema = {"type": "boolean"}
 TEXT: Schema = {"type": "string"}

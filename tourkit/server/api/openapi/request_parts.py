@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tourkit.server.api import limits
 from tourkit.server.api.constraint_fields import STRUCTURED, WITHOUT_EFFECT
 from tourkit.server.api.openapi.parts import (
     ANY,
     FLAG,
+    NEVER,
     NULL,
     TEXT,
     Schema,
@@ -26,7 +29,7 @@ from tourkit.server.api.tool_fields import MODES, NAME
 FILLED = text(1)  # a string with at least one character
 TOKEN = whole(*limits.TOKEN_IDS)
 TOKENS = array(TOKEN, 1)
-EMPTY = (None, False, 0, "", [], {})  # values of JSON that are false in a condition
+EMPTY: tuple[Any, ...] = (None, False, 0, "", [], {})  # values of JSON that are false in a condition
 NOTHING = values([None, [], {}])  # an unknown field of a message may have these values only
 
 _JSON_SCHEMA = record({"$schema": TEXT, "$id": TEXT}) | {
@@ -92,16 +95,19 @@ _OTHER = (
 
 _NAMED = any_of(
     record({"function": record({"name": TEXT}, ["name"])}, ["function"]),
-    record({"name": TEXT, "function": False}, ["name"]),
+    record({"name": TEXT, "function": NEVER}, ["name"]),
 )
-_ALLOWED = record(
-    {"mode": values(["auto", "required"]), "tools": array(ref("NamedFunction"), 1)}, ["mode", "tools"]
-)
+_ALLOWED = record({"mode": values(["auto", "required"]), "tools": array(ref("NamedFunction"), 1)}, ["mode", "tools"])
 _CHOSEN = any_of(
     values([*MODES, "any"]),
     {"allOf": [ref("NamedFunction"), record({"type": {"not": {"const": "allowed_tools"}}})]},
     record({"type": {"const": "allowed_tools"}, "allowed_tools": ref("AllowedFunctions")}, ["type", "allowed_tools"]),
-    {"allOf": [ref("AllowedFunctions"), record({"type": {"const": "allowed_tools"}, "allowed_tools": False}, ["type"])]},
+    {
+        "allOf": [
+            ref("AllowedFunctions"),
+            record({"type": {"const": "allowed_tools"}, "allowed_tools": NEVER}, ["type"]),
+        ]
+    },
     NULL,
     about="`none`, `auto`, `required`, or an object that names functions. The functions must be among those offered.",
 )
@@ -115,7 +121,7 @@ _UNSET = values([None, False])
 _STRUCTURED = (
     record(
         {name: any_of(_OF_KIND[kind], _UNSET) for name, kind in STRUCTURED.items()}
-        | {name: ANY for name in WITHOUT_EFFECT},
+        | dict.fromkeys(WITHOUT_EFFECT, ANY),
         rest=_UNSET,
     )
     | {"oneOf": [{"properties": {name: {"not": _UNSET}}, "required": [name]} for name in STRUCTURED]}

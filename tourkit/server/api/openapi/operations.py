@@ -1,0 +1,83 @@
+"""The routes of the document: what each is for, what it takes, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Statuses of errors, and when they come.
+_ERRORS = {
+    400: "A field is wrong or cannot be honoured: `param` names it.",
+    401: "The key is missing or wrong.",
+    403: "The Host or the web page of the request is not allowed.",
+    404: "The model is not served here.",
+    408: "The request came too slowly.",
+    409: "Another model has the turn and is pinned.",
+    413: "The body is too large.",
+    415: "The content-encoding is not supported.",
+    429: "Too many requests wait.",
+    431: "The header is too large.",
+    503: "The worker failed and does not come back in time, or the server is stopping.",
+}
+_ANYWHERE = (401, 403, 408, 431)
+_OF_BODIES = (400, 404, 409, 413, 415, 429, 503)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path.
+
+    `id`, `about`: a name in the document, and one line. `reply`: the schema of a JSON answer, empty for plain text.
+    `chunk`: the schema of the events of a stream, empty if it never streams. `error`: the schema of errors.
+    `answers`: the kind of models that answer: text, embed, or empty for all. `has_body`: its body is in BODIES.
+    `statuses`: of errors, besides those of every route. `or_503`: 503 has an answer of the same form.
+    `is_open`: it needs no key. `forwarded`: a worker answers.
+    """
+
+    id: str
+    about: str
+    reply: str = ""
+    chunk: str = ""
+    error: str = "Error"
+    answers: str = ""
+    has_body: bool = False
+    statuses: tuple[int, ...] = ()
+    or_503: bool = False
+    is_open: bool = False
+
+    @property
+    def errors(self) -> dict[int, str]:
+        """The statuses of errors, and when they come."""
+        return {status: _ERRORS[status] for status in sorted((*_ANYWHERE, *self.statuses))}
+
+
+def _of_model(id_: str, about: str, reply: str, *, answers: str = "text", chunk: str = "") -> Operation:
+    return Operation(id_, about, reply, chunk, answers=answers, has_body=True, statuses=_OF_BODIES)
+
+
+def _of_lifecycle(id_: str, about: str) -> Operation:
+    return Operation(id_, about, "Lifecycle", has_body=True, statuses=_OF_BODIES)
+
+
+OPERATIONS: dict[tuple[str, str], Operation] = {
+    ("POST", "/v1/chat/completions"): _of_model(
+        "chat", "Answer a conversation.", "ChatCompletion", chunk="ChatCompletionChunk"
+    ),
+    ("POST", "/v1/completions"): _of_model("complete", "Continue a text.", "Completion", chunk="CompletionChunk"),
+    ("POST", "/v1/embeddings"): _of_model("embed", "Make vectors of texts.", "Embeddings", answers="embed"),
+    ("POST", "/apply-template"): _of_model(
+        "apply_template", "Return the prompt that the chat template makes of messages.", "Prompt"
+    ),
+    ("POST", "/tokenize"): _of_model("tokenize", "Return the token ids of a text.", "Tokens", answers=""),
+    ("POST", "/detokenize"): _of_model("detokenize", "Return the text of token ids.", "Prompt", answers=""),
+    ("POST", "/v1/models/load"): _of_lifecycle("load_model", "Load a model. Return when it is loaded."),
+    ("POST", "/v1/models/unload"): _of_lifecycle("unload_model", "Unload a model after its running requests."),
+    ("POST", "/v1/models/pin"): _of_lifecycle("pin_model", "Load a model and keep it in memory."),
+    ("POST", "/v1/models/unpin"): _of_lifecycle("unpin_model", "Let a pinned model be unloaded again."),
+    ("GET", "/v1/models"): Operation("list_models", "List the roles and model ids that are served.", "Models"),
+    ("GET", "/v1/models/{name}"): Operation("show_model", "Show one role or model id.", "Model", statuses=(404,)),
+    ("GET", "/health"): Operation("health", "Say whether every worker answers.", "Health", or_503=True, is_open=True),
+    ("GET", "/metrics"): Operation("metrics", "Return the counters of the workers in Prometheus' text format."),
+    ("GET", "/version"): Operation("version", "Return the version of tourkit.", "Version"),
+    ("GET", "/openapi.json"): Operation("openapi", "Return this document.", "Document"),
+    ("GET", "/"): Operation("front_page", "A page for people: the models and the routes.", is_open=True),
+}
