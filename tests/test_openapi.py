@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import re
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from asgi import Answer, ask
 from schema_bodies import Bodies
+from unsaid import UNSAID
 
 from tourkit.errors import QueueFull
 from tourkit.generation import EngineInfo
@@ -20,24 +20,6 @@ from tourkit.server.api.openapi.request_parts import FILLED, SCHEMAS
 from tourkit.server.api.route_fields import ROUTES, Use
 from tourkit.server.contract import SECRET_HEADER
 from tourkit.server.worker.app import ModelServer
-
-# What is refused although the schema allows it, because no schema can say it: messages of errors.
-UNSAID = re.compile(
-    "|".join(
-        [
-            r"max_tokens and max_completion_tokens differ",
-            r"thinking_budget and thinking_token_budget differ",
-            r"name: .* is there twice",
-            r"there is no tool",
-            r"asks for a call, but there are no tools",
-            r"cannot be combined with (regex|choice|grammar)",
-            r"best_of is \d+, but n is \d+",
-            r"prompt has [\d,]+ answers",
-            r"dimensions is \d+, but embeddings of this model have 64",
-            r"^(guided_json|json_schema|structured_outputs\.json)(:| must be a JSON Schema object)",
-        ]
-    )
-)
 
 
 class Full:

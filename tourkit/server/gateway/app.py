@@ -30,7 +30,7 @@ from tourkit.server.gateway.access import CLIENT, OPEN_TO_ALL, TRUSTED, Access, 
 from tourkit.server.gateway.comments import Commented
 from tourkit.server.gateway.conversations import Conversations
 from tourkit.server.gateway.entry import Entry
-from tourkit.server.gateway.lifecycle import LIFETIMES, Lifecycle, Lifetimes
+from tourkit.server.gateway.lifecycle import CHANGES, LIFETIMES, Lifecycle, Lifetimes
 from tourkit.server.gateway.metrics import WorkerFigures, exposition, prompt_cache_of
 from tourkit.server.gateway.ollama import OllamaModels
 from tourkit.server.gateway.openapi import document_of
@@ -261,8 +261,10 @@ class Gateway:
         return json_response(200, {"object": "list", "data": served})
 
     async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name in CHANGES and name not in self._workers:
+            return await paths.not_found(request)
         try:
-            name = request.path_params["name"]
             return json_response(200, status.model(name, self._find(name), self._created))
         except RequestError as exc:
             return error_response(exc)

@@ -43,10 +43,12 @@ _RETRIED = (429, 503)
 def document(names: Mapping[str, tuple[str, ...]], *, needs_key: bool) -> dict[str, Any]:
     """Return the document. `names`: the roles and model ids for each kind of models: text, embed; "" for all.
 
-    `needs_key`: whether requests need a key.
+    A route that none of them answers is left out. `needs_key`: whether requests need a key.
     """
     paths: dict[str, dict[str, Any]] = {}
     for (method, path), operation in OPERATIONS.items():
+        if operation.answers and names and not names.get(operation.answers):
+            continue
         paths.setdefault(path, {})[method.lower()] = _operation(path, operation, names, needs_key=needs_key)
     found: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -67,7 +69,7 @@ def document(names: Mapping[str, tuple[str, ...]], *, needs_key: bool) -> dict[s
 def _operation(
     path: str, operation: Operation, names: Mapping[str, tuple[str, ...]], *, needs_key: bool
 ) -> dict[str, Any]:
-    model = _name(names.get(operation.answers) or names.get("", ()))
+    model = _name(names.get(operation.answers, ()))
     found: dict[str, Any] = {"operationId": operation.id, "summary": operation.about}
     if "{name}" in path:
         found["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": model}]
