@@ -1,4 +1,4 @@
-"""schemathesis against a running server and its own document: `python -m tools.fuzz_openapi ST [--seconds N] [--seed N]`.
+"""schemathesis against a running server and its own document: `python -m tools.fuzz_openapi ST [--seconds N]`.
 
 ST is the program `st` of schemathesis, in an environment of its own. The server has a model with random weights and no
 network. The run fails if there is a status of 500 or above but 503, an answer that the document does not describe, a

@@ -92,23 +92,25 @@ def _responses(path: str, operation: Operation, *, needs_key: bool) -> dict[str,
     if operation.chunk:
         # No schema can say what is in the events of a stream, so it is beside the schema.
         content[dialect_of(path).stream_type] = {"schema": TEXT, "x-event-schema": ref(operation.chunk)}
-    headers = _OF_EVERY_ANSWER | (_OF_MODELS if operation.has_body and operation.reply != "Lifecycle" else {})
+    headers = _OF_EVERY_ANSWER | (_OF_MODELS if operation.is_forwarded else {})
     found = {"200": {"description": "The answer.", "headers": _headers(headers), "content": content}}
     if operation.or_503:
         found["503"] = {**found["200"], "description": "The answer, if not every worker answers."}
     for status, about in operation.errors.items():
         if status != 401 or (needs_key and not operation.is_open):
-            found[str(status)] = _error(status, about, operation.error)
+            found[str(status)] = _error(status, about, operation)
     return found
 
 
-def _error(status: int, about: str, schema: str) -> dict[str, Any]:
-    headers = _RETRY if status in _RETRIED else {}
-    return {"description": about, "headers": _headers(headers), "content": {_JSON: {"schema": ref(schema)}}}
+def _error(status: int, about: str, operation: Operation) -> dict[str, Any]:
+    headers = _headers(_RETRY if status in _RETRIED else {})
+    if operation.is_forwarded:  # the gateway refuses too, and then no model is named
+        headers |= _headers({"x-tourkit-model": _OF_MODELS["x-tourkit-model"]}, required=False)
+    return {"description": about, "headers": headers, "content": {_JSON: {"schema": ref(operation.error)}}}
 
 
-def _headers(found: Mapping[str, tuple[Schema, str]]) -> dict[str, Any]:
+def _headers(found: Mapping[str, tuple[Schema, str]], *, required: bool = True) -> dict[str, Any]:
     return {
-        name: {"description": about, "schema": schema, "required": name in _ALWAYS}
+        name: {"description": about, "schema": schema, "required": required and name in _ALWAYS}
         for name, (schema, about) in found.items()
     }

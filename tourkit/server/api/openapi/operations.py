@@ -30,7 +30,7 @@ class Operation:
     `chunk`: the schema of the events of a stream, empty if it never streams. `error`: the schema of errors.
     `answers`: the kind of models that answer: text, embed, or empty for all. `has_body`: its body is in BODIES.
     `statuses`: of errors, besides those of every route. `or_503`: 503 has an answer of the same form.
-    `is_open`: it needs no key. `forwarded`: a worker answers.
+    `is_open`: it needs no key. `is_forwarded`: a worker answers.
     """
 
     id: str
@@ -44,6 +44,8 @@ class Operation:
     or_503: bool = False
     is_open: bool = False
 
+    is_forwarded: bool = False
+
     @property
     def errors(self) -> dict[int, str]:
         """The statuses of errors, and when they come."""
@@ -51,7 +53,7 @@ class Operation:
 
 
 def _of_model(id_: str, about: str, reply: str, *, answers: str = "text", chunk: str = "") -> Operation:
-    return Operation(id_, about, reply, chunk, answers=answers, has_body=True, statuses=_OF_BODIES)
+    return Operation(id_, about, reply, chunk, answers=answers, has_body=True, statuses=_OF_BODIES, is_forwarded=True)
 
 
 def _of_lifecycle(id_: str, about: str) -> Operation:
