@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -32,6 +33,15 @@ class Bodies:
         allowed = self.validator(schema)
         while True:
             yield next(value for _ in range(_TRIES) if allowed.is_valid(value := self._value(schema, 0)))
+
+    def likely(self, schema: Schema) -> Iterator[Any]:
+        """Yield such objects without checking them, so a few are not allowed. Each field is in one of them in turn."""
+        names = itertools.cycle(schema.get("properties", {"": True}))
+        while True:
+            value, name = self._value(schema, 0), next(names)
+            if name and name not in value:
+                value[name] = self._value(schema["properties"][name], 1)
+            yield value
 
     def changed(self, schema: Schema) -> Iterator[Any]:
         """Yield such values with one or two parts changed. About a half of them is still allowed."""

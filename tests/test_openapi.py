@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from typing import Any
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from asgi import Answer, ask
+from full_worker import Full, answers
 from jsonschema import Draft202012Validator
 from schema_bodies import Bodies
 from serving import Serving
@@ -25,13 +26,12 @@ from unsaid import is_unsaid
 
 from tourkit.backends.base import Embeddings
 from tourkit.backends.runner_engine import RunnerEngine
-from tourkit.errors import QueueFull, RequestError
-from tourkit.generation import EngineInfo
+from tourkit.errors import RequestError
 from tourkit.server.api.dialects import dialect_of
 from tourkit.server.api.openapi.bodies import BODIES, body_schema
-from tourkit.server.api.openapi.document import document
+from tourkit.server.api.openapi.document import document, schemas
 from tourkit.server.api.openapi.operations import OPERATIONS
-from tourkit.server.api.openapi.request_parts import FILLED, SCHEMAS
+from tourkit.server.api.openapi.request_parts import FILLED
 from tourkit.server.api.replies import error_body
 from tourkit.server.api.route_fields import ROUTES, Use
 from tourkit.server.contract import SECRET_HEADER
@@ -43,34 +43,6 @@ from tourkit.server.worker.app import ModelServer
 
 # `make test-documents` tries many more bodies.
 COUNT = 1_500 if os.environ.get("TOURKIT_EVERY_DOCUMENT") else 80
-
-
-class Full:
-    """An engine that refuses every request that reaches it with 429, so that the parser alone decides."""
-
-    info = EngineInfo("none", 4096, 1, 1_000)
-    recompiles, size = False, 64
-
-    def _full(self, *_: Any, **__: Any) -> Any:
-        raise QueueFull("full")
-
-    submit = tokenize = detokenize = embed = manner = apply_template = _full
-
-    def with_calls(self, request: Any) -> Any:
-        return request
-
-    def token_table(self) -> Any:
-        raise NotImplementedError
-
-
-def answers(bodies: Iterable[tuple[str, Any]]) -> list[Answer]:
-    """Return what a worker without free places answers: 429 if it accepts the body, else 400."""
-    app = ModelServer(Full(), "s").app()  # type: ignore[arg-type]
-
-    async def all_of() -> list[Answer]:
-        return [await ask(app, path, body, headers={SECRET_HEADER: "s"}) for path, body in bodies]
-
-    return asyncio.run(all_of())
 
 
 def schema_of(path: str) -> dict[str, Any]:
@@ -98,7 +70,7 @@ def test_the_document_has_each_field_that_is_read_and_no_other_schema(path: str)
 
 @TABLES
 def test_a_body_that_the_document_allows_is_accepted(path: str) -> None:
-    bodies = list(itertools.islice(Bodies(SCHEMAS, 1).valid(schema_of(path)), COUNT))
+    bodies = list(itertools.islice(Bodies(schemas(), 1).valid(schema_of(path)), COUNT))
 
     for body, answer in zip(bodies, answers((path, body) for body in bodies), strict=True):
         assert is_accepted(answer) or is_unsaid_in(answer), (answer.raw, json.dumps(body)[:2_000])
@@ -106,7 +78,7 @@ def test_a_body_that_the_document_allows_is_accepted(path: str) -> None:
 
 @TABLES
 def test_a_body_is_refused_if_the_document_does_not_allow_it_and_accepted_if_it_does(path: str) -> None:
-    made = Bodies(SCHEMAS, 2)
+    made = Bodies(schemas(), 2)
     bodies = list(itertools.islice(made.changed(schema_of(path)), COUNT))
     allows = made.validator(schema_of(path)).is_valid
 

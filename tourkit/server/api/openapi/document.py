@@ -58,12 +58,17 @@ def document(names: Mapping[str, tuple[str, ...]], *, needs_key: bool) -> dict[s
             "description": _ABOUT.format(bytes=limits.BODY.most, levels=limits.DEPTH.most),
         },
         "paths": paths,
-        "components": {"schemas": request_parts.SCHEMAS | answers.SCHEMAS | reports.SCHEMAS},
+        "components": {"schemas": schemas()},
     }
     if needs_key:
         found["components"]["securitySchemes"] = _SCHEMES
         found["security"] = [{scheme: []} for scheme in _SCHEMES]
     return found
+
+
+def schemas() -> dict[str, Schema]:
+    """Return the schemas that other schemas refer to, by their names."""
+    return request_parts.SCHEMAS | answers.SCHEMAS | reports.SCHEMAS
 
 
 def _operation(
