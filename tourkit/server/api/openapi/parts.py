@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 Schema = dict[str, Any]
@@ -81,3 +82,26 @@ def nullable(schema: Schema) -> Schema:
 
 def described(about: str) -> Schema:
     return {"description": about} if about else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The body of a route. `read`: the schema of each field that is read. `required`: fields that must be there.
+
+    `rules`: between fields. `about`: what is refused that no schema can say.
+    """
+
+    read: Mapping[str, Schema]
+    required: tuple[str, ...]
+    rules: tuple[Schema, ...] = ()
+    about: str = ""
+
+
+def if_then(condition: Schema, then: Schema, about: str) -> Schema:
+    """Return a rule: what a body must be if it has something."""
+    return {"if": condition, "then": then, "description": about}
+
+
+def has(field: str, schema: Schema) -> Schema:
+    """Return the schema of an object that has a field of this schema."""
+    return {"properties": {field: schema}, "required": [field]}

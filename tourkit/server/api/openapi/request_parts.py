@@ -15,7 +15,10 @@ from tourkit.server.api.openapi.parts import (
     Schema,
     any_of,
     array,
+    has,
+    if_then,
     nullable,
+    number,
     record,
     ref,
     text,
@@ -23,7 +26,8 @@ from tourkit.server.api.openapi.parts import (
     whole,
 )
 from tourkit.server.api.requests import ROLES
-from tourkit.server.api.thinking_fields import HISTORY_FIELDS, OWN_VARIABLES
+from tourkit.server.api.sampling_fields import MOST_DIGITS
+from tourkit.server.api.thinking_fields import EFFORTS, HISTORY_FIELDS, OWN_VARIABLES
 from tourkit.server.api.tool_fields import MODES, NAME
 
 FILLED = text(1)  # a string with at least one character
@@ -168,3 +172,53 @@ TEMPLATE_VARIABLES: Schema = {
     "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$", "not": {"enum": sorted(OWN_VARIABLES)}},
     "description": "Variables for the chat template.",
 }
+EFFORT = nullable(values(EFFORTS))
+THINKING: dict[str, Schema] = {
+    "chat_template_kwargs": nullable(TEMPLATE_VARIABLES),
+    "thinking_budget": nullable(whole(*limits.THINKING_BUDGETS)),
+    "thinking_token_budget": nullable(whole(*limits.THINKING_BUDGETS)),
+    "include_reasoning": nullable(FLAG),
+}
+NO_LIMIT = -1  # clients of llama.cpp and vLLM send it
+_STREAM_OPTIONS = record({"include_usage": nullable(FLAG), "continuous_usage_stats": nullable(FLAG)})
+STOP = text(1, limits.STOP_LENGTH.most)
+STOPS = array(STOP, most=limits.STOPS.most)
+_BIASES = {
+    "type": ["object", "null"],
+    "maxProperties": limits.BIASES.most,
+    "propertyNames": {"pattern": f"^[0-9]{{1,{MOST_DIGITS}}}$"},
+    "additionalProperties": nullable(number(*limits.BIAS_VALUES)),
+    "description": "Token ids of the model and the numbers that are added to their logits.",
+}
+MOST_TOKENS = any_of(whole(1), {"const": NO_LIMIT}, NULL, about="-1: up to the end of the context.")
+TEXT_FIELDS: dict[str, Schema] = {
+    "stream": nullable(FLAG),
+    "stream_options": nullable(_STREAM_OPTIONS),
+    "seed": nullable(whole(*limits.SEEDS)),
+    "stop": any_of(STOP, STOPS, NULL),
+    "temperature": nullable(number(*limits.TEMPERATURES)),
+    "top_p": {"type": ["number", "null"], "exclusiveMinimum": limits.PORTIONS[0], "maximum": limits.PORTIONS[1]},
+    "top_k": any_of(whole(*limits.TOP_KS), {"const": NO_LIMIT}, NULL),
+    "min_p": nullable(number(*limits.PORTIONS)),
+    "frequency_penalty": nullable(number(*limits.PENALTIES)),
+    "presence_penalty": nullable(number(*limits.PENALTIES)),
+    "logit_bias": _BIASES,
+    **{name: schema for name, schema in CONSTRAINTS.items() if name != "response_format"},
+}
+
+
+def one_constraint(of_format: Schema) -> Schema:
+    """Return the rule that a request has one constraint at most. `of_format`: what is true if its format is one."""
+    used = [has(name, {"not": NULL}) for name in CONSTRAINTS if name != "response_format"]
+    used.append(of_format)
+    none = {"not": {"anyOf": used}}
+    return {"oneOf": [*used, none], "description": "At most one constraint."}
+
+
+LOGPROBS = {"logprobs": nullable(FLAG), "top_logprobs": nullable(whole(0, limits.TOP_LOGPROBS.most))}
+NEEDS_LOGPROBS = if_then(
+    has("top_logprobs", {"type": "integer", "minimum": 1}),
+    has("logprobs", {"const": True}),
+    "top_logprobs needs logprobs.",
+)
+TOOLS = nullable(array(ref("Tool"), most=limits.TOOLS.most))
