@@ -16,6 +16,8 @@ _OF_VALUES = (
     r"prompt has [\d,]+ answers",
     r"^(guided_json|json_schema|structured_outputs\.json)(:| must be a JSON Schema object)",
     r"has too many (lists and objects|keys|values|levels)",
+    r"thinking alone is none",
+    r"is not stored here|^Previous response with id .* not found",
 )
 # The model: its vocabulary, its context, its size, its chat template.
 _OF_MODEL = (

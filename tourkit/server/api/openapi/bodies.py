@@ -5,9 +5,8 @@ The table of fields (`route_fields`) says which fields a route has, and which of
 
 from __future__ import annotations
 
-from typing import Any
-
 from tourkit.server.api import limits
+from tourkit.server.api.openapi import responses
 from tourkit.server.api.openapi.parts import (
     FLAG,
     NULL,
@@ -20,7 +19,6 @@ from tourkit.server.api.openapi.parts import (
     has,
     if_then,
     nullable,
-    record,
     ref,
     text,
     values,
@@ -41,7 +39,8 @@ from tourkit.server.api.openapi.request_parts import (
     TOOLS,
     one_constraint,
 )
-from tourkit.server.api.route_fields import ROUTES, Use
+from tourkit.server.api.openapi.tables import table_schema
+from tourkit.server.api.route_fields import ROUTES
 
 _ZERO = {"const": 0}
 # A format that constrains the text.
@@ -97,13 +96,13 @@ _COMPLETION = Body(
     about="Also refused: two different values of max_tokens and max_completion_tokens; best_of that is not n; more "
     f"than {limits.PROMPTS.most:,} answers; a suffix for a model without tokens for it.",
 )
-_INPUT = any_of(text(1, limits.TEXT_LENGTH.most), TOKENS)
 BODIES: dict[str, Body] = {
     "/v1/chat/completions": _CHAT,
     "/v1/completions": _COMPLETION,
+    "/v1/responses": responses.BODY,
     "/v1/embeddings": Body(
         read={
-            "input": any_of(*_INPUT["anyOf"], array(_INPUT, 1, limits.TEXTS.most)),
+            "input": ref("EmbeddingInput"),
             "encoding_format": nullable(values(["float", "base64"])),
             "dimensions": nullable(whole(1, about="The size that the model has.")),
         },
@@ -124,15 +123,6 @@ def body_schema(path: str, model: Schema) -> Schema:
     Raises KeyError for a field that is read and has no schema.
     """
     body = BODIES[path]
-    schemas = {"model": model, **body.read}
-    properties: dict[str, Any] = {}
-    for field in ROUTES[path]:
-        if field.use is Use.READ:
-            properties[field.name] = schemas[field.name]
-        elif field.use is Use.NO_EFFECT:
-            properties[field.name] = described(f"{field.use.value.capitalize()}.")
-        else:
-            properties[field.name] = values([*field.values, None], about=f"{field.use.value.capitalize()}.")
-    found = record(properties, body.required, rest=NULL) | {"maxProperties": limits.FIELDS.most}
+    found = table_schema(ROUTES[path], {"model": model, **body.read}, body.required)
     about = "A field that is not listed must be null. " + body.about
     return found | described(about.strip()) | ({"allOf": list(body.rules)} if body.rules else {})

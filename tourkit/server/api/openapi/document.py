@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from tourkit import __version__
 from tourkit.server.api import limits
 from tourkit.server.api.dialects import dialect_of
-from tourkit.server.api.openapi import answers, reports, request_parts
+from tourkit.server.api.openapi import answers, reports, request_parts, responses
 from tourkit.server.api.openapi.bodies import BODIES, body_schema
 from tourkit.server.api.openapi.operations import OPERATIONS, Operation
 from tourkit.server.api.openapi.parts import COUNT, TEXT, Schema, ref, text, values, whole_record
@@ -18,6 +19,7 @@ _ABOUT = (
     "where `GET` does, and `OPTIONS` gives the methods of a path. A body may be compressed with gzip or deflate. "
     "Whole bodies have limits: {bytes:,} bytes, {levels} levels of lists and objects."
 )
+_IN_PATH = re.compile(r"{(\w+)}")
 _PLAIN = "text/plain"
 _JSON = "application/json"
 _SCHEMES = {
@@ -68,7 +70,7 @@ def document(names: Mapping[str, tuple[str, ...]], *, needs_key: bool) -> dict[s
 
 def schemas() -> dict[str, Schema]:
     """Return the schemas that other schemas refer to, by their names."""
-    return request_parts.SCHEMAS | answers.SCHEMAS | reports.SCHEMAS
+    return request_parts.SCHEMAS | answers.SCHEMAS | reports.SCHEMAS | responses.SCHEMAS
 
 
 def _operation(
@@ -76,13 +78,18 @@ def _operation(
 ) -> dict[str, Any]:
     model = _name(names.get(operation.answers, ()))
     found: dict[str, Any] = {"operationId": operation.id, "summary": operation.about}
-    if "{name}" in path:
-        found["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": model}]
+    in_path = [_parameter(name, "path", model if name == "name" else TEXT) for name in _IN_PATH.findall(path)]
+    if parameters := in_path + [_parameter(name, "query", schema) for name, schema in operation.query.items()]:
+        found["parameters"] = parameters
     if operation.has_body:
         schema = body_schema(path, model) if path in BODIES else whole_record({"model": model})
         found["requestBody"] = {"required": True, "content": {_JSON: {"schema": schema}}}
     found["responses"] = _responses(path, operation, needs_key=needs_key)
     return found | ({"security": []} if operation.is_open and needs_key else {})
+
+
+def _parameter(name: str, place: str, schema: Schema) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": place == "path", "schema": schema}
 
 
 def _name(served: tuple[str, ...]) -> Schema:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tourkit.server.api.openapi.parts import Schema, text, values, whole
 
 # Statuses of errors, and when they come.
 _ERRORS = {
     400: "A field is wrong or cannot be honoured: `param` names it.",
     401: "The key is missing or wrong.",
     403: "The Host or the web page of the request is not allowed.",
-    404: "The model is not served here.",
+    404: "The model is not served here, or a response is not stored.",
     408: "The request came too slowly.",
     409: "Another model has the turn and is pinned.",
     413: "The body is too large.",
@@ -31,6 +34,7 @@ class Operation:
     `answers`: the kind of models that answer: text, embed, or empty for all. `has_body`: its body is in BODIES.
     `statuses`: of errors, besides those of every route. `or_503`: 503 has an answer of the same form.
     `is_open`: it needs no key. `is_forwarded`: a worker answers.
+    `query`: the schemas of the parameters in the URL.
     """
 
     id: str
@@ -45,6 +49,7 @@ class Operation:
     is_open: bool = False
 
     is_forwarded: bool = False
+    query: Mapping[str, Schema] = field(default_factory=dict)
 
     @property
     def errors(self) -> dict[int, str]:
@@ -60,11 +65,27 @@ def _of_lifecycle(id_: str, about: str) -> Operation:
     return Operation(id_, about, "Lifecycle", has_body=True, statuses=_OF_BODIES)
 
 
+# Of a list: how many items, in which order, and the id of the item before the first one.
+_PAGE = {"limit": whole(1, 100), "order": values(["asc", "desc"]), "after": text()}
+
+
+def _of_response(id_: str, about: str, reply: str, query: Mapping[str, Schema] | None = None) -> Operation:
+    return Operation(id_, about, reply, statuses=(400, 404), query=query or {})
+
+
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/v1/chat/completions"): _of_model(
         "chat", "Answer a conversation.", "ChatCompletion", chunk="ChatCompletionChunk"
     ),
     ("POST", "/v1/completions"): _of_model("complete", "Continue a text.", "Completion", chunk="CompletionChunk"),
+    ("POST", "/v1/responses"): _of_model(
+        "respond", "Answer a conversation, which the server may keep.", "Response", chunk="ResponseEvent"
+    ),
+    ("GET", "/v1/responses/{id}"): _of_response("show_response", "Show a stored response.", "Response"),
+    ("DELETE", "/v1/responses/{id}"): _of_response("delete_response", "Forget a stored response.", "ResponseDeleted"),
+    ("GET", "/v1/responses/{id}/input_items"): _of_response(
+        "list_input_items", "List the input of a stored response.", "ResponseItems", query=_PAGE
+    ),
     ("POST", "/v1/embeddings"): _of_model("embed", "Make vectors of texts.", "Embeddings", answers="embed"),
     ("POST", "/apply-template"): _of_model(
         "apply_template", "Return the prompt that the chat template makes of messages.", "Prompt"

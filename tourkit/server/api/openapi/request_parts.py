@@ -39,7 +39,7 @@ NOTHING = values([None, [], {}])  # an unknown field of a message may have these
 _JSON_SCHEMA = record({"$schema": TEXT, "$id": TEXT}) | {
     "description": "A JSON Schema. Parts that no grammar can express are relaxed, or refused with `unsupported_schema`."
 }
-_ARGUMENTS = any_of(
+ARGUMENTS = any_of(
     NULL,
     record(
         {
@@ -50,11 +50,12 @@ _ARGUMENTS = any_of(
     ),
     about="The JSON Schema of the arguments. It must be of the type object.",
 )
+TOOL_NAME: Schema = {"type": "string", "pattern": f"^{NAME.pattern}$"}
 _FUNCTION = record(
     {
-        "name": {"type": "string", "pattern": f"^{NAME.pattern}$"},
+        "name": TOOL_NAME,
         "description": nullable(TEXT),
-        "parameters": _ARGUMENTS,
+        "parameters": ARGUMENTS,
         "strict": nullable(FLAG),
     },
     ["name"],
@@ -66,35 +67,35 @@ _CALLS = {
     "tool_calls": ANY | {"description": "Calls of the assistant. Malformed ones are passed on as text."},
     "function_call": ANY | {"description": "The older form of a call."},
 }
-_ANYWHERE = {"name": ANY, "tool_call_id": ANY, **_CALLS}
-_HAS_CALLS = [{"properties": {name: {"not": {"enum": list(EMPTY)}}}, "required": [name]} for name in _CALLS]
-_MOST_FIELDS = {"maxProperties": limits.MESSAGE_FIELDS.most}
+ANYWHERE = {"name": ANY, "tool_call_id": ANY, **_CALLS}
+HAS_CALLS = [{"properties": {name: {"not": {"enum": list(EMPTY)}}}, "required": [name]} for name in _CALLS]
+MOST_FIELDS = {"maxProperties": limits.MESSAGE_FIELDS.most}
 _ASSISTANT = (
     record(
         {
             "role": {"const": "assistant"},
             "content": nullable(_CONTENT),
-            **_ANYWHERE,
+            **ANYWHERE,
             **{name: nullable(TEXT) for name in HISTORY_FIELDS},
         },
         ["role"],
         rest=NOTHING,
     )
-    | {"anyOf": [{"properties": {"content": _CONTENT}, "required": ["content"]}, *_HAS_CALLS]}
-    | _MOST_FIELDS
+    | {"anyOf": [{"properties": {"content": _CONTENT}, "required": ["content"]}, *HAS_CALLS]}
+    | MOST_FIELDS
 )
 _OTHER = (
     record(
         {
             "role": values(role for role in ROLES if role != "assistant"),
             "content": _CONTENT,
-            **_ANYWHERE,
+            **ANYWHERE,
             **{name: values([None, ""]) for name in HISTORY_FIELDS},
         },
         ["role", "content"],
         rest=NOTHING,
     )
-    | _MOST_FIELDS
+    | MOST_FIELDS
 )
 
 _NAMED = any_of(
@@ -140,6 +141,7 @@ _FORMAT = any_of(
     ),
 )
 
+_INPUT = any_of(text(1, limits.TEXT_LENGTH.most), TOKENS)
 SCHEMAS: dict[str, Schema] = {
     "JsonSchema": _JSON_SCHEMA,
     "TextPart": _TEXT_PART,
@@ -153,6 +155,7 @@ SCHEMAS: dict[str, Schema] = {
     "ToolChoice": _CHOSEN,
     "ResponseFormat": _FORMAT,
     "StructuredOutputs": _STRUCTURED,
+    "EmbeddingInput": any_of(*_INPUT["anyOf"], array(_INPUT, 1, limits.TEXTS.most)),
 }
 CONSTRAINTS: dict[str, Schema] = {
     "response_format": any_of(ref("ResponseFormat"), NULL),
