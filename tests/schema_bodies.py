@@ -15,6 +15,7 @@ Schema = dict[str, Any]
 
 _WORDS = ("a", "f1", "5", "look_up", "end\n", "привет", "🙂", "x y", "enable_thinking", '{"type": "object"}', "a" * 40)
 _ANY = (None, True, False, 0, 1, -1, 1.5, 2.0, "", "x", "text", [], ["a"], [1], {}, {"a": 1}, {"type": "object"})
+_USUAL = {"messages", "prompt"}  # fields that most bodies have, also if they are optional
 _TRIES = 200
 
 
@@ -53,6 +54,8 @@ class Bodies:
 
     def _change(self, body: Any) -> None:
         places = list(_places(body))
+        if not places:
+            return
         holder, key = self._chance.choice(places)
         if isinstance(holder, dict) and self._chance.random() < 0.2:
             del holder[key]
@@ -102,6 +105,7 @@ class Bodies:
         required, found = schema.get("required", []), schema.get("properties", {})
         optional = [name for name, each in found.items() if name not in required and each != {"not": {}}]
         some = self._chance.sample(optional, min(len(optional), self._chance.choice((0, 1, 2, 4, 8))))
+        some += [name for name in optional if name in _USUAL and name not in some and self._chance.random() < 0.7]
         made = {name: self._value(found.get(name, True), depth + 1) for name in [*required, *some]}
         rest = schema.get("additionalProperties", True)
         if rest is not False and depth < 3 and self._chance.random() < (0.1 if found else 0.8):

@@ -28,7 +28,7 @@ from tourkit.backends.base import Embeddings
 from tourkit.backends.runner_engine import RunnerEngine
 from tourkit.errors import RequestError
 from tourkit.server.api.dialects import dialect_of
-from tourkit.server.api.openapi.bodies import BODIES, body_schema
+from tourkit.server.api.openapi.bodies import BODIES, TABLES, body_schema
 from tourkit.server.api.openapi.document import document, schemas
 from tourkit.server.api.openapi.operations import OPERATIONS
 from tourkit.server.api.openapi.request_parts import FILLED
@@ -49,26 +49,26 @@ def schema_of(path: str) -> dict[str, Any]:
     return body_schema(path, FILLED | {"maxLength": 200})
 
 
-PATHS = pytest.mark.parametrize("path", ROUTES)
-TABLES = pytest.mark.parametrize("path", {id(table): path for path, table in ROUTES.items()}.values())
+PATHS = pytest.mark.parametrize("path", TABLES)
+DISTINCT = pytest.mark.parametrize("path", {id(table): path for path, table in ROUTES.items()}.values())
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
 def test_every_route_with_a_table_of_fields_has_a_body_and_no_other_has() -> None:
-    assert BODIES.keys() == ROUTES.keys()
+    assert BODIES.keys() == TABLES.keys() == {path for _, path in OPERATIONS} & TABLES.keys()
 
 
 @PATHS
 def test_the_document_has_each_field_that_is_read_and_no_other_schema(path: str) -> None:
-    read = {field.name for field in ROUTES[path] if field.use is Use.READ}
+    read = {field.name for field in TABLES[path] if field.use is Use.READ}
 
     assert {"model", *BODIES[path].read} == read
-    assert schema_of(path)["properties"].keys() == {field.name for field in ROUTES[path]}
+    assert schema_of(path)["properties"].keys() == {field.name for field in TABLES[path]}
 
 
-@TABLES
+@DISTINCT
 def test_a_body_that_the_document_allows_is_accepted(path: str) -> None:
     bodies = list(itertools.islice(Bodies(schemas(), 1).valid(schema_of(path)), COUNT))
 
@@ -76,7 +76,7 @@ def test_a_body_that_the_document_allows_is_accepted(path: str) -> None:
         assert is_accepted(answer) or is_unsaid_in(answer), (answer.raw, json.dumps(body)[:2_000])
 
 
-@TABLES
+@DISTINCT
 def test_a_body_is_refused_if_the_document_does_not_allow_it_and_accepted_if_it_does(path: str) -> None:
     made = Bodies(schemas(), 2)
     bodies = list(itertools.islice(made.changed(schema_of(path)), COUNT))
@@ -91,13 +91,13 @@ def test_a_body_is_refused_if_the_document_does_not_allow_it_and_accepted_if_it_
 
 
 def is_accepted(answer: Answer) -> bool:
-    """Return whether a request reached the engine, which is full. 404: it refers to what is not stored."""
-    assert answer.status in (400, 404, 429), answer.raw
-    return answer.status == 429
+    """Return whether a request got beyond its parser. 404: it refers to what is not stored."""
+    assert answer.status in (200, 400, 404, 429), answer.raw
+    return answer.status in (200, 429)  # 200: it only loads the model
 
 
 def is_unsaid_in(answer: Answer) -> bool:
-    error = answer.body["error"]
+    error = answer.body["error"]  # of a worker, so in OpenAI's form for every API
     return is_unsaid(error["message"], error["code"])
 
 
@@ -196,7 +196,7 @@ class Replies:
     def check_events(self, path: str, events: list[Any]) -> None:
         assert events
         for event in events:
-            schema = self.content("POST", path, 200, "text/event-stream")["x-event-schema"]
+            schema = self.content("POST", path, 200, dialect_of(path).stream_type)["x-event-schema"]
             self._schemas.validator(schema).validate(event)
 
     def headers(self, method: str, path: str, status: int) -> dict[str, Any]:
@@ -219,6 +219,13 @@ CALLED = {"tools": [{"type": "function", "function": FUNCTION}], "tool_choice": 
 OLD_CALLED = {"functions": [FUNCTION], "function_call": {"name": "look_up"}, "max_tokens": 60}
 RESPOND = {"model": "tool", "input": "x", "max_output_tokens": 8}
 FLAT = {"tools": [{"type": "function", **FUNCTION}]}
+ANTHROPIC = {
+    "tools": [{"name": "look_up", "input_schema": FUNCTION["parameters"]}],
+    "tool_choice": {"type": "any"},
+    "max_tokens": 60,
+}
+SHORT = {"num_predict": 8}
+OLLAMA = {"model": "tool", "messages": CHAT["messages"], "options": SHORT}
 FORMAT = {"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["a", "b"]}}}}
 # Requests that are answered, and those that are refused.
 ASKED: list[tuple[str, dict[str, Any], int]] = [
@@ -237,6 +244,19 @@ ASKED: list[tuple[str, dict[str, Any], int]] = [
     ("/v1/responses", RESPOND | {"max_output_tokens": 60, "tool_choice": "required", **FLAT}, 200),
     ("/v1/responses", RESPOND | {"text": {"format": {"type": "json_schema", "schema": {"enum": ["a", "b"]}}}}, 200),
     ("/v1/responses", RESPOND | {"previous_response_id": "resp_0"}, 404),
+    ("/v1/messages", CHAT, 200),
+    ("/v1/messages", CHAT | {"stream": True}, 200),
+    ("/v1/messages", CHAT | ANTHROPIC, 200),
+    ("/v1/messages", CHAT | ANTHROPIC | {"stream": True}, 200),
+    ("/v1/messages", CHAT | {"max_tokens": 0}, 400),
+    ("/v1/messages/count_tokens", CHAT, 200),
+    ("/api/chat", OLLAMA | {"stream": False, "logprobs": True}, 200),
+    ("/api/chat", OLLAMA | {"stream": True, "logprobs": True}, 200),
+    ("/api/chat", {"model": "tool:latest", "stream": False}, 200),
+    ("/api/chat", OLLAMA | {"think": "much"}, 400),
+    ("/api/generate", {"model": "tool", "prompt": "x", "options": SHORT, "stream": False}, 200),
+    ("/api/generate", {"model": "tool", "prompt": "x", "options": SHORT, "stream": True}, 200),
+    ("/api/show", {"model": "tool"}, 200),
     ("/v1/completions", PLAIN | {"echo": True, "logprobs": 2, "prompt": ["Once", [1, 2]]}, 200),
     ("/v1/completions", PLAIN | USAGE | {"logprobs": 1}, 200),
     ("/v1/completions", PLAIN | {"stream": True} | FORMAT, 200),
@@ -271,13 +291,16 @@ def test_a_reply_is_what_the_document_says(
 
     assert answer.status == status, raw
     if body.get("stream"):
-        events = [line[6:] for line in raw.decode().splitlines() if line.startswith("data: ")]
-        replies.check_events(path, [json.loads(event) for event in events if event != "[DONE]"])
+        lines = [line.removeprefix("data: ") for line in raw.decode().splitlines()]
+        replies.check_events(path, [json.loads(line) for line in lines if line.startswith("{")])
     else:
         replies.check("POST", path, status, json.loads(raw))
     declared, found = replies.headers("POST", path, status), {name.lower() for name in answer.headers}
     assert {name for name, header in declared.items() if header["required"]} <= found
     assert {name for name in found if name.startswith("x-tourkit")} <= declared.keys()
+
+
+REPORTS = ["/v1/models", "/health", "/version", "/openapi.json", "/api/tags", "/api/ps", "/api/version"]
 
 
 def test_what_is_said_of_a_stored_response_is_what_the_document_says(served: Serving, replies: Replies) -> None:
@@ -289,7 +312,7 @@ def test_what_is_said_of_a_stored_response_is_what_the_document_says(served: Ser
         replies.check(method, f"/v1/responses/{{id}}{ending}", 200, json.loads(raw))
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/tool", "/health", "/version", "/openapi.json"])
+@pytest.mark.parametrize("path", [*REPORTS, "/v1/models/tool"])
 def test_a_report_is_what_the_document_says(served: Serving, replies: Replies, path: str) -> None:
     answer, raw = sent(served, "GET", path)
 

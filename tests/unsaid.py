@@ -17,6 +17,7 @@ _OF_VALUES = (
     r"^(guided_json|json_schema|structured_outputs\.json)(:| must be a JSON Schema object)",
     r"has too many (lists and objects|keys|values|levels)",
     r"thinking alone is none",
+    r"the last message is the assistant's",
     r"is not stored here|^Previous response with id .* not found",
 )
 # The model: its vocabulary, its context, its size, its chat template.

@@ -289,12 +289,14 @@ def test_bodies_of_a_generator_are_parsed_or_refused() -> None:
     found = answers(of_workers)
 
     for i, (request, answer) in enumerate(zip(of_workers, found, strict=True)):
-        assert answer.status in (400, 404, 429), (
+        assert answer.status in (200, 400, 404, 429), (
             f"seed {seed}, body {i}: {request[0]} {request[1][:2_000]!r} {answer.raw!r}"
         )
     assert {path for path, _ in of_workers} == ROUTES.keys()
-    assert all(answer.body["error"]["param"] is not None for answer in found if answer.status != 429)
-    assert 0.2 < sum(answer.status == 429 for answer in found) / len(found) < 0.5
+    assert all(
+        answer.body["error"]["param"] is not None for answer in found if answer.status >= 400 and answer.status != 429
+    )
+    assert 0.1 < sum(answer.status in (200, 429) for answer in found) / len(found) < 0.5
 
 
 def test_the_generator_tries_every_field_of_every_route() -> None:

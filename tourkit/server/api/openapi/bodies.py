@@ -6,7 +6,7 @@ The table of fields (`route_fields`) says which fields a route has, and which of
 from __future__ import annotations
 
 from tourkit.server.api import limits
-from tourkit.server.api.openapi import responses
+from tourkit.server.api.openapi import messages, ollama, responses
 from tourkit.server.api.openapi.parts import (
     FLAG,
     NULL,
@@ -40,7 +40,7 @@ from tourkit.server.api.openapi.request_parts import (
     one_constraint,
 )
 from tourkit.server.api.openapi.tables import table_schema
-from tourkit.server.api.route_fields import ROUTES
+from tourkit.server.api.route_fields import OLLAMA_SHOW, ROUTES
 
 _ZERO = {"const": 0}
 # A format that constrains the text.
@@ -100,6 +100,8 @@ BODIES: dict[str, Body] = {
     "/v1/chat/completions": _CHAT,
     "/v1/completions": _COMPLETION,
     "/v1/responses": responses.BODY,
+    **messages.BODIES,
+    **ollama.BODIES,
     "/v1/embeddings": Body(
         read={
             "input": ref("EmbeddingInput"),
@@ -116,13 +118,15 @@ BODIES: dict[str, Body] = {
     "/detokenize": Body(read={"tokens": array(TOKEN, most=limits.TOKENS.most)}, required=("model", "tokens")),
 }
 
+TABLES = ROUTES | {"/api/show": OLLAMA_SHOW}
+
 
 def body_schema(path: str, model: Schema) -> Schema:
-    """Return the schema of the body of a route of ROUTES. `model`: the schema of its field of this name.
+    """Return the schema of the body of a route of TABLES. `model`: the schema of its field of this name.
 
     Raises KeyError for a field that is read and has no schema.
     """
     body = BODIES[path]
-    found = table_schema(ROUTES[path], {"model": model, **body.read}, body.required)
+    found = table_schema(TABLES[path], {"model": model, **body.read}, body.required)
     about = "A field that is not listed must be null. " + body.about
     return found | described(about.strip()) | ({"allOf": list(body.rules)} if body.rules else {})

@@ -9,7 +9,7 @@ from typing import Any
 from tourkit import __version__
 from tourkit.server.api import limits
 from tourkit.server.api.dialects import dialect_of
-from tourkit.server.api.openapi import answers, reports, request_parts, responses
+from tourkit.server.api.openapi import answers, messages, ollama, reports, request_parts, responses
 from tourkit.server.api.openapi.bodies import BODIES, body_schema
 from tourkit.server.api.openapi.operations import OPERATIONS, Operation
 from tourkit.server.api.openapi.parts import COUNT, TEXT, Schema, ref, text, values, whole_record
@@ -70,13 +70,17 @@ def document(names: Mapping[str, tuple[str, ...]], *, needs_key: bool) -> dict[s
 
 def schemas() -> dict[str, Schema]:
     """Return the schemas that other schemas refer to, by their names."""
-    return request_parts.SCHEMAS | answers.SCHEMAS | reports.SCHEMAS | responses.SCHEMAS
+    modules = (request_parts, answers, reports, responses, messages, ollama)
+    return {name: schema for module in modules for name, schema in module.SCHEMAS.items()}
 
 
 def _operation(
     path: str, operation: Operation, names: Mapping[str, tuple[str, ...]], *, needs_key: bool
 ) -> dict[str, Any]:
-    model = _name(names.get(operation.answers, ()))
+    served = names.get(operation.answers, ())
+    if tag := dialect_of(path).tag:
+        served = tuple(name for each in served for name in (each, each + tag))
+    model = _name(served)
     found: dict[str, Any] = {"operationId": operation.id, "summary": operation.about}
     in_path = [_parameter(name, "path", model if name == "name" else TEXT) for name in _IN_PATH.findall(path)]
     if parameters := in_path + [_parameter(name, "query", schema) for name, schema in operation.query.items()]:

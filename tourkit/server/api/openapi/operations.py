@@ -57,8 +57,10 @@ class Operation:
         return {status: _ERRORS[status] for status in sorted((*_ANYWHERE, *self.statuses))}
 
 
-def _of_model(id_: str, about: str, reply: str, *, answers: str = "text", chunk: str = "") -> Operation:
-    return Operation(id_, about, reply, chunk, answers=answers, has_body=True, statuses=_OF_BODIES, is_forwarded=True)
+def _of_model(
+    id_: str, about: str, reply: str, *, answers: str = "text", chunk: str = "", error: str = "Error"
+) -> Operation:
+    return Operation(id_, about, reply, chunk, error, answers, True, _OF_BODIES, is_forwarded=True)
 
 
 def _of_lifecycle(id_: str, about: str) -> Operation:
@@ -85,6 +87,43 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("DELETE", "/v1/responses/{id}"): _of_response("delete_response", "Forget a stored response.", "ResponseDeleted"),
     ("GET", "/v1/responses/{id}/input_items"): _of_response(
         "list_input_items", "List the input of a stored response.", "ResponseItems", query=_PAGE
+    ),
+    ("POST", "/v1/messages"): _of_model(
+        "message",
+        "Anthropic's API: answer messages.",
+        "MessageAnswer",
+        chunk="MessageEvent",
+        error="MessageError",
+    ),
+    ("POST", "/v1/messages/count_tokens"): _of_model(
+        "count_message_tokens", "Anthropic's API: count the tokens of a prompt.", "MessageCount", error="MessageError"
+    ),
+    ("POST", "/api/chat"): _of_model(
+        "ollama_chat", "Ollama's API: answer a conversation.", "OllamaChat", chunk="OllamaChatLine", error="OllamaError"
+    ),
+    ("POST", "/api/generate"): _of_model(
+        "ollama_generate", "Ollama's API: answer a prompt.", "OllamaText", chunk="OllamaTextLine", error="OllamaError"
+    ),
+    ("POST", "/api/embed"): _of_model(
+        "ollama_embed", "Ollama's API: make vectors.", "OllamaEmbed", answers="embed", error="OllamaError"
+    ),
+    ("POST", "/api/embeddings"): _of_model(
+        "ollama_embeddings", "Ollama's API: make one vector.", "OllamaEmbeddings", answers="embed", error="OllamaError"
+    ),
+    ("POST", "/api/show"): Operation(
+        "ollama_show",
+        "Ollama's API: show a model.",
+        "OllamaModel",
+        error="OllamaError",
+        has_body=True,
+        statuses=_OF_BODIES,
+    ),
+    ("GET", "/api/tags"): Operation("ollama_tags", "Ollama's API: list the models.", "OllamaTags", error="OllamaError"),
+    ("GET", "/api/ps"): Operation(
+        "ollama_loaded", "Ollama's API: list the models in memory.", "OllamaLoaded", error="OllamaError"
+    ),
+    ("GET", "/api/version"): Operation(
+        "ollama_version", "Ollama's API: the version.", "OllamaVersion", error="OllamaError"
     ),
     ("POST", "/v1/embeddings"): _of_model("embed", "Make vectors of texts.", "Embeddings", answers="embed"),
     ("POST", "/apply-template"): _of_model(
