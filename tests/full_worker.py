@@ -23,7 +23,7 @@ class Full:
     def _full(self, *_: Any, **__: Any) -> Any:
         raise QueueFull("full")
 
-    submit = tokenize = detokenize = embed = manner = apply_template = count_tokens = _full
+    submit = tokenize = detokenize = embed = manner = apply_template = count_tokens = score = _full
 
     def with_calls(self, request: Any) -> Any:
         return request

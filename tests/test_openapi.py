@@ -261,6 +261,8 @@ ASKED: list[tuple[str, dict[str, Any], int]] = [
     ("/v1/completions", PLAIN | USAGE | {"logprobs": 1}, 200),
     ("/v1/completions", PLAIN | {"stream": True} | FORMAT, 200),
     ("/v1/completions", PLAIN | FORMAT, 200),
+    ("/v1/rerank", {"model": "tool", "query": "x", "documents": ["a", {"text": "b", "id": 5}]}, 200),
+    ("/v1/rerank", {"model": "tool", "query": "x", "documents": ["a"], "return_documents": False}, 200),
     ("/apply-template", CHAT, 200),
     ("/tokenize", {"model": "tool", "prompt": "a text"}, 200),
     ("/detokenize", {"model": "tool", "tokens": [1, 2]}, 200),

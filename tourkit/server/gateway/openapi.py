@@ -16,6 +16,8 @@ def names_of(workers: Mapping[str, Worker]) -> dict[str, tuple[str, ...]]:
         "": tuple(roles),
         "text": tuple(name for name, found in roles.items() if found & set(CHAT_ROLES)),
         "embed": tuple(name for name, found in roles.items() if "embed" in found),
+        # A model that writes text ranks documents too.
+        "rerank": tuple(name for name, found in roles.items() if found & {*CHAT_ROLES, "rerank"}),
     }
 
 

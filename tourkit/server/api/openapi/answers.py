@@ -12,6 +12,7 @@ from tourkit.server.api.openapi.parts import (
     Schema,
     array,
     nullable,
+    record,
     ref,
     values,
     whole_record,
@@ -146,6 +147,27 @@ _EMBEDDING = whole_record(
         "embedding": {"anyOf": [array(NUMBER), TEXT | {"contentEncoding": "base64"}]},
     }
 )
+_TOKENS = whole_record({"prompt_tokens": COUNT, "total_tokens": COUNT})
+_RANKING = whole_record(
+    {
+        "id": TEXT,
+        "object": {"const": "list"},
+        "model": TEXT,
+        "results": array(
+            whole_record(
+                {"index": COUNT, "relevance_score": NUMBER, "document": record({"text": TEXT}, ["text"])},
+                optional=["document"],
+            )
+        ),
+        "usage": _TOKENS,
+        "meta": whole_record(
+            {
+                "api_version": whole_record({"version": TEXT}),
+                "tokens": whole_record({"input_tokens": COUNT, "output_tokens": COUNT}),
+            }
+        ),
+    }
+)
 SCHEMAS: dict[str, Schema] = {
     "Error": _ERROR,
     "Usage": _USAGE,
@@ -161,9 +183,10 @@ SCHEMAS: dict[str, Schema] = {
             "object": {"const": "list"},
             "data": array(_EMBEDDING),
             "model": TEXT,
-            "usage": whole_record({"prompt_tokens": COUNT, "total_tokens": COUNT}),
+            "usage": _TOKENS,
         }
     ),
+    "Ranking": _RANKING,
     "Prompt": whole_record({"prompt": TEXT}),
     "Tokens": whole_record({"tokens": array(COUNT), "count": COUNT, "max_model_len": COUNT}),
 }

@@ -19,6 +19,7 @@ from tourkit.server.api.openapi.parts import (
     has,
     if_then,
     nullable,
+    record,
     ref,
     text,
     values,
@@ -96,6 +97,7 @@ _COMPLETION = Body(
     about="Also refused: two different values of max_tokens and max_completion_tokens; best_of that is not n; more "
     f"than {limits.PROMPTS.most:,} answers; a suffix for a model without tokens for it.",
 )
+_DOCUMENT = text(most=limits.DOCUMENT_LENGTH.most)
 BODIES: dict[str, Body] = {
     "/v1/chat/completions": _CHAT,
     "/v1/completions": _COMPLETION,
@@ -109,6 +111,16 @@ BODIES: dict[str, Body] = {
             "dimensions": nullable(whole(1, about="The size that the model has.")),
         },
         required=("model", "input"),
+    ),
+    "/v1/rerank": Body(
+        read={
+            "query": text(1, limits.QUERY.most),
+            "documents": array(any_of(_DOCUMENT, record({"text": _DOCUMENT}, ["text"])), 1, limits.DOCUMENTS.most),
+            "top_n": nullable(whole(1)),
+            "return_documents": nullable(FLAG),
+            "max_tokens_per_doc": nullable(whole(1)),
+        },
+        required=("model", "query", "documents"),
     ),
     "/apply-template": _CHAT,
     "/tokenize": Body(

@@ -43,7 +43,7 @@ _RETRIED = (429, 503)
 
 
 def document(names: Mapping[str, tuple[str, ...]], *, needs_key: bool) -> dict[str, Any]:
-    """Return the document. `names`: the roles and model ids for each kind of models: text, embed; "" for all.
+    """Return the document. `names`: the roles and model ids for each kind of models: text, embed, rerank; "" for all.
 
     A route that none of them answers is left out. `needs_key`: whether requests need a key.
     """

@@ -31,7 +31,7 @@ class Operation:
 
     `id`, `about`: a name in the document, and one line. `reply`: the schema of a JSON answer, empty for plain text.
     `chunk`: the schema of the events of a stream, empty if it never streams. `error`: the schema of errors.
-    `answers`: the kind of models that answer: text, embed, or empty for all. `has_body`: its body is in BODIES.
+    `answers`: the kind of models that answer: text, embed, rerank, or empty for all. `has_body`: its body is in BODIES.
     `statuses`: of errors, besides those of every route. `or_503`: 503 has an answer of the same form.
     `is_open`: it needs no key. `is_forwarded`: a worker answers.
     `query`: the schemas of the parameters in the URL.
@@ -126,6 +126,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "ollama_version", "Ollama's API: the version.", "OllamaVersion", error="OllamaError"
     ),
     ("POST", "/v1/embeddings"): _of_model("embed", "Make vectors of texts.", "Embeddings", answers="embed"),
+    ("POST", "/v1/rerank"): _of_model("rerank", "Sort documents by how well they fit.", "Ranking", answers="rerank"),
     ("POST", "/apply-template"): _of_model(
         "apply_template", "Return the prompt that the chat template makes of messages.", "Prompt"
     ),
