@@ -24,6 +24,7 @@ _OF_VALUES = (
 _OF_MODEL = (
     r"dimensions is \d+, but embeddings of this model have \d+",
     r"token id \d+ is out of range",
+    r"this model has no tokens for fill-in-the-middle",
     r"This model's maximum context length is",
     r"the model's chat template refuses these messages",
 )

@@ -68,7 +68,7 @@ TOKENS = Limit("tokens", 262_144, "token ids")
 # The lowest and the highest value of numbers.
 INT_32, INT_64 = 2**31 - 1, 2**63 - 1
 TOKEN_IDS = (0, INT_32)
-SEEDS = (-INT_64 - 1, INT_64)
+SEEDS = (-INT_64, INT_64)  # the parser of JSON rounds lower numbers to -2**63
 TEMPERATURES = (0, 2)
 PORTIONS = (0, 1)  # top_p and min_p
 TOP_KS = (0, INT_32)

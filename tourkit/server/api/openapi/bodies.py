@@ -139,6 +139,7 @@ def body_schema(path: str, model: Schema) -> Schema:
     Raises KeyError for a field that is read and has no schema.
     """
     body = BODIES[path]
-    found = table_schema(TABLES[path], {"model": model, **body.read}, body.required)
+    named = {name: model if name in body.required else nullable(model) for name in body.named}
+    found = table_schema(TABLES[path], named | dict(body.read), body.required)
     about = "A field that is not listed must be null. " + body.about
     return found | described(about.strip()) | ({"allOf": list(body.rules)} if body.rules else {})

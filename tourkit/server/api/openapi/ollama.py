@@ -98,9 +98,10 @@ BODIES = {
         required=("model", "prompt"),
     ),
     "/api/show": Body(
-        read={"name": nullable(TEXT)},
+        read={},
         required=(),
-        rules=({"anyOf": [has("model", TEXT), has("name", TEXT)], "description": "Older clients send `name`."},),
+        rules=({"oneOf": [has("model", TEXT), has("name", TEXT)], "description": "Older clients send `name`."},),
+        named=("model", "name"),
     ),
 }
 

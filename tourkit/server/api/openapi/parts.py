@@ -88,13 +88,14 @@ def described(about: str) -> Schema:
 class Body:
     """The body of a route. `read`: the schema of each field that is read. `required`: fields that must be there.
 
-    `rules`: between fields. `about`: what is refused that no schema can say.
+    `rules`: between fields. `about`: what is refused that no schema can say. `named`: the fields that name a model.
     """
 
     read: Mapping[str, Schema]
     required: tuple[str, ...]
     rules: tuple[Schema, ...] = ()
     about: str = ""
+    named: tuple[str, ...] = ("model",)
 
 
 def if_then(condition: Schema, then: Schema, about: str) -> Schema:
