@@ -7,6 +7,7 @@ TINY   := .venv-tiny
 HF     := .venv-transformers
 ORT    := .venv-onnx
 VLLM   := .venv-vllm
+ST     := .venv-schemathesis
 # llama-cpp-python comes as source: built once, two to three minutes on two cores, and used by every environment. Only what
 # tourkit uses is built: no images and no tools of llama.cpp.
 WHEELS := .wheels
@@ -60,8 +61,8 @@ test-stacks: $(TINY)/ready ## the stacks transformers and onnx, in the environme
 
 test-full: check test-documents test-wheels test-stacks test-transformers test-onnx test-vllm test-arch test-real-full test-portable tiny-quick ## everything, each stack in its own environment: an hour or more
 
-test-documents: $(DEV)/ready ## every sample document of every template, and 500 schemas of tools, on a model with random weights
-	TOURKIT_EVERY_DOCUMENT=1 $(DEV)/bin/python -m pytest tests/test_e2e.py tests/test_tool_schemas.py
+test-documents: $(DEV)/ready ## every sample document of every template, 500 schemas of tools, and thousands of bodies of the OpenAPI document
+	TOURKIT_EVERY_DOCUMENT=1 $(DEV)/bin/python -m pytest tests/test_e2e.py tests/test_tool_schemas.py tests/test_openapi.py
 
 test-wheels: $(DEV)/ready ## resolve the wheels of every target with the real package index; downloads none of them
 	TOURKIT_REAL_INDEX=1 $(DEV)/bin/python -m pytest tests/test_wheel_locks.py
@@ -138,8 +139,9 @@ bench: $(DEV)/ready ## tourkit beside its peers, as ratios of interleaved runs
 	$(DEV)/bin/python bench/answers.py
 	$(DEV)/bin/python bench/hostile.py
 
-fuzz: $(DEV)/ready ## 14,000 generated constraints and 14,000 bodies against a running server, and 35,000 files: half an hour, before a release
+fuzz: $(DEV)/ready $(ST)/ready ## 14,000 generated constraints and 14,000 bodies against a running server, 10 minutes of schemathesis, 35,000 files: before a release
 	$(DEV)/bin/python -m tools.fuzz
+	$(DEV)/bin/python -m tools.fuzz_openapi $(ST)/bin/st
 	$(DEV)/bin/python -m tools.fuzz_files
 
 soak: $(DEV)/ready ## 200 streaming clients for ten minutes, while a worker is killed and stopped each minute
@@ -169,7 +171,7 @@ test-portable: portable-wheel ## that wheel, on emulated older processors: needs
 	TOURKIT_PORTABLE_WHEELS=$(PORTABLE) $(DEV)/bin/python -m pytest tests/test_portable_wheel.py
 
 clean: ## remove what the targets made, but not the wheel cache
-	rm -rf $(RUN) $(DEV) $(TINY) $(HF) $(ORT) $(VLLM) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(RUN) $(DEV) $(TINY) $(HF) $(ORT) $(VLLM) $(ST) dist build .pytest_cache .mypy_cache .ruff_cache
 
 $(ARCH)/ready: $(TINY)/ready $(wildcard tools/arch/*.py)
 	$(TINY)/bin/python -m tools.arch.make $(ARCH)
@@ -196,6 +198,11 @@ $(RUN)/ready: pyproject.toml
 $(DEV)/ready: pyproject.toml $(WHEELS)/ready
 	$(PYTHON) -m venv $(DEV)
 	$(DEV)/bin/python -m pip install -q --find-links $(WHEELS) -e ".[dev]" "$(LLAMA)"
+	touch $@
+
+$(ST)/ready: tools/schemathesis.txt
+	$(PYTHON) -m venv $(ST)
+	$(ST)/bin/python -m pip install -q -r tools/schemathesis.txt
 	touch $@
 
 $(TINY)/ready: tools/tiny/requirements.txt pyproject.toml $(WHEELS)/ready

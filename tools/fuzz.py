@@ -113,8 +113,16 @@ def _code(answer: bytes) -> str:
 
 
 def state(served: Serving) -> dict[str, Any]:
+    """Return of each worker the deaths so far, and the reason of the last one. A request may unload a worker."""
     workers = json.loads(ask(served, "/health")[1])["workers"]
-    return {name: (each["pid"], each["restarts"]) for name, each in workers.items()}
+    return {name: (each["restarts"], each["last_death"]) for name, each in workers.items()}
+
+
+def size(served: Serving) -> int:
+    """Return the memory of the worker and its children, in bytes. The model is loaded if it is not."""
+    ask(served, _CHAT, chat())
+    [worker] = json.loads(ask(served, "/health")[1])["workers"].values()
+    return memory(worker["pid"])
 
 
 def report(title: str, found: Findings) -> None:
@@ -152,20 +160,18 @@ def _try_all(served: Serving, seed: int, count: int) -> bool:
     """Run both kinds, in two halves each. Return whether every promise held."""
     ask(served, _CHAT, chat())  # the model has loaded when this is answered
     before, broken = state(served), []
-    [(pid, _)] = before.values()
     for title, requests in (("constraints", of_constraints(seed)), ("bodies", bodies(seed))):
-        sizes = [memory(pid)]
+        sizes = [size(served)]
         for half in (1, 2):
             found = run(served, f"{title}, half {half}", itertools.islice(requests, count // 2))
             report(f"{title}, half {half}", found)
             broken += [f"{title}: {line}" for line in found.broken]
-            sizes.append(memory(pid))
+            sizes.append(size(served))
             after = state(served)
             if after != before:
                 broken.append(f"{title}: the worker was {before}, and now it is {after}")
                 before = after
-                [(pid, _)] = before.values()
-        print("  memory of the worker and its children: " + " → ".join(f"{size / 2**20:.0f} MiB" for size in sizes))
+        print("  memory of the worker and its children: " + " → ".join(f"{each / 2**20:.0f} MiB" for each in sizes))
         if sizes[2] > sizes[1] * _FLAT:
             broken.append(f"{title}: memory grew from {sizes[1]} to {sizes[2]} bytes over the second half")
     print(f"\n{len(broken)} broken promises" + "".join(f"\n  {line[:400]}" for line in broken[:50]))

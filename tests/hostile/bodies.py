@@ -1,4 +1,8 @@
-"""A seeded generator of hostile request bodies: valid bodies of all routes with some parts changed."""
+"""A seeded generator of hostile request bodies: valid bodies of all routes with some parts changed.
+
+Half of the valid bodies are in this module. The other half are made from the schemas of the OpenAPI document, so that
+every field of every route is tried.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,12 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from schema_bodies import Bodies
+
+from tourkit.server.api.openapi.bodies import body_schema
+from tourkit.server.api.openapi.document import schemas
+from tourkit.server.api.route_fields import ROUTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +53,12 @@ _MESSAGES = [
 ]
 _PLAIN = [{"role": "user", "content": "Hello"}]
 _JSON = {"type": "json_schema", "json_schema": {"name": "it", "strict": True, "schema": _SCHEMA}}
-_ENDING = {"max_tokens": 2}
+_MOST_TOKENS = 2
+_ENDING = {"max_tokens": _MOST_TOKENS}
+_USUAL = {"max_tokens", "max_output_tokens"}
+_LIMITS = _USUAL | {"max_completion_tokens", "num_predict"}
+# What a request can do to a model, and the model that it names. A load takes seconds, so no model is unloaded.
+_CHANGES = {"load": "tool", "unload": "nobody", "pin": "tool", "unpin": "tool"}
 _USAGE = {"include_usage": True, "continuous_usage_stats": True}
 _HARMLESS = {
     "store": True,
@@ -230,8 +245,9 @@ _KEYS = [
 def bodies(seed: int) -> Iterator[tuple[str, bytes]]:
     """Yield paths and bodies without end, always the same ones for a seed. About one in twenty bodies is valid."""
     chance = random.Random(seed)
+    of_schemas = of_routes(seed)
     while True:
-        path, valid = chance.choice(_VALID)
+        path, valid = chance.choice((chance.choice(_VALID), next(of_schemas)))
         body: Any = copy.deepcopy(valid)
         for _ in range(chance.choice((0, 1, 1, 1, 1, 2, 2, 3, 5))):
             body = _changed(body, chance)
@@ -241,6 +257,28 @@ def bodies(seed: int) -> Iterator[tuple[str, bytes]]:
         yield chance.choice(_VALID)[0] if chance.random() < 0.05 else path, raw
 
 
+def of_routes(seed: int) -> Iterator[tuple[str, Any]]:
+    """Yield bodies of all routes in turn, with each field in turn, and with a low limit for the length of an answer.
+
+    The document allows nearly all of them.
+    """
+    made = Bodies(schemas(), seed)
+    routes: list[tuple[str, Any]] = [(path, body_schema(path, {"enum": ["tool", "embed"]})) for path in ROUTES]
+    routes += [(f"/v1/models/{what}", {"const": {"model": model}}) for what, model in _CHANGES.items()]
+    found = [(path, made.likely(schema)) for path, schema in routes]
+    while True:
+        for path, valid in found:
+            yield path, _short(path, next(valid))
+
+
+def _short(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Return a body with a low limit for the length of its answers, and for their number."""
+    known = {field.name for field in ROUTES.get(path, ())}
+    low = dict.fromkeys(_LIMITS & body.keys(), _MOST_TOKENS) or dict.fromkeys(_USUAL & known, 2)
+    many = {name: 2 for name in ("n", "best_of") if isinstance(body.get(name), int) and body[name] > 2}
+    return body | low | many
+
+
 def _changed(body: Any, chance: random.Random) -> Any:
     """Change one part of the body, at any depth. Sometimes the whole body is replaced."""
     places = list(_places(body))
@@ -248,7 +286,7 @@ def _changed(body: Any, chance: random.Random) -> Any:
         return _value(chance)
     holder, key = chance.choice(places)
     how = chance.random()
-    if key == "max_tokens":  # without it an answer would take minutes
+    if key in _LIMITS:  # without it an answer would take minutes
         holder[key] = _value(chance) or 1
     elif how < 0.6:
         holder[key] = _value(chance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import re
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from full_worker import answers
 from starlette.types import Message
 
-from hostile.bodies import bodies
+from hostile.bodies import bodies, of_routes
 from hostile.processes import with_peak
 from tourkit.errors import RequestError
 from tourkit.generation import EngineInfo
@@ -27,6 +29,7 @@ from tourkit.server.api.replies import error_response
 from tourkit.server.api.requests import parse_chat, parse_detokenize, parse_embeddings, parse_tokenize
 from tourkit.server.api.rerank_fields import parse_rerank
 from tourkit.server.api.response_fields import parse_response
+from tourkit.server.api.route_fields import ROUTES
 from tourkit.server.contract import SECRET_HEADER
 from tourkit.server.gateway.app import Gateway, GatewayOptions
 from tourkit.server.http import CLIENT_LEFT
@@ -279,22 +282,31 @@ def test_a_refusal_quotes_at_most_200_characters(path: str, body: Any) -> None:
 
 
 def test_bodies_of_a_generator_are_parsed_or_refused() -> None:
-    """Changed bodies of all routes. Any other error than RequestError would be a 500. `make fuzz` tries more."""
+    """Changed bodies of all routes. Any other answer would be a 500. `make fuzz` tries more."""
     seed = 20
-    generator = bodies(seed)
-    refusals = []
-    for i in range(4_000):
-        path, body = next(generator)
-        try:
-            PARSERS[path](json_text.load(body))
-        except RequestError as exc:
-            refusals.append(exc)
-        except Exception as exc:
-            raise AssertionError(f"seed {seed}, body {i}: {path} {body[:2_000]!r}") from exc
+    sent = list(itertools.islice(bodies(seed), 1_500))
+    of_workers = [(path, body) for path, body in sent if path in ROUTES]
+    found = answers(of_workers)
 
-    assert [exc for exc in refusals if exc.param is None] == []
-    assert {error_response(exc).status_code for exc in refusals} == {400}
-    assert 2_000 < len(refusals) < 3_800
+    for i, (request, answer) in enumerate(zip(of_workers, found, strict=True)):
+        assert answer.status in (200, 400, 404, 429), (
+            f"seed {seed}, body {i}: {request[0]} {request[1][:2_000]!r} {answer.raw!r}"
+        )
+    assert {path for path, _ in of_workers} == ROUTES.keys()
+    assert all(
+        answer.body["error"]["param"] is not None for answer in found if answer.status >= 400 and answer.status != 429
+    )
+    assert 0.1 < sum(answer.status in (200, 429) for answer in found) / len(found) < 0.5
+
+
+def test_the_generator_tries_every_field_of_every_route() -> None:
+    named: dict[str, set[str]] = {path: set() for path in ROUTES}
+    for path, body in itertools.islice(of_routes(1), 2_000):
+        named.setdefault(path, set()).update(body)
+
+    for path, fields in ROUTES.items():
+        assert {field.name for field in fields} <= named[path], path
+    assert {path.rpartition("/")[2] for path in named.keys() - ROUTES.keys()} == {"load", "unload", "pin", "unpin"}
 
 
 def test_the_generator_repeats_its_bodies_for_a_seed() -> None:

@@ -10,7 +10,7 @@ from tourkit.errors import RequestError
 from tourkit.generation import Request
 from tourkit.server.api import limits
 from tourkit.server.api.constraint_fields import constraint_of
-from tourkit.server.api.fields import boolean, integer
+from tourkit.server.api.fields import boolean, integer, is_whole
 from tourkit.server.api.requests import NO_OPTIONS, StreamOptions, checked_model_of, is_token, stream_options_of
 from tourkit.server.api.route_fields import COMPLETION
 from tourkit.server.api.sampling_fields import features_of, sampling_of
@@ -86,7 +86,7 @@ def _prompt(value: Any, where: str) -> Prompt:
     if isinstance(value, str) and value:
         return value
     if isinstance(value, list) and value and all(map(is_token, value)):
-        return tuple(value)
+        return tuple(map(int, value))
     raise RequestError(f"{where} must be a non-empty string or a non-empty list of token ids", param="prompt")
 
 
@@ -110,15 +110,15 @@ def _check_best_of(body: dict[str, Any], n: int) -> None:
 
 def _suffix(body: dict[str, Any], prompts: list[Prompt], *, echo: bool) -> str | None:
     """Return the text after the gap; None if there is no gap. An empty suffix is none."""
-    suffix = body.get("suffix") or None
-    if suffix is None:
-        return None
-    if not isinstance(suffix, str):
+    suffix = body.get("suffix")
+    if not isinstance(suffix, str | None):
         raise RequestError("suffix must be a string", param="suffix")
+    if not suffix:
+        return None
     if echo or not all(isinstance(prompt, str) for prompt in prompts):
         raise RequestError("suffix needs prompts that are strings, and no echo", param="suffix")
     return suffix
 
 
 def _is_zero(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value == 0
+    return is_whole(value) and value == 0

@@ -23,8 +23,8 @@ _FIELDS = {
     "guided_grammar": "grammar",
 }
 # Of vLLM's structured_outputs: the kinds, and the fields that choose one of vLLM's libraries.
-_STRUCTURED = {"json": "json", "regex": "regex", "choice": "choice", "grammar": "grammar", "json_object": "json_object"}
-_WITHOUT_EFFECT = ("disable_fallback", "backend", "_backend", "_backend_was_auto")
+STRUCTURED = {"json": "json", "regex": "regex", "choice": "choice", "grammar": "grammar", "json_object": "json_object"}
+WITHOUT_EFFECT = ("disable_fallback", "backend", "_backend", "_backend_was_auto")
 
 
 def constraint_of(body: dict[str, Any]) -> Constraint | None:
@@ -101,14 +101,14 @@ def _structured_outputs(value: Any) -> Constraint | None:
         raise RequestError(f"{name} must be an object", param=name)
     given = {key: each for key, each in value.items() if each is not None and each is not False}
     for key in given:
-        if key not in _STRUCTURED and key not in _WITHOUT_EFFECT:
+        if key not in STRUCTURED and key not in WITHOUT_EFFECT:
             raise RequestError(
-                f"{name} takes {', '.join(_STRUCTURED)}", param=f"{name}.{key}", code="unsupported_parameter"
+                f"{name} takes {', '.join(STRUCTURED)}", param=f"{name}.{key}", code="unsupported_parameter"
             )
-    kinds = {key: kind for key, kind in _STRUCTURED.items() if key in given}
+    kinds = {key: kind for key, kind in STRUCTURED.items() if key in given}
     found = [_read(kind, given[key], f"{name}.{key}") for key, kind in kinds.items()]
     if len(found) != 1:
-        raise RequestError(f"{name} must have exactly one of {', '.join(_STRUCTURED)}", param=name)
+        raise RequestError(f"{name} must have exactly one of {', '.join(STRUCTURED)}", param=name)
     return found[0]
 
 

@@ -65,6 +65,17 @@ DOCUMENT_LENGTH = Limit("documents[i]", 1024 * 1024, "characters", route="/v1/re
 TOKENIZED = Limit("prompt", 1024 * 1024, "characters", route="/tokenize")
 TOKENS = Limit("tokens", 262_144, "token ids")
 
+# The lowest and the highest value of numbers.
+INT_32, INT_64 = 2**31 - 1, 2**63 - 1
+TOKEN_IDS = (0, INT_32)
+SEEDS = (-INT_64, INT_64)  # the parser of JSON rounds lower numbers to -2**63
+TEMPERATURES = (0, 2)
+PORTIONS = (0, 1)  # top_p and min_p
+TOP_KS = (0, INT_32)
+PENALTIES = (-2, 2)
+BIAS_VALUES = (-100, 100)
+THINKING_BUDGETS = (0, INT_32)  # tokens
+
 LIMITS = (
     *(BODY, HEADER, DEPTH, CONTAINERS, KEYS, VALUES, FIELDS, MODEL, MESSAGES, MESSAGE_FIELDS, N, STOPS, STOP_LENGTH),
     *(BIASES, TOP_LOGPROBS, CHOICES, TOOLS, TEMPLATE_KWARGS, PROMPTS, TEXTS, TEXT_LENGTH, ITEMS, QUERY, DOCUMENTS),

@@ -10,9 +10,9 @@ from tourkit.errors import RequestError, excerpt, quoted
 from tourkit.server.api.requests import MEDIA
 
 _ROLES = ("user", "assistant", "system")
-_IN_ASSISTANT = ("text", "thinking", "redacted_thinking", "tool_use")
-_IN_USER = ("text", "document", "tool_result")
-_IN_TEXT = ("text", "document")
+IN_ASSISTANT = ("text", "thinking", "redacted_thinking", "tool_use")
+IN_USER = ("text", "document", "tool_result")
+IN_TEXT = ("text", "document")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def turns_of(messages: list[Any]) -> list[Turn]:
 
 def texts_of(value: Any, where: str) -> str:
     """Return a string, or the text of blocks of text. Raises RequestError."""
-    return _joined(_blocks(value, where, _IN_TEXT))
+    return _joined(_blocks(value, where, IN_TEXT))
 
 
 def _message(message: Any, where: str) -> tuple[str, Iterator[Block]]:
@@ -111,7 +111,7 @@ def _message(message: Any, where: str) -> tuple[str, Iterator[Block]]:
         if key not in ("role", "content") and value is not None:
             at = excerpt(f"{where}.{key}")
             raise RequestError(f"{at} is not supported: leave it out", param=at, code="unsupported_parameter")
-    kinds = {"assistant": _IN_ASSISTANT, "user": _IN_USER, "system": _IN_TEXT}[role]
+    kinds = {"assistant": IN_ASSISTANT, "user": IN_USER, "system": IN_TEXT}[role]
     return role, _blocks(message.get("content"), f"{where}.content", kinds)
 
 

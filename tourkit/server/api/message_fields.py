@@ -17,12 +17,11 @@ from tourkit.server.api.route_fields import COUNT_TOKENS, MESSAGES, Use
 from tourkit.server.api.translated import client_error, client_field
 
 _SAME = ("model", "stream", "max_tokens", "temperature", "top_p", "top_k")  # fields that chat has too
-_EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "xhigh"}
-_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-_KINDS = ("enabled", "adaptive", "disabled")  # of thinking
-_DISPLAYS = (None, "summarized", "omitted")  # of thinking
+EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "xhigh"}
+CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+KINDS = ("enabled", "adaptive", "disabled")  # of thinking
+DISPLAYS = (None, "summarized", "omitted")  # of thinking
 _COUNTED = frozenset(field.name for field in COUNT_TOKENS if field.use is Use.READ)
-_INT_32 = 2**31 - 1
 
 
 def parse_message(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
@@ -136,8 +135,8 @@ def _choice(value: Any) -> dict[str, Any]:
         if not isinstance(value.get("name"), str):
             raise RequestError(f"{field}.name must be the name of a tool", param=f"{field}.name")
         choice: Any = {"type": "function", "function": {"name": value["name"]}}
-    elif isinstance(kind, str) and kind in _CHOICES:
-        choice = _CHOICES[kind]
+    elif isinstance(kind, str) and kind in CHOICES:
+        choice = CHOICES[kind]
     else:
         raise RequestError(f"{field}.type must be auto, any, tool or none", param=f"{field}.type")
     only_one = _boolean_in(value, "disable_parallel_tool_use", field)
@@ -176,11 +175,11 @@ def _output(body: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 def _effort(value: Any, names: dict[str, str]) -> dict[str, Any]:
     if value is None:
         return {}
-    if not isinstance(value, str) or value not in _EFFORTS:
+    if not isinstance(value, str) or value not in EFFORTS:
         where = "output_config.effort"
-        raise RequestError(f"{where} must be one of {', '.join(_EFFORTS)}", param=where)
+        raise RequestError(f"{where} must be one of {', '.join(EFFORTS)}", param=where)
     names["reasoning_effort"] = "output_config.effort"
-    return {"reasoning_effort": _EFFORTS[value]}
+    return {"reasoning_effort": EFFORTS[value]}
 
 
 def _format(value: Any, where: str, names: dict[str, str]) -> dict[str, Any]:
@@ -221,11 +220,11 @@ def _thinking(body: dict[str, Any], defaults: tuple[RoleDefaults, ...]) -> _Thin
     if value is None:
         enabled = defaults_of(defaults, body["model"]).thinking is True
         return _Thinking(enabled, None, shown=False, asked=other)
-    if not isinstance(value, dict) or value.get("type") not in _KINDS:
+    if not isinstance(value, dict) or value.get("type") not in KINDS:
         given = value.get("type") if isinstance(value, dict) else None
         said = f": {quoted(given)} is not known" if isinstance(given, str) else ""
-        raise RequestError(f"thinking.type must be one of {', '.join(_KINDS)}{said}", param="thinking.type")
-    if value.get("display") not in _DISPLAYS:
+        raise RequestError(f"thinking.type must be one of {', '.join(KINDS)}{said}", param="thinking.type")
+    if value.get("display") not in DISPLAYS:
         raise RequestError("thinking.display must be summarized or omitted", param="thinking.display")
     enabled = value["type"] != "disabled"
     budget = _budget(value) if value["type"] == "enabled" else None
@@ -236,6 +235,6 @@ def _thinking(body: dict[str, Any], defaults: tuple[RoleDefaults, ...]) -> _Thin
 
 def _budget(value: Mapping[str, Any]) -> int | None:
     try:
-        return integer(dict(value), "budget_tokens", 1, _INT_32)
+        return integer(dict(value), "budget_tokens", 1, limits.INT_32)
     except RequestError as exc:
         raise RequestError(f"thinking.{exc}", param="thinking.budget_tokens") from exc

@@ -11,7 +11,7 @@ from tourkit.errors import RequestError
 from tourkit.server.api import limits
 from tourkit.server.api.completion_fields import parse_completion
 from tourkit.server.api.dialects import OLLAMA_CHAT as DIALECT
-from tourkit.server.api.fields import boolean
+from tourkit.server.api.fields import boolean, is_whole
 from tourkit.server.api.requests import Embed, Generate, checked_model_of, parse_chat, parse_embeddings
 from tourkit.server.api.route_fields import (
     OLLAMA_CHAT,
@@ -21,6 +21,7 @@ from tourkit.server.api.route_fields import (
     OLLAMA_OPTIONS,
     check_fields,
 )
+from tourkit.server.api.sampling_fields import top_logprobs_of
 from tourkit.server.api.translated import client_error
 
 T = TypeVar("T")
@@ -31,9 +32,10 @@ _OPTIONS = {  # of the request → of chat
     **{name: name for name in ("presence_penalty", "frequency_penalty")},
 }
 _NO_LIMIT = {"num_predict": (-1, -2), "seed": (-1,)}  # values that mean: as if it were left out
-_EFFORTS = {"low": "low", "medium": "medium", "high": "high", "max": "xhigh"}
+EFFORTS = {"low": "low", "medium": "medium", "high": "high", "max": "xhigh"}
 _MESSAGE = {"thinking": "reasoning_content", "tool_name": "name"}  # fields of a message with another name in chat
 _ENABLE = "enable_thinking"
+_NO_QUESTION = [{"role": "user", "content": ""}]
 _SCHEMA_FIELDS = ("response_format", "response_format.json_schema", "response_format.json_schema.schema")
 
 
@@ -48,10 +50,11 @@ class Loading:
 def parse_ollama_chat(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate | Loading:
     """Check and convert the body of POST /api/chat. `defaults`: as in Launch. Raises RequestError."""
     model, _ = checked_model_of(body, OLLAMA_CHAT)
-    if body.get("messages") in (None, []):
-        return Loading(model, _streams(body))
     names: dict[str, str] = {}
-    chat = _common(body, names) | {"messages": _messages(body["messages"], names), "tools": body.get("tools")}
+    chat = _common(body, names) | {"tools": body.get("tools")}
+    if body.get("messages") in (None, []):
+        return _loading(model, chat, defaults, names)
+    chat |= {"messages": _messages(body["messages"], names)}
     return _named(body, _client(lambda: parse_chat(chat, defaults), names), names)
 
 
@@ -64,10 +67,10 @@ def parse_ollama_generate(body: Any, defaults: tuple[RoleDefaults, ...] = ()) ->
     prompt, system, suffix = (_text(body, key) for key in ("prompt", "system", "suffix"))
     _check_images(body, "images")
     is_plain = boolean(body, "raw") or bool(suffix)
-    if not prompt and not suffix:
-        return Loading(model, _streams(body))
     names: dict[str, str] = {}
     chat = _common(body, names)
+    if not prompt and not suffix:
+        return _loading(model, chat, defaults, names)
     if not is_plain:
         system_first = [{"role": "system", "content": system}] if system else []
         names |= {"messages": "prompt"}
@@ -82,6 +85,12 @@ def parse_ollama_generate(body: Any, defaults: tuple[RoleDefaults, ...] = ()) ->
     return _named(body, _client(lambda: _plain(chat, prompt, suffix, defaults), names), names)
 
 
+def _loading(model: str, chat: dict[str, Any], defaults: tuple[RoleDefaults, ...], names: dict[str, str]) -> Loading:
+    """Return a request that only loads the model. Its other fields are checked too."""
+    asked = _client(lambda: parse_chat(chat | {"messages": _NO_QUESTION}, defaults), names)
+    return Loading(model, asked.stream)
+
+
 def parse_ollama_embed(body: Any) -> Embed:
     """Check and convert the body of POST /api/embed. Raises RequestError."""
     checked_model_of(body, OLLAMA_EMBED)
@@ -92,6 +101,8 @@ def parse_ollama_embeddings(body: Any) -> Embed:
     """Check and convert the body of POST /api/embeddings. Raises RequestError."""
     checked_model_of(body, OLLAMA_EMBEDDINGS)
     given = {"model": body["model"], "input": body.get("prompt")}
+    if not isinstance(given["input"], str):
+        raise RequestError("prompt must be a string", param="prompt")
     return _client(lambda: parse_embeddings(given), {"input": "prompt", "input[0]": "prompt"})
 
 
@@ -116,8 +127,9 @@ def _named(body: dict[str, Any], asked: Generate, names: dict[str, str]) -> Gene
 def _plain(chat: dict[str, Any], prompt: str, suffix: str, defaults: tuple[RoleDefaults, ...]) -> Generate:
     """Return the request for a plain prompt. `chat`: the fields of chat."""
     thinks = chat.pop("chat_template_kwargs", {}).get(_ENABLE) or chat.pop("reasoning_effort", None)
-    top, has_scores = chat.pop("top_logprobs"), boolean(chat, "logprobs")
-    chat |= {"prompt": prompt, "suffix": suffix, "logprobs": (top or 0) if has_scores else None}
+    top = top_logprobs_of(chat)
+    del chat["top_logprobs"]
+    chat |= {"prompt": prompt, "suffix": suffix, "logprobs": top}
     asked = parse_completion(chat, defaults)
     [request] = asked.requests
     ignored = ("think",) if thinks else ()
@@ -150,7 +162,7 @@ def _options(value: Any, names: dict[str, str]) -> dict[str, Any]:
 
 
 def _means_nothing(name: str, value: Any) -> bool:
-    return value is None or (isinstance(value, int) and value in _NO_LIMIT.get(name, ()))
+    return value is None or (is_whole(value) and value in _NO_LIMIT.get(name, ()))
 
 
 def _format(value: Any, names: dict[str, str]) -> dict[str, Any]:
@@ -171,9 +183,9 @@ def _think(body: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     names |= {f"chat_template_kwargs.{_ENABLE}": "think", "reasoning_effort": "think"}
     if isinstance(value, bool):
         return {"chat_template_kwargs": {_ENABLE: value}}
-    if not isinstance(value, str) or value not in _EFFORTS:
-        raise RequestError(f"think must be true, false, or one of {', '.join(_EFFORTS)}", param="think")
-    return {"reasoning_effort": _EFFORTS[value]}
+    if not isinstance(value, str) or value not in EFFORTS:
+        raise RequestError(f"think must be true, false, or one of {', '.join(EFFORTS)}", param="think")
+    return {"reasoning_effort": EFFORTS[value]}
 
 
 def _text(body: dict[str, Any], key: str) -> str:

@@ -10,7 +10,7 @@ from tourkit.errors import RequestError, excerpt, quoted
 from tourkit.generation import Request
 from tourkit.server.api import limits
 from tourkit.server.api.constraint_fields import constraint_of
-from tourkit.server.api.fields import boolean, integer
+from tourkit.server.api.fields import boolean, integer, is_whole
 from tourkit.server.api.route_fields import CHAT, DETOKENIZE, EMBEDDINGS, TOKENIZE, Field, check_fields
 from tourkit.server.api.sampling_fields import features_of, sampling_of, top_logprobs_of
 from tourkit.server.api.thinking_fields import HISTORY_FIELDS, thinking_of, thought_of
@@ -29,8 +29,8 @@ MEDIA = {
     "input_file": "a file",
     "document": "a file",
 }
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-_ROLES |= {"function": "tool"}  # its older name
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+ROLES |= {"function": "tool"}  # its older name
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def parse_detokenize(body: Any) -> list[int]:
     if not isinstance(tokens, list) or not all(map(is_token, tokens)):
         raise RequestError("tokens must be a list of token ids", param="tokens")
     limits.TOKENS.check(len(tokens))
-    return list(tokens)
+    return list(map(int, tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +148,14 @@ def _text_to_embed(text: Any, where: str) -> str | tuple[int, ...]:
         limits.TEXT_LENGTH.check(len(text), where)
         return text
     if isinstance(text, list) and text and all(map(is_token, text)):
-        return tuple(text)
+        return tuple(map(int, text))
     raise RequestError(f"{where} must be a non-empty string or a non-empty list of token ids", param="input")
 
 
 def is_token(value: Any) -> bool:
     """Whether a value of JSON can be a token id."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    low, high = limits.TOKEN_IDS
+    return is_whole(value) and low <= value <= high
 
 
 def model_of(body: Any) -> str:
@@ -189,9 +190,9 @@ def _message(message: Any, where: str, history: History) -> dict[str, Any]:
         raise RequestError(f"{where} must be an object with role and content", param=where)
     limits.MESSAGE_FIELDS.check(len(message), where)
     role = message.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         given = f"{quoted(role)} is not supported" if isinstance(role, str) else "must be a string"
-        raise RequestError(f"{where}.role {given}: use one of {', '.join(_ROLES)}", param=f"{where}.role")
+        raise RequestError(f"{where}.role {given}: use one of {', '.join(ROLES)}", param=f"{where}.role")
     for key, content in message.items():
         if key not in ("role", "content", "name", *HISTORY_FIELDS, *CALL_FIELDS) and content not in (None, [], {}):
             field = f"{where}.{key}"
@@ -202,9 +203,9 @@ def _message(message: Any, where: str, history: History) -> dict[str, Any]:
     thought = thought_of(message, role, where)
     if has_calls:
         return {"role": role} | history.assistant(message, content, where) | thought
-    if _ROLES[role] == "tool":
+    if ROLES[role] == "tool":
         return history.result(message, content, where)
-    return {"role": _ROLES[role], "content": content} | thought
+    return {"role": ROLES[role], "content": content} | thought
 
 
 def _content(content: Any, where: str) -> str:

@@ -27,7 +27,7 @@ INCLUDABLE = (  # names in `include`; all except the log probabilities are about
 VERBOSITIES = ("low", "medium", "high")
 TRUNCATIONS = ("auto", "disabled")
 # Fields of `reasoning` that no model here knows.
-_NAMED_REASONING = ("summary", "generate_summary", "context", "mode")
+NAMED_REASONING = ("summary", "generate_summary", "context", "mode")
 # Fields that chat requests have under the same name.
 _SAME = {field.name for field in RESPONSES if field.use is Use.READ} & {field.name for field in CHAT}
 _SAME -= {"tools", "tool_choice", "store", "metadata", "top_logprobs"}
@@ -149,8 +149,8 @@ def _text(value: Any) -> tuple[dict[str, Any] | None, str]:
 
 def _reasoning(value: Any) -> tuple[Any, tuple[str, ...]]:
     """Return reasoning_effort of a chat request, and the fields that do nothing."""
-    reasoning = _object(value, "reasoning", ("effort", *_NAMED_REASONING))
-    return reasoning.get("effort"), tuple(f"reasoning.{key}" for key in _NAMED_REASONING if key in reasoning)
+    reasoning = _object(value, "reasoning", ("effort", *NAMED_REASONING))
+    return reasoning.get("effort"), tuple(f"reasoning.{key}" for key in NAMED_REASONING if key in reasoning)
 
 
 def _tools(value: Any) -> Any:

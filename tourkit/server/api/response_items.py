@@ -12,8 +12,8 @@ from tourkit.errors import RequestError, quoted
 from tourkit.server.api import limits
 
 KINDS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
-_OF_REPLIES = ("type", "id", "status", "phase")  # fields of messages that replies have, without effect in the input
-_TEXT_PARTS = ("output_text", "summary_text", "reasoning_text", "text")
+OF_REPLIES = ("type", "id", "status", "phase")  # fields of messages that replies have, without effect in the input
+TEXT_PARTS = ("output_text", "summary_text", "reasoning_text", "text")
 
 
 class Conversation:
@@ -74,8 +74,11 @@ class Conversation:
             )
 
     def _message(self, item: dict[str, Any], where: str) -> None:
-        message = {key: value for key, value in item.items() if key not in _OF_REPLIES}
+        message = {key: value for key, value in item.items() if key not in OF_REPLIES}
         if item.get("role") == "assistant":
+            if message.get("content") is None and not (message.get("tool_calls") or message.get("function_call")):
+                at = f"{where}.content"
+                raise RequestError(f"{at} must be a string or a list of text parts", param=at)
             message["content"] = _text_parts(message.get("content"))
             message, thought = self._with_thought(message)
             self._add(message, where, **thought)
@@ -90,9 +93,10 @@ class Conversation:
             message, thought = self._with_thought({"role": "assistant", "content": None})
             self._add(message, where, **thought)
             self._takes_calls = True
-        calls = self.messages[-1].setdefault("tool_calls", [])
+        found = self.messages[-1].get("tool_calls") or []  # a message can have calls in the form of chat
+        calls = found if isinstance(found, list) else [found]
         self.names[f"messages[{len(self.messages) - 1}].tool_calls[{len(calls)}]"] = where
-        calls.append(call)
+        self.messages[-1]["tool_calls"] = [*calls, call]
 
     def _with_thought(self, message: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         """Return a message of the assistant with the thinking before it, and the name of that field."""
@@ -143,4 +147,4 @@ def _thought_in(item: dict[str, Any], where: str) -> str:
 
 
 def _is_text(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") in _TEXT_PARTS and isinstance(part.get("text"), str)
+    return isinstance(part, dict) and part.get("type") in TEXT_PARTS and isinstance(part.get("text"), str)

@@ -9,11 +9,10 @@ from tourkit.defaults import Sampling, stated
 from tourkit.errors import RequestError, quoted
 from tourkit.generation import Request, SamplingParams
 from tourkit.server.api import limits
-from tourkit.server.api.fields import boolean, integer, number
+from tourkit.server.api.fields import boolean, integer, is_whole, number
 
-_MOST_DIGITS = 19  # of a token id; Python itself refuses to convert thousands of digits
+MOST_DIGITS = 19  # of a token id; Python itself refuses to convert thousands of digits
 _DEFAULTED = frozenset(field.name for field in fields(Sampling))
-_INT_32, _INT_64 = 2**31 - 1, 2**63 - 1
 
 
 def sampling_of(body: dict[str, Any], usual: Sampling, top_logprobs: int | None) -> SamplingParams:
@@ -27,9 +26,9 @@ def sampling_of(body: dict[str, Any], usual: Sampling, top_logprobs: int | None)
     chosen: dict[str, Any] = stated(usual) | stated(given)
     return SamplingParams(
         max_tokens=new or old,
-        seed=integer(body, "seed", -_INT_64 - 1, _INT_64),
-        frequency_penalty=number(body, "frequency_penalty", -2, 2) or 0.0,
-        presence_penalty=number(body, "presence_penalty", -2, 2) or 0.0,
+        seed=integer(body, "seed", *limits.SEEDS),
+        frequency_penalty=number(body, "frequency_penalty", *limits.PENALTIES) or 0.0,
+        presence_penalty=number(body, "presence_penalty", *limits.PENALTIES) or 0.0,
         logit_bias=_logit_bias(body.get("logit_bias")),
         stop=_stop(body.get("stop")),
         top_logprobs=top_logprobs,
@@ -43,16 +42,16 @@ def _most_tokens(body: dict[str, Any], key: str) -> int | None:
 
 
 def _is_minus_one(value: Any) -> bool:
-    return isinstance(value, int) and value == -1
+    return is_whole(value) and value == -1
 
 
 def _given(body: dict[str, Any]) -> Sampling:
     """Return the settings that a body states itself. vLLM's and llama.cpp's clients send -1 for no top_k."""
     return Sampling(
-        temperature=number(body, "temperature", 0, 2),
-        top_p=number(body, "top_p", 0, 1),
-        top_k=0 if _is_minus_one(body.get("top_k")) else integer(body, "top_k", 0, _INT_32),
-        min_p=number(body, "min_p", 0, 1),
+        temperature=number(body, "temperature", *limits.TEMPERATURES),
+        top_p=number(body, "top_p", *limits.PORTIONS),
+        top_k=0 if _is_minus_one(body.get("top_k")) else integer(body, "top_k", *limits.TOP_KS),
+        min_p=number(body, "min_p", *limits.PORTIONS),
     )
 
 
@@ -62,7 +61,7 @@ def features_of(body: dict[str, Any], request: Request) -> tuple[str, ...]:
 
 
 def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
-    """Parse the biases. Token ids are JSON keys, so they are strings. A bias is from -100 (never) to 100 (always)."""
+    """Parse the biases. Token ids are JSON keys, so they are strings. A bias of -100 is never, 100 is always."""
     if value is None:
         return ()
     if not isinstance(value, dict):
@@ -70,10 +69,10 @@ def _logit_bias(value: Any) -> tuple[tuple[int, float], ...]:
     limits.BIASES.check(len(value))
     pairs = []
     for key in value:
-        if not key.isdecimal() or len(key) > _MOST_DIGITS:
+        if not (key.isascii() and key.isdecimal()) or len(key) > MOST_DIGITS:
             raise RequestError(f"logit_bias: {quoted(key)} is not a token id", param="logit_bias")
         try:
-            bias = number(value, key, -100, 100)
+            bias = number(value, key, *limits.BIAS_VALUES)
         except RequestError as exc:
             raise RequestError(f"logit_bias: {exc}", param="logit_bias") from exc
         pairs.append((int(key), bias or 0.0))

@@ -18,8 +18,8 @@ THINKING_FIELDS = (
 HISTORY_FIELDS = ("reasoning_content", "reasoning")  # of an assistant's message; the first is tourkit's own name
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 _SWITCHES = ("enable_thinking", "thinking")  # names in chat_template_kwargs, as templates have them
-_OURS = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})  # variables that tourkit sets
-_INT_32 = 2**31 - 1
+# Variables of the chat template that tourkit sets.
+OWN_VARIABLES = frozenset({"messages", "add_generation_prompt", "bos_token", "eos_token"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def _kwargs(body: dict[str, Any]) -> dict[str, Any]:
         raise RequestError(f"{name} must be an object with variables of the chat template", param=name)
     limits.TEMPLATE_KWARGS.check(len(value))
     for key in value:
-        if key in _OURS or not (key.isascii() and key.isidentifier()):
+        if key in OWN_VARIABLES or not (key.isascii() and key.isidentifier()):
             raise RequestError(
                 f"{name}: {quoted(key)} cannot be set: leave it out", param=excerpt(f"{name}.{key}"), code=None
             )
@@ -111,7 +111,7 @@ def _effort(body: dict[str, Any]) -> str:
 
 
 def _budget(body: dict[str, Any]) -> int | None:
-    ours, others = (integer(body, name, 0, _INT_32) for name in THINKING_FIELDS[2:4])
+    ours, others = (integer(body, name, *limits.THINKING_BUDGETS) for name in THINKING_FIELDS[2:4])
     if ours is not None and others is not None and ours != others:
         raise RequestError(
             "thinking_budget and thinking_token_budget differ: give one of them", param="thinking_budget"

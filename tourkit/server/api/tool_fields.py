@@ -15,8 +15,8 @@ from tourkit.server.api.fields import boolean
 
 TOOL_FIELDS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 CALL_FIELDS = ("tool_calls", "tool_call_id", "function_call")  # of a message
-_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
-_MODES = ("none", "auto", "required")
+NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+MODES = ("none", "auto", "required")
 _EMPTY = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -30,11 +30,15 @@ def offer_of(body: dict[str, Any], constraint: Constraint | None) -> Offer | Non
 
     Raises RequestError.
     """
+    pairs = ("tools", "tool_choice"), ("functions", "function_call")
     legacy = is_legacy(body)
-    field, chooser = ("functions", "function_call") if legacy else ("tools", "tool_choice")
+    (field, chooser), (other, other_chooser) = reversed(pairs) if legacy else pairs
     parallel = body.get("parallel_tool_calls") is None or boolean(body, "parallel_tool_calls")
     tools, where = _tools(body.get(field), field)
     mode, only = _choice(body.get(chooser), chooser, [tool.name for tool in tools])
+    # The other pair has no effect. Its values are checked too.
+    _tools(body.get(other), other)
+    _asked(body.get(other_chooser), other_chooser)
     if not tools or mode == "none":
         return None
     offer = Offer(tools, where, only, required=mode == "required", parallel=parallel and not legacy)
@@ -81,7 +85,7 @@ def _tool(value: Any, where: str) -> Tool:
     if not isinstance(value, dict):
         raise RequestError(f"{where} must be an object with name and parameters", param=where)
     name, about, schema = value.get("name"), value.get("description"), value.get("parameters")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise RequestError(
             f"{where}.name must have 1 to 128 characters: letters, digits and _ . : / -", param=f"{where}.name"
         )
@@ -120,7 +124,7 @@ def _asked(value: Any, field: str) -> tuple[str, tuple[str, ...]]:
         return "auto", ()
     if isinstance(value, str):
         mode = "required" if value == "any" else value
-        if mode in _MODES:
+        if mode in MODES:
             return mode, ()
     if isinstance(value, dict):
         if value.get("type") == "allowed_tools":

@@ -30,9 +30,10 @@ from tourkit.server.gateway.access import CLIENT, OPEN_TO_ALL, TRUSTED, Access, 
 from tourkit.server.gateway.comments import Commented
 from tourkit.server.gateway.conversations import Conversations
 from tourkit.server.gateway.entry import Entry
-from tourkit.server.gateway.lifecycle import LIFETIMES, Lifecycle, Lifetimes
+from tourkit.server.gateway.lifecycle import CHANGES, LIFETIMES, Lifecycle, Lifetimes
 from tourkit.server.gateway.metrics import WorkerFigures, exposition, prompt_cache_of
 from tourkit.server.gateway.ollama import OllamaModels
+from tourkit.server.gateway.openapi import document_of
 from tourkit.server.gateway.paths import FORWARDED, STREAMED
 from tourkit.server.gateway.relay import Relay
 from tourkit.server.gateway.request_log import MODEL, RequestLog
@@ -100,6 +101,7 @@ class Gateway:
                 Route("/v1/models", self.models, methods=["GET"]),
                 Route("/v1/models/{name:path}", self.model, methods=["GET"]),
                 Route("/version", self.version, methods=["GET"]),
+                Route("/openapi.json", self.openapi, methods=["GET"]),
                 Route("/health", self.health, methods=["GET"]),
                 Route("/metrics", self.metrics, methods=["GET"]),
                 *self._lifecycle.routes(),
@@ -259,14 +261,19 @@ class Gateway:
         return json_response(200, {"object": "list", "data": served})
 
     async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name in CHANGES and name not in self._workers:
+            return await paths.not_found(request)
         try:
-            name = request.path_params["name"]
             return json_response(200, status.model(name, self._find(name), self._created))
         except RequestError as exc:
             return error_response(exc)
 
     async def version(self, request: Request) -> Response:
         return json_response(200, {"version": __version__})
+
+    async def openapi(self, request: Request) -> Response:
+        return json_response(200, document_of(self._workers, needs_key=bool(self._options.access.keys)))
 
     async def forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request to the worker of its model, and pass the worker's bytes back as they come."""

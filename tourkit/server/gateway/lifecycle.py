@@ -24,6 +24,7 @@ from tourkit.units import seconds_text
 _LONGEST_LOOK = 5.0  # seconds between two looks for idle models
 _LOOKS = 10  # in the time after which a model is idle, at least
 
+CHANGES = ("load", "unload", "pin", "unpin")  # what a request can do to a model: the last part of the path
 _Do = Callable[[Worker], Awaitable[None]]
 
 
@@ -61,8 +62,9 @@ class Lifecycle:
 
     def routes(self) -> list[Route]:
         """Return the routes."""
-        doing: dict[str, _Do] = {"load": self._load, "unload": self._unload, "pin": self._pin, "unpin": self._unpin}
-        return [Route(f"/v1/models/{name}", self._route(do), methods=["POST"]) for name, do in doing.items()]
+        doing: tuple[_Do, ...] = (self._load, self._unload, self._pin, self._unpin)
+        pairs = zip(CHANGES, doing, strict=True)
+        return [Route(f"/v1/models/{name}", self._route(do), methods=["POST"]) for name, do in pairs]
 
     def _route(self, do: _Do) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from tourkit import __version__
 from tourkit.defaults import defaults_of, stated
-from tourkit.errors import TourkitError
+from tourkit.errors import RequestError, TourkitError
 from tourkit.planning.plan import CPU, Placement
 from tourkit.server.api.dialects import OLLAMA_CHAT as DIALECT
 from tourkit.server.api.off_loop import parsed
@@ -90,6 +90,8 @@ def _asked(body: Any) -> str:
         check_fields(body, OLLAMA_SHOW)
         if body.get("model") is None:
             body = {"model": body.get("name")}
+        elif body.get("name") is not None:
+            raise RequestError("name is the older name of model: give one of them", param="name")
     return model_of(body).removesuffix(DIALECT.tag)
 
 

@@ -34,7 +34,7 @@ _VERSIONED = (
 _VERSIONED_FOLDERS = ("/models/", "/responses/")
 _OLLAMA = "/api/"
 _OTHER_NAMES = {"/v2/rerank": "/v1/rerank", "/reranking": "/v1/rerank"}  # Cohere's, llama.cpp's
-_BARE = frozenset({"/tokenize", "/detokenize", "/apply-template", "/health", "/metrics", "/version"})
+_BARE = frozenset({"/tokenize", "/detokenize", "/apply-template", "/health", "/metrics", "/version", "/openapi.json"})
 
 
 def canonical(path: str) -> str:
@@ -54,9 +54,10 @@ def canonical(path: str) -> str:
 def methods(scope: Scope, routes: Iterable[BaseRoute]) -> str:
     """Return the methods of a path, as the header Allow has them; "" if there is no such path."""
     found = {"POST"} if scope["path"] in FORWARDED else set[str]()
-    for route in routes:
-        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
-            found |= route.methods or set()
+    matching = [each for each in routes if isinstance(each, Route) and each.matches(scope)[0] is not Match.NONE]
+    exact = [route for route in matching if not route.param_convertors]
+    for route in exact or matching:
+        found |= route.methods or set()
     return ", ".join(sorted(found | {"OPTIONS"})) if found else ""
 
 
@@ -66,7 +67,7 @@ def options(scope: Scope, routes: Iterable[BaseRoute]) -> Response:
     return Response(status_code=204, headers={"allow": allowed}) if allowed else _no_route(Request(scope))
 
 
-async def not_found(request: Request, exc: Exception) -> Response:
+async def not_found(request: Request, exc: Exception | None = None) -> Response:
     """Return 405 for a path that has other methods, else 404."""
     allowed = methods(request.scope, request.app.routes)
     if not allowed:
