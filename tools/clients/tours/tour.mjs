@@ -1,0 +1,65 @@
+// What every tour on Node shares: where the server is, what is asked, and how the checks of a tour are run. A tour calls
+// `check(name, function)` for each check and `await run()` at its end. Each check prints one line of JSON: `check`,
+// `result` (passed or failed), `seconds` and `detail`, as in tour.py.
+
+import assert from "node:assert/strict";
+
+export const ROOT = process.env.TOURKIT_URL; // without /v1
+export const URL = `${ROOT}/v1`;
+export const MODEL = "brain";
+export const KEY = "unused"; // most clients want one; the server asks for none
+export const QUESTION = "Which city is the capital of France?";
+export const NOBODY = "no-such-model"; // a model that the server does not have
+export const WEATHER_SCHEMA = {
+  type: "object",
+  properties: { city: { type: "string", enum: ["Oslo", "Paris", "Lima"] }, days: { type: "integer" } },
+  required: ["city", "days"],
+  additionalProperties: false,
+};
+
+const checks = [];
+
+export function check(name, run) {
+  checks.push([name, run]);
+}
+
+// What the tool of the tours answers. It checks that the arguments follow the schema.
+export function weather({ city, days }) {
+  assert.ok(["Oslo", "Paris", "Lima"].includes(city), `the city ${city} is not in the schema`);
+  assert.ok(Number.isInteger(days), `days is ${days}`);
+  return JSON.stringify({ city, rain: true });
+}
+
+// Return the error that `call` rejects with. It must be of the class `kind` and have all `words` in its message.
+export async function raised(kind, call, ...words) {
+  let result;
+  try {
+    result = await call();
+  } catch (error) {
+    if (!(error instanceof kind)) throw error;
+    for (const word of words) assert.ok(error.message.includes(word), `${word} is not in ${error.message}`);
+    return error;
+  }
+  throw new Error(`no ${kind.name} was thrown; the result is ${JSON.stringify(result)}`);
+}
+
+export async function run() {
+  const wanted = process.argv.slice(2);
+  let failed = false;
+  for (const [name, body] of checks) {
+    if (wanted.length && !wanted.includes(name)) continue;
+    const start = performance.now();
+    const line = { check: name, result: "passed", seconds: 0, detail: "" };
+    try {
+      line.detail = (await body()) ?? "";
+    } catch (error) {
+      failed = true;
+      line.result = "failed";
+      line.detail = `${error.name}: ${error.message}`;
+      if (process.env.TOUR_TRACEBACK) console.error(error);
+    }
+    line.seconds = Math.round((performance.now() - start) / 10) / 100;
+    console.log(JSON.stringify(line));
+  }
+  process.exit(failed ? 1 : 0);
+}
