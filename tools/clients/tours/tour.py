@@ -94,7 +94,7 @@ def _run(name: str, function: Callable[[], Any]) -> str:
         if os.environ.get("TOUR_TRACEBACK"):
             traceback.print_exc()
     line = {"check": name, "result": result, "seconds": round(time.monotonic() - start, 2), "detail": detail}
-    print(json.dumps(line), flush=True)
+    print(f"\n{json.dumps(line)}", flush=True)  # a client may have printed a part of a line
     return result
 
 
