@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,9 +85,10 @@ def _checks(client: Client, example: Example, url: str) -> Iterator[Check]:
         return
     script = folder_of(client) / f"example{example.ending}"
     script.write_text(example.text.replace(EXAMPLE_URL, url), encoding="utf-8")
+    start = time.monotonic()
     code, lines, errors = _run(client, script, url)
-    said = "" if lines else "it printed nothing"
-    yield Check("example", "failed" if code or said else "passed", detail=errors if code else said)
+    wrong = errors or f"ended with {code}" if code else "" if lines else "it printed nothing"
+    yield Check("example", "failed" if wrong else "passed", time.monotonic() - start, wrong)
     yield from _tour(client, url)
 
 

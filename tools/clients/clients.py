@@ -11,7 +11,7 @@ _HERE = Path(__file__).parent
 ROOT = _HERE.parents[1]
 PAGE = ROOT / "docs" / "clients.md"
 EXAMPLE_URL = "http://127.0.0.1:8000"  # the address in the examples
-_SECTION = re.compile(r"^## (.+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+_SECTION = re.compile(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _ENDINGS = {"python": ".py", "js": ".mjs", "sh": ".sh"}
 

@@ -14,12 +14,12 @@ from dspy.utils.exceptions import AdapterParseError
 from tour import KEY, MODEL, NOBODY, QUESTION, URL, check, raised, run, weather
 
 register_provider(
-    ProviderDefinition.chat(AccessPolicy("tourkit", base_url=URL), compat=OpenAIChatCompat.preset("vllm")),
+    ProviderDefinition.chat(AccessPolicy("local", base_url=URL), compat=OpenAIChatCompat.preset("vllm")),
     supports=ModelSupport(function_calling=True, response_schema=True),
 )
 
 
-def model(name: str = MODEL, provider: str = "tourkit", **fields: Any) -> dspy.LM:
+def model(name: str = MODEL, provider: str = "local", **fields: Any) -> dspy.LM:
     own: Any = {"api_base": URL, "api_key": KEY, "temperature": 0, "max_tokens": 80, "cache": False, "num_retries": 0}
     return dspy.LM(f"{provider}/{name}", **own | fields)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import instructor
 import openai
 from instructor import Mode
-from instructor.core.exceptions import InstructorRetryException
+from instructor.core.exceptions import IncompleteOutputException, InstructorRetryException
 from pydantic import BaseModel, ConfigDict
 from tour import KEY, MODEL, NOBODY, QUESTION, URL, check, raised, run
 
@@ -48,7 +48,9 @@ def asked_for(mode: Mode) -> str:
         enforced(mode)
     except InstructorRetryException as error:
         assert "validation error" in str(error), error
-        return "the prompt alone has the schema, and the model did not follow it; instructor raised its own error"
+        return "the prompt alone has the schema, and the model did not follow it: InstructorRetryException"
+    except IncompleteOutputException:
+        return "the prompt alone has the schema, and the model wrote up to max_tokens: IncompleteOutputException"
     return ""
 
 

@@ -1,0 +1,55 @@
+"""The tours of other clients (tools/clients): their data is complete, and those of openai-python and curl pass here.
+
+`make test-clients` runs the others, each in an environment of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from serving import Serving
+
+from tools.clients.clients import EXAMPLE_URL, PAGE, Client, read_clients, read_examples
+
+CLIENTS = read_clients()
+EVERY_CLIENT = pytest.mark.parametrize("client_", CLIENTS, ids=lambda client: client.name)
+
+
+def test_every_client_has_an_example_on_the_page_and_the_page_has_no_other() -> None:
+    assert list(read_examples()) == [client.name for client in CLIENTS]
+    assert PAGE.read_text(encoding="utf-8").count("\n## ") == len(CLIENTS)
+
+
+@EVERY_CLIENT
+def test_every_client_has_pinned_versions_and_a_tour(client_: Client) -> None:
+    pin = r"@?[\w./-]+@\d[\w.]*" if client_.node else r"[\w.-]+(\[[\w,]+\])?==\d[\w.]*"
+
+    assert all(re.fullmatch(pin, package) for package in client_.packages)
+    assert client_.tour.is_file()
+
+
+@EVERY_CLIENT
+def test_an_example_is_short_and_has_the_address_that_the_tours_replace(client_: Client) -> None:
+    example = read_examples()[client_.name]
+    lines = [line for line in example.text.splitlines() if line and "import " not in line]
+
+    assert example.text.count(EXAMPLE_URL) == 1
+    assert len(lines) <= 6
+
+
+@pytest.mark.starts
+@pytest.mark.parametrize("client_", [each for each in CLIENTS if each.name in ("curl", "openai-python")], ids=str)
+def test_the_tour_of_a_client_passes(client_: Client, served: Serving) -> None:
+    """On a model with random weights; `make test-clients` has the same tours on a trained one."""
+    environment = os.environ | {"TOURKIT_URL": served.url}
+    ran = subprocess.run([sys.executable, client_.tour], capture_output=True, text=True, env=environment, check=False)
+    checks = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith('{"check":')]
+
+    assert [each for each in checks if each["result"] != "passed"] == [], ran.stderr
+    assert len(checks) > 5
+    assert ran.returncode == 0, ran.stderr
