@@ -17,6 +17,7 @@ from serving import Serving
 from tools.clients.clients import EXAMPLE_URL, PAGE, Client, read_clients, read_examples
 
 CLIENTS = read_clients()
+IN_CI = ("curl", "openai-python")
 EVERY_CLIENT = pytest.mark.parametrize("client_", CLIENTS, ids=lambda client: client.name)
 
 
@@ -43,13 +44,15 @@ def test_an_example_is_short_and_has_the_address_that_the_tours_replace(client_:
 
 
 @pytest.mark.starts
-@pytest.mark.parametrize("client_", [each for each in CLIENTS if each.name in ("curl", "openai-python")], ids=str)
+@pytest.mark.parametrize("client_", [each for each in CLIENTS if each.name in IN_CI], ids=lambda client: client.name)
 def test_the_tour_of_a_client_passes(client_: Client, served: Serving) -> None:
     """On a model with random weights; `make test-clients` has the same tours on a trained one."""
     environment = os.environ | {"TOURKIT_URL": served.url}
     ran = subprocess.run([sys.executable, client_.tour], capture_output=True, text=True, env=environment, check=False)
     checks = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith('{"check":')]
 
-    assert [each for each in checks if each["result"] != "passed"] == [], ran.stderr
+    failed = [f"{each['check']}: {each['detail']}" for each in checks if each["result"] != "passed"]
+
+    assert "\n".join(failed) == "", ran.stderr
     assert len(checks) > 5
     assert ran.returncode == 0, ran.stderr

@@ -135,7 +135,7 @@ def structured_json_object() -> None:
 def tools_loop() -> None:
     messages: Any = [*USER]
     answer = client.chat.completions.create(
-        model=MODEL, messages=messages, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, max_tokens=80
+        model=MODEL, messages=messages, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, max_tokens=160
     )
     choice = answer.choices[0]
     assert choice.finish_reason == "tool_calls"
@@ -145,7 +145,7 @@ def tools_loop() -> None:
     answer = client.chat.completions.create(
         model=MODEL, messages=messages, tools=TOOLS, tool_choice="none", max_tokens=24
     )
-    assert answer.choices[0].message.content
+    assert isinstance(answer.choices[0].message.content, str)
     assert not answer.choices[0].message.tool_calls
 
 
@@ -159,7 +159,7 @@ def tools_auto() -> None:
 def tools_named_and_streamed() -> None:
     named: Any = {"type": "function", "function": {"name": "get_weather"}}
     with client.chat.completions.stream(
-        model=MODEL, messages=USER, tools=TOOLS, tool_choice=named, parallel_tool_calls=False, max_tokens=80
+        model=MODEL, messages=USER, tools=TOOLS, tool_choice=named, parallel_tool_calls=False, max_tokens=160
     ) as events:
         kinds = {event.type for event in events}
         [call] = events.get_final_completion().choices[0].message.tool_calls or []
@@ -171,7 +171,7 @@ def tools_named_and_streamed() -> None:
 def tools_parse() -> None:
     tool = openai.pydantic_function_tool(Trip, name="book")
     answer = client.chat.completions.parse(
-        model=MODEL, messages=USER, tools=[tool], tool_choice="required", parallel_tool_calls=False, max_tokens=80
+        model=MODEL, messages=USER, tools=[tool], tool_choice="required", parallel_tool_calls=False, max_tokens=160
     )
     [call] = answer.choices[0].message.tool_calls or []
     assert isinstance(call.function.parsed_arguments, Trip)

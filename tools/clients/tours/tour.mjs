@@ -12,7 +12,10 @@ export const QUESTION = "Which city is the capital of France?";
 export const NOBODY = "no-such-model"; // a model that the server does not have
 export const WEATHER_SCHEMA = {
   type: "object",
-  properties: { city: { type: "string", enum: ["Oslo", "Paris", "Lima"] }, days: { type: "integer" } },
+  properties: {
+    city: { type: "string", enum: ["Oslo", "Paris", "Lima"] },
+    days: { type: "integer", minimum: 1, maximum: 14 },
+  },
   required: ["city", "days"],
   additionalProperties: false,
 };

@@ -26,7 +26,10 @@ NOBODY = "no-such-model"  # a model that the server does not have
 
 WEATHER_SCHEMA: dict[str, Any] = {
     "type": "object",
-    "properties": {"city": {"type": "string", "enum": ["Oslo", "Paris", "Lima"]}, "days": {"type": "integer"}},
+    "properties": {
+        "city": {"type": "string", "enum": ["Oslo", "Paris", "Lima"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 14},
+    },
     "required": ["city", "days"],
     "additionalProperties": False,
 }
@@ -59,7 +62,7 @@ def check(function: Callable[[], Any]) -> Callable[[], Any]:
 def weather(city: str, days: int) -> str:
     """Return what the tool of the tours answers."""
     assert city in CITIES, f"the city {city!r} is not in the schema"
-    assert type(days) is int, f"days is {days!r}"
+    assert type(days) is int, f"days is {days!r}"  # a client that makes a schema from a type has no limits in it
     return json.dumps({"city": city, "rain": True})
 
 
