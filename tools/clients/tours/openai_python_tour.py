@@ -216,12 +216,21 @@ def responses() -> None:
 
 @check
 def responses_stream() -> None:
-    with client.responses.stream(model=MODEL, input=QUESTION, max_output_tokens=24) as events:
+    """With a schema, because the client takes an answer that was cut off as an error."""
+    with client.responses.stream(model=MODEL, input=QUESTION, text_format=Trip, max_output_tokens=60) as events:
         kinds = [event.type for event in events]
         final = events.get_final_response()
     assert kinds[0] == "response.created"
+    assert kinds[-1] == "response.completed"
     assert "response.output_text.delta" in kinds
-    assert final.output_text
+    assert isinstance(final.output_parsed, Trip)
+
+
+@check
+def responses_stream_that_is_cut_off() -> None:
+    events = list(client.responses.create(model=MODEL, input=QUESTION, max_output_tokens=2, stream=True))
+    assert events[-1].type in ("response.incomplete", "response.completed")
+    assert [event.sequence_number for event in events] == list(range(len(events)))
 
 
 @check
