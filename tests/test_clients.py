@@ -51,8 +51,9 @@ def test_the_tour_of_a_client_passes(client_: Client, served: Serving) -> None:
     ran = subprocess.run([sys.executable, client_.tour], capture_output=True, text=True, env=environment, check=False)
     checks = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith('{"check":')]
 
-    failed = [f"{each['check']}: {each['detail']}" for each in checks if each["result"] != "passed"]
+    failed = [f"{each['check']}: {each['detail']}" for each in checks if each["result"] == "failed"]
 
+    assert [each["check"] for each in checks if each["result"] == "skipped"] == ["embeddings"]  # no model for them
     assert "\n".join(failed) == "", ran.stderr
     assert len(checks) > 5
     assert ran.returncode == 0, ran.stderr

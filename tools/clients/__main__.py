@@ -12,21 +12,16 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.clients.clients import EXAMPLE_URL, ROOT, Client, Example, read_clients, read_examples
+from tools.clients.clients import EXAMPLE_URL, Client, Example, read_clients, read_examples
 from tools.clients.install import Missing, folder_of, install, program_of, version_of
+from tools.clients.serving_models import TINY, served
 
-sys.path.insert(0, str(ROOT / "tests"))
-
-from serving import serve_command
-
-_TINY = ROOT / "weights" / "tiny" / "gguf" / "tiny-f16.gguf"
 _TOURS = Path(__file__).parent / "tours"
 _SECONDS = 900.0  # for one script: a client that hangs must not stop the others
 _MARKS = {"passed": "ok  ", "failed": "FAIL", "skipped": "skip"}
@@ -46,7 +41,7 @@ def main() -> int:
     clients = read_clients()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="clients to run; all of them without it")
-    parser.add_argument("--model", type=Path, default=_TINY, help="the weights to serve")
+    parser.add_argument("--model", type=Path, default=TINY, help="a GGUF file to serve")
     parser.add_argument("--url", help="a server that runs already, instead of a new one; without /v1")
     given = parser.parse_args()
     unknown = sorted(set(given.names) - {client.name for client in clients})
@@ -55,11 +50,8 @@ def main() -> int:
     chosen = [client for client in clients if not given.names or client.name in given.names]
     if given.url:
         return _run_all(chosen, given.url)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        serve_command([str(given.model), "--offline"], Path(folder, "log")) as running,
-    ):
-        return _run_all(chosen, running.url)
+    with served(given.model) as url:
+        return _run_all(chosen, url)
 
 
 def _run_all(clients: list[Client], url: str) -> int:

@@ -6,7 +6,7 @@ import json
 import subprocess
 from typing import Any
 
-from tour import MODEL, NOBODY, QUESTION, URL, WEATHER, WEATHER_SCHEMA, check, run, weather
+from tour import MODEL, NOBODY, QUESTION, URL, WEATHER, WEATHER_SCHEMA, check, embedder, run, weather
 
 USER = {"role": "user", "content": QUESTION}
 
@@ -69,6 +69,12 @@ def compressed_body() -> None:
     command = ["curl", "-sS", f"{URL}/chat/completions", "-H", "content-encoding: gzip", "--data-binary", "@-"]
     ran = subprocess.run(command, input=packed, capture_output=True, check=True)
     assert json.loads(ran.stdout)["choices"]
+
+
+@check
+def embeddings() -> None:
+    found = json.loads(curl("/embeddings", {"model": embedder(), "input": ["one", "two"]}))
+    assert [each["index"] for each in found["data"]] == [0, 1]
 
 
 @check

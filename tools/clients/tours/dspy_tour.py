@@ -11,7 +11,7 @@ from typing import Any, Literal
 import dspy
 from dspy.lm15 import AccessPolicy, ModelSupport, OpenAIChatCompat, ProviderDefinition, register_provider
 from dspy.utils.exceptions import AdapterParseError
-from tour import KEY, MODEL, NOBODY, QUESTION, URL, check, raised, run, weather
+from tour import KEY, MODEL, NOBODY, QUESTION, URL, check, embedder, raised, run, weather
 
 register_provider(
     ProviderDefinition.chat(AccessPolicy("local", base_url=URL), compat=OpenAIChatCompat.preset("vllm")),
@@ -137,6 +137,12 @@ def responses() -> None:
 @check
 def completions() -> None:
     assert model(provider="openai", model_type="text")("one two")[0]
+
+
+@check
+def embeddings() -> None:
+    model = dspy.Embedder(f"openai/{embedder()}", api_base=URL, api_key=KEY, caching=False)
+    assert len(model(["one", "two"])) == 2
 
 
 @check

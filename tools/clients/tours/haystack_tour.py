@@ -9,12 +9,13 @@ import openai
 from haystack import Pipeline
 from haystack.components.agents import Agent
 from haystack.components.builders import ChatPromptBuilder
+from haystack.components.embedders import OpenAIDocumentEmbedder, OpenAITextEmbedder
 from haystack.components.generators.chat import OpenAIChatGenerator, OpenAIResponsesChatGenerator
-from haystack.dataclasses import ChatMessage
+from haystack.dataclasses import ChatMessage, Document
 from haystack.tools import create_tool_from_function
 from haystack.utils import Secret
 from pydantic import BaseModel
-from tour import KEY, MODEL, NOBODY, QUESTION, URL, WEATHER_SCHEMA, check, raised, run, weather
+from tour import KEY, MODEL, NOBODY, QUESTION, URL, WEATHER_SCHEMA, check, embedder, raised, run, weather
 
 USER = [ChatMessage.from_user(QUESTION)]
 
@@ -135,6 +136,14 @@ def pipeline() -> None:
 def responses() -> None:
     [answer] = generator(kind=OpenAIResponsesChatGenerator).run(USER)["replies"]
     assert answer.text
+
+
+@check
+def embeddings() -> None:
+    own: Any = {"model": embedder(), "api_base_url": URL, "api_key": Secret.from_token(KEY)}
+    assert OpenAITextEmbedder(**own).run("one")["embedding"]
+    documents = OpenAIDocumentEmbedder(progress_bar=False, **own).run([Document("one"), Document("two")])["documents"]
+    assert all(document.embedding for document in documents)
 
 
 @check

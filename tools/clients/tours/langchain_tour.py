@@ -8,9 +8,9 @@ import openai
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI, OpenAI
+from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel, ConfigDict
-from tour import KEY, MODEL, NOBODY, QUESTION, URL, check, raised, run, weather
+from tour import KEY, MODEL, NOBODY, QUESTION, URL, check, embedder, raised, run, weather
 
 
 class Trip(BaseModel):
@@ -141,6 +141,14 @@ def completions() -> None:
 @check
 def responses() -> None:
     assert chat_model(use_responses_api=True, max_tokens=24).invoke(QUESTION).content
+
+
+@check
+def embeddings() -> None:
+    """By default the class makes token ids with a table that it downloads. This option sends texts."""
+    model = OpenAIEmbeddings(model=embedder(), base_url=URL, api_key=KEY, check_embedding_ctx_length=False)
+    assert len(model.embed_documents(["one", "two"])) == 2
+    assert model.embed_query("one")
 
 
 @check

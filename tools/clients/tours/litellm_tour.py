@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import litellm
 from pydantic import BaseModel, ConfigDict
-from tour import KEY, MODEL, NOBODY, QUESTION, URL, WEATHER, WEATHER_SCHEMA, check, raised, run, weather
+from tour import KEY, MODEL, NOBODY, QUESTION, URL, WEATHER, WEATHER_SCHEMA, check, embedder, raised, run, weather
 
 litellm.telemetry = False
 litellm.num_retries = 0
@@ -120,6 +120,12 @@ def router() -> None:
     own = {"model": f"openai/{MODEL}", "api_base": URL, "api_key": KEY}
     made = litellm.Router(model_list=[{"model_name": "local", "litellm_params": own}], num_retries=0)
     assert made.completion(model="local", messages=USER, max_tokens=24).choices[0].message.content
+
+
+@check
+def embeddings() -> None:
+    own: Any = {"model": f"openai/{embedder()}", "api_base": URL, "api_key": KEY}
+    assert len(litellm.embedding(input=["one", "two"], encoding_format="float", **own).data) == 2
 
 
 @check

@@ -11,9 +11,10 @@ from llama_index.core.output_parsers import PydanticOutputParser
 from llama_index.core.program import LLMTextCompletionProgram
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
+from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel, ConfigDict
-from tour import KEY, MODEL, NOBODY, QUESTION, URL, check, raised, run, weather
+from tour import KEY, MODEL, NOBODY, QUESTION, URL, check, embedder, raised, run, weather
 
 City = Literal["Oslo", "Paris", "Lima"]
 USER = [ChatMessage(role="user", content=QUESTION)]
@@ -137,6 +138,12 @@ async def agent_by_prompt() -> str:
     except (WorkflowRuntimeError, ValueError) as error:
         return f"the model did not follow the prompt: {type(error).__name__}: {error}"
     return ""
+
+
+@check
+def embeddings() -> None:
+    model = OpenAILikeEmbedding(embedder(), api_base=URL, api_key=KEY)
+    assert len(model.get_text_embedding_batch(["one", "two"])) == 2
 
 
 @check

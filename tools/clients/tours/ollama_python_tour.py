@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import ollama
-from tour import MODEL, NOBODY, QUESTION, ROOT, WEATHER_SCHEMA, Skip, check, raised, run, weather
+from tour import MODEL, NOBODY, QUESTION, ROOT, WEATHER_SCHEMA, check, embedder, raised, run, weather
 
 client = ollama.Client(ROOT)
 USER: Any = [{"role": "user", "content": QUESTION}]
@@ -111,10 +111,8 @@ def keep_alive() -> None:
 
 @check
 def embed() -> None:
-    if "embed" not in [(model.model or "").split(":")[0] for model in client.list().models]:
-        raised(ollama.ResponseError, lambda: client.embed("embed", ["one", "two"]), "embed")
-        raise Skip("the server has no embedding model; the error is right")
-    assert len(client.embed("embed", ["one", "two"]).embeddings) == 2
+    assert len(client.embed(embedder(), ["one", "two"]).embeddings) == 2
+    assert client.embeddings(embedder(), "one").embedding
 
 
 @check

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import OpenAI from "openai";
 import { zodFunction, zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
-import { check, KEY, MODEL, NOBODY, QUESTION, raised, run, URL, weather, WEATHER_SCHEMA } from "./tour.mjs";
+import { check, embedder, KEY, MODEL, NOBODY, QUESTION, raised, run, URL, weather, WEATHER_SCHEMA } from "./tour.mjs";
 
 const client = new OpenAI({ baseURL: URL, apiKey: KEY, maxRetries: 0 });
 const messages = [{ role: "user", content: QUESTION }];
@@ -106,6 +106,12 @@ check("responses parse", async () => {
   const text = { format: zodTextFormat(Trip, "trip") };
   const answer = await client.responses.parse({ model: MODEL, input: QUESTION, max_output_tokens: 60, text });
   weather(answer.output_parsed);
+});
+
+check("embeddings", async () => {
+  const answer = await client.embeddings.create({ model: await embedder(), input: ["one", "two"] });
+  assert.equal(answer.data.length, 2);
+  assert.equal(typeof answer.data[0].embedding[0], "number");
 });
 
 check("errors", async () => {

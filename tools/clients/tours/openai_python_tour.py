@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import openai
 from pydantic import BaseModel, ConfigDict
-from tour import KEY, MODEL, NOBODY, QUESTION, ROOT, URL, WEATHER, WEATHER_SCHEMA, check, raised, run, weather
+from tour import KEY, MODEL, NOBODY, QUESTION, ROOT, URL, WEATHER, WEATHER_SCHEMA, check, embedder, raised, run, weather
 
 client = openai.OpenAI(base_url=URL, api_key=KEY, max_retries=0)
 LIMITS: dict[str, Any] = {"max_tokens": 24, "temperature": 0}
@@ -256,6 +256,16 @@ def responses_tools_loop() -> None:
         max_output_tokens=24,
     )
     assert answer.output_text
+
+
+@check
+def embeddings() -> None:
+    """The client asks for base64 if a program does not ask for `float`."""
+    own: Any = {"model": embedder(), "input": ["one", "two"]}
+    vectors = [each.embedding for each in client.embeddings.create(**own).data]
+    plain = [each.embedding for each in client.embeddings.create(encoding_format="float", **own).data]
+    assert len(vectors) == 2
+    assert all(abs(a - b) < 1e-6 for both in zip(vectors, plain, strict=True) for a, b in zip(*both, strict=True))
 
 
 @check

@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 from openai import AsyncOpenAI
 from pydantic import BaseModel
-from pydantic_ai import Agent, ModelHTTPError, NativeOutput, PromptedOutput, RunContext, ToolOutput
+from pydantic_ai import Agent, Embedder, ModelHTTPError, NativeOutput, PromptedOutput, RunContext, ToolOutput
 from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.embeddings.openai import OpenAIEmbeddingModel
 from pydantic_ai.exceptions import UnexpectedModelBehavior
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
-from tour import KEY, MODEL, NOBODY, QUESTION, URL, check, raised, run, weather
+from tour import KEY, MODEL, NOBODY, QUESTION, URL, check, embedder, raised, run, weather
 
 Kind = type[OpenAIChatModel] | type[OpenAIResponsesModel]
 
@@ -105,6 +106,13 @@ def errors(kind: Kind) -> None:
     assert error.status_code == 404
     hot: Any = {"temperature": 9}
     raised(ModelHTTPError, lambda: agent(kind, model_settings=hot).run_sync(QUESTION), "temperature")
+
+
+@check
+def embeddings() -> None:
+    own = OpenAIProvider(base_url=URL, api_key=KEY)
+    found = Embedder(OpenAIEmbeddingModel(embedder(), provider=own)).embed_documents_sync(["one", "two"])
+    assert len(found.embeddings) == 2
 
 
 def add(task: Callable[[Kind], Any], kind: Kind, api: str) -> None:

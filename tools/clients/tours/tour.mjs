@@ -1,6 +1,6 @@
 // What every tour on Node shares: where the server is, what is asked, and how the checks of a tour are run. A tour calls
 // `check(name, function)` for each check and `await run()` at its end. Each check prints one line of JSON: `check`,
-// `result` (passed or failed), `seconds` and `detail`, as in tour.py.
+// `result` (passed, failed or skipped), `seconds` and `detail`, as in tour.py.
 
 import assert from "node:assert/strict";
 
@@ -22,6 +22,8 @@ export const WEATHER_SCHEMA = {
 
 const checks = [];
 
+class Skip extends Error {}
+
 export function check(name, run) {
   checks.push([name, run]);
 }
@@ -31,6 +33,13 @@ export function weather({ city, days }) {
   assert.ok(["Oslo", "Paris", "Lima"].includes(city), `the city ${city} is not in the schema`);
   assert.ok(Number.isInteger(days), `days is ${days}`);
   return JSON.stringify({ city, rain: true });
+}
+
+// The role of the embedding model. Throws Skip if the server has none.
+export async function embedder() {
+  const models = await (await fetch(`${URL}/models`)).json();
+  if (!models.data.some((model) => model.id === "embed")) throw new Skip("the server has no embedding model");
+  return "embed";
 }
 
 // Return the error that `call` rejects with. It must be of the class `kind` and have all `words` in its message.
@@ -56,9 +65,10 @@ export async function run() {
     try {
       line.detail = (await body()) ?? "";
     } catch (error) {
-      failed = true;
-      line.result = "failed";
-      line.detail = `${error.name}: ${error.message}`;
+      const skipped = error instanceof Skip;
+      failed ||= !skipped;
+      line.result = skipped ? "skipped" : "failed";
+      line.detail = skipped ? error.message : `${error.name}: ${error.message}`;
       if (process.env.TOUR_TRACEBACK) console.error(error);
     }
     line.seconds = Math.round((performance.now() - start) / 10) / 100;

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 import traceback
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,15 @@ def weather(city: str, days: int) -> str:
     assert city in CITIES, f"the city {city!r} is not in the schema"
     assert type(days) is int, f"days is {days!r}"  # a client that makes a schema from a type has no limits in it
     return json.dumps({"city": city, "rain": True})
+
+
+def embedder() -> str:
+    """Return the role of the embedding model. Raises Skip if the server has none."""
+    with urllib.request.urlopen(f"{URL}/models") as answer:
+        names = [model["id"] for model in json.load(answer)["data"]]
+    if "embed" not in names:
+        raise Skip("the server has no embedding model")
+    return "embed"
 
 
 def raised(error: type[BaseException], call: Callable[[], Any], *words: str) -> BaseException:

@@ -4,9 +4,9 @@
 import assert from "node:assert/strict";
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { APICallError, generateText, isStepCount, Output, streamText, tool, ToolLoopAgent } from "ai";
+import { APICallError, embedMany, generateText, isStepCount, Output, streamText, tool, ToolLoopAgent } from "ai";
 import { z } from "zod";
-import { check, KEY, MODEL, NOBODY, QUESTION, raised, run, URL, weather } from "./tour.mjs";
+import { check, embedder, KEY, MODEL, NOBODY, QUESTION, raised, run, URL, weather } from "./tour.mjs";
 
 const compatible = createOpenAICompatible({
   name: "tourkit",
@@ -88,5 +88,12 @@ for (const [name, model] of Object.entries(MODELS)) {
     await raised(APICallError, () => generateText({ model: model(), ...limits, temperature: 9 }), "temperature");
   });
 }
+
+check("embeddings", async () => {
+  const name = await embedder();
+  for (const model of [compatible.embeddingModel(name), openai.embedding(name)]) {
+    assert.equal((await embedMany({ model, values: ["one", "two"], maxRetries: 0 })).embeddings.length, 2);
+  }
+});
 
 await run();
