@@ -142,7 +142,9 @@ def responses() -> None:
 def embeddings() -> None:
     own: Any = {"model": embedder(), "api_base_url": URL, "api_key": Secret.from_token(KEY)}
     assert OpenAITextEmbedder(**own).run("one")["embedding"]
-    documents = OpenAIDocumentEmbedder(progress_bar=False, **own).run([Document("one"), Document("two")])["documents"]
+    documents = OpenAIDocumentEmbedder(progress_bar=False, **own).run(
+        [Document(content="one"), Document(content="two")]
+    )["documents"]
     assert all(document.embedding for document in documents)
 
 
