@@ -10,13 +10,16 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from serving import Serving
 
+from tools.clients import clients
 from tools.clients.clients import EXAMPLE_URL, PAGE, Client, read_clients, read_examples
 
 CLIENTS = read_clients()
+TOURS = Path(clients.__file__).parent / "tours"
 IN_CI = ("curl", "openai-python")
 EVERY_CLIENT = pytest.mark.parametrize("client_", CLIENTS, ids=lambda client: client.name)
 
@@ -57,3 +60,50 @@ def test_the_tour_of_a_client_passes(client_: Client, served: Serving) -> None:
     assert "\n".join(failed) == "", ran.stderr
     assert len(checks) > 5
     assert ran.returncode == 0, ran.stderr
+
+
+TOUR = """
+from tour import Skip, check, raised, run
+
+@check
+def right() -> str:
+    return "a note"
+
+@check
+async def wrong() -> None:
+    assert 1 == 2, "one is not two"
+
+@check
+def no_error() -> None:
+    raised(ValueError, lambda: 7)
+
+@check
+def left_out() -> None:
+    raise Skip("no reason")
+
+run()
+"""
+
+
+@pytest.mark.starts
+def test_a_tour_prints_each_check_and_fails_if_one_does(tmp_path: Path) -> None:
+    (tmp_path / "a_tour.py").write_text(TOUR)
+    environment = os.environ | {"TOURKIT_URL": "http://127.0.0.1:1", "PYTHONPATH": str(TOURS)}
+    command = [sys.executable, str(tmp_path / "a_tour.py")]
+
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    found = [json.loads(line) for line in ran.stdout.splitlines() if line]
+    assert [(each["check"], each["result"]) for each in found] == [
+        ("right", "passed"),
+        ("wrong", "failed"),
+        ("no error", "failed"),
+        ("left out", "skipped"),
+    ]
+    assert [each["detail"] for each in found] == [
+        "a note",
+        "line 10: AssertionError: one is not two",
+        "line 14: AssertionError: no ValueError was raised; the result is 7",
+        "no reason",
+    ]
+    assert ran.returncode == 1

@@ -42,15 +42,20 @@ def install(client: Client) -> None:
         if not shutil.which("npm"):
             raise Missing("npm is not on this machine")
         _run("npm", "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(folder), *client.packages)
-    elif client.packages:
+    elif not client.packages:
+        if not shutil.which(client.name):
+            raise Missing(f"{client.name} is not on this machine")
+    else:
         venv.create(folder / "venv", with_pip=True)
         _run(program_of(client, ".py"), "-m", "pip", "install", "-q", *client.packages)
     done.write_text(json.dumps(client.packages))
 
 
 def version_of(client: Client) -> str:
-    """Return the installed version of a client: that of its first package, or what the program says."""
+    """Return the version of a client: that of its first package, or what the program says; "" if it is not there."""
     if not client.packages:
+        if not shutil.which("curl"):
+            return ""
         return subprocess.run(["curl", "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
     return client.packages[0].replace("==", "@").rpartition("@")[2]
 

@@ -1,4 +1,4 @@
-"""What the tours are served: a bundle with one model for all text roles and an encoder for the role embed."""
+"""The server of the tours: one model has all text roles, and a tiny encoder has the role embed."""
 
 from __future__ import annotations
 

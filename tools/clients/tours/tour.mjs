@@ -1,4 +1,4 @@
-// What every tour on Node shares: where the server is, what is asked, and how the checks of a tour are run. A tour calls
+// Shared by all tours on Node: the address of the server, the questions, and the loop that runs the checks. A tour calls
 // `check(name, function)` for each check and `await run()` at its end. Each check prints one line of JSON: `check`,
 // `result` (passed, failed or skipped), `seconds` and `detail`, as in tour.py.
 
@@ -28,14 +28,14 @@ export function check(name, run) {
   checks.push([name, run]);
 }
 
-// What the tool of the tours answers. It checks that the arguments follow the schema.
+// Return the answer of the tours' tool. Its arguments must follow the schema.
 export function weather({ city, days }) {
   assert.ok(["Oslo", "Paris", "Lima"].includes(city), `the city ${city} is not in the schema`);
   assert.ok(Number.isInteger(days), `days is ${days}`);
   return JSON.stringify({ city, rain: true });
 }
 
-// The role of the embedding model. Throws Skip if the server has none.
+// Return the role of the embedding model. Throws Skip if the server has none.
 export async function embedder() {
   const models = await (await fetch(`${URL}/models`)).json();
   if (!models.data.some((model) => model.id === "embed")) throw new Skip("the server has no embedding model");

@@ -1,4 +1,4 @@
-"""What every tour shares: where the server is, what is asked, and how the checks of a tour are run.
+"""Shared by all tours: the address of the server, the questions, and the loop that runs the checks.
 
 It runs in the environment of the client, so it needs the standard library alone. A tour decorates functions with
 `@check` and calls `run()` at its end. Each check prints one line of JSON: `check`, `result` (passed, failed or
@@ -61,7 +61,7 @@ def check(function: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def weather(city: str, days: int) -> str:
-    """Return what the tool of the tours answers."""
+    """Return the answer of the tours' tool. Its arguments must have the right types."""
     assert city in CITIES, f"the city {city!r} is not in the schema"
     assert type(days) is int, f"days is {days!r}"  # a client that makes a schema from a type has no limits in it
     return json.dumps({"city": city, "rain": True})
