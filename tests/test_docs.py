@@ -65,6 +65,7 @@ NOT_RUN = {
     },
     "docs/batch.md": {"tourkit run NAME": SYNOPSIS},
     "docs/gpu-wheels.md": {"tourkit wheels": FROM_INDEX, "pip": CUDA},
+    "docs/clients.md": {"curl": "needs a server; tests/test_clients.py runs it"},
     "docs/http-api.md": {"tourkit serve": "a synopsis, and a model of the reader's"},
     "docs/install.md": {
         "pip": NEEDS_INDEX,

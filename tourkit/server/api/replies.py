@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import orjson
@@ -135,9 +135,12 @@ class ChatReply:
         return self._chunk([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(n)])
 
     def chunk(self, delta: Delta, usage: Callable[[], Usage]) -> bytes:
-        """Return a chunk of a stream; empty if the delta changes nothing that the client sees."""
+        """Return chunks of a stream; empty if the delta changes nothing that the client sees."""
         if not self._shows(delta):
             return b""
+        return b"".join(self._piece(each, usage) for each in _one_call_each(delta))
+
+    def _piece(self, delta: Delta, usage: Callable[[], Usage]) -> bytes:
         content = ({"content": delta.text} if delta.text else {}) | self._shown_reasoning(delta.reasoning)
         content |= self._shown_pieces(delta.calls)
         finish = self._shown_finish(delta.finish)
@@ -202,6 +205,23 @@ class ChatReply:
             for each in logprobs
         ]
         return {"content": content, "refusal": None}
+
+
+def _one_call_each(delta: Delta) -> tuple[Delta, ...]:
+    """Split a delta so that each part has one piece of one call. Some clients read only the first piece of a chunk."""
+    joined: dict[int, CallPiece] = {}
+    for piece in delta.calls:
+        before = joined.get(piece.index)
+        text = piece.arguments
+        joined[piece.index] = piece if before is None else replace(before, arguments=before.arguments + text)
+    if len(joined) < 2:
+        return (replace(delta, calls=tuple(joined.values())) if joined else delta,)
+    first, *others = joined.values()
+    parts = [
+        replace(delta, calls=(first,), finish=None),
+        *(Delta(delta.index, "", 0, calls=(each,)) for each in others),
+    ]
+    return (*parts[:-1], replace(parts[-1], finish=delta.finish))
 
 
 def _shown_piece(piece: CallPiece) -> dict[str, Any]:
