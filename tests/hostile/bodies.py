@@ -274,7 +274,10 @@ def of_routes(seed: int) -> Iterator[tuple[str, Any]]:
 def _short(path: str, body: dict[str, Any]) -> dict[str, Any]:
     """Return a body with a low limit for the length of its answers, and for their number."""
     known = {field.name for field in ROUTES.get(path, ())}
-    low = dict.fromkeys(_LIMITS & body.keys(), _MOST_TOKENS) or dict.fromkeys(_USUAL & known, 2)
+    low: dict[str, Any] = dict.fromkeys(_LIMITS & body.keys(), _MOST_TOKENS) or dict.fromkeys(_USUAL & known, 2)
+    if path in ("/api/chat", "/api/generate"):
+        options = body.get("options")
+        low = {"options": (options if isinstance(options, dict) else {}) | {"num_predict": _MOST_TOKENS}}
     many = {name: 2 for name in ("n", "best_of") if isinstance(body.get(name), int) and body[name] > 2}
     return body | low | many
 
@@ -288,6 +291,8 @@ def _changed(body: Any, chance: random.Random) -> Any:
     how = chance.random()
     if key in _LIMITS:  # without it an answer would take minutes
         holder[key] = _value(chance) or 1
+    elif key == "options" and how < 0.9:  # the limit of Ollama's API is in it
+        holder[key] = _value(chance) or {"num_predict": 1}
     elif how < 0.6:
         holder[key] = _value(chance)
     elif how < 0.7:
