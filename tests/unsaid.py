@@ -18,6 +18,7 @@ _OF_VALUES = (
     r"has too many (lists and objects|keys|values|levels)",
     r"thinking alone is none",
     r"the last message is the assistant's",
+    r"after must be the id of an item in the list",
     r"is not stored here|^Previous response with id .* not found",
 )
 # The model: its vocabulary, its context, its size, its chat template.
