@@ -291,8 +291,8 @@ def _changed(body: Any, chance: random.Random) -> Any:
     how = chance.random()
     if key in _LIMITS:  # without it an answer would take minutes
         value = _value(chance) or 1
-        # Some APIs lower a limit that does not fit, so most of the high ones are left out.
-        is_high = isinstance(value, int) and value > 200 and chance.random() < 0.9
+        # Some APIs lower a limit that does not fit, and -1 is no limit, so most of such values are left out.
+        is_high = isinstance(value, int) and not 0 <= value <= 200 and chance.random() < 0.9
         holder[key] = _MOST_TOKENS if is_high else value
     elif key == "options" and how < 0.9:  # the limit of Ollama's API is in it
         holder[key] = _value(chance) or {"num_predict": 1}
