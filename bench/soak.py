@@ -276,6 +276,13 @@ async def soak(served: LaunchServer, clients: int, seconds: float, found: Found)
     return broken
 
 
+def trend(found: Found) -> str:
+    """Return the gateway's memory in ten parts of the run, in MiB."""
+    sizes = [size / 2**20 for _, size in found.memory]
+    parts = [sizes[len(sizes) * i // 10 : len(sizes) * (i + 1) // 10] for i in range(10)]
+    return ", ".join(f"{statistics.median(part):.1f}" for part in parts if part)
+
+
 def grown(found: Found) -> tuple[float, float, float]:
     """Return the gateway's memory after the first fifth of the run and at its end, in MiB, and the growth."""
     last = found.memory[-1][0]
@@ -306,6 +313,7 @@ def main() -> int:
         print(f"{role}: {endings.total()} requests: {', '.join(f'{count} {name}' for name, count in endings.items())}")
     print(f"harm: {dict(found.harm)}; processes seen: {len(found.processes)}")
     print(f"gateway: {before:.1f} MiB after a fifth of the time, {after:.1f} MiB at the end ({growth:+.1%})")
+    print(f"gateway, ten parts of the run: {trend(found)} MiB")
     print("\n".join(f"BROKEN: {each}" for each in broken) or "every promise holds")
     return 1 if broken else 0
 
