@@ -36,7 +36,8 @@ class ConnectionLimits:
 
     `header`: for the header of a request, from the first byte or from the opening of the connection. `body`: for the
     whole request, plus one second for each `body_rate` bytes. `idle`: between two requests. `unread`: while a client
-    reads nothing of its answer. `most_idle`: connections that have sent no whole header; the oldest is closed first.
+    reads nothing of its answer. `most_idle`: connections that have sent no whole header; the oldest is closed first,
+    but none that is idle for less than `fresh`: many clients may connect at once, and their headers are on the way.
     `most`: open connections, None for as many as the file descriptors allow. `pause`: without accepting when the system
     refuses, unless a connection ends earlier.
     """
@@ -47,6 +48,7 @@ class ConnectionLimits:
     idle: float = 75.0
     unread: float = 300.0
     most_idle: int = 128
+    fresh: float = 2.0
     most: int | None = None
     pause: float = 1.0
 
@@ -199,8 +201,9 @@ class Connections:
         if len(self._open) <= self._limits.most_idle:
             return
         idle = [each for each in self._open if each.is_waiting and not each.transport.is_closing()]
-        if len(idle) > self._limits.most_idle:
-            min(idle, key=lambda each: each.since).transport.abort()
+        oldest = min(idle, key=lambda each: each.since, default=new)
+        if len(idle) > self._limits.most_idle and new.since - oldest.since >= self._limits.fresh:
+            oldest.transport.abort()
 
     def closed(self, gone: Connection) -> None:
         self._open.discard(gone)

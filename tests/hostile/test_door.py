@@ -185,7 +185,7 @@ def test_a_connection_is_closed_some_time_after_its_answer() -> None:
 @pytest.mark.starts
 def test_of_too_many_idle_connections_the_oldest_is_closed_and_the_others_answer() -> None:
     async def run() -> tuple[bytes, list[bytes]]:
-        async with running(Echo(), most_idle=3) as server:
+        async with running(Echo(), most_idle=3, fresh=0) as server:
             connections = []
             for number in range(1, 4):
                 connections.append(await server.connect())
@@ -203,6 +203,23 @@ def test_of_too_many_idle_connections_the_oldest_is_closed_and_the_others_answer
 
     assert closed == b""
     assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
+
+
+@pytest.mark.starts
+def test_many_clients_may_connect_at_once() -> None:
+    """Their headers are on the way, so none of them counts as idle yet."""
+
+    async def run() -> list[bytes]:
+        async with running(Echo(), most_idle=3, fresh=3600) as server:
+            connections = [await server.connect() for _ in range(8)]
+            for _, writer in connections:
+                writer.write(GET)
+            answers = [await answer_on(reader) for reader, _ in connections]
+            for _, writer in connections:
+                writer.close()
+            return answers
+
+    assert [answer[:12] for answer in asyncio.run(run())] == [b"HTTP/1.1 200"] * 8
 
 
 @pytest.mark.starts
