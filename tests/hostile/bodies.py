@@ -248,7 +248,7 @@ def bodies(seed: int) -> Iterator[tuple[str, bytes]]:
     of_schemas = of_routes(seed)
     while True:
         path, valid = chance.choice((chance.choice(_VALID), next(of_schemas)))
-        body: Any = copy.deepcopy(valid)
+        body: Any = copy.deepcopy(valid if valid.keys() & _LIMITS else _short(path, valid))
         for _ in range(chance.choice((0, 1, 1, 1, 1, 2, 2, 3, 5))):
             body = _changed(body, chance)
         raw = _written(body, chance).encode()
