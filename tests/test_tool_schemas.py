@@ -21,7 +21,6 @@ from tourkit.server.api.model import Model
 from tourkit.server.api.replies import ChatReply
 from tourkit.server.api.requests import parse_chat
 
-pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed here")
 pytestmark = pytest.mark.starts
 
 COUNT = 500 if os.environ.get("TOURKIT_EVERY_DOCUMENT") else 10
