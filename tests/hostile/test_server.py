@@ -32,16 +32,23 @@ def workers(served: Serving) -> dict[str, Any]:
     return {name: (each["pid"], each["restarts"]) for name, each in found.items()}
 
 
+@pytest.fixture(scope="module")
+def loaded(served: Serving) -> Serving:
+    """The server, when its worker has started."""
+    assert asked(served, "/v1/models/load", b'{"model": "tool"}')[0] == 200
+    return served
+
+
 @pytest.mark.starts
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_a_hostile_request_is_answered_and_the_worker_goes_on(served: Serving, case: Case) -> None:
-    before = workers(served)
+def test_a_hostile_request_is_answered_and_the_worker_goes_on(loaded: Serving, case: Case) -> None:
+    before = workers(loaded)
 
-    status, answer = asked(served, case.path, case.body)
+    status, answer = asked(loaded, case.path, case.body)
 
     assert status in case.statuses, answer
     if status != 200:
         assert len(json.dumps(answer)) < 2000
         assert "\n" not in answer["error"]["message"]
-    assert workers(served) == before
-    assert asked(served, "/v1/chat/completions", chat())[0] == 200
+    assert workers(loaded) == before
+    assert asked(loaded, "/v1/chat/completions", chat())[0] == 200
