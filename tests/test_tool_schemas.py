@@ -30,7 +30,7 @@ COUNT = 500 if os.environ.get("TOURKIT_EVERY_DOCUMENT") else 10
 def engine(tiny_gguf: Path) -> Iterator[Engine]:
     from tourkit import backends
 
-    loaded = backends.load(Launch(model="m", stack="llama_cpp", path=str(tiny_gguf), slots=1, context=2048, threads=1))
+    loaded = backends.load(Launch(model="m", stack="llama_cpp", path=str(tiny_gguf), slots=1, context=4096, threads=1))
     yield loaded
     loaded.close()
 
