@@ -513,3 +513,10 @@ def test_a_client_that_waits_gets_a_line_without_text_and_an_error_is_a_line() -
 
 def test_loading_keeps_the_name_that_the_client_sent() -> None:
     assert parse_ollama_chat({"model": "tool:latest"}) == Loading("tool:latest", stream=True)
+
+
+def test_the_fields_of_a_message_are_counted_before_null_ones_are_left_out() -> None:
+    message = {"role": "user", "content": "x", "images": None} | {f"k{i}": None for i in range(98)}
+
+    with pytest.raises(RequestError, match=r"messages\[0\] has 101 fields"):
+        parse_ollama_chat(CHAT | {"messages": [message]})

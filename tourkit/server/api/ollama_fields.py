@@ -208,6 +208,7 @@ def _messages(value: Any, names: dict[str, str]) -> list[Any]:
 def _message(message: Any, where: str, names: dict[str, str]) -> Any:
     if not isinstance(message, dict):
         return message  # the parser of chat refuses it
+    limits.MESSAGE_FIELDS.check(len(message), where)
     _check_images(message, "images", f"{where}.")
     for ours, theirs in _MESSAGE.items():
         if ours in message:
