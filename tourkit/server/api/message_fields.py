@@ -12,9 +12,8 @@ from tourkit.errors import RequestError, excerpt, quoted
 from tourkit.server.api import limits
 from tourkit.server.api.fields import boolean, integer
 from tourkit.server.api.message_blocks import texts_of, turns_of
-from tourkit.server.api.requests import Generate, checked_model_of, parse_chat
+from tourkit.server.api.requests import Generate, checked_model_of, parse_translated
 from tourkit.server.api.route_fields import COUNT_TOKENS, MESSAGES, Use
-from tourkit.server.api.translated import client_error, client_field
 
 _SAME = ("model", "stream", "max_tokens", "temperature", "top_p", "top_k")  # fields that chat has too
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "xhigh"}
@@ -48,18 +47,9 @@ def _parsed(body: dict[str, Any], defaults: tuple[RoleDefaults, ...]) -> Generat
     chat = {key: body[key] for key in _SAME if key in body}
     chat |= {"messages": _messages(body, names), "stop": _stop(body.get("stop_sequences"))}
     chat |= _tools(body, names) | _output(body, names) | thinking.fields(names)
-    try:
-        asked = parse_chat(chat, defaults)
-    except RequestError as exc:
-        raise client_error(exc, names) from exc
-    request = asked.request
-    fields = tuple(name for name in request.thinking_fields if name in thinking.asked)
-    malformed = tuple(client_field(name, names) for name in request.malformed)
-    offer = request.offer
-    if offer is not None:  # a reply names the parts of schemas that are not enforced
-        offer = replace(offer, where=tuple(client_field(where, names) for where in offer.where))
-    request = replace(request, thinking_fields=fields, malformed=malformed, offer=offer)
-    return replace(asked, request=request, include_reasoning=thinking.shown, names=names)
+    asked = parse_translated(chat, names, defaults)
+    fields = tuple(name for name in asked.request.thinking_fields if name in thinking.asked)
+    return replace(asked, request=replace(asked.request, thinking_fields=fields), include_reasoning=thinking.shown)
 
 
 def _stop(value: Any) -> Any:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from tourkit.defaults import RoleDefaults
 from tourkit.errors import RequestError
@@ -12,7 +11,7 @@ from tourkit.server.api import limits
 from tourkit.server.api.completion_fields import parse_completion
 from tourkit.server.api.dialects import OLLAMA_CHAT as DIALECT
 from tourkit.server.api.fields import boolean, is_whole
-from tourkit.server.api.requests import Embed, Generate, checked_model_of, parse_chat, parse_embeddings
+from tourkit.server.api.requests import Embed, Generate, checked_model_of, parse_embeddings, parse_translated
 from tourkit.server.api.route_fields import (
     OLLAMA_CHAT,
     OLLAMA_EMBED,
@@ -22,9 +21,7 @@ from tourkit.server.api.route_fields import (
     check_fields,
 )
 from tourkit.server.api.sampling_fields import top_logprobs_of
-from tourkit.server.api.translated import client_error
-
-T = TypeVar("T")
+from tourkit.server.api.translated import client_errors
 
 _OPTIONS = {  # of the request → of chat
     "num_predict": "max_tokens",
@@ -55,7 +52,7 @@ def parse_ollama_chat(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Gen
     if body.get("messages") in (None, []):
         return _loading(model, chat, defaults, names)
     chat |= {"messages": _messages(body["messages"], names)}
-    return _named(body, _client(lambda: parse_chat(chat, defaults), names), names)
+    return _named(body, parse_translated(chat, names, defaults))
 
 
 def parse_ollama_generate(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate | Loading:
@@ -75,19 +72,21 @@ def parse_ollama_generate(body: Any, defaults: tuple[RoleDefaults, ...] = ()) ->
         system_first = [{"role": "system", "content": system}] if system else []
         names |= {"messages": "prompt"}
         chat |= {"messages": [*system_first, {"role": "user", "content": prompt}]}
-        return _named(body, _client(lambda: parse_chat(chat, defaults), names), names)
+        return _named(body, parse_translated(chat, names, defaults))
     if system:
         raise RequestError(
             "system needs the chat template: leave it out, or leave raw and suffix out",
             param="system",
             code="unsupported_parameter",
         )
-    return _named(body, _client(lambda: _plain(chat, prompt, suffix, defaults), names), names)
+    with client_errors(names):
+        asked = _plain(chat, prompt, suffix, defaults)
+    return _named(body, replace(asked, names=names))
 
 
 def _loading(model: str, chat: dict[str, Any], defaults: tuple[RoleDefaults, ...], names: dict[str, str]) -> Loading:
     """Return a request that only loads the model. Its other fields are checked too."""
-    asked = _client(lambda: parse_chat(chat | {"messages": _NO_QUESTION}, defaults), names)
+    asked = parse_translated(chat | {"messages": _NO_QUESTION}, names, defaults)
     return Loading(model, asked.stream)
 
 
@@ -103,25 +102,18 @@ def parse_ollama_embeddings(body: Any) -> Embed:
     given = {"model": body["model"], "input": body.get("prompt")}
     if not isinstance(given["input"], str):
         raise RequestError("prompt must be a string", param="prompt")
-    return _client(lambda: parse_embeddings(given), {"input": "prompt", "input[0]": "prompt"})
+    with client_errors({"input": "prompt", "input[0]": "prompt"}):
+        return parse_embeddings(given)
 
 
-def _client(parse: Callable[[], T], names: dict[str, str]) -> T:
-    """Return what `parse` returns. Raises its RequestError with the field of the client's body."""
-    try:
-        return parse()
-    except RequestError as exc:
-        raise client_error(exc, names) from exc
-
-
-def _named(body: dict[str, Any], asked: Generate, names: dict[str, str]) -> Generate:
+def _named(body: dict[str, Any], asked: Generate) -> Generate:
     """Return a request with the model as the client names it.
 
     Its answer comes in pieces also if it is no stream, because the reply says when the first one came. num_predict is
     only a limit.
     """
     request = replace(asked.request, whole=False, fitted=True)
-    return replace(asked, model=body["model"], request=request, names=names)
+    return replace(asked, model=body["model"], request=request)
 
 
 def _plain(chat: dict[str, Any], prompt: str, suffix: str, defaults: tuple[RoleDefaults, ...]) -> Generate:

@@ -15,7 +15,7 @@ from tourkit.server.api.route_fields import CHAT, DETOKENIZE, EMBEDDINGS, TOKENI
 from tourkit.server.api.sampling_fields import features_of, sampling_of, top_logprobs_of
 from tourkit.server.api.thinking_fields import HISTORY_FIELDS, thinking_of, thought_of
 from tourkit.server.api.tool_fields import CALL_FIELDS, History, is_legacy, offer_of
-from tourkit.server.api.translated import Names
+from tourkit.server.api.translated import Names, client_errors, client_field
 
 # Content parts of other kinds, as the APIs of OpenAI, vLLM and Anthropic name them.
 MEDIA = {
@@ -93,6 +93,19 @@ def parse_chat(body: Any, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
         ignored=named,
         legacy_calls=is_legacy(body),
     )
+
+
+def parse_translated(chat: dict[str, Any], names: Names, defaults: tuple[RoleDefaults, ...] = ()) -> Generate:
+    """Convert a chat body that was made of the body of another API.
+
+    `names`: as in Generate. Errors, and reports about the schemas of tools, name the client's fields.
+    """
+    with client_errors(names):
+        asked = parse_chat(chat, defaults)
+    offer = asked.request.offer
+    if offer is not None:
+        offer = replace(offer, where=tuple(client_field(where, names) for where in offer.where))
+    return replace(asked, request=replace(asked.request, offer=offer), names=names)
 
 
 def parse_tokenize(body: Any) -> tuple[str, bool]:

@@ -13,10 +13,9 @@ from tourkit.defaults import RoleDefaults
 from tourkit.errors import RequestError, excerpt, quoted
 from tourkit.server.api.fields import boolean, integer
 from tourkit.server.api.limits import TOOLS, TOP_LOGPROBS
-from tourkit.server.api.requests import Generate, checked_model_of, parse_chat
+from tourkit.server.api.requests import Generate, checked_model_of, parse_translated
 from tourkit.server.api.response_items import Conversation
 from tourkit.server.api.route_fields import CHAT, RESPONSES, Use
-from tourkit.server.api.translated import client_error, client_field
 
 _LOGPROBS = "message.output_text.logprobs"
 INCLUDABLE = (  # names in `include`; all except the log probabilities are about things that are not here
@@ -81,16 +80,9 @@ def parse_response(body: Any, n_stored: int | None, defaults: tuple[RoleDefaults
     about = _about(body, truncation)
     if about["previous_response_id"] is not None and n_stored is None:
         raise not_stored(about["previous_response_id"])
-    try:
-        generate = parse_chat(chat | {"messages": conversation.messages}, defaults)
-    except RequestError as exc:
-        raise client_error(exc, names) from exc
-    offer = generate.request.offer
-    if offer is not None:
-        offer = replace(offer, where=tuple(client_field(where, names) for where in offer.where))
-    request = replace(generate.request, offer=offer)
-    generate = replace(generate, request=request, ignored=(*named, *ignored), names=names)
-    return AskedResponse(generate, about | _chosen(generate, body, offer), truncation == "auto")
+    generate = parse_translated(chat | {"messages": conversation.messages}, names, defaults)
+    generate = replace(generate, ignored=(*named, *ignored))
+    return AskedResponse(generate, about | _chosen(generate, body, generate.request.offer), truncation == "auto")
 
 
 def not_stored(id_: str) -> RequestError:

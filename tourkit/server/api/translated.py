@@ -5,7 +5,8 @@ Errors and headers must name the fields that the client sent, and not those of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 from tourkit.errors import RequestError
 
@@ -19,8 +20,16 @@ def client_field(field: str, names: Names) -> str:
     return field if at is None else names[at] + field[len(at) :]
 
 
-def client_error(error: RequestError, names: Names) -> RequestError:
-    """Return an error that names the client's field, also in its message."""
+@contextlib.contextmanager
+def client_errors(names: Names) -> Iterator[None]:
+    """Let a RequestError of the block name the client's field, also in its message."""
+    try:
+        yield
+    except RequestError as exc:
+        raise _client_error(exc, names) from exc
+
+
+def _client_error(error: RequestError, names: Names) -> RequestError:
     if error.param is None:
         return error
     message, param = str(error), client_field(error.param, names)

@@ -47,7 +47,7 @@ from tourkit.server.api.reranking import rerank
 from tourkit.server.api.response_fields import parse_response
 from tourkit.server.api.response_replies import ResponseReply, new_id
 from tourkit.server.api.text_replies import TextReply
-from tourkit.server.api.translated import client_error
+from tourkit.server.api.translated import client_errors
 from tourkit.server.api.truncation import truncated
 from tourkit.server.api.yes_no import YesNo
 from tourkit.server.contract import CLIENT_HEADER, SECRET_HEADER, STORED_HEADER
@@ -153,20 +153,16 @@ class ModelServer:
         asked = await self._body(request, parse)
         generate, logprobs = asked.generate, asked.generate.request.params.top_logprobs is not None
         if asked.truncates:
-            try:
+            with client_errors(generate.names):
                 generate = replace(generate, request=await asyncio.to_thread(truncated, self._engine, generate.request))
-            except RequestError as exc:
-                raise client_error(exc, generate.names) from exc
         shows = generate.include_reasoning
         reply = ResponseReply(new_id("resp"), int(time.time()), asked.about, reasoning=shows, logprobs=logprobs)
         return await self._answer(generate, reply, request)
 
     async def _answer(self, asked: Generate, reply: Reply, request: HttpRequest) -> Response:
         """Answer a chat request in the API of `reply`. Raises RequestError with the field of the client's body."""
-        try:
+        with client_errors(asked.names):
             return await self._answered(asked, reply, request)
-        except RequestError as exc:
-            raise client_error(exc, asked.names) from exc
 
     async def _answered(self, asked: Generate, reply: Reply, request: HttpRequest) -> Response:
         asked = replace(asked, request=replace(asked.request, client=_client(request)))
@@ -191,10 +187,8 @@ class ModelServer:
     async def count_tokens(self, request: HttpRequest) -> Response:
         """Return how many tokens the prompt of messages has, as Anthropic's API does."""
         asked = await self._body(request, partial(parse_count, defaults=self._defaults))
-        try:
+        with client_errors(asked.names):
             count = await asyncio.to_thread(self._templated().count_tokens, asked.request)
-        except RequestError as exc:
-            raise client_error(exc, asked.names) from exc
         return json_response(200, {"input_tokens": count})
 
     async def ollama(
