@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from asgi import Answer, ask
 from thinking_runner import Script, ThinkingRunner
-from tool_runner import FAMILIES, ORDER, ToolRunner
+from tool_runner import FAMILIES, ORDER, ToolRunner, stand_ins, worker_answer
 
 from tourkit.backends.runner_engine import RunnerEngine
 from tourkit.defaults import RoleDefaults
@@ -21,11 +21,9 @@ from tourkit.server.api.message_fields import parse_count, parse_message
 from tourkit.server.api.message_replies import MessageReply
 from tourkit.server.api.replies import Usage
 from tourkit.server.api.route_fields import ROUTES, Use
-from tourkit.server.contract import SECRET_HEADER
 from tourkit.server.gateway.access import AccessRules
 from tourkit.server.gateway.app import Gateway, GatewayOptions
 from tourkit.server.gateway.comments import Commented
-from tourkit.server.worker.app import ModelServer
 
 BODY: dict[str, Any] = {"model": "tool", "max_tokens": 200, "messages": [{"role": "user", "content": "x"}]}
 SCHEMA = {
@@ -40,29 +38,21 @@ TOOLS = [{"name": name, "description": "Of a city.", "input_schema": SCHEMA} for
 @pytest.fixture(scope="module")
 def engines() -> Iterator[Callable[[str], RunnerEngine]]:
     """Return a stand-in for a model: that of a family, one that writes its thinking and "Yes.", or a small one."""
-    made: dict[str, RunnerEngine] = {}
 
-    def engine(name: str) -> RunnerEngine:
-        if name not in made:
-            script = Script("<think>\nHm.\n</think>\n\nYes.", "Yes.", "</think>")
-            runner = ThinkingRunner("think", script) if name == "thinks" else ToolRunner(name.removeprefix("small "))
-            runner.context = 150 if name.startswith("small ") else runner.context
-            made[name] = RunnerEngine(runner, "stand-in")
-        return made[name]
+    def made(name: str) -> ThinkingRunner:
+        script = Script("<think>\nHm.\n</think>\n\nYes.", "Yes.", "</think>")
+        runner = ThinkingRunner("think", script) if name == "thinks" else ToolRunner(name.removeprefix("small "))
+        runner.context = 150 if name.startswith("small ") else runner.context
+        return runner
 
-    yield engine
-    for each in made.values():
-        each.close()
+    yield from stand_ins(made)
 
 
 Engines = Callable[[str], RunnerEngine]
 
 
 def post(engine: RunnerEngine, body: dict[str, Any], path: str = "/v1/messages", **how: Any) -> Answer:
-    """Ask a worker. Its constraints are prepared in this process."""
-    worker = ModelServer(engine, "s", **how)
-    worker._model.trial = None
-    return asyncio.run(ask(worker.app(), path, body, headers={SECRET_HEADER: "s"}))
+    return worker_answer(engine, path, body, **how)
 
 
 def order(text: str, **fields: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from asgi import Answer, ask
 from idle_engine import IdleEngine
 from thinking_runner import Script, ThinkingRunner
-from tool_runner import FAMILIES, ORDER, ToolRunner
+from tool_runner import FAMILIES, ORDER, ToolRunner, stand_ins, worker_answer
 
 from tourkit import __version__
 from tourkit.backends.base import Embeddings
@@ -33,12 +33,10 @@ from tourkit.server.api.ollama_fields import (
 )
 from tourkit.server.api.requests import Generate
 from tourkit.server.api.route_fields import OLLAMA_OPTIONS, ROUTES, Use
-from tourkit.server.contract import SECRET_HEADER
 from tourkit.server.gateway import bodies
 from tourkit.server.gateway.app import Gateway, GatewayOptions
 from tourkit.server.gateway.comments import Commented
 from tourkit.server.gateway.supervisor import State, Worker
-from tourkit.server.worker.app import ModelServer
 
 CHAT: dict[str, Any] = {"model": "tool:latest", "messages": [{"role": "user", "content": "x"}]}
 GENERATE: dict[str, Any] = {"model": "tool", "prompt": "x"}
@@ -57,28 +55,11 @@ TOOLS = [
 @pytest.fixture(scope="module")
 def engines() -> Iterator[Callable[[str], RunnerEngine]]:
     """Return a stand-in for a model: that of a family, or one that writes its thinking and "Yes."."""
-    made: dict[str, RunnerEngine] = {}
-
-    def engine(name: str) -> RunnerEngine:
-        if name not in made:
-            script = Script("<think>\nHm.\n</think>\n\nYes.", "Yes.", "</think>")
-            runner = ThinkingRunner("think", script) if name == "thinks" else ToolRunner(name)
-            made[name] = RunnerEngine(runner, "stand-in")
-        return made[name]
-
-    yield engine
-    for each in made.values():
-        each.close()
+    script = Script("<think>\nHm.\n</think>\n\nYes.", "Yes.", "</think>")
+    yield from stand_ins(lambda name: ThinkingRunner("think", script) if name == "thinks" else ToolRunner(name))
 
 
 Engines = Callable[[str], RunnerEngine]
-
-
-def post(engine: Any, path: str, body: dict[str, Any]) -> Answer:
-    """Ask a worker. Its constraints are prepared in this process."""
-    worker = ModelServer(engine, "s")
-    worker._model.trial = None
-    return asyncio.run(ask(worker.app(), path, body, headers={SECRET_HEADER: "s"}))
 
 
 def order(text: str, **fields: Any) -> dict[str, Any]:
@@ -94,7 +75,7 @@ def lines(answer: Answer) -> list[dict[str, Any]]:
 
 
 def whole(engine: RunnerEngine, body: dict[str, Any]) -> dict[str, Any]:
-    answer = post(engine, "/api/chat", body | {"stream": False})
+    answer = worker_answer(engine, "/api/chat", body | {"stream": False})
     assert answer.status == 200, answer.raw
     found: dict[str, Any] = answer.body
     return found
@@ -102,7 +83,7 @@ def whole(engine: RunnerEngine, body: dict[str, Any]) -> dict[str, Any]:
 
 def streamed(engine: RunnerEngine, body: dict[str, Any]) -> dict[str, Any]:
     """Return the answer that the lines of a stream make, as Ollama's clients put it together."""
-    *parts, last = lines(post(engine, "/api/chat", body))
+    *parts, last = lines(worker_answer(engine, "/api/chat", body))
     assert [part["done"] for part in parts] == [False] * len(parts)
     assert last["message"] == {"role": "assistant", "content": ""}
     message: dict[str, Any] = {"role": "assistant", "content": ""}
@@ -136,11 +117,11 @@ def test_an_answer_has_a_message_counts_and_durations(engines: Engines, answer: 
 
 
 def test_an_answer_is_a_stream_unless_the_request_says_otherwise(engines: Engines) -> None:
-    parts = lines(post(engines("generic"), "/api/chat", order("Hello")))
+    parts = lines(worker_answer(engines("generic"), "/api/chat", order("Hello")))
 
     assert [part["message"]["content"] for part in parts] == [*"Hello", ""]
-    assert lines(post(engines("generic"), "/api/generate", GENERATE | {"stream": True}))
-    assert post(engines("generic"), "/api/generate", GENERATE | {"stream": False}).body["done"] is True
+    assert lines(worker_answer(engines("generic"), "/api/generate", GENERATE | {"stream": True}))
+    assert worker_answer(engines("generic"), "/api/generate", GENERATE | {"stream": False}).body["done"] is True
 
 
 @BOTH
@@ -209,7 +190,7 @@ def test_thinking_can_be_turned_off(engines: Engines, answer: Reply) -> None:
 
 
 def test_think_is_named_if_the_model_does_not_think(engines: Engines) -> None:
-    answer = post(engines("generic"), "/api/chat", order("Yes.", think="high"))
+    answer = worker_answer(engines("generic"), "/api/chat", order("Yes.", think="high"))
 
     assert answer.headers["x-tourkit-ignored"] == "think"
 
@@ -220,7 +201,7 @@ def test_log_probabilities_are_shown_if_they_are_asked_for(engines: Engines, ans
     if answer is whole:
         found = whole(engines("generic"), body)["logprobs"]
     else:
-        parts = lines(post(engines("generic"), "/api/chat", body))
+        parts = lines(worker_answer(engines("generic"), "/api/chat", body))
         found = [each for part in parts for each in part.get("logprobs", ())]
 
     assert [each["token"] for each in found] == ["H", "i"]
@@ -235,7 +216,7 @@ def test_log_probabilities_are_shown_if_they_are_asked_for(engines: Engines, ans
 def test_generate_answers_a_prompt_through_the_chat_template(engines: Engines, stream: bool) -> None:
     body = {**order("Hello", stream=stream, system="Be kind."), "prompt": f"{ORDER}Hello"}
     del body["messages"]
-    answer = post(engines("generic"), "/api/generate", body)
+    answer = worker_answer(engines("generic"), "/api/generate", body)
 
     parts = lines(answer) if stream else [answer.body]
     assert "".join(part["response"] for part in parts) == "Hello"
@@ -256,7 +237,7 @@ def test_a_raw_prompt_has_no_chat_template() -> None:
 def test_a_raw_prompt_is_continued(engines: Engines) -> None:
     body = {"model": "tool", "prompt": f"{ORDER}Hello[answer]", "raw": True, "options": {"temperature": 0}}
 
-    assert post(engines("generic"), "/api/generate", body | {"stream": False}).body["response"] == "Hello"
+    assert worker_answer(engines("generic"), "/api/generate", body | {"stream": False}).body["response"] == "Hello"
 
 
 def test_a_suffix_is_filled_in_before(engines: Engines) -> None:
@@ -264,7 +245,7 @@ def test_a_suffix_is_filled_in_before(engines: Engines) -> None:
 
     assert isinstance(asked, Generate)
     assert (asked.request.prompt, asked.request.suffix, asked.request.params.top_logprobs) == ("x", "end", 3)
-    answer = post(engines("generic"), "/api/generate", GENERATE | {"suffix": "end"})
+    answer = worker_answer(engines("generic"), "/api/generate", GENERATE | {"suffix": "end"})
     assert (answer.status, answer.body["error"]["param"]) == (400, "suffix")
 
 
@@ -274,7 +255,7 @@ def test_a_suffix_is_filled_in_before(engines: Engines) -> None:
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_without_a_prompt_only_loads_the_model(path: str, body: dict[str, Any], stream: bool) -> None:
-    answer = post(IdleEngineOfWords(), path, body | {"stream": stream})
+    answer = worker_answer(IdleEngineOfWords(), path, body | {"stream": stream})
 
     [found] = lines(answer) if stream else [answer.body]
     assert (found["model"], found["done"], found["done_reason"]) == ("tool", True, "load")
@@ -393,14 +374,16 @@ class Lengths(IdleEngine):
 
 @pytest.mark.parametrize(("given", "vectors"), [("ab", [[2, 0.5]]), (["a", "abc"], [[1, 0.5], [3, 0.5]])])
 def test_embed_returns_a_vector_for_each_text(given: Any, vectors: Any) -> None:
-    answer = post(Lengths(), "/api/embed", {"model": "embed", "input": given, "truncate": True, "options": {}})
+    answer = worker_answer(Lengths(), "/api/embed", {"model": "embed", "input": given, "truncate": True, "options": {}})
 
     assert (answer.body["model"], answer.body["embeddings"], answer.body["prompt_eval_count"]) == ("embed", vectors, 9)
     assert answer.body["total_duration"] > 0
 
 
 def test_the_older_route_returns_one_vector() -> None:
-    assert post(Lengths(), "/api/embeddings", {"model": "embed", "prompt": "ab"}).body == {"embedding": [2, 0.5]}
+    assert worker_answer(Lengths(), "/api/embeddings", {"model": "embed", "prompt": "ab"}).body == {
+        "embedding": [2, 0.5]
+    }
 
 
 # --- the gateway ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
-from tool_runner import FAMILIES, ORDER, ToolRunner
+from tool_runner import FAMILIES, ORDER, ToolRunner, stand_ins
 
 from tourkit.backends.chat_template import ChatTemplate
 from tourkit.backends.control_tokens import ControlTokens
@@ -47,16 +47,7 @@ NAMED = {"type": "function", "function": {"name": "get_time"}}
 @pytest.fixture(scope="module")
 def engines() -> Iterator[Callable[[str], RunnerEngine]]:
     """Return the engine of a family. What it writes depends on the prompt alone."""
-    made: dict[str, RunnerEngine] = {}
-
-    def engine(family: str) -> RunnerEngine:
-        if family not in made:
-            made[family] = RunnerEngine(ToolRunner(family), "stand-in")
-        return made[family]
-
-    yield engine
-    for each in made.values():
-        each.close()
+    yield from stand_ins(ToolRunner)
 
 
 def parsed(text: str = "", **fields: Any) -> Generate:

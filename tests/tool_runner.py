@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from asgi import Answer, ask
 from thinking_runner import CONTROL, TURN, Script, ThinkingRunner
+
+from tourkit.backends.runner_engine import RunnerEngine
+from tourkit.server.contract import SECRET_HEADER
+from tourkit.server.worker.app import ModelServer
 
 _MESSAGES = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}"
@@ -133,3 +140,24 @@ class ToolRunner(ThinkingRunner):
         _, order, text = prompt.rpartition(ORDER.encode())
         text = text if order else b""
         return self._token(text[len(written) :] if text.startswith(written) else b"")
+
+
+def stand_ins(make: Callable[[str], ThinkingRunner]) -> Iterator[Callable[[str], RunnerEngine]]:
+    """Yield a function that returns the engine of a name, each made once by `make`; close them at the end."""
+    made: dict[str, RunnerEngine] = {}
+
+    def engine(name: str) -> RunnerEngine:
+        if name not in made:
+            made[name] = RunnerEngine(make(name), "stand-in")
+        return made[name]
+
+    yield engine
+    for each in made.values():
+        each.close()
+
+
+def worker_answer(engine: Any, path: str, body: dict[str, Any], **how: Any) -> Answer:
+    """Ask the application of a worker. Its constraints are prepared in this process. `how`: as ModelServer takes it."""
+    worker = ModelServer(engine, "s", **how)
+    worker._model.trial = None
+    return asyncio.run(ask(worker.app(), path, body, headers={SECRET_HEADER: "s"}))
