@@ -24,12 +24,12 @@ from starlette.types import Message, Receive, Scope, Send
 from tourkit import backends
 from tourkit.bundle.index import INDEX
 from tourkit.client import AsyncClient, Client, ClientError
-from tourkit.errors import LocalError, RequestError, TourkitError, quoted
+from tourkit.errors import LocalError, TourkitError
 from tourkit.hardware import probe
 from tourkit.planning.plan import CPU, Placement
 from tourkit.server.api.off_loop import parsed
 from tourkit.server.api.replies import error_response, json_response
-from tourkit.server.api.requests import model_of
+from tourkit.server.api.requests import model_of, unknown_model
 from tourkit.server.contract import SECRET_HEADER, fingerprint_of
 from tourkit.server.gateway.launch import (
     ServeOptions,
@@ -200,13 +200,7 @@ class _Site:
 
     def _check(self, model: str) -> None:
         if model not in self._names:
-            known = ", ".join(self._names)
-            raise RequestError(
-                f"model {quoted(model)} is not loaded here: use one of {known}",
-                param="model",
-                code="model_not_found",
-                status=404,
-            )
+            raise unknown_model(model, self._names, state="loaded")
 
 
 class _Connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -180,6 +181,16 @@ def model_of(body: Any) -> str:
         raise RequestError("model is missing: name a role, such as 'tool', or a model id", param="model")
     limits.MODEL.check(len(model))
     return model
+
+
+def unknown_model(name: str, known: Iterable[str], *, state: str) -> RequestError:
+    """Return the error for a model that is not here. `known`: the names that are. `state`: what these models are."""
+    return RequestError(
+        f"model {quoted(name)} is not {state} here: use one of {', '.join(known)}",
+        param="model",
+        code="model_not_found",
+        status=404,
+    )
 
 
 def checked_model_of(body: Any, fields: tuple[Field, ...]) -> tuple[str, tuple[str, ...]]:

@@ -20,11 +20,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tourkit import __version__, net, scratch
 from tourkit.connections import USUAL, ConnectionLimits
-from tourkit.errors import EngineDead, LocalError, RequestError, TourkitError, quoted
+from tourkit.errors import EngineDead, LocalError, RequestError, TourkitError
 from tourkit.net import Urls
 from tourkit.planning.plan import Placement
 from tourkit.server.api.dialects import dialect_of
 from tourkit.server.api.replies import error_response, json_response
+from tourkit.server.api.requests import unknown_model
 from tourkit.server.gateway import bodies, paths, responses, status
 from tourkit.server.gateway.access import CLIENT, OPEN_TO_ALL, TRUSTED, Access, AccessRules
 from tourkit.server.gateway.comments import Commented
@@ -334,13 +335,7 @@ class Gateway:
     def _find(self, name: str) -> Worker:
         worker = self._workers.get(name)
         if worker is None:
-            known = ", ".join(self._workers)
-            raise RequestError(
-                f"model {quoted(name)} is not served here: use one of {known}",
-                param="model",
-                code="model_not_found",
-                status=404,
-            )
+            raise unknown_model(name, self._workers, state="served")
         return worker
 
 
