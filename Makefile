@@ -31,7 +31,7 @@ endef
 export OTHERS
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo picture test test-quick test-starts test-full test-documents test-stacks test-transformers test-onnx test-vllm test-wheels test-arch test-arch-sample test-real test-real-full test-clients arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench gpu-check-dry wheel portable-wheel test-portable fuzz soak clean
+.PHONY: help install demo picture test test-quick test-full test-documents test-stacks test-transformers test-onnx test-vllm test-wheels test-arch test-arch-sample test-real test-real-full test-clients arch-table check tiny-model tiny-quick tiny-eval lint types format docs bench gpu-check-dry wheel portable-wheel test-portable fuzz soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,9 +53,6 @@ test: $(DEV)/ready ## every test; no GPU, no downloaded weights; one test asks t
 
 test-quick: $(DEV)/ready ## the tests that start no process, no server and no model: under a minute
 	$(DEV)/bin/python -m pytest -n auto -m "not starts and not slow"
-
-test-starts: $(DEV)/ready ## all other tests: those that start a process, a server or a model, and the slow ones
-	$(DEV)/bin/python -m pytest -n auto -m "starts or slow"
 
 # The cases of llama_cpp are left out: `make test` has them.
 test-stacks: $(TINY)/ready ## the stacks transformers and onnx, in the environment of the tiny model; CI runs this
