@@ -18,7 +18,7 @@ TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "tourkit"
 HEAVY = {"llama_cpp", "llguidance", "vllm", "torch", "transformers", "onnxruntime", "onnxruntime_genai", "ray", "numpy"}
 LIBRARIES = HEAVY | {"huggingface_hub", "jinja2", "jsonschema", "starlette", "uvicorn", "aiohttp", "gguf", "re2"}
-LIBRARIES |= {"urllib3", "tqdm", "prometheus_client"}
+LIBRARIES |= {"urllib3", "tqdm", "prometheus_client", "httptools"}
 
 # A package may import any package on a line below its own, and no other. docs/architecture.md shows the same table.
 TABLE = """

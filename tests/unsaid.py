@@ -29,7 +29,14 @@ _OF_MODEL = (
     r"This model's maximum context length is",
     r"the model's chat template refuses these messages",
 )
-UNSAID = re.compile("|".join(_OF_VALUES + _OF_MODEL))
+# Of schemas, in Ollama's errors, which have no code.
+_OF_SCHEMAS = (
+    r"^the schema (is not a valid JSON Schema|is nested|has [\d,]+|cannot be enforced)",
+    r"^no document can meet the schema",
+    r"^a reference in the schema names nothing",
+    r"^the pattern .* is not a regular expression",
+)
+UNSAID = re.compile("|".join(_OF_VALUES + _OF_MODEL + _OF_SCHEMAS))
 # Of constraints: what the grammars of schemas, regular expressions and grammars can be.
 _CODES = {"unsupported_schema", "invalid_schema", "invalid_grammar", "constraint_too_complex", "grammar_limit"}
 _SAID = re.compile(r"must be a (string|JSON Schema)")  # what a schema can say about schemas

@@ -5,10 +5,13 @@ tools/fuzz_openapi.py starts it. The environment of schemathesis has no tourkit.
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import schemathesis
 from schemathesis.generation import GenerationMode
 
@@ -48,6 +51,31 @@ def refused_for_a_known_reason(context: Any, response: Any, case: Any) -> None:
         return
     message, code = _said(response.json()["error"])
     assert is_unsaid(message, code), f"refused, but the document allows it: {message}"
+
+
+@schemathesis.check
+def events_are_as_documented(context: Any, response: Any, case: Any) -> None:
+    """The data of each event of a stream follows `x-event-schema`."""
+    kind = response.headers.get("content-type", [""])[0].partition(";")[0]
+    content = case.operation.definition.raw["responses"].get(str(response.status_code), {}).get("content", {})
+    event_schema = content.get(kind, {}).get("x-event-schema")
+    if event_schema is None:
+        return
+    components = case.operation.schema.raw_schema["components"]
+    validator = jsonschema_rs.Draft202012Validator({**event_schema, "components": components})
+    events = list(_events(response.content.decode()))
+    assert events, "a stream without events"
+    for event in events:
+        for error in validator.iter_errors(event):
+            raise AssertionError(f"an event is not what the document says: {error.message}: {event}")
+
+
+def _events(stream: str) -> Iterator[Any]:
+    """Yield the data of each event: of a line that begins with `data:`, else of a line of JSON."""
+    for line in stream.splitlines():
+        data = line.removeprefix("data:").strip()
+        if data and data != "[DONE]" and not line.startswith((":", "event:")):
+            yield json.loads(data)
 
 
 def _said(error: Any) -> tuple[str, str | None]:

@@ -12,19 +12,16 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import uvicorn
-
-if TYPE_CHECKING:
-    from uvicorn.protocols.http.h11_impl import H11Protocol as _HttpProtocol
-else:
-    from uvicorn.protocols.http.auto import AutoHTTPProtocol as _HttpProtocol  # httptools if it is installed, else h11
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _KEPT_FREE = 64  # file descriptors for everything that is no connection: pipes to workers, logs, libraries
 _FEWEST = 16  # connections, however few file descriptors there are
 _MOST = 4096  # connections, however many file descriptors there are
 _LONGEST_HEADER = 64 * 1024  # bytes; httptools has no limit
+_STATUS_LINE = b"HTTP/1.1 "  # how an answer begins
 _CALM = 60.0  # seconds without a refusal, after which the next refusal is told again
 _TICKS = 5  # of uvicorn's main loop, 0.1 s each, between two looks at the time limits
 _LOG = logging.getLogger("tourkit.connections")
@@ -94,7 +91,47 @@ class OncePerSecond(logging.Filter):
 _QUIET = OncePerSecond()
 
 
-class Connection(_HttpProtocol):
+class JoinedWrites:
+    """A transport around another one, which sends the header of an answer together with the body's first bytes.
+
+    uvicorn writes them one after the other. Each write is a system call, and the other end wakes up for each. The
+    header waits for the next write, at most until the next turn of the loop.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._header = b""  # that waits
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if data.startswith(_STATUS_LINE) and not self._header:
+            self._header = data
+            self._loop.call_soon(self._write_header)
+        else:
+            data, self._header = self._header + data, b""
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._write_header()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._header = b""
+        self._transport.abort()
+
+    def get_write_buffer_size(self) -> int:
+        return len(self._header) + self._transport.get_write_buffer_size()
+
+    def _write_header(self) -> None:
+        data, self._header = self._header, b""
+        if data:
+            self._transport.write(data)
+
+
+class Connection(HttpToolsProtocol):
     """One connection. `since`: when its present state began. `received`: bytes of the request that arrives now."""
 
     def __init__(self, among: Connections, **given: Any) -> None:
@@ -106,7 +143,7 @@ class Connection(_HttpProtocol):
         self._unsent_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, JoinedWrites(transport, self.loop)))
         self.since = self.loop.time()
         self._among.opened(self)
 
@@ -292,7 +329,6 @@ class BoundedServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, limits: ConnectionLimits) -> None:
         config.timeout_keep_alive = limits.idle  # type: ignore[assignment]  # any number of seconds works
         config.ws = "none"
-        config.h11_max_incomplete_event_size = 1 << 20  # by default h11 refuses over 16 KiB, and not in JSON
         super().__init__(config)
         self._limits = limits
         self._connections: Connections | None = None

@@ -106,8 +106,8 @@ def _responses(path: str, operation: Operation, *, needs_key: bool) -> dict[str,
     content: dict[str, Any] = {_JSON: {"schema": ref(operation.reply)}} if operation.reply else {}
     content |= {} if operation.reply else {_PLAIN: {"schema": TEXT}}
     if operation.chunk:
-        # No schema can say what is in the events of a stream, so it is beside the schema.
-        content[dialect_of(path).stream_type] = {"schema": TEXT, "x-event-schema": ref(operation.chunk)}
+        # OpenAPI 3.1 does not say whether `schema` is of a whole stream or of each event, and its readers disagree.
+        content[dialect_of(path).stream_type] = {"x-event-schema": ref(operation.chunk)}
     headers = _OF_EVERY_ANSWER | (_OF_MODELS if operation.is_forwarded else {})
     found = {"200": {"description": "The answer.", "headers": _headers(headers), "content": content}}
     if operation.or_503:
