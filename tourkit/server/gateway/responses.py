@@ -27,8 +27,8 @@ _MOST = 100
 class Tapped:
     """A `send` for an answer of a worker. `on_response` gets the response before the client has the end of it.
 
-    A stream is passed on in whole events. So the client gets no half of an event if the worker dies, and the error that
-    the gateway then puts into the stream gets the number that comes next.
+    A stream comes in whole events (`relay.whole_pieces`). An error that the gateway puts into it gets the number that
+    comes next.
     """
 
     def __init__(self, send: Send, on_response: Callable[[dict[str, Any]], None]) -> None:
@@ -36,7 +36,7 @@ class Tapped:
         self._on_response = on_response
         self._is_stream = False
         self._is_good = False  # the status is 200
-        self._rest = b""  # of the answer, or of the event that has not come to its end
+        self._whole = b""  # the answer as far as it has come, if it is no stream
         self._n_events = 0
 
     async def __call__(self, message: Message) -> None:
@@ -45,28 +45,22 @@ class Tapped:
             self._is_stream = any(kind.startswith(EVENTS.encode()) for kind in kinds)
             self._is_good = message["status"] == 200
         elif self._is_good and self._is_stream:
-            whole = self._events(message.get("body", b""))
-            if not message.get("more_body", False):
-                whole += self._rest
-            elif not whole:
-                return
-            message = {**message, "body": whole}
+            message = {**message, "body": self._events(message.get("body", b""))}
         elif self._is_good:
-            self._rest += message.get("body", b"")
+            self._whole += message.get("body", b"")
             if not message.get("more_body", False):
-                self._on_response(orjson.loads(self._rest))
+                self._on_response(orjson.loads(self._whole))
         await self._send(message)
 
     def _events(self, block: bytes) -> bytes:
-        """Return the events that are whole with this block of a stream."""
-        if block.startswith(_ERROR) and b"\n\n" in block:  # the gateway's errors come in one piece
-            block, self._rest = self._numbered(block), b""
-        whole, end, self._rest = (self._rest + block).rpartition(b"\n\n")
-        for each in whole.split(b"\n\n"):
+        """Return a block of a stream. An error at its beginning has its number."""
+        if block.startswith(_ERROR):
+            block = self._numbered(block)
+        for each in block.split(b"\n\n"):
             self._n_events += each.startswith(b"event: ")
             if each.startswith(_ENDS):
                 self._on_response(orjson.loads(each.partition(b"data: ")[2])["response"])
-        return whole + end
+        return block
 
     def _numbered(self, block: bytes) -> bytes:
         """Return a block that begins with an error event, with the number of the event."""
