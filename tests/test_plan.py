@@ -45,7 +45,7 @@ def with_gpus(*vram: float, stacks: tuple[InstalledStack, ...] = (LLAMA_CPP,), r
     return Hardware(4, int(ram * GIB), gpus=gpus, stacks=stacks, driver="13.0", compiler="cc", python_headers=True)
 
 
-def planned(bundle: Index, hardware: Hardware, shape: Shape = SMALL, **options: int) -> Plan:
+def planned(bundle: Index, hardware: Hardware, shape: Shape = SMALL, **options: int | None) -> Plan:
     shapes = {variant.id: shape for variant in bundle.variants}
     return plan(bundle, hardware, shapes=shapes, **options)  # type: ignore[arg-type]
 
@@ -223,6 +223,14 @@ def test_context_and_slots_can_be_asked_for_up_to_what_the_model_has() -> None:
     made = planned(bundle, cpu(8), context=100_000, slots=2)
 
     assert (made.placements[0].launch.context, made.placements[0].launch.slots) == (8192, 2)
+    assert made.notes == ("m: 8192 tokens a sequence, not --context 100000: the model has no more",)
+
+
+@pytest.mark.parametrize("context", [None, 8192])
+def test_no_note_says_that_a_model_has_no_more_context_than_was_asked_for(context: int | None) -> None:
+    bundle = index({"brain": ("m",)}, {"m": {"Q4_K_M": 1}})
+
+    assert planned(bundle, cpu(8), context=context).notes == ()
 
 
 def test_where_four_sequences_do_not_fit_there_are_fewer_and_a_note_says_so() -> None:

@@ -38,7 +38,8 @@ class Decision:
     """What the planner decided. `floor`: the minimum that the assignment is made for.
 
     By model in use: `sized`, its option after the remaining memory was used too, and `devices`, "cpu" or a GPU's id.
-    `most_slots`: the slots that each model gets if there is enough memory.
+    `most_slots`: the slots that each model gets if there is enough memory. `context`: the tokens of a sequence that the
+    user asked for; None for as many as fit.
     """
 
     offer: Offer
@@ -47,6 +48,7 @@ class Decision:
     sized: Mapping[str, SizedOption]
     devices: Mapping[str, str]
     most_slots: int
+    context: int | None
 
 
 USUAL = Floor(4096, 4)

@@ -23,7 +23,7 @@ def notes(decision: Decision, problems: Sequence[str]) -> tuple[str, ...]:
         *problems,
         *_not_the_first(decision),
         *_in_turn(decision),
-        *(line for sized in decision.sized.values() for line in _of_one_model(sized, decision.most_slots)),
+        *(line for sized in decision.sized.values() for line in _of_one_model(sized, decision)),
     )
 
 
@@ -98,8 +98,11 @@ def _in_turn(decision: Decision) -> Iterator[str]:
         yield f"{', '.join(turns)}: take turns; not enough memory for all models at once"
 
 
-def _of_one_model(sized: SizedOption, most_slots: int) -> Iterator[str]:
-    if sized.slots < most_slots:
+def _of_one_model(sized: SizedOption, decision: Decision) -> Iterator[str]:
+    if decision.context is not None and sized.context < decision.context:
+        asked = f"--context {decision.context}"
+        yield f"{sized.option.model}: {sized.context} tokens a sequence, not {asked}: the model has no more"
+    if sized.slots < decision.most_slots:
         size = f"{counted(sized.slots, 'sequence')} of {sized.context} tokens"
         yield f"{sized.option.model}: {size} at once; no more fit"
     if sized.option.shape.source == GUESSED:

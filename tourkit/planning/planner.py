@@ -58,7 +58,7 @@ def plan(
     offer = _offer(index, hardware, {role: index.roles[role] for role in order}, shapes or {}, limits, given)
     floors = dict.fromkeys(Floor(context or floor.context, slots or floor.slots) for floor in _FLOORS)
     floor, assignment = _fullest(offer, floors)
-    decision = _upgraded(offer, floor, assignment, most_slots=slots or USUAL.slots, grow_context=context is None)
+    decision = _upgraded(offer, floor, assignment, most_slots=slots or USUAL.slots, context=context)
     warnings = tuple(unused_gpus(hardware, _formats(index, offer)))
     made = _plan_of(decision, hardware, limits.prompt_cache, warnings=warnings)
     if made.unfilled and (roles or not made.placements):
@@ -143,17 +143,17 @@ def _most_filled(offer: Offer) -> tuple[int, int]:
 # --- use of the remaining memory ------------------------------------------------------------------------------------
 
 
-def _upgraded(offer: Offer, floor: Floor, assignment: Assignment, *, most_slots: int, grow_context: bool) -> Decision:
+def _upgraded(offer: Offer, floor: Floor, assignment: Assignment, *, most_slots: int, context: int | None) -> Decision:
     """Return the decision: every model in use with as much as fits beside the others, and its device."""
     sized = {model_id: assignment.smallest[model_id] for model_id in dict.fromkeys(assignment.models.values())}
     for id_ in (id_ for id_ in sized if id_ not in assignment.resident and starts_fast(offer.options[id_])):
         ranked = sorted(map(in_turn, offer.options[id_]), key=lambda option: option.rank, reverse=True)
         offer = replace(offer, options={**offer.options, id_: ranked})
         sized[id_] = replace(sized[id_], option=in_turn(sized[id_].option))
-    longest = {id_: _longest(each.option) for id_, each in sized.items()} if grow_context else {}
+    longest = {id_: _longest(each.option) for id_, each in sized.items()} if context is None else {}
     sized = grow(sized, offer.options, assignment.resident, offer.budget, most_slots, longest)
     devices = pack(sized, assignment.resident, offer.budget) or {}
-    return Decision(offer, floor, assignment, sized, devices, most_slots)
+    return Decision(offer, floor, assignment, sized, devices, most_slots, context)
 
 
 def _longest(option: Option) -> int:
