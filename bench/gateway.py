@@ -5,9 +5,10 @@ are asked in turns. The worker that is asked directly listens on loopback. The o
 gateway as always: over a Unix socket. It measures
 
 1. the first token of one client, on new connections and on kept ones: the difference in milliseconds;
-2. tokens a second of streams, for 1 and for 32 clients, each on a connection of its own: the ratio.
+2. tokens a second of streams, for 1 and for 32 clients, each on a connection of its own: the ratio;
+3. the processor time of the gateway for a request with an answer of two tokens, on a kept connection.
 
-Each figure is a median over pairs of rounds. Each pair asks both sides; they take turns in going first.
+Figures 1 and 2 are medians over pairs of rounds. Each pair asks both sides; they take turns in going first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import statistics
 import subprocess
@@ -44,6 +46,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "weights" / "tiny" / "gguf" / "tiny-f16.gguf"
 CLIENTS = 32
 FIRSTS = 30  # requests of a round that measures the first token
+TIMED = 500  # requests whose processor time is measured
 LONG, SHORT = 256, 64  # tokens of an answer: of one client, of one of many
 GOAL_FIRST, GOAL_RATE = 1.0, 0.95  # milliseconds, ratio
 END = b"0\r\n\r\n"  # the last chunk of a stream
@@ -54,12 +57,13 @@ NO_END = {"0": -100, "2": -100}  # the end tokens of the tiny model and of SmolL
 
 @dataclass(frozen=True)
 class Side:
-    """A server. `headers`: more lines of a request."""
+    """A server. `headers`: more lines of a request. `process`: the id of the gateway's process."""
 
     name: str
     host: str
     port: int
     headers: str = ""
+    process: int = 0
 
     def request(self, *, tokens: int, number: int = 0, keep: bool = True) -> bytes:
         """Return the bytes of a chat request for a stream of `tokens` tokens.
@@ -111,7 +115,7 @@ def beats_read(process: subprocess.Popen[bytes]) -> Iterator[None]:
 def through_gateway(launch: Launch, work: Path) -> Iterator[Side]:
     with launch_server(Placement(("tool",), launch), log=work / "gateway.log") as server:
         address = urlsplit(server.url)
-        yield Side("gateway", address.hostname or "", address.port or 0)
+        yield Side("gateway", address.hostname or "", address.port or 0, process=server.process.pid)
 
 
 # --- clients ----------------------------------------------------------------------------------------------------------
@@ -178,6 +182,21 @@ def rates(sides: list[Side], *, clients: int) -> dict[str, float]:
     return {side.name: asyncio.run(rate(side, clients, tokens)) for side in sides}
 
 
+def processor_time(side: Side, requests: int) -> float:
+    """Return the milliseconds of processor time that the gateway takes for each of some requests, one by one."""
+    with contextlib.closing(connect(side)) as kept:
+        before = used(side.process)
+        for _ in range(requests):
+            first_token(side, kept)
+        return (used(side.process) - before) * 1000 / requests
+
+
+def used(process: int) -> float:
+    """Return the seconds of processor time that a process has used, in steps of a hundredth (proc_pid_stat(5))."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 Figure = tuple[str, Callable[[list[Side]], dict[str, float]], bool]  # title, measurement, whether it is a rate
 
 
@@ -217,6 +236,7 @@ def main() -> None:
             measure(sides)  # a warm-up
             pairs = [measure(sides if number % 2 else sides[::-1]) for number in range(given.pairs)]
             print(row(title, pairs, is_rate=is_rate), flush=True)
+        print(f"processor time of the gateway for a request: {processor_time(sides[1], TIMED):.2f} ms")
 
 
 if __name__ == "__main__":
