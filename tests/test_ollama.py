@@ -168,6 +168,20 @@ def test_calls_and_results_of_earlier_turns_are_read() -> None:
     assert asked.request.malformed == ()
 
 
+THOUGHT = {"role": "assistant", "content": "x", "reasoning_content": "Hm."}
+
+
+def test_an_empty_field_does_not_hide_the_one_that_means_the_same() -> None:
+    asked = parse_ollama_chat(CHAT | {"messages": [THOUGHT | {"thinking": None}, {"role": "user", "content": "y"}]})
+
+    assert isinstance(asked, Generate)
+    assert (asked.request.messages or ())[0]["reasoning_content"] == "Hm."
+    with pytest.raises(RequestError, match="must be a string"):
+        parse_ollama_chat(CHAT | {"messages": [THOUGHT | {"thinking": "", "reasoning_content": {"not": "text"}}]})
+    with pytest.raises(RequestError, match="thinking and reasoning_content are one field: send one of them"):
+        parse_ollama_chat(CHAT | {"messages": [THOUGHT | {"thinking": "Well."}]})
+
+
 @pytest.mark.parametrize("form", ["json", SCHEMA])
 @BOTH
 def test_an_answer_follows_the_format(engines: Engines, form: Any, answer: Reply) -> None:

@@ -8,6 +8,7 @@ import re
 _OF_VALUES = (
     r"max_tokens and max_completion_tokens differ",
     r"thinking_budget and thinking_token_budget differ",
+    r"(thinking and reasoning_content|tool_name and name) are one field",
     r"name: .* is there twice",
     r"there is no tool",
     r"asks for a call, but there are no tools",
@@ -39,7 +40,7 @@ _OF_SCHEMAS = (
 UNSAID = re.compile("|".join(_OF_VALUES + _OF_MODEL + _OF_SCHEMAS))
 # Of constraints: what the grammars of schemas, regular expressions and grammars can be.
 _CODES = {"unsupported_schema", "invalid_schema", "invalid_grammar", "constraint_too_complex", "grammar_limit"}
-_SAID = re.compile(r"must be a (string|JSON Schema)")  # what a schema can say about schemas
+_SAID = re.compile(r"^\S+ must be a (string|JSON Schema)")  # what a schema can say about schemas
 
 
 def is_unsaid(message: str, code: str | None) -> bool:

@@ -31,6 +31,7 @@ _OPTIONS = {  # of the request → of chat
 _NO_LIMIT = {"num_predict": (-1, -2), "seed": (-1,)}  # values that mean: as if it were left out
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "max": "xhigh"}
 _MESSAGE = {"thinking": "reasoning_content", "tool_name": "name"}  # fields of a message with another name in chat
+_EMPTY = (None, "")
 _ENABLE = "enable_thinking"
 _NO_QUESTION = [{"role": "user", "content": ""}]
 _SCHEMA_FIELDS = ("response_format", "response_format.json_schema", "response_format.json_schema.schema")
@@ -158,7 +159,7 @@ def _means_nothing(name: str, value: Any) -> bool:
 
 
 def _format(value: Any, names: dict[str, str]) -> dict[str, Any]:
-    if value in (None, ""):
+    if value in _EMPTY:
         return {}
     names |= dict.fromkeys(_SCHEMA_FIELDS, "format")
     if value == "json":
@@ -202,10 +203,15 @@ def _message(message: Any, where: str, names: dict[str, str]) -> Any:
         return message  # the parser of chat refuses it
     limits.MESSAGE_FIELDS.check(len(message), where)
     _check_images(message, "images", f"{where}.")
+    made = {key: value for key, value in message.items() if key != "images" and key not in _MESSAGE}
     for ours, theirs in _MESSAGE.items():
-        if ours in message:
-            names[f"{where}.{theirs}"] = f"{where}.{ours}"
-    made = {_MESSAGE.get(key, key): value for key, value in message.items() if key != "images"}
+        if message.get(ours) in _EMPTY:
+            continue
+        if made.get(theirs) not in _EMPTY:
+            both = f"{where}: {ours} and {theirs} are one field: send one of them"
+            raise RequestError(both, param=f"{where}.{theirs}")
+        made[theirs] = message[ours]
+        names[f"{where}.{theirs}"] = f"{where}.{ours}"
     if made.get("content") is None:
         made["content"] = ""
     elif not isinstance(made["content"], str):
