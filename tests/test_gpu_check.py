@@ -155,7 +155,8 @@ def test_pack_moves_files_aside_while_its_command_runs_and_passes_on_how_that_en
 
 def interrupted(tree: Path, end: Callable[[subprocess.Popen[str]], None]) -> None:
     """Run pack.sh with a command that waits for its stdin, end it, and wait for it."""
-    command = ["bash", "tools/gpu/pack.sh", "sleep", "600"]
+    # Signals that this process ignores (under nohup, say) would be ignored by bash too.
+    command = ["env", "--default-signal", "bash", "tools/gpu/pack.sh", "sleep", "600"]
     with subprocess.Popen(command, cwd=tree, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         assert any("carry these" in line for line in process.stdout)
