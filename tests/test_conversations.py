@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from tourkit.server.api.dialects import RESPONSES
 from tourkit.server.api.limits import BODY
 from tourkit.server.api.replies import error_body
 from tourkit.server.gateway.conversations import Conversations
+from tourkit.server.gateway.relay import whole_pieces
 from tourkit.server.gateway.request_log import RequestLog
 from tourkit.server.gateway.responses import Tapped
 
@@ -351,20 +352,33 @@ def test_a_response_that_failed_is_not_stored() -> None:
 
 
 def tapped(
-    *blocks: bytes, kind: bytes = b"text/event-stream; charset=utf-8", status: int = 200
+    *blocks: bytes, kind: bytes = b"text/event-stream; charset=utf-8", status: int = 200, failure: bytes = b""
 ) -> tuple[bytes, list[Any]]:
-    """Return what the client gets of an answer in blocks, and the responses that are found in it."""
+    """Return what the client gets of an answer that comes in blocks, and the responses that are found in it.
+
+    `failure`: what the gateway sends after a worker that dies behind the blocks; empty if it does not die.
+    """
     sent: list[Message] = []
     found: list[Any] = []
 
     async def send(message: Message) -> None:
         sent.append(message)
 
+    async def worker() -> AsyncIterator[bytes]:
+        for block in blocks:
+            yield block
+        if failure:
+            raise ConnectionResetError
+
     async def run() -> None:
         tap = Tapped(send, found.append)
         await tap({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
-        for i, block in enumerate(blocks):
-            await tap({"type": "http.response.body", "body": block, "more_body": i + 1 < len(blocks)})
+        try:
+            async for piece in whole_pieces(worker(), RESPONSES.ends):
+                await tap({"type": "http.response.body", "body": piece, "more_body": True})
+        except ConnectionResetError:
+            assert failure
+        await tap({"type": "http.response.body", "body": failure, "more_body": False})
 
     asyncio.run(run())
     return b"".join(message.get("body", b"") for message in sent), found
@@ -374,13 +388,12 @@ CREATED = b'event: response.created\ndata: {"sequence_number":0,"response":{}}\n
 COMPLETED = b'event: response.completed\ndata: {"sequence_number":1,"response":{"id":"a"}}\n\n'
 
 
-def test_the_response_is_found_however_many_events_come_together() -> None:
+def test_the_response_is_found_however_the_stream_is_cut_into_blocks() -> None:
     error = b'event: error\ndata: {"sequence_number":2}\n\n'
-    events = (b": waiting\n\n", CREATED, COMPLETED, error, b"data: [DONE]\n\n")
-    stream = b"".join(events)
+    stream = b": waiting\n\n" + CREATED + COMPLETED + error + b"data: [DONE]\n\n"
 
-    for size in range(1, len(events) + 1):
-        blocks = [b"".join(events[i : i + size]) for i in range(0, len(events), size)]
+    for size in range(1, len(stream) + 1):
+        blocks = [stream[i : i + size] for i in range(0, len(stream), size)]
         assert tapped(*blocks) == (stream, [{"id": "a"}])
 
 
@@ -395,6 +408,14 @@ def test_an_error_of_the_gateway_in_a_stream_has_the_next_number() -> None:
     *_, last = Answer(raw=raw).events
     assert (last["type"], last["sequence_number"], last["message"]) == ("error", 2, "the worker went away")
     assert found == []
+
+
+def test_a_half_event_of_a_worker_that_died_is_left_out() -> None:
+    failure = RESPONSES.failure(*error_body(EngineDead("the worker went away")))
+    raw, _ = tapped(CREATED + COMPLETED[:30], failure=failure)
+
+    assert [event["sequence_number"] for event in Answer(raw=raw).events] == [0, 1]
+    assert raw.startswith(CREATED + b"event: error")
 
 
 def test_the_log_has_the_tokens_of_a_response(near: NearGateway) -> None:

@@ -137,7 +137,7 @@ def schemas_in(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for operation in path.values():
             holders = [operation.get("requestBody", {}), *operation["responses"].values()]
             contents = (content for holder in holders for content in holder.get("content", {}).values())
-    yield from (content["x-event-schema" if "x-event-schema" in content else "schema"] for content in contents)
+            yield from (content["x-event-schema" if "x-event-schema" in content else "schema"] for content in contents)
 
 
 def referred(value: Any) -> set[str]:

@@ -66,8 +66,8 @@ def events_are_as_documented(context: Any, response: Any, case: Any) -> None:
     events = list(_events(response.content.decode()))
     assert events, "a stream without events"
     for event in events:
-        for error in validator.iter_errors(event):
-            raise AssertionError(f"an event is not what the document says: {error.message}: {event}")
+        error = next(iter(validator.iter_errors(event)), None)
+        assert error is None, f"an event is not what the document says: {error.message}: {event}"
 
 
 def _events(stream: str) -> Iterator[Any]:

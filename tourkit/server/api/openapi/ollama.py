@@ -71,7 +71,10 @@ BODIES = {
         read=_COMMON | {"messages": nullable(array(ref("OllamaMessage"), most=limits.MESSAGES.most)), "tools": TOOLS},
         required=("model",),
         rules=(NEEDS_LOGPROBS,),
-        about="Without messages it only loads the model. Also refused: two functions of one name.",
+        about=(
+            "Without messages it only loads the model. Also refused: two functions of one name; in one message, both "
+            "thinking and reasoning_content, or both tool_name and name."
+        ),
     ),
     "/api/generate": Body(
         read=_COMMON
